@@ -1,0 +1,183 @@
+"""The seam between a stream and what learns from it.
+
+`Learner` has four methods, and each is there because the commit needs it: `learn` is one update and nothing else
+(one batch, one optimiser step, predictions made before it); `capture` and `restore` are the two halves of a version;
+`model` is the part that serving needs. What is *not* here is as deliberate. There is no `predict`: it belongs to the
+model, since a sampler that never trains must be able to call it. There is no `save(path)`: bytes, digests and Redis
+belong to the store. There is no generator kept inside: the random numbers of an update come from (seed, update
+number), so that randomness is a function of the update and never hidden state. And there is no `fit`: the stream
+does not end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class Options(BaseModel):
+    """Base of every learner's options; unknown keys are errors.
+
+    A field marked by `structural` decides the shape of the learned state: it cannot change once a version exists.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def structural(default: Any, **constraints: Any) -> Any:
+    """A pydantic `Field` whose value decides the shape of the learned state."""
+    return Field(default, json_schema_extra={"structural": True}, **constraints)
+
+
+def structural_fields(options: type[BaseModel]) -> frozenset[str]:
+    """Names of the options that cannot change once a version exists."""
+    extras = {name: info.json_schema_extra for name, info in options.model_fields.items()}
+    return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("structural"))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch in the order in which it is learned. Nothing in it is ever written to."""
+
+    x: Tensor  # images (B, C, H, W) uint8, or texts (B, L) int32 Unicode code points, zero-padded
+    labels: Sequence[str | None]  # B
+    origins: Tensor  # (B, 3) int64 on the CPU: index into the topics of the model, partition, offset
+    ids: Tensor  # (B, 16) uint8 on the CPU: blake2b-128 of the record's id
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one update saw, computed with the weights from *before* the update (prequential)."""
+
+    loss: float  # mean over the incoming records, in nats
+    predicted: Sequence[str | None] | None = None  # B; None for learners that do not classify
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A tensor of which only the rows in `changed` were written since the last capture.
+
+    It lets a commit copy and move 300 slots of a replay memory instead of all 10,000. `tensor` is the live tensor, so
+    it must be copied before the next update.
+    """
+
+    tensor: Tensor  # (N, ...)
+    changed: Tensor | None  # (K,) int64, sorted, unique; None: all of them
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything a learner is. `serving` + `meta` are enough to build the model; `training` to go on learning."""
+
+    serving: Mapping[str, Tensor | Rows]
+    training: Mapping[str, Tensor | Rows]
+    meta: Mapping[str, Any] = field(default_factory=dict)  # JSON: class names, counters
+
+
+class Model(Protocol):
+    """What is served: an `nn.Module` that knows its class names. It also is a `Classifier` or a `Generator`."""
+
+    classes: list[str]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A model that puts records into classes."""
+
+    classes: list[str]
+
+    def classify(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`; K may be 0."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A model that draws new records."""
+
+    classes: list[str]
+
+    def generate(self, seeds: Sequence[int], labels: Sequence[str | None]) -> Tensor:
+        """N seeds and labels → (N, C, H, W) uint8. A row depends on its own seed and label alone, bit for bit.
+
+        Raises:
+            KeyError: a label that the model has never learned.
+        """
+        ...
+
+    def evaluate(self, x: Tensor, labels: Sequence[str | None]) -> float:
+        """Mean loss in nats per record on records that are not learned, with fixed random numbers."""
+        ...
+
+
+class Learner(Protocol):
+    """Learns from batches, one update each. See the module's docstring for why it is this small."""
+
+    #: whether records without a label are skipped
+    needs_label: bool
+    #: the most records a replay memory holds (0: none) and holds now, for metrics
+    replay_capacity: int
+    replay_size: int
+
+    @property
+    def model(self) -> Model:
+        """The live model, changed in place by `learn`; read it only between updates."""
+        ...
+
+    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
+        """One update. Reads `batch`, never writes to it; draws random numbers from `rng` (on the CPU) alone."""
+        ...
+
+    def capture(self) -> State:
+        """The state as views on the live tensors, and a new start for the tracking of changed rows."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """The state of a captured learner with the same options. Tensors are copied.
+
+        Raises:
+            ValueError: a tensor is missing, or of another shape: its message names it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """How a family of models is built: one entry of the registry."""
+
+    options: type[Options]
+    #: (options, x shape without the batch, e.g. (1, 28, 28) or (256,), seed, device) → an untrained learner
+    learner: Any
+    #: (options, x shape, meta of a captured state) → an untrained model on the CPU, ready for `load_state_dict`
+    model: Any
+    #: "image" or "text": the kind of record it learns from
+    input: str
+
+
+def update_generator(seed: int, update: int) -> torch.Generator:
+    """The random numbers of one update: a CPU generator that is a function of (model seed, update number)."""
+    digest = hashlib.blake2b(f"{seed}:{update}".encode(), digest_size=8).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def move(state: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """The same tensors on another device."""
+    return {name: tensor.to(device) for name, tensor in state.items()}
+
+
+def module_on(build: Any, device: torch.device) -> Any:
+    """Builds a module without drawing a single global random number: on `meta`, then empty on `device`."""
+    with torch.device("meta"):
+        module: nn.Module = build()
+    return module.to_empty(device=device)

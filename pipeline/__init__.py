@@ -1,0 +1,1 @@
+"""Infrastructure without learning: the log, the records, the snapshot store, the metrics."""

@@ -1,0 +1,204 @@
+"""One `headrace.toml`, overridable by environment variables, validated with messages that name key, value and fix."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+ENV_PREFIX = "HEADRACE__"
+NAME = r"^[a-z0-9][a-z0-9._-]{0,99}$"
+
+
+class Section(BaseModel):
+    """Base of every table of the file: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaConfig(Section):
+    """Where the log is. `client` passes any kafka-python setting through: SASL, TLS, timeouts."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    create_topics: bool = True
+    partitions: int = Field(2, ge=1)  # of a topic that is created
+    replication_factor: int = Field(1, ge=1)  # of a topic that is created
+    max_bytes: int = Field(10 << 20, ge=1024)  # the largest record that is published or fetched
+    client: dict[str, Any] = {}
+
+
+class RedisConfig(Section):
+    """Where the snapshots are."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+
+
+class MetricsConfig(Section):
+    """Where a worker serves `/metrics`. Port 0: a free one, printed at the start."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+
+
+class SamplerConfig(Section):
+    """The HTTP service. Bound elsewhere than to loopback, its writing routes need `token`."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    token: str | None = Field(None, min_length=16)
+    max_upload_bytes: int = Field(10 << 20, ge=1024)
+    max_batch: int = Field(64, ge=1)  # requests answered by one forward pass
+    max_samples: int = Field(64, ge=1)  # drawn by one request
+    threads: int = Field(1, ge=1)
+
+
+def _size(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+class ImageInput(Section):
+    """How a picture becomes (C, H, W) uint8. Kept in the manifest; the same in worker and sampler."""
+
+    kind: Literal["image"] = "image"
+    size: Annotated[int | tuple[int, int], AfterValidator(_size)] = 28  # H, W in pixels
+    channels: Literal[1, 3, 4] = 3  # grey, RGB, RGBA
+    fit: Literal["resize", "crop", "letterbox"] = "letterbox"
+    background: int = Field(0, ge=0, le=255)  # behind letterboxes, and behind alpha where it is not a channel
+    max_bytes: int = Field(10 << 20, ge=1)
+    max_pixels: int = Field(40_000_000, ge=1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        height, width = _size(self.size)
+        return (self.channels, height, width)
+
+
+class TextInput(Section):
+    """How a text becomes (L,) int32 Unicode code points, zero-padded; what is longer is cut at `max_chars`."""
+
+    kind: Literal["text"] = "text"
+    max_chars: int = Field(256, ge=1)
+    max_bytes: int = Field(1 << 20, ge=1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(L,)"""
+        return (self.max_chars,)
+
+
+Input = Annotated[ImageInput | TextInput, Field(discriminator="kind")]
+
+
+class ModelConfig(Section):
+    """One model: what it reads, what it is, how often it is snapshot, what is kept."""
+
+    topics: tuple[str, ...] = Field(min_length=1)
+    learner: str  # a built-in name, or module:Blueprint of the user's own
+    input: Input
+    options: dict[str, Any] = {}  # the learner's own
+    decoder: str | None = None  # module:function of the user's own
+    family: str | None = Field(None, pattern=NAME)  # default: the model's name
+    start: str = "earliest"  # or "latest", or an ISO 8601 time: where a model without a version begins
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    threads: int = Field(1, ge=1)  # of torch
+    decode_threads: int = Field(1, ge=1)
+    batch_size: int = Field(64, ge=1)
+    max_wait_ms: int = Field(200, ge=0)  # the longest a record waits for its batch to fill
+    snapshot_every_updates: int | None = Field(None, ge=1)
+    snapshot_every_s: float | None = Field(2.0, gt=0)
+    keep_last: int = Field(20, ge=2)
+    keep_every: int | None = Field(None, ge=1)  # one in every M versions is kept for good
+    lease_s: float = Field(10.0, gt=0)  # a silent worker loses its place after this long
+    drift_detector: Literal["hddm", "none"] = "hddm"
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _snapshots(self) -> ModelConfig:
+        if self.snapshot_every_updates is None and self.snapshot_every_s is None:
+            raise ValueError("set snapshot_every_updates or snapshot_every_s, or nothing learned is ever kept")
+        return self
+
+
+class Config(Section):
+    """The whole file."""
+
+    kafka: KafkaConfig = KafkaConfig()
+    redis: RedisConfig = RedisConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    models: dict[Annotated[str, Field(pattern=NAME)], ModelConfig] = {}
+
+    def model(self, name: str) -> ModelConfig:
+        """The model's table.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.models:
+            known = ", ".join(sorted(self.models)) or "none"
+            raise ConfigError(f"models.{name} is not in the configuration (known: {known}). Add a [models.{name}] table.")
+        return self.models[name]
+
+    def family(self, name: str) -> str:
+        """The family that holds the model's keys: its own name unless configured."""
+        return (self.models[name].family if name in self.models else None) or name
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """Reads the file and lays the environment over it: `HEADRACE__KAFKA__BOOTSTRAP_SERVERS=…` is kafka.bootstrap_servers.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a value does not fit: one line for each.
+    """
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist. `headrace init` writes a commented one.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    origins = _overlay(tree, environ)
+    return validate(tree, str(path), origins)
+
+
+def validate(tree: Mapping[str, Any], source: str, origins: Mapping[str, str] | None = None) -> Config:
+    """The configuration in `tree`; `origins` names the environment variable that a key came from."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            where = (origins or {}).get(key, source)
+            lines.append(f"{where}: {key} = {item['input']!r}: {item['msg']}.")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Writes the environment's values into `tree`; returns which variable each key came from."""
+    origins = {}
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        *tables, key = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        node = tree
+        for table in tables:
+            node = node.setdefault(table, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{variable}: {table} is a value, not a table. Name a key inside a table.")
+        node[key] = _value(text)
+        origins[".".join([*tables, key])] = variable
+    return origins
+
+
+def _value(text: str) -> Any:
+    """A TOML value where it is one (`3`, `true`, `["a"]`), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
