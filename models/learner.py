@@ -1,20 +1,20 @@
 """The seam between a stream and what learns from it.
 
-`Learner` has four methods, and each is there because the commit needs it: `learn` is one update and nothing else
-(one batch, one optimiser step, predictions made before it); `capture` and `restore` are the two halves of a version;
-`model` is the part that serving needs. What is *not* here is as deliberate. There is no `predict`: it belongs to the
-model, since a sampler that never trains must be able to call it. There is no `save(path)`: bytes, digests and Redis
-belong to the store. There is no generator kept inside: the random numbers of an update come from (seed, update
-number), so that randomness is a function of the update and never hidden state. And there is no `fit`: the stream
-does not end.
+`Learner` has five members beside its sizes, and each is there because the commit needs it: `refuses` keeps out of an
+update what would break it; `learn` is one update and nothing else (one batch, one optimiser step, predictions made
+before it); `capture` and `restore` are the two halves of a version; `model` is the part that serving needs. What is
+*not* here is as deliberate. There is no `predict`: it belongs to the model, since a sampler that never trains must be
+able to call it. There is no `save(path)`: bytes, digests and Redis belong to the store. There is no generator kept
+inside: the random numbers of an update come from (seed, update number), so that randomness is a function of the
+update and never hidden state. And there is no `fit`: the stream does not end.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -126,21 +126,42 @@ class Learner(Protocol):
 
     #: whether records without a label are skipped
     needs_label: bool
-    #: the most records a replay memory holds (0: none) and holds now, for metrics
-    replay_capacity: int
-    replay_size: int
+    @property
+    def replay_capacity(self) -> int:
+        """The most records that the replay memory holds; 0: there is none."""
+        ...
+
+    @property
+    def replay_size(self) -> int:
+        """Records in the replay memory."""
+        ...
 
     @property
     def model(self) -> Model:
         """The live model, changed in place by `learn`; read it only between updates."""
         ...
 
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        """Row → reason, for the rows that `learn` must not see: the worker dead-letters them and drops them first.
+
+        It takes all labels of a batch, since two new ones may compete for the last free class, and it depends on what
+        was learned before: ask on the thread that learns, right before `learn`.
+        """
+        ...
+
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
-        """One update. Reads `batch`, never writes to it; draws random numbers from `rng` (on the CPU) alone."""
+        """One update. Reads `batch`, never writes to it; draws random numbers from `rng` (on the CPU) alone.
+
+        Raises:
+            ValueError: the batch holds a label that `refuses` names. Nothing was learned.
+        """
         ...
 
     def capture(self) -> State:
-        """The state as views on the live tensors, and a new start for the tracking of changed rows."""
+        """The state as views on the live tensors, and a new start for the tracking of changed rows.
+
+        Rows are tracked from the last `capture` or `restore` on; before the first of either, all of them count.
+        """
         ...
 
     def restore(self, state: State) -> None:
@@ -158,9 +179,9 @@ class Blueprint:
 
     options: type[Options]
     #: (options, x shape without the batch, e.g. (1, 28, 28) or (256,), seed, device) → an untrained learner
-    learner: Any
+    learner: Callable[..., Learner]
     #: (options, x shape, meta of a captured state) → an untrained model on the CPU, ready for `load_state_dict`
-    model: Any
+    model: Callable[..., Model]
     #: "image" or "text": the kind of record it learns from
     input: str
 
@@ -176,8 +197,32 @@ def move(state: Mapping[str, Tensor], device: torch.device | str) -> dict[str, T
     return {name: tensor.to(device) for name, tensor in state.items()}
 
 
-def module_on(build: Any, device: torch.device) -> Any:
+M = TypeVar("M", bound=nn.Module)
+
+
+def module_on(build: Callable[[], M], device: torch.device) -> M:
     """Builds a module without drawing a single global random number: on `meta`, then empty on `device`."""
     with torch.device("meta"):
-        module: nn.Module = build()
+        module = build()
     return module.to_empty(device=device)
+
+
+def copy_into(targets: Mapping[str, Tensor], source: Mapping[str, Tensor | Rows]) -> None:
+    """Copies every tensor of `source` into the one of the same name.
+
+    Raises:
+        ValueError: a tensor is missing, has no target, or is of another shape or type; nothing is written then.
+    """
+    tensors = {name: value.tensor if isinstance(value, Rows) else value for name, value in source.items()}
+    if missing := sorted(targets.keys() ^ tensors.keys()):
+        raise ValueError(f"{missing[0]} is in only one of the stored state and this learner. Restore with its options.")
+    for name, target in targets.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (target.shape, target.dtype):
+            raise ValueError(
+                f"{name} is {tuple(found.shape)} {found.dtype} in the stored state and {tuple(target.shape)} "
+                f"{target.dtype} in this learner. Restore with the options and input that it was learned with."
+            )
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])

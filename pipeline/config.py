@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.errors import ConfigError
 
 ENV_PREFIX = "HEADRACE__"
+FREE = {"client", "options"}  # tables whose values have no type here
+SECRET = re.compile("token|password|secret")  # keys whose values are not repeated in messages
 NAME = r"^[a-z0-9][a-z0-9._-]{0,99}$"
 
 
@@ -58,7 +61,10 @@ class SamplerConfig(Section):
 
 
 def _size(value: int | tuple[int, int]) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
+    size = value if isinstance(value, tuple) else (value, value)
+    if min(size) < 1:
+        raise ValueError("give at least 1 pixel, or [height, width]")
+    return size
 
 
 class ImageInput(Section):
@@ -122,7 +128,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _snapshots(self) -> ModelConfig:
         if self.snapshot_every_updates is None and self.snapshot_every_s is None:
-            raise ValueError("set snapshot_every_updates or snapshot_every_s, or nothing learned is ever kept")
+            raise ValueError(
+                "set snapshot_every_updates or snapshot_every_s, or nothing learned is ever kept"
+            )
         return self
 
 
@@ -142,7 +150,9 @@ class Config(Section):
         """
         if name not in self.models:
             known = ", ".join(sorted(self.models)) or "none"
-            raise ConfigError(f"models.{name} is not in the configuration (known: {known}). Add a [models.{name}] table.")
+            raise ConfigError(
+                f"models.{name} is not in the configuration (known: {known}). Add a [models.{name}] table."
+            )
         return self.models[name]
 
     def family(self, name: str) -> str:
@@ -173,10 +183,27 @@ def validate(tree: Mapping[str, Any], source: str, origins: Mapping[str, str] | 
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
+            key = _key(item["loc"], tree)
             where = (origins or {}).get(key, source)
-            lines.append(f"{where}: {key} = {item['input']!r}: {item['msg']}.")
+            value = "(hidden)" if SECRET.search(key) else repr(item["input"])
+            advice = (
+                "Remove it or correct its name; `headrace init` shows the keys"
+                if item["type"] == "extra_forbidden"
+                else item["msg"]
+            )
+            lines.append(f"{where}: {key} = {value}: {advice}.")
         raise ConfigError("\n".join(lines)) from None
+
+
+def _key(loc: tuple[int | str, ...], tree: Any) -> str:
+    """The key as the file has it: pydantic also names the member of a union that it took."""
+    parts = []
+    for part in loc:
+        inside = tree[part] if isinstance(tree, Mapping) and part in tree else None
+        if inside is not None or part == loc[-1]:
+            parts.append(str(part))
+            tree = inside
+    return ".".join(parts)
 
 
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
@@ -191,13 +218,18 @@ def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]
             node = node.setdefault(table, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{variable}: {table} is a value, not a table. Name a key inside a table.")
-        node[key] = _value(text)
+        node[key] = _value(text, free=bool(FREE.intersection(tables)))
         origins[".".join([*tables, key])] = variable
     return origins
 
 
-def _value(text: str) -> Any:
-    """A TOML value where it is one (`3`, `true`, `["a"]`), else the text itself."""
+def _value(text: str, free: bool) -> Any:
+    """A TOML value where it is one, else the text itself.
+
+    A number only where no type says what the value must be: elsewhere a token of digits has to stay a text.
+    """
+    if not free and not text.startswith(("[", "{", '"', "'")):
+        return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

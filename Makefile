@@ -1,0 +1,62 @@
+# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, check-deploy and lock.
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+UV := $(BIN)/uv
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test format bench check-deploy lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install everything into .venv: locked packages, then headrace itself
+	@echo ".venv is ready."
+
+demo: $(STAMP) ## run the live demo, e.g. make demo ARGS="--seconds 60"
+	@$(BIN)/headrace demo $(ARGS)
+
+test: $(STAMP) ## check format, lint and types, then run every test; ARGS goes to pytest
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(ARGS)
+
+format: $(STAMP) ## format the code and apply the safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure what the README claims
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+check-deploy: $(STAMP) ## check the compose files, the Dockerfile and the Prometheus configuration
+	@$(BIN)/python deploy/check.py $(ARGS)
+
+lock: $(STAMP) ## resolve deploy/*.lock again; ARGS=--upgrade moves to the newest versions
+	$(LOCK) $(ARGS) --all-extras --group dev --output-file deploy/requirements.lock pyproject.toml
+	$(LOCK) $(ARGS) --constraint deploy/requirements.lock --output-file deploy/runtime.lock pyproject.toml
+	printf 'hatchling\nuv\n' | $(LOCK) $(ARGS) --constraint deploy/requirements.lock --output-file deploy/bootstrap.lock -
+
+clean: ## remove .venv, tools and caches; what the demo learned stays in .headrace
+	rm -rf .venv .headrace/tools dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is taken away first and set last, so that an interrupted set-up starts over on an empty environment.
+$(STAMP): pyproject.toml deploy/bootstrap.lock deploy/requirements.lock
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is missing: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv), or name one: make PYTHON=python3.12." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$$($(PYTHON) --version) is too old: install Python 3.11 or newer, and name it if need be: make PYTHON=python3.12." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: apt-get install python3-venv)." >&2; exit 1; }
+	@if test -e $@; then rm $@; else echo "1/4 an empty .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; fi
+	@echo "2/4 the installer and the build backend, checked against deploy/bootstrap.lock"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/bootstrap.lock
+	@echo "3/4 the packages of deploy/requirements.lock: torch alone is 5 GB, once"
+	@$(UV) pip sync --python $(BIN)/python --require-hashes deploy/requirements.lock
+	@echo "4/4 headrace itself"
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

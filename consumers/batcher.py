@@ -1,0 +1,131 @@
+"""Micro-batching: one thread runs the models; what waits for the same version is one forward pass."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Full
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from consumers.serving import Live
+
+CLOSE_S = 5.0  # how long the last batch gets when the sampler ends
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    run: Callable[[Live, Sequence[Any]], Sequence[Any]]
+    live: Live
+    item: Any
+    rows: int
+    future: Future[Any]
+
+    def joins(self, other: _Task) -> bool:
+        """Whether both fit in one forward pass: the same work by the same version."""
+        return self.run is other.run and self.live is other.live
+
+
+class Batcher:
+    """A request is bound to one `Live` when it comes: whatever is swapped meanwhile, no answer mixes versions.
+
+    Args:
+        places: requests that are admitted at one time, be their body read, decoded, queued or answered: the
+            bound on the memory that requests take.
+        max_rows: rows of one forward pass; a single request may be larger.
+        threads: of torch.
+    """
+
+    def __init__(self, *, places: int, max_rows: int, threads: int) -> None:
+        self._free = places
+        self._max_rows = max_rows
+        self._threads = threads
+        self._queue: deque[_Task] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="inference", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answers what still waits, then ends."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join(CLOSE_S)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places, held while a request is worked on.
+
+        Raises:
+            Full: none is free.
+        """
+        with self._wake:
+            if self._free == 0:
+                raise Full
+            self._free -= 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._free += 1
+
+    def submit(
+        self, run: Callable[[Live, Sequence[Item]], Sequence[Result]], live: Live, item: Item, rows: int = 1
+    ) -> Future[Result]:
+        """The item's result of `run(live, items)`, where other items may keep it company."""
+        future: Future[Result] = Future()
+        with self._wake:
+            self._queue.append(_Task(run, live, item, rows, future))
+            self._wake.notify()
+        return future
+
+    def _loop(self) -> None:
+        torch.set_num_threads(self._threads)
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return
+                batch = self._take()
+            # A client that went away has cancelled its future.
+            _answer([task for task in batch if task.future.set_running_or_notify_cancel()])
+
+    def _take(self) -> list[_Task]:
+        """The oldest task and those that join it, oldest first."""
+        first, rest = self._queue.popleft(), deque[_Task]()
+        batch, rows = [first], first.rows
+        for task in self._queue:
+            if task.joins(first) and rows + task.rows <= self._max_rows:
+                batch.append(task)
+                rows += task.rows
+            else:
+                rest.append(task)
+        self._queue = rest
+        return batch
+
+
+def _answer(batch: Sequence[_Task]) -> None:
+    if not batch:
+        return
+    try:
+        with torch.inference_mode():
+            results = batch[0].run(batch[0].live, [task.item for task in batch])
+    except Exception as error:  # noqa: BLE001 - the thread's outermost loop: a user's own model may raise anything
+        for task in batch:
+            task.future.set_exception(error)
+    else:
+        for task, result in zip(batch, results, strict=True):
+            task.future.set_result(result)

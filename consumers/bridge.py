@@ -1,0 +1,62 @@
+"""Where tensors become arrays: torch on the models' side, raw bytes with a dtype and a shape on the store's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.learner import Rows
+from pipeline.codec import Array
+from pipeline.rowlog import Delta
+
+# The names of safetensors' dtypes.
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+
+
+def copied(tensors: Mapping[str, Tensor | Rows]) -> dict[str, Array | Delta]:
+    """Copies to host memory what changed, and nothing else: this is all that a snapshot stalls the updates for."""
+    return {name: _copy(value) for name, value in tensors.items()}
+
+
+def _copy(value: Tensor | Rows) -> Array | Delta:
+    if isinstance(value, Tensor):
+        return array(value.detach().to("cpu", copy=True))
+    if value.changed is None:
+        return array(value.tensor.detach().to("cpu", copy=True))
+    rows = value.tensor.detach().index_select(0, value.changed.to(value.tensor.device))  # copies
+    return Delta(value.tensor.shape[0], value.changed.cpu().numpy().astype(np.int64), array(rows.cpu()))
+
+
+def array(tensor: Tensor) -> Array:
+    """A CPU tensor as an array that shares its memory."""
+    tensor = tensor.contiguous()
+    data = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
+    return Array(NAMES[tensor.dtype], tuple(tensor.shape), data)
+
+
+def tensor(value: Array) -> Tensor:
+    """An array as a CPU tensor of its own."""
+    data = torch.from_numpy(
+        np.array(value.data, dtype=np.uint8)
+    )  # (nbytes,) a copy: arrays from the store are read-only
+    return data.view(DTYPES[value.dtype]).reshape(value.shape)
+
+
+def tensors(values: Mapping[str, Array]) -> dict[str, Tensor]:
+    """Arrays as CPU tensors."""
+    return {name: tensor(value) for name, value in values.items()}

@@ -1,0 +1,370 @@
+"""The demo: two live streams, three workers and a sampler on this machine, watched while they learn.
+
+Everything that a user would start by hand is started as the command that they would type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.live import Live
+
+from consumers import demo_data
+from consumers.answers import grid, png
+from consumers.registry import resolve_blueprint
+from consumers.serving import load_model
+from consumers.watch import Heads, Row, plain, table
+from models.learner import Classifier, Generator, Model
+from pipeline.config import Config, TextInput, load
+from pipeline.errors import HeadraceError
+from pipeline.local import Local
+from pipeline.log import Publisher, Reader, ensure_topics
+from pipeline.manifest import Manifest
+from pipeline.records import input_array
+from pipeline.store import Store, connect
+
+DIGITS_PER_S = 150.0
+TEXTS_PER_S = 120.0
+SHEET_EVERY_S = 10.0
+STOP_S = 20.0  # how long a process gets to end with its snapshot
+
+CONFIG = """\
+# Written by `headrace demo`; read it to see what the demo runs. It is written anew at every start.
+[kafka]
+bootstrap_servers = "{kafka}"
+
+[redis]
+url = "{redis}"
+
+[sampler]
+port = {port}
+
+[models.digits]
+topics = ["digits"]
+learner = "image-classifier"
+batch_size = 32
+max_wait_ms = 250
+input = {{ kind = "image", size = 16, channels = 1 }}
+
+[models.languages]
+topics = ["messages"]
+learner = "text-classifier"
+batch_size = 32
+max_wait_ms = 250
+input = {{ kind = "text", max_chars = 200 }}
+
+[models.drawings]
+topics = ["digits"]
+learner = "image-vae"
+batch_size = 32
+max_wait_ms = 250
+input = {{ kind = "image", size = 16, channels = 1 }}
+"""
+
+
+@dataclass(slots=True)
+class Exam:
+    """A model's result on what is held out: accuracy (0–1), or a generator's loss (nats per record)."""
+
+    x: torch.Tensor
+    labels: list[str]
+    first: float | None = None  # at the beginning of this run
+    last: float | None = None
+    resumed: bool = False  # the model had learned before this run
+    version: int = 0
+
+    def take(self, model: Model) -> float:
+        if isinstance(model, Generator):
+            return model.evaluate(self.x, self.labels)
+        assert isinstance(model, Classifier)  # noqa: S101 - for the type checker: the demo has no third kind
+        if not model.classes:
+            return 0.0
+        chosen: list[int] = model.classify(self.x).argmax(1).tolist()
+        hits = [model.classes[k] == label for k, label in zip(chosen, self.labels, strict=True)]
+        return sum(hits) / len(hits)
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """What a run must show: `gain` over its beginning, or, where it went on from before, a loss of at most `slack`."""
+
+    gain: float
+    slack: float
+    lower_is_better: bool
+    unit: str
+
+    def passed(self, exam: Exam) -> bool:
+        if exam.first is None or exam.last is None:
+            return False
+        sign = -1 if self.lower_is_better else 1
+        needed = -self.slack if exam.resumed else self.gain
+        return sign * (exam.last - exam.first) >= needed * (abs(exam.first) if self.lower_is_better else 1)
+
+    def sentence(self, name: str, exam: Exam) -> str:
+        if exam.first is None or exam.last is None:
+            return f"{name}: no version was made."
+        rule = f"may fall by {self.slack:.0%}" if exam.resumed else f"asked for {self.gain:+.0%}"
+        if self.lower_is_better:
+            change = (exam.first - exam.last) / abs(exam.first)
+            figures = f"held-out loss {exam.first:.1f} → {exam.last:.1f} nats ({change:+.0%} better; {rule})"
+        else:
+            change = exam.last - exam.first
+            figures = f"held-out accuracy {exam.first:.1%} → {exam.last:.1%} ({rule})"
+        return f"{name}: {figures}: {'passed' if self.passed(exam) else 'FAILED'}."
+
+
+MARGINS = {
+    "digits": Margin(gain=0.60, slack=0.03, lower_is_better=False, unit="accuracy"),
+    "languages": Margin(gain=0.40, slack=0.05, lower_is_better=False, unit="accuracy"),
+    "drawings": Margin(gain=0.25, slack=0.03, lower_is_better=True, unit="nats"),
+}
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run of the demo in `folder`."""
+
+    folder: Path
+    seconds: float | None
+    kafka: str | None
+    redis: str | None
+    console: Console
+    stop: Event
+    _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def run(self) -> int:
+        """The exit status: 0 if what is held out came out better by the margins (or the run was ended by hand)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            kafka, redis = self._servers(stack)
+            config = self._config(kafka, redis)
+            stack.enter_context(self._running(config))
+            return self._watch(config)
+
+    # --- what runs ---
+
+    def _servers(self, stack: ExitStack) -> tuple[str, str]:
+        if self.kafka and self.redis:
+            return self.kafka, self.redis
+        servers = stack.enter_context(Local(self.folder / "servers", say=self._say))
+        return self.kafka or servers.bootstrap_servers, self.redis or servers.redis_url
+
+    def _config(self, kafka: str, redis: str) -> Config:
+        path = self.folder / "headrace.toml"
+        path.write_text(CONFIG.format(kafka=kafka, redis=redis, port=_free_port(8080)), "utf-8")
+        return load(path, {})
+
+    @contextlib.contextmanager
+    def _running(self, config: Config) -> Iterator[None]:
+        """Publishers, workers and the sampler; all ended at the end, the workers with a snapshot."""
+        ensure_topics(config.kafka, ["digits", "messages"])
+        ending = Event()
+        publishing = threading.Thread(target=_publish, args=(config, ending), name="publish")
+        try:
+            for name in config.models:
+                self._start(name, "train", name)
+            self._start("sampler", "serve")
+            publishing.start()
+            self._say(f"The sampler answers at http://{config.sampler.host}:{config.sampler.port}")
+            yield
+        finally:
+            ending.set()
+            for process in self._processes.values():
+                process.terminate()
+            for name, process in self._processes.items():
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    self._say(f"{name} did not end within {STOP_S:.0f} s; killed. Its log: {self._log(name)}")
+                    process.kill()
+                    process.wait()
+            if publishing.ident is not None:
+                publishing.join()
+
+    def _start(self, name: str, *arguments: str) -> None:
+        # -P: the current folder may hold a `models` of its own. A session of its own: Ctrl-C reaches only the demo,
+        # which then ends its processes in order.
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "consumers.cli",
+            *arguments,
+            "--config",
+            str(self.folder / "headrace.toml"),
+        ]
+        with self._log(name).open("ab") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self._processes[name] = process
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    # --- what is shown ---
+
+    def _watch(self, config: Config) -> int:
+        torch.set_num_threads(1)
+        redis = connect(config.redis.url)
+        stores = {name: Store(redis, config.family(name), name) for name in config.models}
+        exams = _exams(config)
+        for name, exam in exams.items():
+            self._first(config, stores[name], name, exam)
+        heads, rows = Heads(), [Row(name) for name in exams]
+        started = sheet_s = time.monotonic()
+        live = Live(table(rows), console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        with live or contextlib.nullcontext():
+            while not self.stop.wait(1.0):
+                self._check_processes()
+                rows = [self._row(config, stores[name], name, exam, heads) for name, exam in exams.items()]
+                elapsed = time.monotonic() - started
+                if live is not None:
+                    caption = (
+                        f"{elapsed:.0f} s · sampler at http://{config.sampler.host}:{config.sampler.port} · Ctrl-C ends"
+                    )
+                    live.update(table(rows, caption), refresh=True)
+                elif int(elapsed) % 5 == 0:
+                    for row in rows:
+                        self._say(f"{elapsed:3.0f} s  {plain(row)}")
+                if time.monotonic() - sheet_s >= SHEET_EVERY_S:
+                    sheet_s = time.monotonic()
+                    self._sheet(config, stores["drawings"])
+                if self.seconds is not None and elapsed >= self.seconds:
+                    break
+        return self._summary(exams)
+
+    def _first(self, config: Config, store: Store, name: str, exam: Exam) -> None:
+        """The exam before anything of this run is learned: by the head, or by an untrained learner."""
+        ref = store.head()
+        settings = config.model(name)
+        blueprint = resolve_blueprint(settings.learner)
+        if ref is None:
+            options = blueprint.options(**settings.options)
+            exam.first = exam.take(
+                blueprint.learner(options, settings.input.shape, settings.seed, torch.device("cpu")).model
+            )
+        else:
+            exam.resumed = True
+            exam.first = exam.take(load_model(store, store.manifest(ref), blueprint))
+
+    def _row(self, config: Config, store: Store, name: str, exam: Exam, heads: Heads) -> Row:
+        ref = store.head()
+        manifest: Manifest | None = None
+        if ref is not None:
+            manifest = store.manifest(ref)
+            if manifest.version != exam.version:
+                exam.version = manifest.version
+                exam.last = exam.take(load_model(store, manifest, resolve_blueprint(config.model(name).learner)))
+        return heads.row(name, manifest, time.time(), exam.last)
+
+    def _sheet(self, config: Config, store: Store) -> None:
+        """Ten labels, eight drawings each, from the newest version."""
+        ref = store.head()
+        if ref is None:
+            return
+        model = load_model(store, store.manifest(ref), resolve_blueprint(config.model("drawings").learner))
+        assert isinstance(model, Generator)  # noqa: S101 - for the type checker
+        labels = sorted(model.classes)
+        drawn = model.generate(
+            [seed for _ in labels for seed in range(8)], [label for label in labels for _ in range(8)]
+        )
+        sheet = Image.open(io.BytesIO(png(grid(drawn.numpy(), columns=8))))
+        path = self.folder / "drawings" / f"v{ref.version:06}.png"
+        path.parent.mkdir(exist_ok=True)
+        sheet.resize((4 * sheet.width, 4 * sheet.height), Image.Resampling.NEAREST).save(path)
+        if not self.console.is_terminal:
+            self._say(f"drew {path}")
+
+    def _summary(self, exams: dict[str, Exam]) -> int:
+        for name, exam in exams.items():
+            self._say(MARGINS[name].sentence(name, exam))
+        self._say(f"Drawings are in {self.folder / 'drawings'}, logs in {self.folder}. The next run goes on from here.")
+        if self.seconds is None or self.stop.is_set():
+            return 0
+        return 0 if all(MARGINS[name].passed(exam) for name, exam in exams.items()) else 1
+
+    def _check_processes(self) -> None:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                last = self._log(name).read_text("utf-8", "replace").splitlines()[-3:]
+                raise HeadraceError(
+                    f"{name} ended with status {process.returncode}: {' / '.join(last)}. Read {self._log(name)}."
+                )
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+
+def _exams(config: Config) -> dict[str, Exam]:
+    digits, texts = demo_data.digits().held_out, demo_data.texts().held_out
+    exams = {}
+    for name, settings in config.models.items():
+        split = texts if isinstance(settings.input, TextInput) else digits
+        arrays = [input_array(sample.value, settings.input) for sample in split]
+        exams[name] = Exam(torch.from_numpy(np.stack(arrays)), [sample.label for sample in split])
+    return exams
+
+
+def _publish(config: Config, ending: Event) -> None:
+    """Both streams at their rates, until `ending`."""
+    rng = random.Random(os.urandom(16))  # noqa: S311 - not a secret; a new stream at every start
+    already = {topic: _records(config, topic) for topic in ("digits", "messages")}
+    with Publisher(config.kafka) as publisher:
+        streams = {
+            "digits": (
+                DIGITS_PER_S,
+                demo_data.digit_stream(demo_data.digits(), rng, already=already["digits"]),
+            ),
+            "messages": (
+                TEXTS_PER_S,
+                demo_data.text_stream(demo_data.texts(), rng, already=already["messages"]),
+            ),
+        }
+        started, sent = time.monotonic(), dict.fromkeys(streams, 0)
+        while not ending.wait(0.05):
+            elapsed = time.monotonic() - started
+            for topic, (per_s, samples) in streams.items():
+                while sent[topic] < per_s * elapsed:
+                    sample = next(samples)
+                    headers = [
+                        ("content-type", sample.content_type.encode()),
+                        ("label", sample.label.encode()),
+                    ]
+                    publisher.publish(topic, sample.value, headers=headers)
+                    sent[topic] += 1
+
+
+def _records(config: Config, topic: str) -> int:
+    """How many records the topic was ever given."""
+    with Reader(config.kafka, [topic], start="latest", group="headrace-demo") as reader:
+        polled = reader.poll(30)
+        return sum(polled.positions.values()) if polled else 0
+
+
+def _free_port(preferred: int) -> int:
+    """The preferred port on loopback if it is free, else any that is."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise HeadraceError("No port is free on loopback. Close some programs and try again.")

@@ -1,0 +1,211 @@
+"""From the log to batches: poll → decode → batch, on threads of their own, while the updates run.
+
+Every record that is read leaves the feed in exactly one `Item`, in the order of its partition: as a row of a batch, as
+skipped, or as dead. An item also carries the positions that hold once it is taken, so that a watermark made of them
+never names a record that is still in here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from models.learner import Batch
+from pipeline.errors import RecordError
+from pipeline.log import Partition, Polled, Reader
+from pipeline.records import Example, Record, RecordDecoder, Skipped
+
+DEPTH = 4  # batches that wait in memory for the learner
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A record that could not be learned, and why."""
+
+    record: Record
+    error: RecordError
+
+
+Decoded = Example | Skipped | Dead
+
+
+@dataclass(slots=True)
+class Item:
+    """What the worker takes in one step."""
+
+    examples: list[Example] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    dead: list[Dead] = field(default_factory=list)
+    positions: dict[Partition, int] = field(default_factory=dict)  # next offset to read, once this item is taken
+    batch: Batch | None = None  # of `examples`; its x is on the device, or on its way
+
+    def add(self, decoded: Decoded) -> None:
+        if isinstance(decoded, Example):
+            self.examples.append(decoded)
+        elif isinstance(decoded, Skipped):
+            self.skipped.append(decoded)
+        else:
+            self.dead.append(decoded)
+        record = decoded.record
+        self.positions[Partition(record.topic, record.partition)] = record.offset + 1
+
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Turns the rows that a learner refuses into dead ones, before they are learned."""
+        kept = [row for row in range(len(self.examples)) if row not in reasons]
+        self.dead += [Dead(self.examples[row].record, RecordError("label", why)) for row, why in reasons.items()]
+        self.examples = [self.examples[row] for row in kept]
+        if self.batch is not None:
+            labels = [self.batch.labels[row] for row in kept]
+            at = torch.tensor(kept, dtype=torch.int64)
+            x = self.batch.x[at.to(self.batch.x.device)]
+            self.batch = Batch(x, labels, self.batch.origins[at], self.batch.ids[at]) if kept else None
+
+
+class Uplink:
+    """Host to device through pinned memory on a stream of its own, so that a copy overlaps with the update before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, x: torch.Tensor) -> torch.Tensor:
+        """Starts the copy; `arrive` before use."""
+        if self._stream is None:
+            return x.to(self._device)
+        with torch.cuda.stream(self._stream):
+            return x.pin_memory().to(self._device, non_blocking=True)
+
+    def arrive(self, x: torch.Tensor) -> None:
+        """Makes the current stream wait for the copies that were sent, and keeps `x` until it has used it."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            x.record_stream(current)
+
+
+def collate(examples: Sequence[Example], topics: Mapping[str, int], uplink: Uplink) -> Batch:
+    """Examples, in order, as one batch; `topics` numbers the model's topics."""
+    records = [example.record for example in examples]
+    x = np.stack([example.x for example in examples])  # (B, C, H, W) uint8 or (B, L) int32
+    origins = np.array([(topics[r.topic], r.partition, r.offset) for r in records], dtype=np.int64)  # (B, 3)
+    digests = b"".join(hashlib.blake2b(example.id.encode(), digest_size=16).digest() for example in examples)
+    ids = np.frombuffer(bytearray(digests), dtype=np.uint8).reshape(-1, 16)  # (B, 16)
+    return Batch(
+        x=uplink.send(torch.from_numpy(x)),
+        labels=[example.label for example in examples],
+        origins=torch.from_numpy(origins),
+        ids=torch.from_numpy(ids),
+    )
+
+
+class Feed:
+    """Reads, decodes and batches in the background; `take` hands out items in order.
+
+    A batch is closed by its size, or when its first record has waited for `max_wait_ms`.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        decoder: RecordDecoder,
+        uplink: Uplink,
+        *,
+        topics: Mapping[str, int],
+        batch_size: int,
+        max_wait_ms: int,
+        decode_threads: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reader = reader
+        self._decoder = decoder
+        self._uplink = uplink
+        self._topics = topics
+        self._batch_size = batch_size
+        self._max_wait_s = max_wait_ms / 1000
+        self._clock = clock
+        self._items: queue.Queue[Item | BaseException] = queue.Queue(DEPTH)
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads > 1 else None
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._thread.start()
+
+    def take(self, timeout_s: float) -> Item | None:
+        """The next item, or None if there is none in time.
+
+        Raises:
+            HeadraceError: whatever ended the reading.
+        """
+        try:
+            item = self._items.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        if item.batch is not None:
+            self._uplink.arrive(item.batch.x)
+        return item
+
+    def close(self) -> None:
+        """Stops the threads; what was not taken is read again by the next feed."""
+        self._stop.set()
+        self._thread.join()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # noqa: BLE001 - handed over: `take` raises it in the worker's own thread
+            self._put(error)
+
+    def _loop(self) -> None:
+        item = Item()
+        deadline: float | None = None  # when the open item must go out
+        while not self._stop.is_set():
+            wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self._clock()))
+            polled = self._reader.poll(wait_s)
+            if polled is not None:
+                for decoded in self._decode(polled):
+                    item.add(decoded)
+                    if len(item.examples) == self._batch_size:
+                        self._close(item)
+                        item, deadline = Item(), None
+                # The chunk is taken whole: step over the gaps (transaction markers, compaction) behind its last record.
+                item.positions.update(polled.positions)
+                if deadline is None:
+                    deadline = self._clock() + self._max_wait_s
+            if deadline is not None and self._clock() >= deadline:
+                self._close(item)
+                item, deadline = Item(), None
+
+    def _decode(self, polled: Polled) -> list[Decoded]:
+        if self._pool is None:
+            return [self._one(record) for record in polled.records]
+        return list(self._pool.map(self._one, polled.records))
+
+    def _one(self, record: Record) -> Decoded:
+        try:
+            return self._decoder(record)
+        except RecordError as error:
+            return Dead(record, error)
+
+    def _close(self, item: Item) -> None:
+        if item.examples:
+            item.batch = collate(item.examples, self._topics, self._uplink)
+        self._put(item)
+
+    def _put(self, item: Item | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                self._items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return

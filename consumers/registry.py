@@ -1,0 +1,32 @@
+"""Which blueprint a name stands for. Names of code come from this process's configuration, never from data."""
+
+from __future__ import annotations
+
+import importlib
+
+from models.learner import Blueprint
+from models.registry import BUILTIN
+from pipeline.errors import ConfigError
+
+
+def resolve_blueprint(name: str) -> Blueprint:
+    """The built-in learner of that name, or the `Blueprint` at "module:attribute".
+
+    Only ever call it with a name that the operator wrote: importing runs code.
+
+    Raises:
+        ConfigError: there is no such learner.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]
+    advice = f'Use one of {", ".join(sorted(BUILTIN))}, or "module:attribute" of a Blueprint of your own.'
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        raise ConfigError(f'learner = "{name}" is not built in. {advice}')
+    try:
+        blueprint = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f'learner = "{name}" cannot be imported: {error}. {advice}') from error
+    if not isinstance(blueprint, Blueprint):
+        raise ConfigError(f'learner = "{name}" is a {type(blueprint).__name__}, not a Blueprint. {advice}')
+    return blueprint

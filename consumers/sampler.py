@@ -1,0 +1,134 @@
+"""The sampler: always the newest version of every model, over HTTP.
+
+`routes.py` has the routes, `gate.py` who is let in, `serving.py` the swaps, `batcher.py` the forward passes.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from consumers.batcher import Batcher
+from consumers.gate import Gate, Writers, tell_errors
+from consumers.routes import Service, router
+from consumers.serving import Serving, client
+from pipeline import __version__
+from pipeline.errors import ConfigError
+from pipeline.metrics import SamplerMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from redis import Redis
+
+    from pipeline.config import Config
+
+DECODERS = 2  # pictures decoded at one time: bounds the memory that pixels take
+PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
+GRACE_S = 5  # how long open requests get when the sampler ends
+CONNECTIONS = 1024
+
+
+def create_app(
+    config: Config,
+    redis: Redis,
+    registry: CollectorRegistry,
+    *,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.time,
+) -> FastAPI:
+    """The ASGI application. Its threads run from start-up to shutdown; `app.state.service` has the parts."""
+    metrics = SamplerMetrics(registry, clock=clock)
+    settings = config.sampler
+    places = PLACES_PER_BATCH * settings.max_batch
+    service = Service(
+        settings,
+        Serving(config, redis, metrics, say),
+        Batcher(places=places, max_rows=settings.max_batch, threads=settings.threads),
+        ThreadPoolExecutor(DECODERS, "decode"),
+        Writers(settings),
+        registry,
+        clock,
+    )
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        service.serving.start()
+        yield
+        service.serving.close()
+        service.batcher.close()
+        service.decoders.shutdown(cancel_futures=True)
+
+    # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.
+    app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.include_router(router)
+    app.add_middleware(Gate, config=settings, metrics=metrics)
+    tell_errors(app)
+    return app
+
+
+def open_server(config: Config, say: Callable[[str], None]) -> tuple[uvicorn.Server, socket.socket]:
+    """A server that is not yet run, and the socket that it listens on: `server.run([listener])`.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    settings = config.sampler
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=CONNECTIONS)
+    except OSError as error:
+        raise ConfigError(
+            f"sampler: {settings.host}:{settings.port} cannot be bound: {error}. "
+            f"Set another sampler.host or sampler.port."
+        ) from None
+    # For all that it accepts: asyncio does it only for sockets that name their protocol, and without it each answer
+    # waits 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    app = create_app(config, client(config.redis.url), CollectorRegistry(), say=say)
+    if app.state.service.writers.closed:
+        say(f"{settings.host} is not loopback and sampler.token is not set: the routes that write are closed.")
+    options = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return uvicorn.Server(options), listener
+
+
+def serve(config: Config, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> None:
+    """Serves until SIGINT or SIGTERM, then ends within about GRACE_S. Call it from the main thread.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    server, listener = open_server(config, say)
+    host, port = listener.getsockname()[:2]
+    say(f"The sampler answers at http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn has handlers of its own while it runs, and at the end raises once more what it caught: for ours.
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with listener:
+            server.run([listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,256 @@
+"""The newest version of every model, in memory: fetched, verified, built beside the live one, swapped.
+
+A swap is the assignment of one reference to an immutable `Live`; whoever took the former keeps it for as long as
+it is needed. Nothing is ever loaded into a model that answers. While Redis is away, or a version is damaged, the
+former stays live and `problem` says why.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from consumers.bridge import tensors
+from consumers.registry import resolve_blueprint
+from models.registry import BUILTIN
+from pipeline.config import Config, ImageInput, Input, TextInput
+from pipeline.errors import ConfigError, Corrupt, NotFound, StoreError
+from pipeline.store import Store, models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, MutableMapping
+
+    from models.learner import Blueprint, Model
+    from pipeline.manifest import Manifest
+    from pipeline.metrics import SamplerMetrics
+
+BLOCK_MS = 500  # the longest that a follower listens at a stretch, and so the longest that it takes to end
+BACKOFF_S = (0.1, 2.0)  # the first and the longest wait before Redis is tried again
+DISCOVER_S = 1.0  # how often models are looked for, where the configuration names none
+INPUT: TypeAdapter[ImageInput | TextInput] = TypeAdapter(Input)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """One version, ready to answer. Nothing in it changes any more."""
+
+    manifest: Manifest
+    digest: str  # of the manifest
+    model: Model
+    input: ImageInput | TextInput
+    objects: Mapping[str, bytes] = field(
+        repr=False
+    )  # digest → bytes of what it was built from: the next one shares most
+
+
+def client(url: str) -> Redis:
+    """Redis for a sampler: a broken connection is tried once more at once. Waiting is up to the followers."""
+    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 1))
+
+
+def load_model(
+    store: Store, manifest: Manifest, blueprint: Blueprint, objects: MutableMapping[str, bytes] | None = None
+) -> Model:
+    """The version as a model on the CPU; every byte is checked against the digests of the manifest.
+
+    Args:
+        objects: digest → bytes that need not be fetched; afterwards exactly what this version was built from.
+
+    Raises:
+        Corrupt: an object is not what the manifest says.
+        StoreUnavailable: Redis cannot be reached.
+        ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
+    """
+    options = blueprint.options(**manifest.options)
+    shape = INPUT.validate_python(manifest.input).shape
+    model: Model = blueprint.model(options, shape, manifest.meta)
+    model.load_state_dict(tensors(store.arrays(manifest, "serving", objects)))
+    return model
+
+
+def essentials(manifest: Manifest) -> dict[str, str]:
+    """What a weights file tells about itself: enough to build the model without the manifest."""
+    values = {key: getattr(manifest, key) for key in ("learner", "input", "options", "meta", "classes", "watermark")}
+    return {
+        "model": manifest.model,
+        "version": str(manifest.version),
+        "digest": manifest.digest,
+        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()},
+    }
+
+
+class Follower:
+    """Keeps one model's newest version live, on a thread of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        learner: str | None,
+        metrics: SamplerMetrics,
+        say: Callable[[str], None],
+        stop: threading.Event,
+    ) -> None:
+        self.store = store
+        self.live: Live | None = None
+        self.problem: str | None = None  # why the newest version is not the live one
+        self.unreachable_since_s: float | None = None  # Unix time since which Redis does not answer
+        self._learner = learner  # what the configuration gives for this model
+        self._metrics = metrics
+        self._say = say
+        self._stop = stop
+        self._refused: str | None = None  # digest of the version that could not be loaded: it is tried once
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._loop, name=f"follow-{store.model}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def wait_for(self, predicate: Callable[[Follower], bool], timeout_s: float) -> bool:
+        """Waits for what a swap, a failure or an outage brings; False if it did not come in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: predicate(self), timeout_s)
+
+    def _loop(self) -> None:
+        last, wait_s = "0", BACKOFF_S[0]
+        while not self._stop.is_set():
+            try:
+                # The head is read at every turn: a missed event costs half a second, not a version.
+                self._to_head()
+                for event in self.store.events(last, BLOCK_MS):
+                    last = event.id
+                    if event.kind in ("reset", "delete") and event.model == self.store.model:
+                        self._forget()
+            except StoreError as error:
+                if not error.retriable:
+                    self._set(problem=str(error))
+                elif self.unreachable_since_s is None:
+                    self._metrics.store_up(False)
+                    self._say(f"{error} {self.store.model}: what is live stays; trying again.")
+                    self._set(unreachable_since_s=time.time())
+                self._stop.wait(wait_s)
+                wait_s = min(2 * wait_s, BACKOFF_S[1])
+            else:
+                wait_s = BACKOFF_S[0]
+                self._metrics.store_up(True)
+                if self.unreachable_since_s is not None:
+                    self._set(unreachable_since_s=None)
+
+    def _to_head(self) -> None:
+        head = self.store.head()
+        if head is None or head.digest == self._refused or (self.live and head.digest == self.live.digest):
+            return
+        started = time.perf_counter()
+        try:
+            live = self._load(self.store.manifest(head))
+        except Exception as error:
+            if isinstance(error, StoreError) and error.retriable:
+                raise
+            if isinstance(error, NotFound | Corrupt) and self.store.head() != head:
+                return  # retention was faster than we; the next turn takes the new head
+            self._refused = head.digest
+            self._metrics.swap_failed(self.store.model)
+            stays = f"version {self.live.manifest.version} stays live" if self.live else "nothing is live"
+            problem = f"Version {head.version} cannot be served, {stays}: {type(error).__name__}: {error}"
+            self._say(f"{self.store.model}: {problem}")
+            self._set(problem=problem)
+        else:
+            self._set(live=live, problem=None)
+            self._metrics.swapped(self.store.model, live.manifest, time.perf_counter() - started)
+
+    def _forget(self) -> None:
+        """After a reset or a delete. A Redis that lost its data announces neither, and what is live stays."""
+        if self.live and self.store.head() is None:
+            self._set(live=None, problem=None)
+
+    def _load(self, manifest: Manifest) -> Live:
+        objects = dict(self.live.objects) if self.live else {}
+        model = load_model(self.store, manifest, self._blueprint(manifest), objects)
+        return Live(manifest, manifest.digest, model, INPUT.validate_python(manifest.input), objects)
+
+    def _blueprint(self, manifest: Manifest) -> Blueprint:
+        """Code is never imported by a name from a manifest: built in, or what the configuration says too."""
+        if manifest.learner in BUILTIN:
+            return BUILTIN[manifest.learner]
+        if manifest.learner != self._learner:
+            raise ConfigError(
+                f"it was learned by {manifest.learner}, which is not built in. "
+                f"If you trust it, set models.{manifest.model}.learner to it in the sampler's configuration."
+            )
+        return resolve_blueprint(manifest.learner)
+
+    def _set(self, **attributes: Any) -> None:
+        with self._changed:
+            for name, value in attributes.items():
+                setattr(self, name, value)
+            self._changed.notify_all()
+
+
+class Serving:
+    """The followers: of the models in the configuration, or, if it names none, of all in the store."""
+
+    def __init__(self, config: Config, redis: Redis, metrics: SamplerMetrics, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._redis = redis
+        self._metrics = metrics
+        self._say = say
+        self._stop = threading.Event()
+        self._discovery = threading.Thread(target=self._discover, name="discover", daemon=True)
+        self._followers = {name: self._follower(name, config.family(name)) for name in config.models}
+
+    def start(self) -> None:
+        for follower in self._followers.values():
+            follower.start()
+        if not self._config.models:
+            self._discovery.start()
+
+    def close(self) -> None:
+        """Ends the threads, within about BLOCK_MS where Redis answers."""
+        self._stop.set()
+        if not self._config.models:
+            self._discovery.join(2 * BLOCK_MS / 1000)
+        for follower in self._followers.values():
+            follower.join(2 * BLOCK_MS / 1000)
+
+    def followers(self) -> dict[str, Follower]:
+        """By model, in the order of their names."""
+        return dict(sorted(self._followers.items()))
+
+    def follower(self, name: str) -> Follower:
+        """
+        Raises:
+            NotFound: there is no such model here.
+        """
+        follower = self._followers.get(name)
+        if follower is None:
+            known = ", ".join(sorted(self._followers)) or "none yet"
+            raise NotFound(f"There is no model {name} here. Known: {known}.")
+        return follower
+
+    def _follower(self, name: str, family: str) -> Follower:
+        learner = self._config.models[name].learner if name in self._config.models else None
+        return Follower(Store(self._redis, family, name), learner, self._metrics, self._say, self._stop)
+
+    def _discover(self) -> None:
+        while not self._stop.is_set():
+            try:
+                found = models(self._redis)
+            except StoreError as error:
+                self._say(f"{error} Models are looked for again.")
+                found = []
+            for family, name in found:
+                if name not in self._followers:
+                    follower = self._follower(name, family)
+                    follower.start()
+                    self._followers = {**self._followers, name: follower}
+            self._stop.wait(DISCOVER_S)

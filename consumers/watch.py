@@ -1,0 +1,97 @@
+"""The live table of `headrace watch` and of the demo: read from the heads' manifests, so it works from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.manifest import Manifest
+
+COLUMNS = ("model", "version", "records", "records/s", "lag", "loss", "accuracy", "held out", "freshness")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model at one moment. None: not known (yet), or it does not apply."""
+
+    model: str
+    version: int | None = None
+    records: int = 0  # learned since its first version
+    records_per_s: float | None = None  # between the two newest versions seen
+    lag_records: int | None = None
+    loss: float | None = None  # prequential, mean over the last 1,000 records, in nats
+    accuracy: float | None = None  # prequential, over the last 1,000 records
+    held_out: float | None = None  # accuracy, or a generator's loss in nats, on records that are never published
+    freshness_s: float | None = None  # age of the newest learned record
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def cells(self) -> list[str]:
+        """The row as texts, in the order of `COLUMNS`."""
+        held_out = self.held_out
+        return [
+            self.model,
+            _number(self.version),
+            f"{self.records:,}",
+            _number(self.records_per_s, "{:,.0f}"),
+            _number(self.lag_records, "{:,}"),
+            _number(self.loss, "{:.3f}"),
+            _number(self.accuracy, "{:.1%}"),
+            _number(held_out, "{:.1%}" if self.accuracy is not None else "{:.2f} nats"),
+            _number(self.freshness_s, "{:.1f} s"),
+        ]
+
+
+class Heads:
+    """Turns the newest manifests into rows; remembers the manifests before, for rates."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Manifest] = {}
+        self._rates: dict[str, float] = {}
+
+    def row(self, model: str, manifest: Manifest | None, now_s: float, held_out: float | None = None) -> Row:
+        if manifest is None:
+            return Row(model)
+        before = self._before.get(model)
+        if before is None or before.version != manifest.version:
+            self._before[model] = manifest
+            if before is not None and manifest.created_ms > before.created_ms:
+                learned = manifest.counts.get("learned", 0) - before.counts.get("learned", 0)
+                self._rates[model] = 1000 * learned / (manifest.created_ms - before.created_ms)
+        newest_ms = manifest.newest_timestamp_ms
+        lag = manifest.metrics.get("lag_records")
+        return Row(
+            model=model,
+            version=manifest.version,
+            records=manifest.counts.get("learned", 0),
+            records_per_s=self._rates.get(model),
+            lag_records=None if lag is None else int(lag),
+            loss=manifest.metrics.get("prequential_loss"),
+            accuracy=manifest.metrics.get("prequential_accuracy"),
+            held_out=held_out,
+            freshness_s=None if newest_ms is None else max(0.0, now_s - newest_ms / 1000),
+        )
+
+
+def table(rows: Iterable[Row], caption: str | None = None) -> Table:
+    """The rows for a terminal."""
+    shown = Table(caption=caption, caption_justify="left")
+    for column in COLUMNS:
+        shown.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        shown.add_row(*row.cells())
+    return shown
+
+
+def plain(row: Row) -> str:
+    """The row as one line for logs and pipes."""
+    named: Mapping[str, str] = dict(zip(COLUMNS, row.cells(), strict=True))
+    return "  ".join(f"{name} {value}" for name, value in named.items() if value != "–")
+
+
+def _number(value: float | None, form: str = "{}") -> str:
+    return "–" if value is None else form.format(value)

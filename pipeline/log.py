@@ -1,0 +1,58 @@
+"""The log: Kafka through kafka-python, and nothing else. One writer, one reader, and the topics.
+
+`Publisher` is in pipeline/publisher.py, `Reader` in pipeline/reader.py; import them from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from pipeline.config import KafkaConfig
+from pipeline.errors import LogError
+from pipeline.kafka_client import connect, missing_topics, translated
+from pipeline.publisher import Publisher, Receipt
+from pipeline.reader import Partition, Polled, Reader
+
+__all__ = ["Partition", "Polled", "Publisher", "Reader", "Receipt", "ensure_topics"]
+
+BATCH_OVERHEAD = 1 << 20  # bytes that key, headers and framing may take beside a value of `max_bytes`
+TOPIC_EXISTS = 36  # Kafka's error code
+
+
+def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
+    """Creates the topics that do not exist, if `kafka.create_topics` allows it.
+
+    Raises:
+        TopicMissing: it does not; the message has the command.
+        LogError: Kafka refuses to create one.
+        LogUnavailable: Kafka cannot be reached.
+    """
+    admin = connect(KafkaAdminClient, config)
+    try:
+        names = list(dict.fromkeys(topics))
+        found = {topic["name"] for topic in admin.describe_topics(names) if not topic["error_code"]}
+        missing = [name for name in names if name not in found]
+        if not missing:
+            return
+        if not config.create_topics:
+            raise missing_topics(config, missing)
+        spec = {
+            "num_partitions": config.partitions,
+            "replication_factor": config.replication_factor,
+            "configs": {"max.message.bytes": str(config.max_bytes + BATCH_OVERHEAD)},
+        }
+        answer = admin.create_topics(dict.fromkeys(missing, spec), raise_errors=False)
+        for topic in answer["topics"]:
+            if topic["error_code"] not in (0, TOPIC_EXISTS):  # another process may have been faster
+                raise LogError(
+                    f"Kafka did not create the topic {topic['name']}: {topic['error_message']} "
+                    "Change kafka.partitions, kafka.replication_factor or the name, or create it yourself."
+                )
+        admin.wait_for_topics(missing)
+    except KafkaError as error:
+        raise translated(error, config, "describe or create topics") from error
+    finally:
+        admin.close()

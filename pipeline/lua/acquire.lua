@@ -1,0 +1,13 @@
+-- Takes the writer's place if nobody holds a live lease. ARGV: token, owner, lease in ms.
+-- Returns the fence's counter, or false.
+local token, owner, lease_ms = unpack(ARGV)
+if redis.call('EXISTS', lease) == 1 then
+  if not held(token) then
+    return false
+  end
+else
+  redis.call('HINCRBY', fence, 'counter', 1)
+  redis.call('HSET', fence, 'token', token, 'owner', owner)
+end
+redis.call('SET', lease, token, 'PX', lease_ms)
+return redis.call('HGET', fence, 'counter')

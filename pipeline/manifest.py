@@ -1,0 +1,165 @@
+"""What a version is, as JSON: its parent, its state as tensors under digests, what made it. See README.md.
+
+A version's digest is the SHA-256 of the very bytes of its manifest. As those name the parent's digest, the
+history is a chain of hashes: whoever knows a version's digest knows all that came before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from pipeline.codec import sha256
+from pipeline.errors import Corrupt
+from pipeline.lineage import Lineage  # noqa: TC001 - pydantic looks at it
+from pipeline.log import Partition
+
+FORMAT = 1
+
+Group = Literal["serving", "training"]
+
+
+class Frozen(BaseModel):
+    """Base of what is stored: values never change, fields of a later headrace are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Ref(Frozen):
+    """A version, named so that it cannot be taken for another one. As text: "17:9f2c…"."""
+
+    version: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.version}:{self.digest}"
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """The reference that `text` is."""
+        version, digest = text.decode().split(":")
+        return cls(version=int(version), digest=digest)
+
+
+class Part(Frozen):
+    """One object of a tensor: rows from `first` on, or (None) rows whose numbers are in the object."""
+
+    digest: str
+    bytes: int  # of the object
+    first: int | None = None
+
+
+class TensorEntry(Frozen):
+    """A tensor is its parts, applied in order: where rows are in several of them, the last one counts."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+class Stored(Frozen):
+    """Base of the JSON documents in Redis."""
+
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, raw: bytes, what: str) -> Self:
+        """The document in these bytes; errors call it `what`.
+
+        Raises:
+            Corrupt: of a newer format, or damaged.
+        """
+        try:
+            written = Stored.model_validate_json(raw).format
+            if written > FORMAT:
+                raise Corrupt(
+                    f"{what} is of format {written}; this code reads up to {FORMAT}. Upgrade headrace."
+                )
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise Corrupt(f"{what} is damaged at {where!r}: {first['msg']}. Use another version.") from None
+
+
+class Manifest(Stored):
+    """One version of a model."""
+
+    model: str
+    family: str
+    version: int
+    parent: Ref | None = None
+    created_ms: int
+    learner: str
+    input: dict[str, Any]
+    options: dict[str, Any]
+    config: dict[str, Any]
+    classes: list[str]
+    seed: int
+    updates: int
+    counts: dict[str, int]  # records by outcome, since the beginning
+    watermark: dict[str, dict[int, int]]  # topic → partition → next offset to read
+    pending: list[Any] = []  # runs that were read and are not learned yet
+    newest_timestamp_ms: int | None = None  # of all learned records
+    metrics: dict[str, float | None]  # None: not a number
+    environment: dict[str, Any]  # headrace, torch, python, device, threads
+    meta: dict[str, Any]  # the learner's own
+    worker: dict[str, Any]  # the worker's own: what it needs to go on
+    lineage: str  # SHA-256 of the version's entry in the history
+    serving: dict[str, TensorEntry]
+    training: dict[str, TensorEntry]
+
+    _raw: bytes | None = PrivateAttr(None)
+
+    @classmethod
+    def read(cls, raw: bytes, what: str) -> Self:
+        """The manifest in these bytes; errors call it `what`.
+
+        Raises:
+            Corrupt: of a newer format, or damaged.
+        """
+        manifest = super().read(raw, what)
+        manifest._raw = raw
+        return manifest
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes as stored."""
+        if self._raw is None:
+            self._raw = self.model_dump_json(exclude_none=True).encode()
+        return self._raw
+
+    @property
+    def digest(self) -> str:
+        """Of the version."""
+        return sha256(self.raw)
+
+    @property
+    def ref(self) -> Ref:
+        """Number and digest."""
+        return Ref(version=self.version, digest=self.digest)
+
+    def tensors(self, group: Group) -> dict[str, TensorEntry]:
+        """What serving needs, or what only going on learning needs."""
+        return self.serving if group == "serving" else self.training
+
+    def positions(self) -> dict[Partition, int]:
+        """The watermark: the next offset to read of each partition."""
+        return {
+            Partition(topic, number): offset
+            for topic, offsets in self.watermark.items()
+            for number, offset in offsets.items()
+        }
+
+
+class HistoryEntry(Stored):
+    """What stays of a version for good, also when retention has removed its manifest."""
+
+    version: int
+    parent: Ref | None = None
+    created_ms: int
+    updates: int
+    counts: dict[str, int]
+    metrics: dict[str, float | None]
+    lineage: Lineage

@@ -1,0 +1,230 @@
+"""What Prometheus sees of a worker and of a sampler. The registry and the clock are passed in.
+
+Counters and histograms are there from the start, at zero, for rate() misses the step from nothing to one. Gauges are
+there once they have a value: an accuracy of zero is not the same as none.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pipeline.log import Partition
+    from pipeline.manifest import Manifest
+    from pipeline.store import Committed
+
+STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300, 3600)
+BATCH_RECORDS = tuple(2**i for i in range(13))  # 1 … 4096
+
+
+class WorkerMetrics:
+    """One worker's metrics; every one carries the label `model`."""
+
+    def __init__(self, registry: CollectorRegistry, model: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._model = model
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, ["model"], registry=registry).labels(model)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, ["model"], registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, text, ["model"], buckets=buckets, registry=registry).labels(model)
+
+        self._records = Counter(
+            "headrace_records_total",
+            "Records by outcome; the reason is empty for those that were learned.",
+            ["model", "outcome", "reason"],
+            registry=registry,
+        )
+        self._learned = self._records.labels(model, "learned", "")
+        self._lag = Gauge(
+            "headrace_lag_records",
+            "Records in the partition that were not yet read.",
+            ["model", "topic", "partition"],
+            registry=registry,
+        )
+        self._batch = histogram("headrace_batch_records", "Records of an update.", BATCH_RECORDS)
+        self._step = histogram("headrace_step_seconds", "Time of an update, prediction included.", STEP_S)
+        self._loss = gauge("headrace_prequential_loss_nats", "Mean loss before learning, recent records.")
+        self._accuracy = gauge(
+            "headrace_prequential_accuracy_ratio", "Share predicted right before learning, recent records."
+        )
+        self._drift = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
+        self._replay = gauge("headrace_replay_records", "Records in the replay memory.")
+        self._version = gauge("headrace_head_version", "Number of the newest version that was committed.")
+        self._changed = counter("headrace_snapshot_changed_bytes_total", "Bytes that changed between versions.")
+        self._moved = counter("headrace_snapshot_moved_bytes_total", "Bytes sent to the store.")
+        self._commit = histogram("headrace_snapshot_seconds", "Time from a capture to the new head.", STEP_S)
+        self._stall = histogram("headrace_snapshot_stall_seconds", "Time that a capture holds up updates.", STEP_S)
+        self._retries = counter("headrace_store_retries_total", "Calls to the store that failed and are retried.")
+        self._store_up = gauge("headrace_store_up", "Whether the last call to the store succeeded.")
+        self._log_up = gauge("headrace_log_up", "Whether the last read of the log succeeded.")
+        self._to_learned = histogram(
+            "headrace_publish_to_learned_seconds", "Time from a record's timestamp to its update.", AGE_S
+        )
+
+    def updated(
+        self,
+        step_s: float,
+        timestamps_ms: Sequence[int],
+        *,
+        loss: float,
+        accuracy: float | None,
+        replay_records: int,
+    ) -> None:
+        """One update has learned the records published at `timestamps_ms`."""
+        now = self._clock()
+        self._learned.inc(len(timestamps_ms))
+        self._batch.observe(len(timestamps_ms))
+        self._step.observe(step_s)
+        self._loss.labels(self._model).set(loss)
+        if accuracy is not None:
+            self._accuracy.labels(self._model).set(accuracy)
+        self._replay.labels(self._model).set(replay_records)
+        for timestamp_ms in timestamps_ms:
+            self._to_learned.observe(_age_s(now, timestamp_ms))
+
+    def outcome(self, name: str) -> None:
+        """One record that was not learned: "skipped/unlabelled", "dead-lettered/undecodable"."""
+        outcome, _, reason = name.partition("/")
+        self._records.labels(self._model, outcome, reason).inc()
+
+    def lag(self, lag: Mapping[Partition, int]) -> None:
+        """Records not yet read, per partition."""
+        for partition, records in lag.items():
+            self._lag.labels(self._model, partition.topic, partition.number).set(records)
+
+    def drifted(self) -> None:
+        """The drift detector has raised its alarm."""
+        self._drift.inc()
+
+    def stalled(self, seconds: float) -> None:
+        """A capture has held up the updates."""
+        self._stall.observe(seconds)
+
+    def committed(self, committed: Committed, seconds: float) -> None:
+        """A version has become the head."""
+        self._version.labels(self._model).set(committed.version)
+        self._changed.inc(committed.bytes_changed)
+        self._moved.inc(committed.bytes_moved)
+        self._commit.observe(seconds)
+        self._store_up.labels(self._model).set(1)
+
+    def retry(self) -> None:
+        """A call to the store has failed and will be made again."""
+        self._retries.inc()
+        self._store_up.labels(self._model).set(0)
+
+    def log_up(self, up: bool) -> None:
+        """Whether the log can be read."""
+        self._log_up.labels(self._model).set(up)
+
+
+class SamplerMetrics:
+    """A sampler's metrics; it serves several models."""
+
+    def __init__(self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._newest_ms: dict[str, int] = {}  # model → timestamp of the newest record in the version served
+        self._requests = Histogram(
+            "headrace_request_seconds",
+            "Time to answer a request.",
+            ["route", "status"],
+            buckets=STEP_S,
+            registry=registry,
+        )
+        self._version = Gauge(
+            "headrace_served_version", "Number of the version in service.", ["model"], registry=registry
+        )
+        self._freshness = Gauge(
+            "headrace_freshness_seconds",
+            "Age of the newest record that the version in service has learned.",
+            ["model"],
+            registry=registry,
+        )
+        self._to_served = Histogram(
+            "headrace_publish_to_served_seconds",
+            "Time from the timestamp of a version's newest record to the version's service.",
+            ["model"],
+            buckets=AGE_S,
+            registry=registry,
+        )
+        self._swap = Histogram(
+            "headrace_swap_seconds",
+            "Time to fetch, check and build a version that was put in service.",
+            ["model"],
+            buckets=STEP_S,
+            registry=registry,
+        )
+        self._failures = Counter(
+            "headrace_swap_failures_total",
+            "Versions that could not be fetched or built; the one before stays in service.",
+            ["model"],
+            registry=registry,
+        )
+        self._store_up = Gauge("headrace_store_up", "Whether the last call to the store succeeded.", registry=registry)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """A request has been answered. `route` is the template of the path, never the path itself."""
+        self._requests.labels(route, status).observe(seconds)
+
+    def swapped(self, model: str, manifest: Manifest, seconds: float) -> None:
+        """Another version of the model is in service; fetching and building it took `seconds`."""
+        self._swap.labels(model).observe(seconds)
+        self._failures.labels(model)  # at zero, from the first version on
+        self._version.labels(model).set(manifest.version)
+        newest_ms, before_ms = manifest.newest_timestamp_ms, self._newest_ms.get(model)
+        if newest_ms is None:
+            return
+        self._newest_ms[model] = newest_ms
+        if before_ms is None:
+            self._freshness.labels(model).set_function(lambda: _age_s(self._clock(), self._newest_ms[model]))
+        elif newest_ms > before_ms:  # what a start finds, or a rollback, was not published just now
+            self._to_served.labels(model).observe(_age_s(self._clock(), newest_ms))
+
+    def swap_failed(self, model: str) -> None:
+        """A version could not be put in service."""
+        self._failures.labels(model).inc()
+
+    def store_up(self, up: bool) -> None:
+        """Whether the store answers."""
+        self._store_up.set(up)
+
+
+@contextmanager
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Iterator[str]:
+    """Serves `/metrics` on a thread while the context lasts; gives its address. Port 0: a free one.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics: {host}:{port} cannot be bound ({error}). Set another metrics.host or metrics.port."
+        ) from None
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        yield f"http://{shown}:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _age_s(now_s: float, timestamp_ms: int) -> float:
+    """Never negative: producers' clocks may run ahead, and a histogram's sum may not fall."""
+    return max(0.0, now_s - timestamp_ms / 1000)

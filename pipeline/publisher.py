@@ -1,0 +1,194 @@
+"""Publishing: every record once, in order per partition, acknowledged by all replicas in sync."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaError, KafkaTimeoutError
+
+from pipeline.config import KafkaConfig
+from pipeline.errors import LogUnavailable, RecordError
+from pipeline.kafka_client import connect, translated
+
+RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
+
+
+class Receipt:
+    """What becomes of a published record."""
+
+    __slots__ = ("_config", "_future")
+
+    def __init__(self, future: Any, config: KafkaConfig) -> None:
+        self._future = future
+        self._config = config
+
+    def result(self, timeout_s: float) -> tuple[str, int, int]:
+        """Its topic, partition and offset, once Kafka has acknowledged it.
+
+        Raises:
+            LogUnavailable: not in time.
+            LogError: Kafka refused it.
+        """
+        try:
+            metadata = self._future.get(timeout_s)
+        except KafkaError as error:
+            raise translated(error, self._config, "acknowledge a record") from error
+        return metadata.topic, metadata.partition, metadata.offset
+
+
+class Publisher:
+    """Idempotent, acks=all, compressed; for use from any thread.
+
+    What waits for the broker is bounded by `max_buffered_bytes`: beyond it `publish` waits, at most `wait_s`.
+    Once the broker has refused a record, every call says so: what follows it may not overtake it.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        *,
+        linger_ms: int = 10,
+        max_buffered_bytes: int = 64 << 20,
+        wait_s: float = 30.0,
+    ) -> None:
+        self._config = config
+        self._max_buffered_bytes = max_buffered_bytes
+        self._wait_s = wait_s
+        self._changed = threading.Condition()
+        self._buffered_bytes = 0
+        self._failure: KafkaError | None = None
+        self._producer = connect(
+            KafkaProducer,
+            config,
+            acks="all",
+            enable_idempotence=True,
+            compression_type="gzip",  # the one codec that every client reads without further packages
+            batch_size=64 << 10,
+            linger_ms=linger_ms,
+            max_request_size=config.max_bytes + (1 << 20),  # key, headers and framing come on top
+            max_block_ms=int(wait_s * 1000),
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+        )
+
+    def publish(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Iterable[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+    ) -> Receipt:
+        """Hands a record over; the receipt tells when it is safe. None as value, with a key, is a tombstone.
+
+        Raises:
+            RecordError: it is larger than `kafka.max_bytes`.
+            LogUnavailable: Kafka did not make room in time, or the topic does not exist.
+            LogError: an earlier record was refused.
+        """
+        size = len(value or b"")
+        if size > self._config.max_bytes:
+            raise RecordError(
+                "too-large",
+                f"a record of {size} bytes for {topic} exceeds kafka.max_bytes = {self._config.max_bytes}. "
+                "Make it smaller, or raise the limit here and in the topic's max.message.bytes.",
+            )
+        size += RECORD_OVERHEAD
+        self._reserve(size, topic)
+        try:
+            future = self._producer.send(topic, value, key, list(headers), partition, timestamp_ms)
+        except KafkaTimeoutError as error:
+            self._release(size)
+            raise LogUnavailable(
+                f"Kafka at {self._config.bootstrap_servers} did not name {topic} within {self._wait_s} s. "
+                "See that it runs and that the topic exists; `ensure_topics` creates it."
+            ) from error
+        except BaseException as error:
+            self._release(size)
+            if isinstance(error, KafkaError):
+                raise translated(error, self._config, f"take a record for {topic}") from error
+            raise
+        future.add_callback(self._delivered, size)
+        future.add_errback(self._refused, size)
+        return Receipt(future, self._config)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What waits for Kafka's acknowledgement."""
+        with self._changed:
+            return self._buffered_bytes
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits until Kafka has acknowledged all that was published.
+
+        Raises:
+            LogUnavailable: not in time.
+            LogError: a record was refused.
+        """
+        try:
+            self._producer.flush(timeout_s)
+        except KafkaError as error:
+            raise translated(error, self._config, "acknowledge all records in time") from error
+        with self._changed:
+            self._raise_failure()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Sends what waits, and ends.
+
+        Raises:
+            LogUnavailable: Kafka did not acknowledge all in time; what it did not may be lost.
+        """
+        try:
+            self._producer.close(timeout_s)
+        except KafkaError as error:
+            raise translated(error, self._config, "acknowledge the last records") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.flush(self._wait_s)
+        finally:
+            self.close()
+
+    def _reserve(self, size: int, topic: str) -> None:
+        with self._changed:
+            self._raise_failure()
+            # A record larger than the whole bound goes alone.
+            if not self._changed.wait_for(
+                lambda: not self._buffered_bytes or self._buffered_bytes + size <= self._max_buffered_bytes,
+                self._wait_s,
+            ):
+                raise LogUnavailable(
+                    f"Kafka at {self._config.bootstrap_servers} took no record of {topic} "
+                    f"for {self._wait_s} s, and {self._buffered_bytes} bytes wait already. "
+                    "See that it runs and keeps up, then try again."
+                )
+            self._buffered_bytes += size
+
+    def _release(self, size: int) -> None:
+        with self._changed:
+            self._buffered_bytes -= size
+            self._changed.notify_all()
+
+    def _delivered(self, size: int, _: object) -> None:
+        self._release(size)
+
+    def _refused(self, size: int, error: KafkaError) -> None:
+        with self._changed:
+            self._failure = self._failure or error
+        self._release(size)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise translated(self._failure, self._config, "take a record") from self._failure

@@ -1,0 +1,257 @@
+"""Records as the log holds them, and what they decode to.
+
+The public format has no envelope: a record's value *is* the picture (see `pipeline.images`) or the UTF-8
+text. Three headers are optional, UTF-8, and taken as they are:
+
+| header | meaning |
+|---|---|
+| `content-type` | agrees with what the model reads: `image/*`, `text/*`, or `application/octet-stream` |
+| `label` | the class, 1 to 200 printable characters |
+| `id` | the producer's name of the record, 1 to 200 printable characters; else "topic:partition:offset" |
+
+If a header is there twice, the last one counts. The format of a picture is told by its own bytes alone.
+Texts: a byte-order mark is dropped, nothing else is stripped; what is longer than `max_chars` is cut; an
+empty one is refused, for nothing can be learned from it, and so is one with U+0000: it fills up short texts.
+
+A record that cannot be learned raises `RecordError` with one of these reasons, values of a metric's label:
+
+| reason | meaning |
+|---|---|
+| `undecodable` | neither a picture of a known format nor UTF-8 text, or damaged |
+| `too-large` | over `max_bytes` or `max_pixels` |
+| `empty` | a text without characters |
+| `content-type` | another kind of record than the model reads, or another charset than UTF-8 |
+| `label` | not UTF-8, not printable, or not of 1 to 200 characters |
+| `id` | the same, for the id |
+| `decoder` | the user's decoder raised, or gave something else than a `Payload` that fits the model |
+
+One that is fine but not for this model is `Skipped`: `tombstone` (no value) or `unlabelled` (the learner
+needs a label; nothing else of the record is looked at).
+
+A topic that already carries something else needs a decoder, a function named in the configuration
+(`decoder = "mymodule:from_json"`):
+
+    import base64, json
+    from pipeline.records import Payload, Record
+
+    def from_json(record: Record) -> Payload:
+        fields = json.loads(record.value)  # {"image": base64, "label": …}
+        return Payload(base64.b64decode(fields["image"], validate=True), label=fields.get("label"))
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config import ImageInput, TextInput
+from pipeline.errors import ConfigError, RecordError
+from pipeline.images import image_array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_NAME_CHARS = 200  # of a label or an id
+BYTE_ORDER_MARK = "\ufeff"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as Kafka holds it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a decoder makes of a record: the picture or text itself, and what is known about it."""
+
+    content: bytes | str | Image.Image
+    label: str | None = None
+    id: str | None = None
+    content_type: str | None = None
+
+
+#: Called with records that have a value; raises `RecordError` for what it cannot read.
+PayloadDecoder = Callable[[Record], Payload]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A record that can be learned."""
+
+    record: Record
+    x: NDArray[Any]  # (C, H, W) uint8, or (L,) int32
+    label: str | None
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that is fine, but not for this model."""
+
+    record: Record
+    reason: str  # "tombstone" or "unlabelled"
+
+
+class RecordDecoder:
+    """Record → example, for one model. Holds no state: threads may share it."""
+
+    def __init__(
+        self, input: ImageInput | TextInput, *, needs_label: bool, decode: PayloadDecoder | None = None
+    ) -> None:
+        self._input = input
+        self._needs_label = needs_label
+        self._decode = decode or from_headers
+
+    def __call__(self, record: Record) -> Example | Skipped:
+        """
+        Raises:
+            RecordError: with a reason of the table above.
+        """
+        if record.value is None:
+            return Skipped(record, "tombstone")
+        payload = self._decode(record)
+        label, id_ = payload.label, payload.id
+        if label is None and self._needs_label:
+            return Skipped(record, "unlabelled")
+        if label is not None:
+            _check_name("label", label)
+        if id_ is not None:
+            _check_name("id", id_)
+        else:
+            id_ = f"{record.topic}:{record.partition}:{record.offset}"
+        return Example(record, input_array(payload.content, self._input, payload.content_type), label, id_)
+
+
+def from_headers(record: Record) -> Payload:
+    """The public format: the value is the payload, headers say the rest."""
+    assert record.value is not None  # noqa: S101 - tombstones are not decoded
+    if not record.headers:
+        return Payload(record.value)
+    headers = dict(record.headers)
+    return Payload(
+        record.value,
+        label=_text(headers, "label"),
+        id=_text(headers, "id"),
+        content_type=_text(headers, "content-type"),
+    )
+
+
+def input_array(
+    content: bytes | str | Image.Image, input: ImageInput | TextInput, content_type: str | None = None
+) -> NDArray[Any]:
+    """What a model is fed with, the same in worker and sampler: (C, H, W) uint8 or (L,) int32.
+
+    Raises:
+        RecordError: with a reason of the table above.
+    """
+    if content_type is not None:
+        _check_content_type(content_type, input.kind)
+    if isinstance(input, ImageInput):
+        if isinstance(content, str):
+            raise RecordError("decoder", "gave a text, and the model reads pictures. Give bytes or a PIL image.")
+        return image_array(content, input)
+    if isinstance(content, Image.Image):
+        raise RecordError("decoder", "gave a picture, and the model reads texts. Give bytes or a str.")
+    return text_array(content, input)
+
+
+def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
+    """Unicode code points (L,) int32, zero-padded.
+
+    Raises:
+        RecordError: "too-large", "undecodable" or "empty".
+    """
+    try:
+        raw = content.encode() if isinstance(content, str) else content
+        if len(raw) > input.max_bytes:
+            raise RecordError("too-large", f"{len(raw)} bytes, over max_bytes = {input.max_bytes}.")
+        text = raw.decode().removeprefix(BYTE_ORDER_MARK)
+    except UnicodeError as error:
+        raise RecordError("undecodable", f"not UTF-8: {error}.") from None
+    if not text:
+        raise RecordError("empty", "a text without characters.")
+    if "\0" in text:
+        raise RecordError("undecodable", "the text holds U+0000, which fills up short texts.")
+    points = np.frombuffer(text[: input.max_chars].encode("utf-32-le"), "<i4")
+    padded = np.zeros(input.max_chars, np.int32)
+    padded[: len(points)] = points
+    return padded
+
+
+def load_decoder(path: str) -> PayloadDecoder:
+    """The function named "module:function" in the configuration, held to the contract of `PayloadDecoder`.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    advice = 'Name a function that takes a Record and returns a Payload, as "module:function".'
+    module_name, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f'decoder = "{path}": {error}. {advice}') from None
+    if not callable(function):
+        raise ConfigError(f'decoder = "{path}": {name} cannot be called. {advice}')
+
+    def decode(record: Record) -> Payload:
+        try:
+            payload = function(record)
+        except RecordError:
+            raise
+        except Exception as error:  # noqa: BLE001 - foreign code ends its record, not the worker
+            raise RecordError("decoder", f"{path} raised {type(error).__name__}: {error}.") from None
+        if not _is_payload(payload):
+            raise RecordError("decoder", f"{path} did not give a Payload of the right types: {payload!r:.200}")
+        return payload  # type: ignore[no-any-return]
+
+    return decode
+
+
+def _is_payload(value: object) -> bool:
+    """Whether foreign code kept to the types of `Payload`, which nothing checked so far."""
+    return (
+        isinstance(value, Payload)
+        and isinstance(value.content, bytes | str | Image.Image)
+        and all(isinstance(field, str | None) for field in (value.label, value.id, value.content_type))
+    )
+
+
+def _text(headers: dict[str, bytes], name: str) -> str | None:
+    raw = headers.get(name)
+    if raw is None:
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(name, f"the header is not UTF-8: {error}.") from None
+
+
+def _check_name(kind: str, text: str) -> None:
+    if not (0 < len(text) <= MAX_NAME_CHARS and text.isprintable()):
+        shown = f"{text[:40]!r}, {len(text)} characters"
+        raise RecordError(kind, f"{shown}: use 1 to {MAX_NAME_CHARS} printable characters.")
+
+
+def _check_content_type(content_type: str, kind: str) -> None:
+    """RFC 9110, section 8.3: type "/" subtype *( ";" name "=" value ), case-insensitive."""
+    media, _, parameters = content_type.partition(";")
+    media = media.strip().lower()
+    if media != "application/octet-stream" and not media.startswith(f"{kind}/"):
+        raise RecordError("content-type", f"{content_type[:80]!r}, and the model reads {kind}/*.")
+    for parameter in parameters.lower().split(";") if kind == "text" else ():
+        name, _, value = parameter.strip().partition("=")
+        if name == "charset" and value.strip('"') not in ("utf-8", "utf8", "us-ascii"):
+            raise RecordError("content-type", f"{content_type[:80]!r}: publish texts as UTF-8.")

@@ -1,0 +1,210 @@
+"""A server as a child process with its data in one folder: its lock, its ports, its start and its end.
+
+It runs in a session of its own, so that Ctrl-C in a terminal reaches the parent, which stops its servers in
+order. On Linux it ends by itself when the thread that started it is gone, also by SIGKILL; macOS has no means
+for that, and there a killed parent leaves it running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, ClassVar, Self
+
+from pipeline.errors import ConfigError, HeadraceError
+
+HOST = "127.0.0.1"
+START_S = 60.0  # a cold disk and a busy machine
+STOP_S = 20.0  # then SIGKILL
+LOCK_S = 10.0  # how long servers of a killed parent may take to let go of the folder
+
+# Linux ends the child with its parent (prctl 1 is PR_SET_PDEATHSIG). A program of its own, because running
+# Python between fork and exec is not safe in a process with threads; the last check covers a parent that
+# ended before it.
+TIED = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def quiet(_: str) -> None:
+    """Says nothing."""
+
+
+class Server(ABC):
+    """One process with its data in one folder: start, stop, and start again at the same address.
+
+    Start it from a thread that lives as long as it shall.
+    """
+
+    title: ClassVar[str]
+    error: ClassVar[type[HeadraceError]]
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int | None = None,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        say: Callable[[str], None] = quiet,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.environ = environ
+        self.say = say
+        self.process: subprocess.Popen[bytes] | None = None
+        self._given_port = port
+        self._port: int | None = None
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """On 127.0.0.1; known once it has started."""
+        if self._port is None:
+            raise self.error(f"{self.title} in {self.folder} has not been started. Start it first.")
+        return self._port
+
+    @abstractmethod
+    def _command(self) -> Sequence[str]:
+        """What to run, its first item an absolute path; writes the files that it needs."""
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Whether it answers a real request by now."""
+
+    def start(self) -> None:
+        """Starts it and waits until it answers.
+
+        Raises:
+            ConfigError: what it needs is not installed, or its port or folder is in use.
+            LogUnavailable, StoreUnavailable: it cannot be downloaded, or does not start; has its last words.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        try:
+            self._port = self._claim("port", self._given_port)
+            self.process = self._spawn(self._command())
+            self._wait_until_ready(self.process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL if it does not end in time; does nothing if it does not run."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "server.log"
+
+    def _locked(self) -> IO[bytes]:
+        """The folder's lock. The server inherits it: it is held until both we and the server are gone."""
+        lock = (self.folder / "lock").open("wb")
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    lock.close()
+                    raise ConfigError(
+                        f"{self.folder} is in use by another {self.title}. Stop that one, or name another folder."
+                    ) from None
+                time.sleep(0.05)
+            else:
+                return lock
+
+    def _claim(self, name: str, given: int | None) -> int:
+        """The given port, else the last start's if it is free, else any free one; kept for the next start."""
+        file = self.folder / name
+        if given is not None:
+            if not _is_free(given):
+                raise ConfigError(
+                    f"Port {given} is in use, so {self.title} cannot listen there. Stop what listens, or "
+                    "name another port."
+                )
+            port = given
+        else:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                port = int(file.read_text("ascii"))
+                if _is_free(port):
+                    return port
+            port = _free_port()
+        file.write_text(str(port), "ascii")
+        return port
+
+    def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        assert self._lock is not None  # noqa: S101 - for the type checker: start() has locked
+        if self._log.exists():
+            self._log.replace(self._log.with_suffix(".log.1"))  # what the last run said, for post-mortems
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command],
+                cwd=self.folder,
+                env=dict(self.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[self._lock.fileno()],
+                start_new_session=True,
+            )
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            if (status := process.poll()) is not None:
+                raise self.error(f"{self.title} ended with status {status} at its start. {self._last_words()}")
+            if time.monotonic() >= deadline:
+                raise self.error(f"{self.title} did not answer within {START_S:.0f} s. {self._last_words()}")
+            time.sleep(0.02)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text("utf-8", errors="replace").splitlines()[-10:]
+        return "\n".join([f"See {self._log}, which ends with:", *lines])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no listener
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,322 @@
+"""The snapshot store: immutable versions of one model in Redis. The keys are documented in README.md here."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.codec import Array, sha256
+from pipeline.errors import ConfigError, Corrupt, Fenced, NotFound, StoreError
+from pipeline.keyspace import REGISTRY, Keyspace, connect, translated
+from pipeline.manifest import Group, HistoryEntry, Manifest, Ref
+from pipeline.rowlog import assemble
+from pipeline.writer import Committed, Draft, Fence, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+
+    from redis import Redis
+
+    from pipeline.lineage import Lineage
+
+__all__ = ["Committed", "Draft", "Event", "Fence", "Ref", "Store", "Writer", "connect", "models"]
+
+LATEST = "latest"
+ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+BATCH = 64  # versions that one script removes: Redis serves nobody else meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a family. `version` and `digest` are None where none is meant."""
+
+    id: str  # of the stream's entry
+    kind: str  # commit, alias, retire, reset, delete
+    model: str
+    version: int | None
+    digest: str | None
+    alias: str | None
+
+
+class Store:
+    """One model's versions.
+
+    Every method raises `StoreUnavailable` where Redis cannot be reached or takes no writes; the same call can
+    succeed later. Every change is one atomic step that may be repeated.
+    """
+
+    def __init__(self, redis: Redis, family: str, model: str, clock: Callable[[], float] = time.time) -> None:
+        self._redis = redis
+        self._keys = Keyspace(redis, family, model)
+        self._clock = clock
+        self.family, self.model = family, model
+
+    # --- the writer's place ---
+
+    def acquire(self, owner: str, lease_s: float) -> Fence | None:
+        """Takes the right to write for `lease_s`, or None: another holds it."""
+        token = secrets.token_hex(16)
+        counter = self._keys.run("acquire", token, owner, _ms(lease_s))
+        return None if counter is None else Fence(int(counter), token)
+
+    def renew(self, fence: Fence, lease_s: float) -> None:
+        """Prolongs the right to write. One that ran out can be prolonged as long as nobody else took it.
+
+        Raises:
+            Fenced: another took it.
+        """
+        if not self._keys.run("renew", fence.token, _ms(lease_s)):
+            raise self._fenced()
+
+    def release(self, fence: Fence) -> None:
+        """Gives the right to write up; nothing happens if another took it."""
+        self._keys.run("renew", fence.token, 0)
+
+    def holder(self) -> str | None:
+        """Who holds a live lease."""
+        with translated():
+            if not self._redis.exists(self._keys.key("lease")):
+                return None
+            owner: Any = self._redis.hget(self._keys.key("fence"), "owner")
+        return None if owner is None else str(owner.decode())
+
+    def writer(self, fence: Fence) -> Writer:
+        """What commits versions, from the head on."""
+        self._keys.register()
+        head = self.head()
+        parent = self.manifest(head) if head else None
+        with translated():
+            last: Any = self._redis.get(self._keys.key("counter"))
+        return Writer(self._keys, fence, parent, int(last or 0), self._clock)
+
+    def retire(self, fence: Fence, keep_last: int, keep_every: int | None = None) -> list[int]:
+        """Removes versions, but not the last `keep_last`, one in every `keep_every`, and what an alias names.
+
+        Objects that no version of the family names any more go with them; the history stays.
+
+        Returns:
+            The numbers of the versions that were removed.
+
+        Raises:
+            Fenced: another took the right to write.
+        """
+        retired: list[int] = []
+        while True:
+            batch = self._keys.run("retire", fence.token, self.model, keep_last, keep_every or 0, BATCH)
+            if batch is None:
+                raise self._fenced()
+            retired += map(int, batch)
+            if len(batch) < BATCH:
+                return retired
+
+    # --- reading ---
+
+    def head(self) -> Ref | None:
+        """The newest version."""
+        with translated():
+            ref: Any = self._redis.get(self._keys.key("head"))
+        return Ref.parse(ref) if ref else None
+
+    def versions(self) -> list[Ref]:
+        """All versions that are kept, oldest first."""
+        with translated():
+            refs: Any = self._redis.zrange(self._keys.key("versions"), 0, -1)
+        return [Ref.parse(ref) for ref in refs]
+
+    def aliases(self) -> dict[str, Ref]:
+        """What the aliases name."""
+        with translated():
+            aliases: Any = self._redis.hgetall(self._keys.key("aliases"))
+        return {name.decode(): Ref.parse(ref) for name, ref in sorted(aliases.items())}
+
+    def resolve(self, name: str) -> Ref:
+        """The version that "latest", an alias, a number or at least eight digits of a digest name.
+
+        Raises:
+            NotFound: none, or a digest's beginning that fits several.
+        """
+        if name == LATEST:
+            found = [head] if (head := self.head()) else []
+        elif name.isascii() and name.isdecimal():
+            with translated():
+                refs: Any = self._redis.zrangebyscore(self._keys.key("versions"), name, name)
+            found = [Ref.parse(ref) for ref in refs]
+        else:
+            with translated():
+                alias: Any = self._redis.hget(self._keys.key("aliases"), name)
+            found = [Ref.parse(alias)] if alias else []
+        if not found and DIGEST_PREFIX.fullmatch(name):
+            found = [ref for ref in self.versions() if ref.digest.startswith(name)]
+        if len(found) != 1:
+            what = f"{len(found)} versions" if found else "no version"
+            raise NotFound(
+                f"{name} names {what} of {self.model}. `headrace versions {self.model}` lists them."
+            )
+        return found[0]
+
+    def manifest(self, version: Ref | int | str = LATEST) -> Manifest:
+        """A version's manifest, checked against its digest.
+
+        Raises:
+            NotFound: as `resolve`.
+            Corrupt: it is damaged, or of a newer format.
+        """
+        ref = version if isinstance(version, Ref) else self.resolve(str(version))
+        with translated():
+            raw: Any = self._redis.get(self._keys.key(f"manifest:{ref.version}"))
+        if raw is None:
+            raise NotFound(
+                f"Version {ref.version} of {self.model} is not kept any more. "
+                f"`headrace versions {self.model}` lists those that are."
+            )
+        if sha256(raw) != ref.digest:
+            raise Corrupt(
+                f"The manifest of version {ref.version} of {self.model} has other bytes than were stored. "
+                f"Use another version, or restore Redis from a backup."
+            )
+        return Manifest.read(raw, f"The manifest of version {ref.version} of {self.model}")
+
+    def arrays(
+        self, manifest: Manifest, group: Group, cache: MutableMapping[str, bytes] | None = None
+    ) -> dict[str, Array]:
+        """A version's tensors, each object checked against its digest.
+
+        `cache` (digest → object) is read, and afterwards holds exactly this version's objects of the group:
+        kept from one version to the next, only what changed is fetched. Arrays are not to be written to.
+
+        Raises:
+            Corrupt: names tensor and version.
+        """
+        tensors = manifest.tensors(group)
+        known = {} if cache is None else dict(cache)
+        objects = known | self._keys.fetch(tensors, manifest.version, known)
+        if cache is not None:
+            cache.clear()
+            cache.update(
+                (part.digest, objects[part.digest]) for entry in tensors.values() for part in entry.parts
+            )
+        arrays = {}
+        for name, entry in tensors.items():
+            try:
+                arrays[name] = assemble(entry, objects)
+            except Corrupt as error:
+                raise Corrupt(
+                    f"Tensor {name} of version {manifest.version} of {self.model}: {error}"
+                ) from None
+        return arrays
+
+    def history(self, version: int) -> HistoryEntry:
+        """What stays of a version for good.
+
+        Raises:
+            NotFound: there never was such a version, or not since the last reset.
+            Corrupt: the entry is damaged, or of a newer format.
+        """
+        with translated():
+            raw: Any = self._redis.hget(self._keys.key("lineage"), str(version))
+        if raw is None:
+            raise NotFound(
+                f"There is no version {version} of {self.model}. Its last reset may have removed it."
+            )
+        return HistoryEntry.read(raw, f"The history of version {version} of {self.model}")
+
+    def lineage(self, version: int) -> Lineage:
+        """What a version learned since its parent; also of one that is not kept any more.
+
+        Raises:
+            NotFound: as `history`.
+        """
+        return self.history(version).lineage
+
+    def events(self, after_id: str, block_ms: int | None = None) -> list[Event]:
+        """What happened in the family after an event ("0": all that is remembered, "$": from now on).
+
+        Waits for up to `block_ms` for the first; None: does not wait.
+        """
+        with translated():
+            streams: Any = self._redis.xread({self._keys.family_key("events"): after_id}, block=block_ms)
+        if not streams:
+            return []
+        return [_event(id_, fields) for id_, fields in streams[0][1]]
+
+    # --- administration ---
+
+    def set_alias(self, name: str, version: Ref | int | str) -> Ref:
+        """Makes a name of the user's name a version.
+
+        Raises:
+            ConfigError: the name could be taken for a number, or has odd characters.
+            NotFound: there is no such version.
+        """
+        if not ALIAS.fullmatch(name) or name.isdecimal() or name == LATEST:
+            raise ConfigError(
+                f"{name!r} cannot be an alias. Use lower-case letters, digits, '.', '_' and '-', not digits "
+                f"alone, and not {LATEST!r}, which always is the newest version."
+            )
+        ref = version if isinstance(version, Ref) else self.resolve(str(version))
+        if not self._keys.run("alias", self.model, name, str(ref)):
+            raise NotFound(f"Version {ref.version} of {self.model} is not kept any more. Use a newer one.")
+        return ref
+
+    def delete_alias(self, name: str) -> None:
+        """Removes an alias.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        if not self._keys.run("alias", self.model, name, ""):
+            raise NotFound(f"{self.model} has no alias {name}. `headrace versions {self.model}` lists them.")
+
+    def reset(self) -> None:
+        """Removes every version, alias and the history: the model starts anew. Numbers are not used again.
+
+        Raises:
+            StoreError: a worker holds the model.
+        """
+        self._clear("reset")
+
+    def delete(self) -> None:
+        """Removes the model, but no object that another model of its family uses.
+
+        Raises:
+            StoreError: a worker holds the model.
+        """
+        self._clear("delete")
+        self._keys.unregister()
+
+    def _clear(self, kind: str) -> None:
+        while left := self._keys.run("clear", self.model, kind, BATCH):
+            if left < 0:
+                raise StoreError(f"{self.holder()} holds {self.model}. Stop it first.")
+
+    def _fenced(self) -> Fenced:
+        return Fenced(f"{self.holder() or 'Another worker'} took {self.model}. Stop this one.")
+
+
+def models(redis: Redis) -> list[tuple[str, str]]:
+    """Every (family, model) that a worker ever took, sorted."""
+    with translated():
+        members: Any = redis.smembers(REGISTRY)
+    return sorted(
+        (family, model) for family, _, model in (member.decode().partition(":") for member in members)
+    )
+
+
+def _event(id_: bytes, fields: dict[bytes, bytes]) -> Event:
+    text = {key.decode(): value.decode() for key, value in fields.items()}
+    return Event(
+        id=id_.decode(),
+        kind=text["kind"],
+        model=text["model"],
+        version=int(text["version"]) if text["version"] else None,
+        digest=text["digest"] or None,
+        alias=text["alias"] or None,
+    )
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,105 @@
+"""What waits for the same version is one forward pass; whatever happens to one request, the thread goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from queue import Full
+from typing import Any
+
+import pytest
+
+from consumers.batcher import Batcher
+from consumers.serving import Live
+from pipeline.config import TextInput
+
+WAIT_S = 20.0
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    batcher = Batcher(places=2, max_rows=8, threads=1)
+    batcher.start()
+    yield batcher
+    batcher.close()
+
+
+def version() -> Live:
+    """Any version: the batcher only hands it on."""
+    nothing: Any = None
+    return Live(nothing, "", nothing, TextInput(), {})
+
+
+class Pass:
+    """A forward pass that waits to be let go; it notes what it was given."""
+
+    def __init__(self) -> None:
+        self.entered, self.go = threading.Event(), threading.Event()
+        self.batches: list[tuple[Live, list[int]]] = []
+
+    def __call__(self, live: Live, items: Sequence[int]) -> list[int]:
+        self.entered.set()
+        assert self.go.wait(WAIT_S)
+        self.batches.append((live, list(items)))
+        return [10 * item for item in items]
+
+
+def test_what_waits_for_one_version_is_one_pass_and_no_pass_mixes_versions(batcher: Batcher) -> None:
+    run, old, new = Pass(), version(), version()
+    futures = [batcher.submit(run, old, 0)]
+    assert run.entered.wait(WAIT_S)  # the thread is busy: what comes now waits
+    futures += [batcher.submit(run, live, item) for item, live in enumerate([old, new, old, new, old], 1)]
+    run.go.set()
+    assert [future.result(WAIT_S) for future in futures] == [0, 10, 20, 30, 40, 50]
+    assert run.batches == [(old, [0]), (old, [1, 3, 5]), (new, [2, 4])]
+
+
+def test_a_pass_is_bounded_in_rows_but_one_request_may_be_larger(batcher: Batcher) -> None:
+    run, live = Pass(), version()
+    futures = [batcher.submit(run, live, 0)]
+    assert run.entered.wait(WAIT_S)
+    futures += [batcher.submit(run, live, item, rows) for item, rows in [(1, 20), (2, 5), (3, 3), (4, 1)]]
+    run.go.set()
+    for future in futures:
+        future.result(WAIT_S)
+    assert [items for _, items in run.batches] == [[0], [1], [2, 3], [4]]
+
+
+def test_a_pass_that_raises_fails_its_own_requests_alone(batcher: Batcher) -> None:
+    def fail(live: Live, items: Sequence[int]) -> list[int]:
+        raise ZeroDivisionError("the model divides")
+
+    live = version()
+    with pytest.raises(ZeroDivisionError, match="the model divides"):
+        batcher.submit(fail, live, 1).result(WAIT_S)
+    run = Pass()
+    run.go.set()
+    assert batcher.submit(run, live, 1).result(WAIT_S) == 10
+
+
+def test_a_request_that_was_given_up_costs_nothing(batcher: Batcher) -> None:
+    run, live = Pass(), version()
+    first = batcher.submit(run, live, 0)
+    assert run.entered.wait(WAIT_S)
+    given_up, kept = batcher.submit(run, live, 1), batcher.submit(run, live, 2)
+    assert given_up.cancel()
+    run.go.set()
+    assert (first.result(WAIT_S), kept.result(WAIT_S)) == (0, 20)
+    assert [items for _, items in run.batches] == [[0], [2]]
+
+
+def test_places_are_bounded_and_given_back(batcher: Batcher) -> None:
+    with batcher.place(), batcher.place(), pytest.raises(Full), batcher.place():
+        pass
+    with batcher.place():
+        pass
+
+
+def test_what_waits_is_answered_before_the_end() -> None:
+    batcher = Batcher(places=1, max_rows=1, threads=1)
+    batcher.start()
+    run, live = Pass(), version()
+    futures = [batcher.submit(run, live, item) for item in range(5)]
+    run.go.set()
+    batcher.close()
+    assert [future.result(0) for future in futures] == [0, 10, 20, 30, 40]

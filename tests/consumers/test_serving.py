@@ -1,0 +1,194 @@
+"""The newest version is fetched, verified, built beside the live one and swapped; what goes wrong changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from redis import Redis
+
+from consumers.serving import Follower, Live, Serving, client, load_model
+from models.learner import Classifier
+from pipeline.codec import from_numpy
+from pipeline.errors import NotFound
+from pipeline.local import EmbeddedRedis
+from pipeline.metrics import SamplerMetrics
+from pipeline.rowlog import whole
+from pipeline.store import Store
+from tests.consumers.marked import blueprint, marked, step
+from tests.consumers.running import PATIENCE_S, configuration
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+
+@contextmanager
+def serving(config: Config, redis: Redis) -> Iterator[tuple[Serving, CollectorRegistry, SimpleQueue[str]]]:
+    registry, said = CollectorRegistry(), SimpleQueue[str]()
+    serving = Serving(config, redis, SamplerMetrics(registry), said.put)
+    serving.start()
+    try:
+        yield serving, registry, said
+    finally:
+        serving.close()
+
+
+def live_at(follower: Follower, version: int) -> Live:
+    assert follower.wait_for(lambda f: f.live is not None and f.live.manifest.version >= version, PATIENCE_S)
+    assert follower.live is not None
+    return follower.live
+
+
+def marks(live: Live) -> list[float]:
+    """What both tensors say, in updates."""
+    assert isinstance(live.model, Classifier)
+    probabilities = live.model.classify(torch.zeros(1, 8, dtype=torch.int32))
+    return (probabilities[0, :2] * 1024).tolist()
+
+
+def test_every_version_is_a_new_model_and_only_what_changed_is_fetched(
+    redis: Redis, redis_url: str, family: str
+) -> None:
+    maker = marked(Store(redis, family, family))
+    step(maker)
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, registry, _):
+        before = live_at(served.follower(family), 1)
+        step(maker)
+        after = live_at(served.follower(family), 2)
+    assert (marks(before), marks(after)) == ([1, 1], [2, 2])
+    assert after.manifest.parent == before.manifest.ref
+    frozen = after.manifest.serving["frozen"].parts[0].digest
+    assert after.objects[frozen] is before.objects[frozen]  # the very same bytes: not fetched
+    # Nothing is kept of what the new version does not name ("first" and "last" are equal: one object).
+    assert set(after.objects) == {e.parts[0].digest for e in after.manifest.serving.values()}
+    assert not set(before.objects) & set(after.objects) - {frozen}
+    assert registry.get_sample_value("headrace_swap_seconds_count", {"model": family}) == 2
+    assert registry.get_sample_value("headrace_served_version", {"model": family}) == 2
+
+
+def test_a_damaged_version_is_refused_and_the_next_good_one_is_served(
+    redis: Redis, redis_url: str, family: str
+) -> None:
+    maker = marked(Store(redis, family, family))
+    step(maker)
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, registry, said):
+        follower = served.follower(family)
+        live_at(follower, 1)
+        # Version 2 names an object that is there before it is uploaded, with one byte that is wrong.
+        part, encoded = whole(from_numpy(np.full(1, 2, np.float32)))[0]
+        raw = bytearray(encoded.serialized())
+        raw[-1] ^= 1
+        redis.set(f"headrace:{{{family}}}:tensor:{part.digest}", bytes(raw))
+        step(maker)
+        assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+        assert follower.live is not None
+        assert marks(follower.live) == [1, 1]
+        assert follower.problem is not None
+        assert "Version 2 cannot be served, version 1 stays live" in follower.problem
+        assert part.digest[:12] in follower.problem
+        assert said.get(timeout=PATIENCE_S) == f"{family}: {follower.problem}"
+        assert registry.get_sample_value("headrace_swap_failures_total", {"model": family}) == 1
+        step(maker)
+        assert marks(live_at(follower, 3)) == [3, 3]
+        assert follower.problem is None
+
+
+def test_weights_that_do_not_fit_their_manifest_are_refused(redis: Redis, redis_url: str, family: str) -> None:
+    maker = marked(Store(redis, family, family))
+    step(maker)
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        live_at(follower, 1)
+        maker.commit(options={"frozen": 5})
+        assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+        assert follower.problem is not None
+        assert "size mismatch for frozen" in follower.problem
+        assert follower.live is not None
+        assert follower.live.manifest.version == 1
+
+
+@pytest.mark.parametrize("learner", ["text-classifier", "tests.consumers.other:blueprint"])
+def test_code_is_not_imported_because_a_manifest_names_it(
+    redis: Redis, redis_url: str, family: str, learner: str
+) -> None:
+    step(marked(Store(redis, family, family)))
+    with serving(configuration(redis_url, {family: {"learner": learner}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+        assert follower.live is None
+        assert follower.problem is not None
+        assert "tests.consumers.marked:blueprint, which is not built in" in follower.problem
+
+
+def test_without_models_in_the_configuration_it_serves_what_it_finds(
+    tmp_path: Path,
+) -> None:
+    with (
+        EmbeddedRedis(tmp_path) as server,
+        Redis.from_url(server.url) as redis,
+        serving(configuration(server.url, {}), redis) as (served, _, said),
+    ):
+        with pytest.raises(NotFound, match="Known: none yet"):
+            served.follower("found")
+        step(marked(Store(redis, "family", "found")))
+        assert said.get(timeout=PATIENCE_S).startswith("found: Version 1 cannot be served")  # not built in
+        assert list(served.followers()) == ["found"]
+
+
+def test_a_reset_model_is_not_served_any_more_until_it_learns_anew(redis: Redis, redis_url: str, family: str) -> None:
+    store = Store(redis, family, family)
+    maker = marked(store)
+    step(maker)
+    step(maker)
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        live_at(follower, 2)
+        store.release(maker.fence)
+        store.reset()
+        assert follower.wait_for(lambda f: f.live is None, PATIENCE_S)
+        assert step(marked(store)) == 3
+        assert marks(live_at(follower, 3)) == [1, 1]
+
+
+def test_without_redis_it_keeps_what_it_has_and_catches_up_later(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path)
+    server.start()
+    try:
+        redis = client(server.url)
+        maker = marked(Store(redis, "model", "model"))
+        step(maker)
+        with serving(configuration(server.url, {"model": {}}), redis) as (served, registry, said):
+            follower = served.follower("model")
+            live_at(follower, 1)
+            server.stop()
+            assert follower.wait_for(lambda f: f.unreachable_since_s is not None, PATIENCE_S)
+            assert follower.live is not None
+            assert marks(follower.live) == [1, 1]
+            assert registry.get_sample_value("headrace_store_up") == 0
+            assert "Redis cannot be reached" in said.get(timeout=PATIENCE_S)
+            server.start()
+            step(maker)
+            assert marks(live_at(follower, 2)) == [2, 2]
+            assert follower.wait_for(lambda f: f.unreachable_since_s is None, PATIENCE_S)
+            assert registry.get_sample_value("headrace_store_up") == 1
+            assert said.empty()
+            assert registry.get_sample_value("headrace_swap_failures_total", {"model": "model"}) == 0
+    finally:
+        server.stop()
+
+
+def test_a_version_is_loaded_from_store_and_blueprint_alone(redis: Redis, family: str) -> None:
+    store = Store(redis, family, family)
+    maker = marked(store)
+    step(maker)
+    step(maker)
+    model = load_model(store, store.manifest(1), blueprint)
+    assert isinstance(model, Classifier)
+    assert model.classify(torch.full((1, 8), 2**20, dtype=torch.int32)).tolist() == [[1 / 1024, 1 / 1024, 0.5]]

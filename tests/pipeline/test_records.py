@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import textwrap
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import records
+from pipeline.config import ImageInput, TextInput
+from pipeline.errors import ConfigError, RecordError
+from pipeline.records import (
+    Example,
+    Payload,
+    Record,
+    RecordDecoder,
+    Skipped,
+    input_array,
+    load_decoder,
+    text_array,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PICTURE = io.BytesIO()
+Image.new("L", (28, 28), 7).save(PICTURE, "PNG")
+PNG = PICTURE.getvalue()
+GREY = ImageInput.model_validate({"channels": 1, "size": 28})
+TEXT = TextInput.model_validate({"max_chars": 8, "max_bytes": 100})
+
+
+def record(value: bytes | None, **headers: bytes) -> Record:
+    named = tuple((name.replace("_", "-"), text) for name, text in headers.items())
+    return Record("digits", 1, 42, 1_700_000_000_000, None, value, named)
+
+
+def learned(record: Record, input: ImageInput | TextInput = GREY) -> Example:
+    decoded = RecordDecoder(input, needs_label=False)(record)
+    assert isinstance(decoded, Example)
+    return decoded
+
+
+def refused(record: Record, input: ImageInput | TextInput = GREY) -> RecordError:
+    with pytest.raises(RecordError) as caught:
+        RecordDecoder(input, needs_label=False)(record)
+    return caught.value
+
+
+def test_value_is_the_picture_and_headers_say_the_rest() -> None:
+    example = learned(record(PNG, content_type=b"image/png", label="été 7".encode(), id=b"scan-1"))
+    assert (example.label, example.id) == ("été 7", "scan-1")
+    assert example.x.shape == (1, 28, 28)
+    assert example.x.dtype == np.uint8
+    assert (example.x == 7).all()
+
+
+def test_without_headers_the_id_is_the_origin() -> None:
+    example = learned(record(PNG))
+    assert (example.label, example.id) == (None, "digits:1:42")
+
+
+def test_the_last_of_two_headers_counts_and_foreign_ones_are_ignored() -> None:
+    twice = Record("t", 0, 0, 0, None, PNG, (("label", b"a"), ("trace", b"\xff"), ("label", b"b")))
+    decoded = RecordDecoder(GREY, needs_label=True)(twice)
+    assert isinstance(decoded, Example)
+    assert decoded.label == "b"
+
+
+def test_tombstones_are_skipped() -> None:
+    tombstone = record(None, label=b"\xff")
+    assert RecordDecoder(GREY, needs_label=True)(tombstone) == Skipped(tombstone, "tombstone")
+
+
+def test_unlabelled_records_are_skipped_only_where_a_label_is_needed() -> None:
+    unlabelled = record(b"no picture")
+    assert RecordDecoder(GREY, needs_label=True)(unlabelled) == Skipped(unlabelled, "unlabelled")
+    assert learned(record(PNG)).label is None
+
+
+@pytest.mark.parametrize("name", ["label", "id"])
+@pytest.mark.parametrize("raw", [b"", b"x" * 201, b"\xff", b"a\nb", "a\u200bb".encode()])
+def test_labels_and_ids_are_1_to_200_printable_characters(name: str, raw: bytes) -> None:
+    assert refused(record(PNG, **{name: raw})).reason == name
+
+
+@pytest.mark.parametrize("name", ["label", "id"])
+@pytest.mark.parametrize("text", ["x" * 200, "é" * 200, " ", "🦉", "a:b/c d"])
+def test_labels_and_ids_are_taken_as_they_are(name: str, text: str) -> None:
+    assert getattr(learned(record(PNG, **{name: text.encode()})), name) == text
+
+
+@pytest.mark.parametrize("kind", [b"image/png", b"IMAGE/x-anything", b"application/octet-stream", b"image/jpeg; q=1"])
+def test_content_types_that_agree_with_pictures(kind: bytes) -> None:
+    learned(record(PNG, content_type=kind))
+
+
+@pytest.mark.parametrize("kind", [b"text/plain", b"application/json", b"", b"image", b"\xff"])
+def test_content_types_that_do_not(kind: bytes) -> None:
+    assert refused(record(PNG, content_type=kind)).reason == "content-type"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fine"),
+    [
+        (b"text/plain", True),
+        (b"text/markdown; Charset=UTF-8", True),
+        (b'text/plain;charset="utf-8"; format=flowed', True),
+        (b"text/plain; charset=us-ascii", True),
+        (b"application/octet-stream", True),
+        (b"text/plain; charset=iso-8859-1", False),
+        (b"image/png", False),
+    ],
+)
+def test_content_types_of_texts(kind: bytes, fine: bool) -> None:
+    if fine:
+        learned(record(b"abc", content_type=kind), TEXT)
+    else:
+        assert refused(record(b"abc", content_type=kind), TEXT).reason == "content-type"
+
+
+def test_a_text_is_code_points_cut_and_padded() -> None:
+    x = text_array("aé漢🦉".encode(), TEXT)
+    assert x.tolist() == [0x61, 0xE9, 0x6F22, 0x1F989, 0, 0, 0, 0]
+    assert x.dtype == np.int32
+    assert text_array(b"123456789", TEXT).tolist() == [ord(c) for c in "12345678"]
+
+
+def test_a_byte_order_mark_is_dropped_and_nothing_else() -> None:
+    assert text_array(b"\xef\xbb\xbf a\n", TEXT).tolist() == [0x20, 0x61, 0x0A, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"\xef\xbb\xbf", "empty"),
+        (b"caf\xe9", "undecodable"),
+        (b"a\0b", "undecodable"),
+        ("\ud800", "undecodable"),
+        (b"x" * 101, "too-large"),
+        ("é" * 51, "too-large"),
+    ],
+)
+def test_texts_that_are_refused(content: bytes | str, reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        text_array(content, TEXT)
+    assert caught.value.reason == reason
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=8))
+def test_texts_round_trip(text: str) -> None:
+    expected = text.removeprefix("\ufeff")
+    if expected:
+        assert "".join(map(chr, text_array(text, TEXT))).rstrip("\0") == expected
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_a_text_or_refused(raw: bytes) -> None:
+    with suppress(RecordError):
+        x = text_array(raw, TEXT)
+        assert x.shape == (8,)
+        assert x.dtype == np.int32
+
+
+@given(st.lists(st.tuples(st.sampled_from(["label", "id", "content-type", "x"]), st.binary(max_size=210))))
+def test_any_headers_give_an_example_or_a_record_error(headers: list[tuple[str, bytes]]) -> None:
+    hostile = Record("t", 0, 0, 0, None, PNG, tuple(headers))
+    with suppress(RecordError):
+        assert isinstance(RecordDecoder(GREY, needs_label=False)(hostile), Example)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes a user's module and loads its function `decode`."""
+
+    def load(source: str) -> RecordDecoder:
+        name = f"decoders_{tmp_path.name.replace('-', '_')}"
+        (tmp_path / f"{name}.py").write_text(source, "utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        function = source[source.index("def ") + 4 : source.index("(record")]
+        return RecordDecoder(GREY, needs_label=False, decode=load_decoder(f"{name}:{function}"))
+
+    return load
+
+
+def test_the_documented_json_decoder(decoder: Any) -> None:
+    source = textwrap.dedent(str(records.__doc__).split('from_json"`):\n')[1])
+    value = json.dumps({"image": base64.b64encode(PNG).decode(), "label": "seven"}).encode()
+    example = decoder(source)(record(value))
+    assert example.label == "seven"
+    assert (example.x == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ("return record.value['image']", "TypeError: "),
+        ("raise KeyError('image')", "KeyError: 'image'"),
+        ("return None", "did not give a Payload of the right types: None"),
+        ("return Payload(record.value, label=7)", "did not give a Payload of the right types: Payload"),
+        ("return Payload('a text')", "reads pictures"),
+    ],
+)
+def test_what_a_users_decoder_does_wrong_ends_the_record_only(decoder: Any, body: str, detail: str) -> None:
+    source = f"from pipeline.records import Payload\ndef decode(record):\n    {body}\n"
+    with pytest.raises(RecordError, match=detail) as caught:
+        decoder(source)(record(PNG))
+    assert caught.value.reason == "decoder"
+
+
+def test_a_users_decoder_may_refuse_a_record_itself(decoder: Any) -> None:
+    source = "from pipeline.errors import RecordError\ndef decode(record):\n    raise RecordError('empty', 'no')\n"
+    with pytest.raises(RecordError) as caught:
+        decoder(source)(record(PNG))
+    assert (caught.value.reason, caught.value.detail) == ("empty", "no")
+
+
+def test_a_users_decoder_may_give_a_pil_image() -> None:
+    decode = RecordDecoder(GREY, needs_label=False, decode=lambda _: Payload(Image.new("L", (28, 28), 9)))
+    example = decode(record(b"?"))
+    assert isinstance(example, Example)
+    assert (example.x == 9).all()
+    with pytest.raises(RecordError, match="decoder: gave a picture"):
+        input_array(Image.new("L", (1, 1)), TEXT)
+
+
+@pytest.mark.parametrize("path", ["no_such_module:f", "json:no_such", "json", ":x", "json:__name__"])
+def test_decoders_that_are_not_there(path: str) -> None:
+    with pytest.raises(ConfigError, match="decoder = "):
+        load_decoder(path)
+
+
+def test_every_reason_is_in_the_table() -> None:
+    """The slugs that the sources raise are the slugs that the docstring explains."""
+    import inspect
+    import re
+
+    from pipeline import images
+
+    raised = set()
+    for module in (records, images):
+        raised |= set(re.findall(r'RecordError\(\s*"([a-z-]+)"', inspect.getsource(module)))
+        raised |= set(re.findall(r'_(?:text|check_name)\(\w*,? ?"([a-z-]+)"', inspect.getsource(module)))
+    documented = set(re.findall(r"^\| `([a-z-]+)` \|", str(records.__doc__).split("| reason |")[1], re.M))
+    assert raised == documented
