@@ -1,158 +1,127 @@
 """The same learner fed with decoded tensors from RAM, and through Kafka as PNG records: records/s and their ratio.
 
-Both runs learn the same records in the same batches, on the same threads, and predict first. The broker runs on the
-same cores as the worker.
+Both runs learn the same records in the same batches, on the same threads, and predict first; each has a process of its
+own. The RAM-fed one does nothing else. The Kafka-fed one is `headrace train` with its defaults (a snapshot every two
+seconds) on a topic that already holds all records; broker and Redis run on the same cores. Its speed is read from the
+versions that it leaves: records learned and time of each.
 """
 
 from __future__ import annotations
 
-import cProfile
-import io
-import pstats
-import threading
+import json
+import statistics
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from prometheus_client import CollectorRegistry
-from redis import Redis
 
+from benchmarks.data import PICTURE, digits, publish
+from benchmarks.report import Figure, Findings
+from benchmarks.stage import Stage, apart
 from consumers.registry import resolve_blueprint
-from consumers.trainer import Worker
 from models.learner import Batch, update_generator
-from pipeline.config import Config, validate
-from pipeline.local import Local
-from pipeline.log import Publisher
-from pipeline.metrics import WorkerMetrics
+from pipeline.config import ModelConfig
 from pipeline.store import Store
 
-BATCH = 64
-SIZE = 28
+TOPIC = "pictures"
+FLOOR = 0.80
+WARM_UP = 0.1  # share of the records before the clock starts
 
 
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """Records per second of one pair of runs."""
-
-    ram_per_s: float
-    kafka_per_s: float
-    profile: str  # the 15 most expensive functions of the worker's own thread
-
-    @property
-    def ratio(self) -> float:
-        return self.kafka_per_s / self.ram_per_s
+def settings(threads: int) -> dict[str, Any]:
+    """The model's table: defaults, but for the topic and what is learned."""
+    return {"topics": [TOPIC], "learner": "image-classifier", "input": dict(PICTURE), "threads": threads}
 
 
-def pictures(count: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """Ten classes of noisy blobs: (N, 1, 28, 28) uint8, labels. What is drawn does not matter for speed."""
-    centres = rng.normal(size=(10, 1, SIZE, SIZE)) * 60 + 120
-    y = rng.integers(0, 10, count)
-    x = np.clip(centres[y] + rng.normal(size=(count, 1, SIZE, SIZE)) * 30, 0, 255).astype(np.uint8)
-    return x, [str(label) for label in y]
-
-
-def from_ram(config: Config, x: np.ndarray, labels: list[str]) -> float:
+def from_ram(table: dict[str, Any], records: int) -> float:
     """Records/s of the bare learner."""
-    settings = config.model("bench")
-    blueprint = resolve_blueprint(settings.learner)
-    torch.set_num_threads(settings.threads)
-    learner = blueprint.learner(
-        blueprint.options(**settings.options), settings.input.shape, settings.seed, torch.device("cpu")
+    config = ModelConfig.model_validate(table)
+    blueprint = resolve_blueprint(config.learner)
+    torch.set_num_threads(config.threads)
+    shape, size = config.input.shape, config.batch_size
+    learner = blueprint.learner(blueprint.options(), shape, config.seed, torch.device("cpu"))
+    pictures = digits(records)
+    x = torch.from_numpy(pictures.x)  # (N, 1, 28, 28) uint8
+    origins = torch.zeros(size, 3, dtype=torch.int64)
+    ids = torch.zeros(size, 16, dtype=torch.uint8)
+    updates = records // size
+    warm_up = int(WARM_UP * updates)
+    started_s = time.perf_counter()
+    for update in range(updates):
+        if update == warm_up:
+            started_s = time.perf_counter()
+        at = slice(update * size, (update + 1) * size)
+        learner.learn(Batch(x[at], pictures.labels[at], origins, ids), update_generator(config.seed, update))
+    return (updates - warm_up) * size / (time.perf_counter() - started_s)
+
+
+def through_kafka(stage: Stage, model: str, records: int, *through: str) -> float:
+    """Records/s of a new model's worker."""
+    store = stage.store(model)
+    with stage.headrace("train", model, through=through or ("consumers.cli",)) as worker:
+        worker.until(lambda: learned(store) >= (1 - WARM_UP) * records or None)
+    return rate_per_s(store, records)
+
+
+def learned(store: Store) -> int:
+    """Records that the newest version has learned."""
+    return store.manifest(head).counts.get("learned", 0) if (head := store.head()) else 0
+
+
+def rate_per_s(store: Store, records: int) -> float:
+    """Records/s between the first version and the last one that still had records of `records` before it."""
+    newest = store.resolve("latest").version
+    made = [store.history(number) for number in range(1, newest + 1)]
+    running = [(m.created_ms / 1000, m.counts["learned"]) for m in made if m.counts["learned"] < records]
+    (first_s, first), (last_s, last) = running[0], running[-1]
+    return (last - first) / (last_s - first_s)
+
+
+def measure(stage: Stage, *, records: int, repeats: int, threads: Sequence[int]) -> Findings:
+    """RAM-fed and Kafka-fed in turn, `repeats` times for each number of threads, and a profile of the worker."""
+    tables = {f"t{n}-{run}": settings(n) for n in threads for run in (*range(repeats), "profile")}
+    stage.configure(tables, partitions=1)  # one partition: one order, and so the same batches
+    stage.say(f"publishing {records} pictures")
+    publish(stage.config().kafka, TOPIC, digits(records).records())
+    figures, notes, raw = [], [], {}
+    for n in threads:
+        ram, kafka = [], []
+        for run in range(repeats):
+            ram.append(apart(from_ram, settings(n), records))
+            kafka.append(through_kafka(stage, f"t{n}-{run}", records))
+            stage.say(f"{n} threads, run {run + 1}: RAM {ram[-1]:.0f}, Kafka {kafka[-1]:.0f} records/s")
+        ram_per_s, kafka_per_s = statistics.median(ram), statistics.median(kafka)
+        ratio = kafka_per_s / ram_per_s
+        name = f"{n} thread{'s' * (n > 1)}"
+        found = f"{kafka_per_s:,.0f} of {ram_per_s:,.0f} records/s: **{ratio:.2f}**"
+        figures.append(Figure(f"Kafka-fed of RAM-fed, {name}", found, f"≥ {FLOOR:.2f}", ratio >= FLOOR))
+        out = stage.folder / f"profile-{n}.json"
+        profiled_per_s = through_kafka(stage, f"t{n}-profile", records, "benchmarks.profiler", str(out))
+        profile = json.loads(out.read_text("utf-8"))
+        notes.append(f"With {name}: {_account(profile, ram_per_s, profiled_per_s, settings(n))}")
+        raw[f"threads={n}"] = {"ram_per_s": ram, "kafka_per_s": kafka, "profile": profile}
+    return Findings(figures, notes, raw)
+
+
+def _account(profile: dict[str, Any], ram_per_s: float, kafka_per_s: float, table: dict[str, Any]) -> str:
+    """Where an update's time goes, in one sentence."""
+    size = ModelConfig.model_validate(table).batch_size
+    ram_ms, kafka_ms = 1000 * size / ram_per_s, 1000 * size / kafka_per_s
+    main = profile["threads"]["MainThread"]
+    places: dict[str, float] = main["places"]
+    learn = sum(share for where, share in places.items() if where.endswith(".learn"))
+    waiting = sum(share for where, share in places.items() if where.startswith("Feed.take"))
+    capture = sum(share for where, share in places.items() if where.startswith("Worker._capture"))
+    rest = 1 - learn - waiting - capture
+    others = sorted(
+        ((name, t["running"]) for name, t in profile["threads"].items() if name != "MainThread" and "running" in t),
+        key=lambda pair: -pair[1],
+    )[:4]
+    return (
+        f"an update of {size} records takes {ram_ms:.1f} ms from RAM and {kafka_ms:.1f} ms in the profiled worker, "
+        f"of which the learner has {learn * kafka_ms:.1f}, waiting for a batch {waiting * kafka_ms:.1f}, "
+        f"snapshots {capture * kafka_ms:.1f} and the accounts of the update {rest * kafka_ms:.1f}; the learner's thread "
+        f"is on a core for {main['running']:.0%} of the time, without one for {main['without_core']:.0%}. "
+        f"The worker's other threads take of a core: {', '.join(f'{name} {share:.0%}' for name, share in others)}."
     )
-    tensor = torch.from_numpy(x)
-    started = 0.0
-    for update in range(len(x) // BATCH):
-        if update == 10:  # the first updates allocate
-            started = time.perf_counter()
-        at = slice(update * BATCH, (update + 1) * BATCH)
-        origins = torch.zeros(BATCH, 3, dtype=torch.int64)
-        ids = torch.zeros(BATCH, 16, dtype=torch.uint8)
-        learner.learn(Batch(tensor[at], labels[at], origins, ids), update_generator(settings.seed, update))
-    return (len(x) // BATCH - 10) * BATCH / (time.perf_counter() - started)
-
-
-def through_kafka(config: Config, x: np.ndarray, labels: list[str]) -> tuple[float, str]:
-    """Records/s of the worker on a topic that already holds the records, and the profile of its thread."""
-    with Publisher(config.kafka) as publisher:
-        for picture, label in zip(x, labels, strict=True):
-            buffer = io.BytesIO()
-            Image.fromarray(picture[0]).save(buffer, "PNG")
-            publisher.publish("bench", buffer.getvalue(), headers=[("label", label.encode())])
-        publisher.flush(60)
-    rate, _ = _work(config, len(x), profiled=False)
-    _, profile = _work(config, len(x), profiled=True)
-    return rate, profile
-
-
-def _work(config: Config, count: int, *, profiled: bool) -> tuple[float, str]:
-    name = "bench"
-    redis = Redis.from_url(config.redis.url)
-    store = Store(redis, config.family(name), name)
-    stop = threading.Event()
-    seen: list[tuple[float, int]] = []
-    learned = 0
-
-    class Counting(WorkerMetrics):
-        """Tells when records were learned, and ends the run after the last."""
-
-        def updated(self, step_s: float, timestamps_ms: list[int], *rest: Any) -> None:
-            nonlocal learned
-            super().updated(step_s, timestamps_ms, *rest)
-            learned += len(timestamps_ms)
-            seen.append((time.perf_counter(), learned))
-            if learned >= count:
-                stop.set()
-
-    settings = config.model(name)
-    metrics = Counting(CollectorRegistry(), name)
-    worker = Worker(
-        name,
-        config,
-        resolve_blueprint(settings.learner),
-        store,
-        metrics,
-        stop=stop,
-        say=lambda _: None,
-        owner="bench",
-    )
-    profiler = cProfile.Profile() if profiled else None
-    if profiler:
-        profiler.enable()
-    worker.run()
-    if profiler:
-        profiler.disable()
-    store.delete()
-    (first_s, first), (last_s, last) = seen[10], seen[-1]
-    text = io.StringIO()
-    if profiler:
-        pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(15)
-    return (last - first) / (last_s - first_s), text.getvalue()
-
-
-def run(folder: Path, count: int = 30_000, threads: int = 1) -> Throughput:
-    """Both runs, with servers of their own."""
-    x, labels = pictures(count, np.random.default_rng(0))
-    with Local(folder) as servers:
-        config = validate(
-            {
-                "kafka": {"bootstrap_servers": servers.bootstrap_servers, "partitions": 2},
-                "redis": {"url": servers.redis_url},
-                "models": {
-                    "bench": {
-                        "topics": ["bench"],
-                        "learner": "image-classifier",
-                        "batch_size": BATCH,
-                        "threads": threads,
-                        "input": {"kind": "image", "size": SIZE, "channels": 1},
-                    }
-                },
-            },
-            "benchmark",
-        )
-        ram = from_ram(config, x, labels)
-        kafka, profile = through_kafka(config, x, labels)
-    return Throughput(ram, kafka, profile)

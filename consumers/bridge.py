@@ -36,25 +36,26 @@ def copied(tensors: Mapping[str, Tensor | Rows]) -> dict[str, Array | Delta]:
 def _copy(value: Tensor | Rows) -> Array | Delta:
     if isinstance(value, Tensor):
         return array(value.detach().to("cpu", copy=True))
+    live = value.tensor.detach()
     if value.changed is None:
-        return array(value.tensor.detach().to("cpu", copy=True))
-    rows = value.tensor.detach().index_select(0, value.changed.to(value.tensor.device))  # copies
-    return Delta(value.tensor.shape[0], value.changed.cpu().numpy().astype(np.int64), array(rows.cpu()))
+        return Delta(len(live), np.arange(len(live)), array(live.to("cpu", copy=True)))
+    rows = live.index_select(0, value.changed.to(live.device))  # copies
+    return Delta(len(live), value.changed.cpu().numpy(), array(rows.cpu()))
 
 
 def array(tensor: Tensor) -> Array:
     """A CPU tensor as an array that shares its memory."""
     tensor = tensor.contiguous()
-    data = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
+    data = tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
     return Array(NAMES[tensor.dtype], tuple(tensor.shape), data)
 
 
 def tensor(value: Array) -> Tensor:
-    """An array as a CPU tensor of its own."""
-    data = torch.from_numpy(
-        np.array(value.data, dtype=np.uint8)
-    )  # (nbytes,) a copy: arrays from the store are read-only
-    return data.view(DTYPES[value.dtype]).reshape(value.shape)
+    """An array as a CPU tensor of its own: arrays from the store are read-only."""
+    made = torch.empty(value.shape, dtype=DTYPES[value.dtype])
+    if made.numel():
+        made.view(-1).view(torch.uint8).numpy()[:] = value.data
+    return made
 
 
 def tensors(values: Mapping[str, Array]) -> dict[str, Tensor]:

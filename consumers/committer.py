@@ -1,19 +1,70 @@
-"""Commits on a thread of its own: what was captured is serialised, sent and made the head while the updates go on."""
+"""What a worker does in the background: it keeps its place, and commits what was captured while the updates go on."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
 
-from pipeline.errors import HeadraceError
+from pipeline.errors import HeadraceError, StoreError, StoreUnavailable
 from pipeline.log import Partition, Publisher, Reader
 from pipeline.metrics import WorkerMetrics
-from pipeline.store import Committed, Draft, Fence, Store
+from pipeline.store import Draft, Fence, Store
 
 RETRY_S = 1.0
 FLUSH_S = 30.0
+
+T = TypeVar("T")
+
+
+class Lease:
+    """The writer's place, kept until the end of the context. One begins with `acquire`: restoring may take a while."""
+
+    def __init__(self, store: Store, fence: Fence, lease_s: float, metrics: WorkerMetrics) -> None:
+        self._store = store
+        self._fence = fence
+        self._lease_s = lease_s
+        self._metrics = metrics
+        self._stop = threading.Event()
+        self._error: StoreError | None = None
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def check(self) -> None:
+        """
+        Raises:
+            Fenced: another worker took the place.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        with suppress(StoreUnavailable):  # then the lease runs out by itself
+            self._store.release(self._fence)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._lease_s / 3):
+            try:
+                self._store.renew(self._fence, self._lease_s)
+            except StoreUnavailable:  # one that ran out can be prolonged as long as nobody else took it
+                self._metrics.store_up(False)
+            except StoreError as error:
+                self._error = error
+                return
+            else:
+                self._metrics.store_up(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +78,10 @@ class Snapshot:
 
 
 class Committer:
-    """One commit at a time. An error that a later try can mend is tried again until it is mended, or until `close`."""
+    """One commit at a time. What a later try can mend is tried again until it is mended, or until `finish` or `close`.
+
+    Each step is repeated by itself: a draft that is committed once more would be a second version.
+    """
 
     def __init__(
         self,
@@ -36,7 +90,6 @@ class Committer:
         *,
         dead_letters: Publisher,
         reader: Reader,
-        lease_s: float,
         metrics: WorkerMetrics,
         say: Callable[[str], None],
     ) -> None:
@@ -45,19 +98,15 @@ class Committer:
         self._writer = store.writer(fence)
         self._dead_letters = dead_letters
         self._reader = reader
-        self._lease_s = lease_s
         self._metrics = metrics
         self._say = say
         self._stop = threading.Event()
+        self._until_s = math.inf  # when trying again ends
         self._wake = threading.Condition()
         self._snapshot: Snapshot | None = None
-        self._error: HeadraceError | None = None
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True)
-            for name, loop in (("commit", self._commit_loop), ("lease", self._lease_loop))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread.start()
 
     @property
     def busy(self) -> bool:
@@ -65,7 +114,7 @@ class Committer:
         return self._snapshot is not None
 
     def check(self) -> None:
-        """Raises what ended one of the threads, above all `Fenced`."""
+        """Raises what ended the thread."""
         if self._error is not None:
             raise self._error
 
@@ -75,66 +124,63 @@ class Committer:
             self._snapshot = snapshot
             self._wake.notify_all()
 
-    def wait(self) -> None:
-        """Returns when nothing is on its way.
+    def finish(self, patience_s: float) -> None:
+        """Returns when nothing is on its way; what fails is tried again for `patience_s` at most.
 
         Raises:
-            HeadraceError: the snapshot cannot become a version.
+            HeadraceError: the snapshot did not become a version.
         """
+        self._until_s = time.monotonic() + patience_s
         with self._wake:
             self._wake.wait_for(lambda: self._snapshot is None or self._error is not None)
         self.check()
 
     def close(self) -> None:
-        """Stops the threads; a snapshot still on its way is given up."""
+        """Stops the thread; a snapshot still on its way is given up."""
         self._stop.set()
         with self._wake:
             self._wake.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
-    def _guarded(self, loop: Callable[[], None]) -> None:
+    def _run(self) -> None:
         try:
-            loop()
-        except HeadraceError as error:
+            self._loop()
+        except BaseException as error:  # noqa: BLE001 - handed over: `check` raises it in the worker's own thread
             with self._wake:
                 self._error = error
                 self._wake.notify_all()
 
-    def _commit_loop(self) -> None:
+    def _loop(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._snapshot is not None or self._stop.is_set())
                 snapshot = self._snapshot
             if snapshot is None:
                 return
-            self._until_done(lambda snapshot=snapshot: self._commit(snapshot))  # type: ignore[misc]
+            self._commit(snapshot)
             with self._wake:
                 self._snapshot = None
                 self._wake.notify_all()
 
-    def _lease_loop(self) -> None:
-        while not self._stop.wait(self._lease_s / 3):
-            self._until_done(lambda: self._store.renew(self._fence, self._lease_s))
+    def _commit(self, snapshot: Snapshot) -> None:
+        started = time.perf_counter()
+        self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
+        committed = self._until_done(lambda: self._writer.commit(snapshot.draft))
+        self._metrics.committed(committed, time.perf_counter() - started)
+        self._reader.commit(snapshot.positions)
+        self._until_done(lambda: self._store.retire(self._fence, snapshot.keep_last, snapshot.keep_every))
 
-    def _until_done(self, call: Callable[[], None]) -> None:
+    def _until_done(self, call: Callable[[], T]) -> T:
+        told = False
         while True:
             try:
-                call()
+                return call()
             except HeadraceError as error:
                 if not error.retriable:
                     raise
                 self._metrics.retry()
-                self._say(f"{error} Trying again every {RETRY_S:.0f} s; learning goes on.")
-                if self._stop.wait(RETRY_S):
+                if not told:
+                    self._say(f"{error} Trying again every {RETRY_S:.0f} s; learning goes on.")
+                told = True
+                if self._stop.wait(RETRY_S) or time.monotonic() >= self._until_s:
                     raise
-            else:
-                return
-
-    def _commit(self, snapshot: Snapshot) -> None:
-        started = time.perf_counter()
-        self._dead_letters.flush(FLUSH_S)
-        committed: Committed = self._writer.commit(snapshot.draft)
-        self._metrics.committed(committed, time.perf_counter() - started)
-        self._reader.commit(snapshot.positions)
-        self._store.retire(self._fence, snapshot.keep_last, snapshot.keep_every)

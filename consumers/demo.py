@@ -181,6 +181,7 @@ class Demo:
             for name in config.models:
                 self._start(name, "train", name)
             self._start("sampler", "serve")
+            self._wait_for_workers(config)
             publishing.start()
             self._say(f"The sampler answers at http://{config.sampler.host}:{config.sampler.port}")
             yield
@@ -197,6 +198,14 @@ class Demo:
                     process.wait()
             if publishing.ident is not None:
                 publishing.join()
+
+    def _wait_for_workers(self, config: Config) -> None:
+        """Importing torch takes them a while on two cores; a stream that ran ahead would only show up as lag."""
+        self._say("Starting three workers and the sampler…")
+        redis = connect(config.redis.url)
+        stores = [Store(redis, config.family(name), name) for name in config.models]
+        while not all(store.holder() for store in stores) and not self.stop.wait(0.2):
+            self._check_processes()
 
     def _start(self, name: str, *arguments: str) -> None:
         # -P: the current folder may hold a `models` of its own. A session of its own: Ctrl-C reaches only the demo,

@@ -22,8 +22,6 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 from starlette.datastructures import UploadFile
 
-from consumers.bridge import tensors
-
 from consumers.answers import (
     AliasTarget,
     Classified,
@@ -43,6 +41,7 @@ from consumers.answers import (
     standing,
 )
 from consumers.batcher import Batcher
+from consumers.bridge import tensors
 from consumers.gate import RETRY_AFTER, Writers, refusal
 from consumers.serving import Live, Serving, essentials
 from pipeline.config import NAME, SamplerConfig

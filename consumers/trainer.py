@@ -25,7 +25,7 @@ from models.evaluation import Prequential
 from pydantic import ValidationError
 
 from consumers.bridge import copied, tensors
-from consumers.committer import Committer, Snapshot
+from consumers.committer import Committer, Lease, Snapshot
 from consumers.feed import Feed, Item, Uplink
 from models.learner import Blueprint, Learner, State, structural_fields, update_generator
 from pipeline import __version__
@@ -113,17 +113,20 @@ class Worker:
         fence = self._take_place()
         if fence is None:
             return
-        try:
+        kafka, settings = self._config.kafka, self._settings
+        with Lease(self._store, fence, settings.lease_s, self._metrics) as lease:
             learner = self._build()
-            topics = self._settings.topics
-            ensure_topics(self._config.kafka, [*topics, *map(dead_letter_topic, topics)])
+            ensure_topics(kafka, [*settings.topics, *map(dead_letter_topic, settings.topics)])
             group = f"headrace-{self._name}"
-            kafka, settings = self._config.kafka, self._settings
             reader = Reader(kafka, settings.topics, positions=self._watermark, start=settings.start, group=group)
-            with Publisher(kafka) as dead_letters, reader:
-                self._learn(learner, fence, reader, dead_letters)
-        finally:
-            self._store.release(fence)
+            with reader, Publisher(kafka) as dead_letters:
+                committer = Committer(
+                    self._store, fence, dead_letters=dead_letters, reader=reader, metrics=self._metrics, say=self._say
+                )
+                try:
+                    self._learn(learner, lease, committer, reader, dead_letters)
+                finally:
+                    committer.close()
 
     def _take_place(self) -> Fence | None:
         """The fence, or None if `stop` came while standing by."""
@@ -172,21 +175,14 @@ class Worker:
 
     # --- the loop ---
 
-    def _learn(self, learner: Learner, fence: Fence, reader: Reader, dead_letters: Publisher) -> None:
+    def _learn(
+        self, learner: Learner, lease: Lease, committer: Committer, reader: Reader, dead_letters: Publisher
+    ) -> None:
         settings = self._settings
         decoder = RecordDecoder(
             settings.input,
             needs_label=learner.needs_label,
             decode=load_decoder(settings.decoder) if settings.decoder else None,
-        )
-        committer = Committer(
-            self._store,
-            fence,
-            dead_letters=dead_letters,
-            reader=reader,
-            lease_s=settings.lease_s,
-            metrics=self._metrics,
-            say=self._say,
         )
         feed = Feed(
             reader,
@@ -199,19 +195,20 @@ class Worker:
         )
         try:
             while not self._stop.is_set():
+                lease.check()
                 committer.check()
+                self._metrics.log_up(reader.reachable)
                 item = feed.take(TAKE_S)
                 if item is not None:
                     self._step(item, learner, dead_letters)
                 if self._due() and not committer.busy:
                     committer.submit(self._capture(learner, reader))
-            committer.wait()
+            committer.finish(settings.lease_s)
             if self._dirty:
                 committer.submit(self._capture(learner, reader))
-                committer.wait()
+                committer.finish(settings.lease_s)
         finally:
             feed.close()
-            committer.close()
 
     def _step(self, item: Item, learner: Learner, dead_letters: Publisher) -> None:
         """Everything that one item changes, so that a capture between two steps is consistent."""

@@ -36,7 +36,7 @@ MIN_LOG_SCALE = math.log(1 / 255)  # a Gaussian is never narrower than one step 
 class ImageVaeOptions(Options):
     """`width` is the number of channels at half the size, and half of it after that."""
 
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     beta: float = Field(1.0, ge=0)
     likelihood: Literal["bernoulli", "gaussian"] = structural("bernoulli")

@@ -77,8 +77,9 @@ class Balanced:
     """A full memory takes a slot from the largest class, until the record's own class has been the largest.
 
     From then on the class is *full* and keeps a reservoir of its own: of n_c records seen, one is kept with
-    probability m_c / n_c, where m_c is the class's number of slots. Records without a label are one class. A slot is
-    found, taken and given in O(1): each class has a list of its slots, each slot its place in that list.
+    probability m_c / n_c, where m_c is the class's number of slots. Records without a label are one class. Each
+    class has a list of its slots and each slot its place in that list, so that a slot is found, taken and given in
+    O(1); finding the largest class, for a record of a class that is not full, is O(classes).
     """
 
     def __init__(self, slots: int) -> None:
@@ -100,8 +101,9 @@ class Balanced:
             self._owner.append(label)
             self._append(label, slot)
             return slot
-        largest = max(self._members, key=lambda name: len(self._members[name]))  # the older class where two are equal
-        self._full.add(largest)
+        if label not in self._full:
+            largest = max(self._members, key=lambda name: len(self._members[name]))
+            self._full.add(label if len(members) == len(self._members[largest]) else largest)
         if label in self._full:
             choice = int(chance * self._seen[label])
             return members[choice] if choice < len(members) else None

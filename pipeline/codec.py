@@ -123,15 +123,11 @@ def decode(raw: bytes) -> dict[str, Array]:
     try:
         tensors = deserialize(raw)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise Corrupt(
-            f"An object is not in safetensors' format: {error}. Restore it from a backup."
-        ) from None
+        raise Corrupt(f"An object is not in safetensors' format: {error}. Restore it from a backup.") from None
     arrays = {}
     for name, fields in tensors:
         if fields["dtype"] not in ITEM_BYTES:
-            raise Corrupt(
-                f"An object holds {name} as {fields['dtype']}, which is not known here. Upgrade headrace."
-            )
+            raise Corrupt(f"An object holds {name} as {fields['dtype']}, which is not known here. Upgrade headrace.")
         arrays[name] = Array(fields["dtype"], tuple(fields["shape"]), np.frombuffer(fields["data"], np.uint8))
     return arrays
 

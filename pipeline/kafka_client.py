@@ -14,6 +14,7 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable, TopicMissing
 
 CONNECT_MS = 10_000
+RECONNECT_MS = 1_000  # kafka-python's own 30 s would keep a worker idle long after a broker is back
 
 # What delivery, order and watermarks rest on.
 OURS = {
@@ -47,7 +48,7 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
             raise ConfigError(f"kafka.client.{key} is set by headrace and cannot be changed. Remove it.")
         if key not in known:
             raise ConfigError(f"kafka.client.{key} is not a setting of kafka-python. Correct or remove it.")
-    settings = {"bootstrap_timeout_ms": CONNECT_MS, **ours, **config.client}
+    settings = {"bootstrap_timeout_ms": CONNECT_MS, "reconnect_backoff_max_ms": RECONNECT_MS, **ours, **config.client}
     with ExitStack() as on_failure:
 
         def network(**of_client: Any) -> Any:

@@ -60,17 +60,11 @@ def translated() -> Iterator[None]:
     except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
         raise StoreError(f"Redis refused the credentials: {error}. Check redis.url.") from error
     except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
-        raise StoreUnavailable(
-            f"Redis cannot be reached: {error}. Check that it runs and redis.url."
-        ) from error
+        raise StoreUnavailable(f"Redis cannot be reached: {error}. Check that it runs and redis.url.") from error
     except redis_errors.RedisError as error:
         if isinstance(error, PASSING_TYPES) or any(word in str(error) for word in PASSING):
-            raise StoreUnavailable(
-                f"Redis takes no writes: {error}. Check its memory and its disk."
-            ) from error
-        raise StoreError(
-            f"Redis refused a command: {error}. Check its version (6.2 or newer) and rights."
-        ) from error
+            raise StoreUnavailable(f"Redis takes no writes: {error}. Check its memory and its disk.") from error
+        raise StoreError(f"Redis refused a command: {error}. Check its version (6.2 or newer) and rights.") from error
 
 
 class Keyspace:
@@ -85,8 +79,7 @@ class Keyspace:
         common = (folder / "common.lua").read_text("utf-8")
         names = ("acquire", "renew", "commit", "retire", "alias", "clear")
         self._scripts = {
-            name: redis.register_script(common + (folder / f"{name}.lua").read_text("utf-8"))
-            for name in names
+            name: redis.register_script(common + (folder / f"{name}.lua").read_text("utf-8")) for name in names
         }
 
     def key(self, name: str) -> str:
@@ -130,9 +123,7 @@ class Keyspace:
                 pipe.execute()
         return sent
 
-    def fetch(
-        self, tensors: Mapping[str, TensorEntry], version: int, known: Container[str] = ()
-    ) -> dict[str, bytes]:
+    def fetch(self, tensors: Mapping[str, TensorEntry], version: int, known: Container[str] = ()) -> dict[str, bytes]:
         """The objects of a version's tensors that are not `known`, by digest, each checked against it.
 
         Raises:
@@ -141,9 +132,7 @@ class Keyspace:
         """
         parts = {part.digest: (name, part) for name, entry in tensors.items() for part in entry.parts}
         found: dict[str, bytes] = {}
-        for batch in _batches(
-            (digest, part.bytes) for digest, (_, part) in parts.items() if digest not in known
-        ):
+        for batch in _batches((digest, part.bytes) for digest, (_, part) in parts.items() if digest not in known):
             with translated():
                 raws: Any = self.redis.mget([self._tensor(digest) for digest in batch])
             for digest, raw in zip(batch, raws, strict=True):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.log import Partition  # noqa: TC001 - pydantic looks at it
+from pipeline.log import Partition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,9 +31,7 @@ class Lineage(BaseModel):
 
     partitions: tuple[Partition, ...] = ()
     updates: tuple[tuple[Run, ...], ...] = ()  # one entry an update, in the order in which they were made
-    outcomes: dict[
-        str, tuple[Run, ...]
-    ] = {}  # what was not learned: "skipped/tombstone", "dead-lettered/label", …
+    outcomes: dict[str, tuple[Run, ...]] = {}  # what was not learned: "skipped/tombstone", "dead-lettered/label", …
     changes: tuple[dict[str, Any], ...] = ()  # what else happened: {"config": …}, {"drift": …}
 
     def learned(self) -> Iterator[list[tuple[Partition, int]]]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from pipeline.codec import sha256
 from pipeline.errors import Corrupt
-from pipeline.lineage import Lineage  # noqa: TC001 - pydantic looks at it
+from pipeline.lineage import Lineage
 from pipeline.log import Partition
 
 FORMAT = 1
@@ -73,9 +73,7 @@ class Stored(Frozen):
         try:
             written = Stored.model_validate_json(raw).format
             if written > FORMAT:
-                raise Corrupt(
-                    f"{what} is of format {written}; this code reads up to {FORMAT}. Upgrade headrace."
-                )
+                raise Corrupt(f"{what} is of format {written}; this code reads up to {FORMAT}. Upgrade headrace.")
             return cls.model_validate_json(raw)
         except ValidationError as error:
             first = error.errors()[0]

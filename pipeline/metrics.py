@@ -120,12 +120,16 @@ class WorkerMetrics:
         self._changed.inc(committed.bytes_changed)
         self._moved.inc(committed.bytes_moved)
         self._commit.observe(seconds)
-        self._store_up.labels(self._model).set(1)
+        self.store_up(True)
 
     def retry(self) -> None:
         """A call to the store has failed and will be made again."""
         self._retries.inc()
-        self._store_up.labels(self._model).set(0)
+        self.store_up(False)
+
+    def store_up(self, up: bool) -> None:
+        """Whether the store answers."""
+        self._store_up.labels(self._model).set(up)
 
     def log_up(self, up: bool) -> None:
         """Whether the log can be read."""

@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from pipeline.config import KafkaConfig
-from pipeline.errors import ConfigError, LogError, OffsetsGone
+from pipeline.errors import ConfigError, OffsetsGone
 from pipeline.kafka_client import connect, missing_topics, translated
 from pipeline.records import Record
 
@@ -78,6 +78,7 @@ class Reader:
         self._topics = tuple(topics)
         self._max_buffered_bytes = max_buffered_bytes
         self._refresh_s = refresh_s
+        self.reachable = True  # whether the broker answered the last refresh
         self._changed = threading.Condition()  # guards what follows
         self._chunks: deque[tuple[Polled, int]] = deque()  # with their sizes in bytes
         self._buffered_bytes = 0
@@ -104,11 +105,10 @@ class Reader:
         )
         try:
             self._begin(positions or {}, start)
-        except KafkaError as error:
+        except BaseException as error:
             self._consumer.close(autocommit=False)
-            raise translated(error, config, "tell the offsets of " + ", ".join(self._topics)) from error
-        except LogError:
-            self._consumer.close(autocommit=False)
+            if isinstance(error, KafkaError):
+                raise translated(error, config, "tell the offsets of " + ", ".join(self._topics)) from error
             raise
         self._thread = threading.Thread(target=self._run, name="log-reader", daemon=True)
         self._thread.start()
@@ -294,7 +294,9 @@ class Reader:
         except KafkaError as error:
             if not error.retriable:
                 raise
+            self.reachable = False
             return  # the broker is away, or a new partition has no leader yet: next time
+        self.reachable = True
         if firsts:
             self._assign(firsts, ends)
         with self._changed:

@@ -232,9 +232,7 @@ def _apply(
 
 
 def _mismatch(number: int) -> Corrupt:
-    return Corrupt(
-        f"Part {number} is not of the dtype and shape that the manifest names. Use another version."
-    )
+    return Corrupt(f"Part {number} is not of the dtype and shape that the manifest names. Use another version.")
 
 
 def _index_dtype(rows: int) -> np.dtype[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -205,6 +206,8 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Below those that Linux and macOS give to outgoing connections, so that none takes it before the server does."""
+    ports = random.SystemRandom()
+    while not _is_free(port := ports.randrange(20_000, 32_768)):
+        pass
+    return port

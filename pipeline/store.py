@@ -153,9 +153,7 @@ class Store:
             found = [ref for ref in self.versions() if ref.digest.startswith(name)]
         if len(found) != 1:
             what = f"{len(found)} versions" if found else "no version"
-            raise NotFound(
-                f"{name} names {what} of {self.model}. `headrace versions {self.model}` lists them."
-            )
+            raise NotFound(f"{name} names {what} of {self.model}. `headrace versions {self.model}` lists them.")
         return found[0]
 
     def manifest(self, version: Ref | int | str = LATEST) -> Manifest:
@@ -196,17 +194,13 @@ class Store:
         objects = known | self._keys.fetch(tensors, manifest.version, known)
         if cache is not None:
             cache.clear()
-            cache.update(
-                (part.digest, objects[part.digest]) for entry in tensors.values() for part in entry.parts
-            )
+            cache.update((part.digest, objects[part.digest]) for entry in tensors.values() for part in entry.parts)
         arrays = {}
         for name, entry in tensors.items():
             try:
                 arrays[name] = assemble(entry, objects)
             except Corrupt as error:
-                raise Corrupt(
-                    f"Tensor {name} of version {manifest.version} of {self.model}: {error}"
-                ) from None
+                raise Corrupt(f"Tensor {name} of version {manifest.version} of {self.model}: {error}") from None
         return arrays
 
     def history(self, version: int) -> HistoryEntry:
@@ -219,9 +213,7 @@ class Store:
         with translated():
             raw: Any = self._redis.hget(self._keys.key("lineage"), str(version))
         if raw is None:
-            raise NotFound(
-                f"There is no version {version} of {self.model}. Its last reset may have removed it."
-            )
+            raise NotFound(f"There is no version {version} of {self.model}. Its last reset may have removed it.")
         return HistoryEntry.read(raw, f"The history of version {version} of {self.model}")
 
     def lineage(self, version: int) -> Lineage:
@@ -301,9 +293,7 @@ def models(redis: Redis) -> list[tuple[str, str]]:
     """Every (family, model) that a worker ever took, sorted."""
     with translated():
         members: Any = redis.smembers(REGISTRY)
-    return sorted(
-        (family, model) for family, _, model in (member.decode().partition(":") for member in members)
-    )
+    return sorted((family, model) for family, _, model in (member.decode().partition(":") for member in members))
 
 
 def _event(id_: bytes, fields: dict[bytes, bytes]) -> Event:

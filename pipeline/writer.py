@@ -168,16 +168,12 @@ class Writer:
                     f"Give Redis maxmemory-policy noeviction, and start the worker again."
                 )
             prepared.sent += self._keys.upload({digest: prepared.objects[digest] for digest in missing})
-        raise StoreError(
-            f"Objects of {ref} are taken as soon as they are uploaded. Check what else writes to Redis."
-        )
+        raise StoreError(f"Objects of {ref} are taken as soon as they are uploaded. Check what else writes to Redis.")
 
     # --- preparing ---
 
     def _prepare(self, draft: Draft) -> _Prepared:
-        tensors: dict[Name, Array | Delta] = {
-            ("serving", name): value for name, value in draft.serving.items()
-        }
+        tensors: dict[Name, Array | Delta] = {("serving", name): value for name, value in draft.serving.items()}
         tensors |= {("training", name): value for name, value in draft.training.items()}
         deltas = {name: value for name, value in tensors.items() if isinstance(value, Delta)}
         # The only step that can fail for a while comes before anything is changed.

@@ -459,15 +459,18 @@ serve(configuration(sys.argv[1], {"model": {}}))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_cleanly(redis_url: str, number: signal.Signals) -> None:
+def test_a_signal_ends_the_process_cleanly(redis_url: str) -> None:
     command = [sys.executable, "-c", PROGRAM, redis_url]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("The sampler answers at http://127.0.0.1:")
-        with httpx.Client(timeout=PATIENCE_S) as client:  # its connection stays open
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as terminated,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as interrupted,
+        httpx.Client(timeout=PATIENCE_S) as client,  # its connections stay open
+    ):
+        for process, number in ((terminated, signal.SIGTERM), (interrupted, signal.SIGINT)):
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert line.startswith("The sampler answers at http://127.0.0.1:")
             assert client.get(f"{line.split()[-1]}/healthz").json() == {"status": "alive"}
             process.send_signal(number)
             _, rest = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, rest) == (0, "")
+            assert (process.returncode, rest) == (0, "")

@@ -56,6 +56,8 @@ def test_every_answer_is_of_the_one_version_that_it_names(redis: Redis, redis_ur
         for _ in range(VERSIONS):
             # Each version goes live, and answers, before the next is made: each is one swap under load.
             assert at.serves(family, step(maker))
+            while answered.acquire(blocking=False):
+                pass
             assert answered.acquire(timeout=PATIENCE_S)
         done.set()
         for thread in threads:

@@ -1,4 +1,4 @@
-"""Drafts of versions for tests: small, and each different."""
+"""Drafts of versions for tests, small and each different, and the right to commit them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.lineage import LineageBuilder
 from pipeline.log import Partition
-from pipeline.writer import Draft
+from pipeline.store import Store
+from pipeline.writer import Draft, Fence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.codec import Array
+    from pipeline.codec import Array, from_numpy
     from pipeline.rowlog import Delta
 
 
@@ -46,3 +47,13 @@ def draft(
             **fields,
         }
     )
+
+
+def weights(value: float, rows: int = 4) -> Array:
+    return from_numpy(np.full((rows, 3), value, dtype=np.float32))
+
+
+def taken(store: Store, owner: str = "test") -> Fence:
+    fence = store.acquire(owner, 60)
+    assert fence is not None
+    return fence

@@ -13,9 +13,7 @@ PARTITIONS = [Partition("digits", 0), Partition("digits", 1), Partition("texts",
 NAMES = ["skipped/tombstone", "dead-lettered/undecodable"]
 
 # Mostly consecutive offsets, as in a log, with gaps and changes of partition.
-steps = st.lists(
-    st.tuples(st.sampled_from([0, 0, 0, 1, 2]), st.sampled_from([1, 1, 1, 1, 2, 1000])), max_size=40
-)
+steps = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1, 2]), st.sampled_from([1, 1, 1, 1, 2, 1000])), max_size=40)
 
 
 def origins(walk: list[tuple[int, int]], ends: list[int]) -> list[tuple[Partition, int]]:

@@ -172,9 +172,22 @@ def test_aborted_records_are_not_read_and_positions_step_over_markers(
         (0, b"kept 1"),
         (4, b"kept 2"),
     ]
-    with Reader(kafka_config, [topic], positions={partition: 8}, group="g") as reader:
+
+
+def test_an_aborted_transaction_alone_moves_positions(kafka: str, kafka_config: KafkaConfig, topic: str) -> None:
+    partition = Partition(topic, 0)
+    with transactional(kafka) as producer, Reader(kafka_config, [topic], group="g") as reader:
+        until(reader, lambda polled: True)
+        producer.begin_transaction()
+        producer.send(topic, b"aborted")
+        producer.flush()
+        producer.abort_transaction()
+        [polled] = until(reader, lambda polled: polled.positions[partition] == 2)
+        assert polled.records == []
+        assert reader.lag() == {partition: 0}
+    with Reader(kafka_config, [topic], positions=polled.positions, group="g") as reader:
         publish(kafka_config, topic, b"next")
-        assert [record.offset for record in take(reader, 1)[0]] == [8]
+        assert [record.offset for record in take(reader, 1)[0]] == [2]
 
 
 def test_an_open_transaction_holds_back_what_follows(kafka: str, kafka_config: KafkaConfig, topic: str) -> None:

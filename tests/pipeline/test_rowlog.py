@@ -121,9 +121,7 @@ def test_a_long_run_moves_little_and_stores_little(pattern: Pattern) -> None:
     for _ in range(400):
         index = next(indices)
         changed = 2 * index.size * row_bytes  # as much again in tensors that are not tracked
-        moved = tracked.commit(
-            index, rng.integers(0, 255, (index.size, row_bytes), np.uint8), int(0.15 * changed)
-        )
+        moved = tracked.commit(index, rng.integers(0, 255, (index.size, row_bytes), np.uint8), int(0.15 * changed))
         # What changed, what was spared, 2 bytes of row number for each row of 64 bytes, a header.
         assert moved <= (index.size * row_bytes + 0.15 * changed) * (1 + 2 / row_bytes) + 200
         assert len(tracked.log.entry.parts) <= rowlog.MAX_PARTS

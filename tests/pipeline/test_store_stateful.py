@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,9 +21,11 @@ from tests.pipeline.drafts import draft
 from tests.services import unique
 
 if TYPE_CHECKING:
-    from pipeline.writer import Draft, Fence, Writer
-    from redis import Redis
     from collections.abc import Mapping
+
+    from redis import Redis
+
+    from pipeline.writer import Draft, Fence, Writer
 
 ROWS = 12
 MODELS = ("mother", "daughter")  # of one family

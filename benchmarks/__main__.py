@@ -1,0 +1,108 @@
+"""Measures what the README claims: `python -m benchmarks`, or one part of it: `python -m benchmarks swaps`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from redis import Redis
+
+from benchmarks import commits as commits_part
+from benchmarks import latency as latency_part
+from benchmarks import swaps as swaps_part
+from benchmarks import throughput as throughput_part
+from benchmarks.machine import machine, others, versions
+from benchmarks.report import Findings, keep
+from benchmarks.stage import Stage, stage
+
+app = typer.Typer(help=__doc__, pretty_exceptions_enable=False, add_completion=False)
+To = Annotated[Path, typer.Option(help="The folder with README.md and results.json, which are written.")]
+HERE = Path(__file__).parent
+
+
+def say(line: str) -> None:
+    """Progress, with the time of day."""
+    print(f"{datetime.now(UTC):%H:%M:%S}  {line}", flush=True)
+
+
+def perform(part: str, measure: Callable[[Stage], Findings], to: Path) -> None:
+    """Runs one part on servers of its own, and keeps and prints what it found."""
+    say(f"{part}: starting Kafka and Redis")
+    started_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder, stage(Path(folder), say) as place:
+        server = Redis.from_url(place.servers.redis_url).info("server")["redis_version"]
+        with others() as taken:
+            findings = measure(place)
+    circumstances = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine(),
+        "versions": versions(server),
+        **taken,
+    }
+    keep(to, part, findings, circumstances)
+    for figure in findings.figures:
+        say(figure.row(circumstances["date"]))
+    for note in findings.notes:
+        say(note)
+    say(f"{part}: {time.monotonic() - started_s:.0f} s; meanwhile {taken}")
+
+
+@app.callback(invoke_without_command=True)
+def everything(context: typer.Context, to: To = HERE) -> None:
+    """All parts, about ten minutes on two cores. Nothing else should run meanwhile."""
+    if context.invoked_subcommand is None:
+        for part in (throughput, latency, swaps, commits):
+            part(to=to)
+
+
+@app.command()
+def throughput(
+    records: Annotated[int, typer.Option(help="Learned in each run.", min=10_000)] = 60_000,
+    repeats: Annotated[int, typer.Option(help="RAM-fed and Kafka-fed, in turn.", min=1)] = 3,
+    threads: Annotated[list[int] | None, typer.Option(help="Of torch; default 1 and 2.")] = None,
+    to: To = HERE,
+) -> None:
+    """Kafka-fed of RAM-fed records/s, and where the difference goes."""
+    numbers = threads or [1, 2]
+    perform("throughput", lambda s: throughput_part.measure(s, records=records, repeats=repeats, threads=numbers), to)
+
+
+@app.command()
+def latency(
+    seconds: Annotated[float, typer.Option(help="So long records are published.", min=1)] = 30,
+    snapshot_every_s: Annotated[float, typer.Option(help="The worker's cadence.", min=0.01)] = 0.25,
+    records: Annotated[int, typer.Option(help="Learned before, to know the full load.", min=5_000)] = 20_000,
+    to: To = HERE,
+) -> None:
+    """Publish → served, seen by an outside client."""
+    perform(
+        "latency",
+        lambda s: latency_part.measure(s, seconds=seconds, snapshot_every_s=snapshot_every_s, records=records),
+        to,
+    )
+
+
+@app.command()
+def swaps(swaps: Annotated[int, typer.Option(help="How many.", min=20)] = 1000, to: To = HERE) -> None:
+    """Hot swaps under steady requests."""
+    perform("swaps", lambda s: swaps_part.measure(s, swaps=swaps), to)
+
+
+@app.command()
+def commits(
+    slots: Annotated[int, typer.Option(help="Of the replay memory.", min=1)] = 10_000,
+    commits: Annotated[int, typer.Option(help="With a full memory, for each learner.", min=2)] = 30,
+    updates: Annotated[int, typer.Option(help="Between two commits.", min=1)] = 20,
+    to: To = HERE,
+) -> None:
+    """Bytes moved per commit, and the stall of the updates."""
+    perform("commits", lambda s: commits_part.measure(s, slots=slots, commits=commits, updates=updates), to)
+
+
+if __name__ == "__main__":
+    app()

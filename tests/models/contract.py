@@ -1,0 +1,294 @@
+"""What every learner promises, in the manner of river's `checks/`: subclass `LearnerContract` and give it a `case`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from models.learner import Batch, Blueprint, Classifier, Generator, Learner, Options, Rows, State, update_generator
+
+CPU = torch.device("cpu")
+SEED = 5
+GREETINGS = {
+    "en": ["good morning to you", "where is the library?", "thank you very much", "see you tomorrow 🙂"],
+    "zh": ["早上好", "图书馆在哪里", "非常感谢你", "明天见🙂"],
+    "ru": ["доброе утро", "где здесь библиотека?", "большое спасибо", "увидимся завтра"],
+    "ar": ["صباح الخير", "أين المكتبة؟", "شكرا جزيلا لك", "أراك غدا"],
+}
+
+
+@cache
+def digits(size: int = 8) -> tuple[Tensor, list[str]]:
+    """scikit-learn's digits, (1797, 1, size, size) uint8, and their labels."""
+    data = load_digits()
+    x = torch.from_numpy(data.images * 255 / 16).to(torch.uint8)[:, None]
+    return x.repeat_interleave(size // 8, 2).repeat_interleave(size // 8, 3), [str(y) for y in data.target]
+
+
+def texts(length: int = 32) -> tuple[Tensor, list[str]]:
+    """Greetings in four scripts, sixteen times over: (256, length) int32."""
+    pairs = [(text, label) for row in range(4) for label, some in GREETINGS.items() for text in [some[row]]] * 16
+    points = [[ord(c) for c in text] + [0] * (length - len(text)) for text, _ in pairs]
+    return torch.tensor(points, dtype=torch.int32), [label for _, label in pairs]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A learner at a small size, and records for it with at least four classes."""
+
+    blueprint: Blueprint
+    options: Options
+    x: Tensor
+    labels: Sequence[str]
+
+    def learner(self, seed: int = SEED) -> Learner:
+        return self.blueprint.learner(self.options, tuple(self.x.shape[1:]), seed, CPU)
+
+    def batch(self, start: int, count: int = 8, labels: Sequence[str | None] | None = None) -> Batch:
+        """`count` records from number `start` on, around and around."""
+        rows = [number % len(self.x) for number in range(start, start + count)]
+        ids = [hashlib.blake2b(str(row).encode(), digest_size=16).digest() for row in rows]
+        return Batch(
+            x=self.x[rows],
+            labels=[self.labels[row] for row in rows] if labels is None else labels,
+            origins=torch.tensor([(0, 0, row) for row in rows]),
+            ids=torch.tensor([list(name) for name in ids], dtype=torch.uint8),
+        )
+
+    def learn(self, learner: Learner, updates: range, seed: int = SEED) -> list[float]:
+        """The losses of updates number …, with eight records each."""
+        return [learner.learn(self.batch(8 * u), update_generator(seed, u)).loss for u in updates]
+
+    def learned(self, updates: int = 6, seed: int = SEED) -> Learner:
+        learner = self.learner(seed)
+        self.learn(learner, range(updates), seed)
+        return learner
+
+
+def cloned(state: State) -> State:
+    """What comes back from a store: whole tensors of its own, JSON that was text."""
+
+    def copy(value: Tensor | Rows) -> Tensor:
+        return (value.tensor if isinstance(value, Rows) else value).clone()
+
+    serving = {name: copy(value) for name, value in state.serving.items()}
+    training = {name: copy(value) for name, value in state.training.items()}
+    return State(serving, training, json.loads(json.dumps(state.meta)))
+
+
+def tensors(state: State) -> dict[str, Tensor]:
+    whole = cloned(state)
+    return {
+        name: value for name, value in {**whole.serving, **whole.training}.items() if isinstance(value, Tensor)
+    }
+
+
+def same(one: State, other: State) -> bool:
+    """Whether two states agree to the last bit."""
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) and one.meta == other.meta
+
+
+def answers(learner_model: object, x: Tensor, labels: Sequence[str | None]) -> Tensor:
+    """What the model is for, as one tensor."""
+    if isinstance(learner_model, Generator):
+        return learner_model.generate(range(len(labels)), labels)
+    assert isinstance(learner_model, Classifier)
+    return learner_model.classify(x)
+
+
+class LearnerContract:
+    """The suite. The fixture `case` says for which learner."""
+
+    @pytest.fixture
+    def case(self) -> Case:
+        raise NotImplementedError
+
+    def test_reads_its_inputs_and_never_writes_to_them(self, case: Case) -> None:
+        learner, batch = case.learned(), case.batch(100)
+        before = [t.clone() for t in (batch.x, batch.origins, batch.ids)]
+        labels = list(batch.labels)
+        learner.learn(batch, update_generator(SEED, 99))
+        assert all(torch.equal(a, b) for a, b in zip(before, (batch.x, batch.origins, batch.ids), strict=True))
+        assert list(batch.labels) == labels
+
+    def test_answers_before_it_has_learned_anything(self, case: Case) -> None:
+        model = case.learner().model
+        assert model.classes == []
+        answer = answers(model, case.x[:3], [None] * 3)
+        if isinstance(model, Classifier):
+            assert answer.shape == (3, 0)
+        else:
+            assert (answer.shape, answer.dtype) == (case.x[:3].shape, torch.uint8)
+
+    def test_learns_a_stream_of_one_class(self, case: Case) -> None:
+        learner = case.learner()
+        for update in range(3):
+            batch = case.batch(8 * update, labels=["only"] * 8)
+            assert math.isfinite(learner.learn(batch, update_generator(SEED, update)).loss)
+        assert learner.model.classes == ["only"]
+
+    def test_learns_a_batch_of_one(self, case: Case) -> None:
+        learner = case.learner()
+        for update in range(3):
+            assert math.isfinite(learner.learn(case.batch(update, 1), update_generator(SEED, update)).loss)
+
+    def test_classes_grow_in_the_order_of_first_appearance(self, case: Case) -> None:
+        learner = case.learner()
+        for update, labels in enumerate([["b", "a", "b"], ["a", "a", "c"], ["ü 🙂", "b", "c"]]):
+            assert not learner.refuses(labels)
+            learner.learn(case.batch(0, 3, labels), update_generator(SEED, update))
+        assert learner.model.classes == ["b", "a", "c", "ü 🙂"]
+        assert learner.capture().meta["classes"] == learner.model.classes
+
+    def test_predicts_before_it_learns(self, case: Case) -> None:
+        learner = case.learner()
+        for update in range(8):
+            batch = case.batch(8 * update)
+            model = learner.model
+            if isinstance(model, Classifier):
+                known = model.classes
+                expected = [known[k] for k in model.classify(batch.x).argmax(1)] if known else [None] * 8
+                report = learner.learn(batch, update_generator(SEED, update))
+                assert report.predicted == expected
+            else:
+                assert learner.learn(batch, update_generator(SEED, update)).predicted is None
+
+    def test_same_seed_same_bits(self, case: Case) -> None:
+        assert same(case.learned().capture(), case.learned().capture())
+
+    def test_other_seed_other_bits(self, case: Case) -> None:
+        ours, others = tensors(case.learned().capture()), tensors(case.learned(seed=SEED + 1).capture())
+        assert any(not torch.equal(ours[name], others[name]) for name in ours)
+
+    def test_touches_no_global_random_numbers(self, case: Case) -> None:
+        before = (torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[index,union-attr]
+        answers(case.learned().model, case.x[:2], [None, None])
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert before[1:] == (np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[index,union-attr]
+
+    def test_goes_on_to_the_last_bit_after_a_restart(self, case: Case) -> None:
+        learner = case.learned()
+        state = cloned(learner.capture())
+        restored = case.learner(seed=SEED + 1)
+        restored.restore(state)
+        assert same(restored.capture(), state)
+        assert case.learn(restored, range(6, 16)) == case.learn(learner, range(6, 16))
+        assert same(restored.capture(), learner.capture())
+        assert restored.replay_size == learner.replay_size
+
+    def test_a_restart_copies_what_it_is_given(self, case: Case) -> None:
+        state = cloned(case.learned().capture())
+        before = cloned(state)
+        restored = case.learner()
+        restored.restore(state)
+        case.learn(restored, range(6, 9))
+        assert same(state, before)
+
+    def test_a_missing_tensor_is_named(self, case: Case) -> None:
+        state = cloned(case.learned().capture())
+        name = next(iter(state.serving))
+        incomplete = {key: value for key, value in state.serving.items() if key != name}
+        with pytest.raises(ValueError, match=name):
+            case.learner().restore(State(incomplete, state.training, state.meta))
+
+    def test_a_tensor_of_another_shape_is_named(self, case: Case) -> None:
+        state = cloned(case.learned().capture())
+        for kind in ("serving", "training"):
+            for name in getattr(state, kind):
+                parts = {"serving": dict(state.serving), "training": dict(state.training)}
+                parts[kind][name] = torch.zeros(1, 2, 3, 4, 5)
+                with pytest.raises(ValueError, match=name.split("/")[-1]):
+                    case.learner().restore(State(parts["serving"], parts["training"], state.meta))
+
+    def test_its_state_does_not_grow_with_the_stream(self, case: Case) -> None:
+        learner = case.learned(20)
+        size = {name: tensor.shape for name, tensor in tensors(learner.capture()).items()}
+        case.learn(learner, range(20, 40))
+        assert {name: tensor.shape for name, tensor in tensors(learner.capture()).items()} == size
+        assert learner.replay_size <= learner.replay_capacity
+
+    def test_rows_that_are_not_named_as_changed_are_unchanged(self, case: Case) -> None:
+        learner = case.learned()
+        first = learner.capture()
+        assert all(v.changed is None for v in [*first.serving.values(), *first.training.values()] if isinstance(v, Rows))
+        stored = cloned(first)
+        restored = case.learner()
+        restored.restore(stored)
+        for one in (learner, restored):
+            before = tensors(stored)
+            for updates in (range(0), range(6, 8), range(8, 20)):
+                case.learn(one, updates)
+                state = one.capture()
+                for name, value in {**state.serving, **state.training}.items():
+                    if isinstance(value, Rows):
+                        self._check_rows(name, value, before[name], moved=bool(updates))
+                before = tensors(state)
+
+    @staticmethod
+    def _check_rows(name: str, rows: Rows, before: Tensor, *, moved: bool) -> None:
+        assert rows.changed is not None, f"{name}: rows are tracked from the first capture on"
+        assert moved or not len(rows.changed), f"{name}: nothing was learned, so nothing changed"
+        assert torch.equal(rows.changed, rows.changed.unique()), f"{name}: sorted and unique"
+        replayed = before.clone()
+        replayed[rows.changed] = rows.tensor[rows.changed]
+        assert torch.equal(replayed, rows.tensor), f"{name}: another row changed as well"
+
+    def test_the_served_model_answers_as_the_learner_does(self, case: Case) -> None:
+        learner = case.learned()
+        state = cloned(learner.capture())
+        served = case.blueprint.model(case.options, tuple(case.x.shape[1:]), state.meta)
+        served.load_state_dict(state.serving)
+        assert served.classes == learner.model.classes
+        labels = [None, *learner.model.classes[:3]]
+        assert torch.equal(answers(served, case.x[:4], labels), answers(learner.model, case.x[:4], labels))
+
+    def test_probabilities_sum_to_one(self, case: Case) -> None:
+        model = case.learned().model
+        if isinstance(model, Classifier):
+            p = model.classify(case.x[:9])
+            assert (p.shape, p.dtype) == ((9, len(model.classes)), torch.float32)
+            torch.testing.assert_close(p.sum(1), torch.ones(9))
+
+    def test_a_drawing_depends_on_its_own_seed_and_label_alone(self, case: Case) -> None:
+        model = case.learned().model
+        if isinstance(model, Generator):
+            a, b = model.classes[:2]
+            seeds, labels = [4, 7, 7, 9], [a, b, None, a]
+            together = model.generate(seeds, labels)
+            assert (together.shape, together.dtype) == ((4, *case.x.shape[1:]), torch.uint8)
+            for row, (seed, label) in enumerate(zip(seeds, labels, strict=True)):
+                assert torch.equal(model.generate([seed], [label])[0], together[row])
+            assert not torch.equal(together[0], together[3])
+            assert model.generate([], []).shape == (0, *case.x.shape[1:])
+            with pytest.raises(KeyError, match="never"):
+                model.generate([1], ["never"])
+
+    def test_an_evaluation_repeats_and_takes_labels_that_are_unknown(self, case: Case) -> None:
+        model = case.learned().model
+        if isinstance(model, Generator):
+            labels = [None, "never", *model.classes[:2]]
+            first = model.evaluate(case.x[:4], labels)
+            assert math.isfinite(first)
+            assert model.evaluate(case.x[:4], labels) == first
+
+    def test_unlabelled_records_are_learned_where_no_label_is_needed(self, case: Case) -> None:
+        learner = case.learner()
+        batch = case.batch(0, labels=[None] * 7 + ["one"])
+        if learner.needs_label:
+            with pytest.raises(ValueError, match="label"):
+                learner.learn(batch, update_generator(SEED, 0))
+        else:
+            assert math.isfinite(learner.learn(batch, update_generator(SEED, 0)).loss)
+            assert learner.model.classes == ["one"]

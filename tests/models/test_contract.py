@@ -1,0 +1,50 @@
+"""The contract suite, on every built-in learner and on a user's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.image_classifier import ImageClassifierOptions
+from models.image_generator import ImageVaeOptions
+from models.registry import BUILTIN
+from models.text_classifier import TextClassifierOptions
+from tests.models import class_means
+from tests.models.contract import Case, LearnerContract, digits, texts
+
+IMAGE = ImageClassifierOptions(width=8, hidden=16, replay_slots=24, replay_draws=4)
+TEXT = TextClassifierOptions(buckets=512, dim=8, hidden=16, replay_slots=24, replay_draws=4)
+VAE = ImageVaeOptions(width=8, latent=4, label_dim=4, replay_slots=24, replay_draws=4)
+
+
+def image_case(options: ImageClassifierOptions) -> Case:
+    return Case(BUILTIN["image-classifier"], options, *digits())
+
+
+def text_case(options: TextClassifierOptions) -> Case:
+    return Case(BUILTIN["text-classifier"], options, *texts())
+
+
+def vae_case(options: ImageVaeOptions) -> Case:
+    return Case(BUILTIN["image-vae"], options, *digits())
+
+
+CASES = {
+    "image-classifier": image_case(IMAGE),
+    "image-classifier, reservoir": image_case(IMAGE.model_copy(update={"replay_policy": "reservoir"})),
+    "image-classifier, no memory": image_case(IMAGE.model_copy(update={"replay_slots": 0})),
+    "text-classifier": text_case(TEXT),
+    "image-vae": vae_case(VAE),
+    "image-vae, gaussian": vae_case(VAE.model_copy(update={"likelihood": "gaussian", "replay_policy": "balanced"})),
+    "a user's own": Case(class_means.blueprint, class_means.MeansOptions(), *digits()),
+}
+
+
+class TestContract(LearnerContract):
+    @pytest.fixture(params=CASES.values(), ids=CASES.keys())
+    def case(self, request: pytest.FixtureRequest) -> Case:
+        assert isinstance(request.param, Case)
+        return request.param
+
+
+def test_every_built_in_learner_is_in_the_suite() -> None:
+    assert {id(blueprint) for blueprint in BUILTIN.values()} <= {id(case.blueprint) for case in CASES.values()}

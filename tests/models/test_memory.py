@@ -1,0 +1,199 @@
+"""The replay memory against plain Python: who sits where, what a draw gives, what an operation costs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.learner import Batch
+from models.memory import PolicyName, ReplayMemory
+
+CPU = torch.device("cpu")
+STREAMS = st.lists(st.lists(st.integers(-1, 4), min_size=1, max_size=9), max_size=30)  # batches of class numbers
+
+
+def memory(slots: int, policy: PolicyName) -> ReplayMemory:
+    return ReplayMemory(slots, (2,), torch.int32, CPU, policy)
+
+
+def batch(first: int, y: list[int]) -> Batch:
+    """Records number `first` and on: the number is in x, in the origin and in the id."""
+    numbers = torch.arange(first, first + len(y))
+    origins = torch.stack([numbers * 0, numbers * 0 + 1, numbers], 1)
+    ids = numbers[:, None].to(torch.uint8).repeat(1, 16)
+    return Batch(torch.stack([numbers, -numbers], 1).to(torch.int32), [str(c) for c in y], origins, ids)
+
+
+def fill(one: ReplayMemory, stream: list[list[int]], rng: torch.Generator, first: int = 0) -> int:
+    for y in stream:
+        one.add(batch(first, y), y, rng)
+        first += len(y)
+    return first
+
+
+def kept(one: ReplayMemory) -> dict[str, Tensor]:
+    return {name: rows.tensor[: one.size].clone() for name, rows in one.capture().items()}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+@given(STREAMS, st.integers(1, 12))
+def test_a_reservoir_is_algorithm_r_record_by_record(stream: list[list[int]], slots: int) -> None:
+    ours = memory(slots, "reservoir")
+    fill(ours, stream, seeded())
+
+    theirs: list[tuple[int, int]] = []  # (number, class) by slot
+    rng, number = seeded(), 0
+    for y in stream:
+        for label, chance in zip(y, torch.rand(len(y), generator=rng, dtype=torch.float64).tolist(), strict=True):
+            place = len(theirs) if len(theirs) < slots else int(chance * (number + 1))
+            if place == len(theirs) < slots:
+                theirs.append((number, label))
+            elif place < slots:
+                theirs[place] = (number, label)
+            number += 1
+    rows = kept(ours)
+    assert list(zip(rows["memory/x"][:, 0].tolist(), rows["memory/y"].tolist(), strict=True)) == theirs
+
+
+@given(STREAMS, st.integers(1, 12), st.sampled_from(["reservoir", "balanced"]))
+def test_a_slot_holds_one_record_whole(stream: list[list[int]], slots: int, policy: PolicyName) -> None:
+    ours = memory(slots, policy)
+    total = fill(ours, stream, seeded())
+    labels = [label for y in stream for label in y]
+    rows = kept(ours)
+    numbers = rows["memory/x"][:, 0].tolist()
+    assert ours.size == len(numbers) == min(slots, total)
+    assert len(set(numbers)) == len(numbers)
+    assert rows["memory/y"].tolist() == [labels[number] for number in numbers]
+    assert rows["memory/x"][:, 1].tolist() == [-number for number in numbers]
+    assert rows["memory/origins"].tolist() == [[0, 1, number] for number in numbers]
+    assert rows["memory/ids"].tolist() == [[number % 256] * 16 for number in numbers]
+
+
+@given(STREAMS, st.integers(1, 12))
+def test_balanced_memory_takes_from_the_largest_class_alone(stream: list[list[int]], slots: int) -> None:
+    ours = memory(slots, "balanced")
+    rng, first = seeded(), 0
+    for label in [label for y in stream for label in y]:
+        before = Counter(kept(ours)["memory/y"].tolist())
+        first = fill(ours, [[label]], rng, first)
+        after = Counter(kept(ours)["memory/y"].tolist())
+        if ours.size == sum(before.values()):  # it was full
+            gone = before - after
+            assert all(before[name] == max(before.values()) for name in gone)
+            assert after - before <= Counter([label])
+
+
+@settings(max_examples=50)
+@given(STREAMS, STREAMS, st.integers(1, 12), st.sampled_from(["reservoir", "balanced"]))
+def test_it_goes_on_after_a_restart_as_if_nothing_had_been(
+    before: list[list[int]], after: list[list[int]], slots: int, policy: PolicyName
+) -> None:
+    ours = memory(slots, policy)
+    first = fill(ours, before, seeded())
+    restored = memory(slots, policy)
+    state = {name: rows.tensor.clone() for name, rows in ours.capture().items()}
+    restored.restore(json.loads(json.dumps(ours.meta())), state)
+    fill(ours, after, seeded(1), first)
+    fill(restored, after, seeded(1), first)
+    assert restored.meta() == ours.meta()
+    ours_rows, restored_rows = kept(ours), kept(restored)
+    assert all(torch.equal(restored_rows[name], rows) for name, rows in ours_rows.items())
+
+
+def shares(policy: PolicyName, stream: list[list[int]], slots: int, runs: int) -> Tensor:
+    """How often each record of the stream is in the memory at the end, over many seeds."""
+    counts = torch.zeros(sum(map(len, stream)))
+    for seed in range(runs):
+        ours = memory(slots, policy)
+        fill(ours, stream, seeded(seed))
+        counts[kept(ours)["memory/x"][:, 0].long()] += 1
+    return counts / runs
+
+
+def test_a_reservoir_keeps_every_record_with_equal_probability() -> None:
+    found = shares("reservoir", [[0] * 10] * 4, slots=10, runs=2000)
+    assert (found - 10 / 40).abs().max() < 4 * (0.25 * 0.75 / 2000) ** 0.5  # four standard deviations
+
+
+def test_balanced_memory_gives_classes_equal_room_and_each_a_uniform_sample() -> None:
+    stream = [[0] * 24, [1] * 12, [0, 1] * 6]  # 30 of class 0 and 18 of class 1
+    labels = torch.tensor([label for y in stream for label in y])
+    found = shares("balanced", stream, slots=8, runs=2000)
+    for label, total in ((0, 30), (1, 18)):
+        assert found[labels == label].sum() == 4
+        p = 4 / total
+        assert (found[labels == label] - p).abs().max() < 4.5 * (p * (1 - p) / 2000) ** 0.5
+
+
+def test_a_rare_class_keeps_all_its_records() -> None:
+    ours = memory(20, "balanced")
+    fill(ours, [[0] * 50, [0, 1] * 3, [0] * 200], seeded())
+    assert Counter(kept(ours)["memory/y"].tolist()) == {0: 17, 1: 3}
+
+
+def test_draws_are_uniform_and_never_more_than_there_are() -> None:
+    ours = memory(8, "reservoir")
+    assert len(ours.draw(5, seeded()).y) == 0
+    fill(ours, [[3, 4, 5]], seeded())
+    assert len(ours.draw(5, seeded()).y) == 3
+    fill(ours, [[6] * 5], seeded(), 3)
+    rng = seeded()
+    slots = torch.cat([ours.draw(8, rng).slots for _ in range(500)])
+    assert (torch.bincount(slots) / 4000 - 1 / 8).abs().max() < 4 * (1 / 8 * 7 / 8 / 4000) ** 0.5
+    drawn = ours.draw(8, seeded())
+    assert torch.equal(drawn.x[:, 0], drawn.slots.to(torch.int32))  # record n is in slot n here
+    assert drawn.y.tolist() == [[3, 4, 5, 6, 6, 6, 6, 6][slot] for slot in drawn.slots]
+
+
+def test_a_memory_of_no_slots_keeps_nothing_and_draws_no_random_number() -> None:
+    ours, rng = memory(0, "reservoir"), seeded()
+    fill(ours, [[1, 2]], rng)
+    assert (ours.size, len(ours.draw(4, rng).y)) == (0, 0)
+    assert torch.equal(rng.get_state(), seeded().get_state())
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the elements that operations make; what is written in place is not made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLW3201
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and all(out is not value for value in args):
+            shared = any(isinstance(v, Tensor) and v.data_ptr() == out.data_ptr() for v in args)
+            self.elements += 0 if shared else out.numel()
+        return out
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "balanced"])
+def test_no_operation_makes_more_numbers_in_a_larger_memory(policy: PolicyName) -> None:
+    def traffic(slots: int) -> int:
+        ours = memory(slots, policy)
+        fill(ours, [[0, 1, 2, 3]] * (slots // 4), seeded())
+        kept(ours)
+        with Traffic() as counted:
+            ours.add(batch(0, [1, 2] * 4), [1, 2] * 4, seeded(3))
+            ours.draw(8, seeded())
+        return counted.elements
+
+    small, large = traffic(40), traffic(40_000)
+    assert 0 < large <= small
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    ours = memory(4, "balanced")
+    state: dict[str, Any] = {name: rows.tensor for name, rows in memory(5, "balanced").capture().items()}
+    with pytest.raises(ValueError, match="x is"):
+        ours.restore(ours.meta(), state)
