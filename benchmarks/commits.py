@@ -56,7 +56,7 @@ class Costs(WorkerMetrics):
     def __init__(self, model: str, *, slots: int, commits: int, records: int, stop: threading.Event) -> None:
         super().__init__(CollectorRegistry(), model)
         self.found: list[Cost] = []
-        self._slots, self._commits, self._records, self._stop = slots, commits, records, stop
+        self._slots, self._commits, self._left, self._stop = slots, commits, records, stop
         self._steps_s: list[float] = []
         self._replayable = 0  # records in the memory
         self._was_full = False
@@ -66,8 +66,8 @@ class Costs(WorkerMetrics):
         super().updated(step_s, timestamps_ms, **values)
         self._steps_s.append(step_s)
         self._replayable = values["replay_records"]
-        self._records -= len(timestamps_ms)
-        if self._records <= 0:
+        self._left -= len(timestamps_ms)
+        if self._left <= 0:
             self._stop.set()
 
     def stalled(self, seconds: float) -> None:
@@ -121,7 +121,7 @@ def measure(stage: Stage, *, slots: int, commits: int, updates: int) -> Findings
             stage.say(f"{figure.what}: {figure.found}")
         figures += found
         raw[name] = {"stored_bytes": stored, "commits": [asdict(cost) for cost in costs]}
-    note = f"A version every {updates} updates of 64 records, {slots:,} replay slots, {commits} commits with a full memory."
+    note = f"A version every {updates} updates of 64 records; {slots:,} replay slots."
     return Findings(figures, [note], raw)
 
 

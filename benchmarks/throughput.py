@@ -73,7 +73,8 @@ def rate_per_s(store: Store, records: int) -> float:
     """Records/s between the first version and the last one that still had records of `records` before it."""
     newest = store.resolve("latest").version
     made = [store.history(number) for number in range(1, newest + 1)]
-    running = [(m.created_ms / 1000, m.counts["learned"]) for m in made if m.counts["learned"] < records]
+    points = [(m.created_ms / 1000, m.counts.get("learned", 0)) for m in made]
+    running = [point for point in points if 0 < point[1] < records]
     (first_s, first), (last_s, last) = running[0], running[-1]
     return (last - first) / (last_s - first_s)
 
@@ -121,7 +122,7 @@ def _account(profile: dict[str, Any], ram_per_s: float, kafka_per_s: float, tabl
     return (
         f"an update of {size} records takes {ram_ms:.1f} ms from RAM and {kafka_ms:.1f} ms in the profiled worker, "
         f"of which the learner has {learn * kafka_ms:.1f}, waiting for a batch {waiting * kafka_ms:.1f}, "
-        f"snapshots {capture * kafka_ms:.1f} and the accounts of the update {rest * kafka_ms:.1f}; the learner's thread "
-        f"is on a core for {main['running']:.0%} of the time, without one for {main['without_core']:.0%}. "
+        f"snapshots {capture * kafka_ms:.1f} and the accounts of the update {rest * kafka_ms:.1f}; the learner's "
+        f"thread is on a core for {main['running']:.0%} of the time, without one for {main['without_core']:.0%}. "
         f"The worker's other threads take of a core: {', '.join(f'{name} {share:.0%}' for name, share in others)}."
     )

@@ -78,7 +78,7 @@ class Snapshot:
 
 
 class Committer:
-    """One commit at a time. What a later try can mend is tried again until it is mended, or until `finish` or `close`.
+    """One commit at a time. What a later try can mend is tried again until it is mended, or until `finish` gives up.
 
     Each step is repeated by itself: a draft that is committed once more would be a second version.
     """
@@ -87,9 +87,8 @@ class Committer:
         self,
         store: Store,
         fence: Fence,
-        *,
-        dead_letters: Publisher,
         reader: Reader,
+        dead_letters: Publisher,
         metrics: WorkerMetrics,
         say: Callable[[str], None],
     ) -> None:
@@ -106,7 +105,6 @@ class Committer:
         self._snapshot: Snapshot | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
-        self._thread.start()
 
     @property
     def busy(self) -> bool:
@@ -135,8 +133,14 @@ class Committer:
             self._wake.wait_for(lambda: self._snapshot is None or self._error is not None)
         self.check()
 
-    def close(self) -> None:
-        """Stops the thread; a snapshot still on its way is given up."""
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A snapshot still on its way is given up."""
         self._stop.set()
         with self._wake:
             self._wake.notify_all()

@@ -26,7 +26,7 @@ LANGUAGES = (
     "ar", "bg", "cs", "da", "de", "el", "es", "fi", "fr", "he", "hu", "it", "ja", "ko", "nl", "pl", "pt", "ro", "ru",
     "sv", "tr", "uk", "vi", "zh_Hans",
 )  # fmt: skip
-MARKUP = re.compile(r"%\([a-z_]+\)[sd]|%[sd]|\{[^}]*\}|<[^>]*>")
+MARKUP = re.compile(r"%\([^)]*\)[.\d]*\w?|%[sd]|\{[^}]*\}|<[^>]*>")
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ class Follower:
             self._say(f"{self.store.model}: {problem}")
             self._set(problem=problem)
         else:
-            self.live and self.live.model.load_state_dict(live.model.state_dict()); self._set(live=Live(live.manifest, live.digest, self.live.model if self.live else live.model, live.input, live.objects), problem=None)
+            self._set(live=live, problem=None)
             self._metrics.swapped(self.store.model, live.manifest, time.perf_counter() - started)
 
     def _forget(self) -> None:

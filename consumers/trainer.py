@@ -20,13 +20,13 @@ from threading import Event
 from typing import Any
 
 import torch
-from models.drift import DriftDetector
-from models.evaluation import Prequential
 from pydantic import ValidationError
 
 from consumers.bridge import copied, tensors
 from consumers.committer import Committer, Lease, Snapshot
 from consumers.feed import Feed, Item, Uplink
+from models.drift import DriftDetector
+from models.evaluation import Prequential
 from models.learner import Blueprint, Learner, State, structural_fields, update_generator
 from pipeline import __version__
 from pipeline.config import Config, ModelConfig
@@ -39,6 +39,7 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.records import RecordDecoder, load_decoder
 from pipeline.store import Draft, Fence, Store
 
+BOUNDS = {"input.max_bytes", "input.max_pixels"}  # of what is let in; all else of `input` is what has been learned
 TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
 
 
@@ -119,14 +120,12 @@ class Worker:
             ensure_topics(kafka, [*settings.topics, *map(dead_letter_topic, settings.topics)])
             group = f"headrace-{self._name}"
             reader = Reader(kafka, settings.topics, positions=self._watermark, start=settings.start, group=group)
-            with reader, Publisher(kafka) as dead_letters:
-                committer = Committer(
-                    self._store, fence, dead_letters=dead_letters, reader=reader, metrics=self._metrics, say=self._say
-                )
-                try:
-                    self._learn(learner, lease, committer, reader, dead_letters)
-                finally:
-                    committer.close()
+            with (
+                reader,
+                Publisher(kafka) as dead_letters,
+                Committer(self._store, fence, reader, dead_letters, self._metrics, self._say) as committer,
+            ):
+                self._learn(learner, lease, committer, reader, dead_letters)
 
     def _take_place(self) -> Fence | None:
         """The fence, or None if `stop` came while standing by."""
@@ -159,7 +158,10 @@ class Worker:
         changes = config_changes(manifest, self._settings, self._blueprint)
         serving = tensors(self._store.arrays(manifest, "serving"))
         training = tensors(self._store.arrays(manifest, "training"))
-        learner.restore(State(serving, training, manifest.meta))
+        try:
+            learner.restore(State(serving, training, manifest.meta))
+        except ValueError as error:
+            raise mismatch(manifest, str(error)) from None
         self._watermark = manifest.positions()
         self._counts = Counter(manifest.counts)
         self._updates = self._captured_updates = manifest.updates
@@ -245,8 +247,10 @@ class Worker:
                 accuracy=self._prequential.accuracy,
                 replay_records=learner.replay_size,
             )
-        self._watermark.update(item.positions)
-        self._dirty = True
+        for partition, position in item.positions.items():
+            if self._watermark.get(partition) != position:
+                self._watermark[partition] = position
+                self._dirty = True
 
     def _outcome(self, name: str, record: Any) -> None:
         self._lineage.outcome(name, Partition(record.topic, record.partition), record.offset)
@@ -341,11 +345,19 @@ def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Bluepri
     fixed = {
         f"options.{key}" for key in structural_fields(blueprint.options) if options_before.get(key) != options_now[key]
     }
-    fixed |= {key for key in ("learner", "input") if key in changes}
+    if "learner" in changes:
+        fixed.add("learner")
+    if "input" in changes:
+        was, shall = changes["input"]
+        fixed |= {f"input.{key}" for key in was.keys() | shall.keys() if was.get(key) != shall.get(key)} - BOUNDS
     if fixed:
-        keys = ", ".join(sorted(fixed))
-        raise StateMismatch(
-            f"{manifest.model}: {keys} changed, and version {manifest.version} cannot follow. Put the old value back, "
-            f"start anew with `headrace reset {manifest.model}`, or give the model another name."
-        )
+        raise mismatch(manifest, f"{', '.join(sorted(fixed))} changed.")
     return changes
+
+
+def mismatch(manifest: Manifest, why: str) -> StateMismatch:
+    """The error for a version that the configuration does not fit, with the choices."""
+    return StateMismatch(
+        f"models.{manifest.model}: {why} Version {manifest.version} cannot follow. Put the old value back, "
+        f"start anew with `headrace reset {manifest.model}`, or give the model another name."
+    )

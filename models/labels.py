@@ -45,8 +45,14 @@ class Labels:
             raise ValueError(f"{next(iter(refused.values()))}. Drop the rows that `refuses` names before learning.")
         return [label for label in dict.fromkeys(labels) if label is not None and label not in self._numbers]
 
-    def add(self, labels: Iterable[str]) -> None:
-        """Numbers new labels."""
+    def add(self, labels: Sequence[str]) -> None:
+        """Numbers new labels.
+
+        Raises:
+            ValueError: they are too many.
+        """
+        if len(self._classes) + len(labels) > self._limit:
+            raise ValueError(f"{len(self._classes) + len(labels)} classes are more than max_classes = {self._limit}.")
         for label in labels:
             self._numbers[label] = len(self._classes)
             self._classes.append(label)

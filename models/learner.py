@@ -126,6 +126,7 @@ class Learner(Protocol):
 
     #: whether records without a label are skipped
     needs_label: bool
+
     @property
     def replay_capacity(self) -> int:
         """The most records that the replay memory holds; 0: there is none."""

@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from pipeline.config import KafkaConfig
-from pipeline.errors import LogUnavailable, RecordError
+from pipeline.errors import LogError, LogUnavailable, RecordError
 from pipeline.kafka_client import connect, translated
 
 RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
@@ -190,5 +190,5 @@ class Publisher:
         self._release(size)
 
     def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise translated(self._failure, self._config, "take a record") from self._failure
+        if self._failure is not None:  # never LogUnavailable: no later call of this publisher can succeed
+            raise LogError(str(translated(self._failure, self._config, "take a record"))) from self._failure

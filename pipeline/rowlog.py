@@ -157,18 +157,17 @@ class RowLog:
         alive = np.flatnonzero(live)
         live, sizes = live[alive], self._sizes[alive]
         parts, stored = len(alive) + 1, int(sizes.sum()) + changed
-        excess = stored - STORED * len(self._rows)
         least = 2 * self.nbytes // CHUNK_BYTES  # parts that a large tensor has in any case
+        many, halfway = parts - least - PARTS, (MAX_PARTS - PARTS) // 2
         if parts > MAX_PARTS + least:
             # Many at once: then a row is merged a few times in its life, as in a log-structured merge tree.
-            victims = np.argsort(live, kind="stable")[: parts - least - (PARTS + MAX_PARTS) // 2]
+            victims = np.argsort(live, kind="stable")[: many - halfway]
             max_rows = int(live[victims].sum())
-        elif excess > 0:
-            victims = np.argsort(live / sizes, kind="stable")
-            freed = np.cumsum((sizes - live)[victims])
-            victims = victims[: int(np.searchsorted(freed, excess)) + 1]
         else:
-            victims = np.argsort(live, kind="stable")[: max(0, parts - least - PARTS)]
+            excess = stored - STORED * len(self._rows)
+            order = np.argsort(live / sizes if excess > 0 and many < halfway else live, kind="stable")
+            left = excess - np.cumsum([0, *(sizes - live)[order]])  # without the first 0, 1, 2, … of them
+            victims = order[: max(0, many, int((left > 0).sum()))]
         rank = np.full(len(self._parts) + 1, len(victims))  # of a part among the victims
         rank[alive[victims]] = np.arange(len(victims))
         ranks = rank[self._owner]  # (N,)

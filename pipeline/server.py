@@ -24,7 +24,7 @@ from typing import IO, ClassVar, Self
 from pipeline.errors import ConfigError, HeadraceError
 
 HOST = "127.0.0.1"
-START_S = 60.0  # a cold disk and a busy machine
+START_S = 120.0  # a JVM on a cold disk and a busy machine
 STOP_S = 20.0  # then SIGKILL
 LOCK_S = 10.0  # how long servers of a killed parent may take to let go of the folder
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import base64
 import http.client
 import io
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,15 +23,12 @@ from redis import Redis
 from safetensors.torch import load
 
 from consumers.registry import resolve_blueprint
-from pipeline.errors import ConfigError
-from pipeline.local import EmbeddedRedis
 from pipeline.store import Store
 from tests.consumers.marked import Maker, marked, step
 from tests.consumers.running import PATIENCE_S, Running, configuration, running
 from tests.services import unique
 
 GREY = {"kind": "image", "size": 8, "channels": 1}
-TOKEN = "a token of the tests"
 
 
 def picture(side: str = "left", size: int = 8, form: str = "PNG") -> bytes:
@@ -353,64 +346,7 @@ def test_a_page_of_another_site_is_turned_away_by_its_host(sampler: Running) -> 
         assert sampler.client.get("/models", headers={"Host": host}).status_code == 200
 
 
-def test_with_a_token_only_its_holder_writes(redis_url: str, redis_: Redis, family: str) -> None:
-    step(marked(Store(redis_, family, family)))
-    url = f"/models/{family}/aliases/stable"
-    with running(configuration(redis_url, {family: {}}, host="0.0.0.0", token=TOKEN)) as at:  # noqa: S104
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer é"}):
-            raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-            answer = at.client.put(url, json={"version": 1}, headers=raw)
-            assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
-            assert answer.headers["www-authenticate"] == "Bearer"
-        assert at.client.delete(url).status_code == 401
-        right = {"Authorization": f"Bearer {TOKEN}"}
-        assert at.client.put(url, json={"version": 1}, headers=right).status_code == 204
-        assert at.client.get("/models", headers={"Host": "any.example"}).status_code == 200
-
-
-def test_beyond_loopback_without_a_token_nobody_writes(redis_url: str, redis_: Redis, family: str) -> None:
-    step(marked(Store(redis_, family, family)))
-    with running(configuration(redis_url, {family: {}}, host="0.0.0.0")) as at:  # noqa: S104
-        answer = at.client.put(f"/models/{family}/aliases/stable", json={"version": 1})
-        assert (answer.status_code, answer.json()["error"]) == (403, "read-only")
-        assert at.said == ["0.0.0.0 is not loopback and sampler.token is not set: the routes that write are closed."]
-
-
 # --- operation ---
-
-
-def test_it_is_ready_when_every_model_has_a_version(redis_url: str, redis_: Redis, family: str) -> None:
-    with running(configuration(redis_url, {family: {}})) as at:
-        answer = at.client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.json() == {
-            "ready": False,
-            "store": "reachable",
-            "models": {family: {"version": None, "problem": None}},
-        }
-        step(marked(Store(redis_, family, family)))
-        assert at.serves(family, 1)
-        answer = at.client.get("/readyz")
-        assert (answer.status_code, answer.json()["ready"]) == (200, True)
-
-
-def test_without_redis_it_answers_and_says_so(tmp_path: Path) -> None:
-    with EmbeddedRedis(tmp_path) as server:
-        with Redis.from_url(server.url) as redis:
-            maker = marked(Store(redis, "model", "model"))
-            step(maker)
-        with running(configuration(server.url, {"model": {}})) as at:
-            assert at.serves("model", 1)
-            server.stop()
-            assert at.follower("model").wait_for(lambda f: f.unreachable_since_s is not None, PATIENCE_S)
-            ready = at.client.get("/readyz")
-            assert ready.status_code == 200
-            assert ready.json()["store"].startswith("unreachable since 20")
-            answer = at.client.post("/models/model/classify", content=b"x")
-            assert (answer.status_code, answer.json()["version"]) == (200, 1)
-            stored = at.client.get("/models/model/versions")
-            assert (stored.status_code, stored.json()["error"]) == (503, "store")
-            assert stored.headers["retry-after"] == "1"
 
 
 def test_the_metrics_are_prometheus_text(sampler: Running) -> None:
@@ -442,35 +378,3 @@ def test_the_routes_are_documented(sampler: Running) -> None:
     operations = {(method, path): op for path, ops in document["paths"].items() for method, op in ops.items()}
     assert ("post", "/models/{model}/classify") in operations
     assert all(operation["description"] for operation in operations.values())
-
-
-def test_a_port_that_is_taken_is_an_error_that_says_so(redis_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = configuration(redis_url, {}, port=taken.getsockname()[1])
-        with pytest.raises(ConfigError, match="Set another"), running(config):
-            pass
-
-
-PROGRAM = """
-import sys
-from consumers.sampler import serve
-from tests.consumers.running import configuration
-serve(configuration(sys.argv[1], {"model": {}}))
-"""
-
-
-def test_a_signal_ends_the_process_cleanly(redis_url: str) -> None:
-    command = [sys.executable, "-c", PROGRAM, redis_url]
-    with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as terminated,
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as interrupted,
-        httpx.Client(timeout=PATIENCE_S) as client,  # its connections stay open
-    ):
-        for process, number in ((terminated, signal.SIGTERM), (interrupted, signal.SIGINT)):
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            assert line.startswith("The sampler answers at http://127.0.0.1:")
-            assert client.get(f"{line.split()[-1]}/healthz").json() == {"status": "alive"}
-            process.send_signal(number)
-            _, rest = process.communicate(timeout=PATIENCE_S)
-            assert (process.returncode, rest) == (0, "")

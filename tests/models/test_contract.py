@@ -40,7 +40,7 @@ CASES = {
 
 
 class TestContract(LearnerContract):
-    @pytest.fixture(params=CASES.values(), ids=CASES.keys())
+    @pytest.fixture(params=list(CASES.values()), ids=list(CASES))
     def case(self, request: pytest.FixtureRequest) -> Case:
         assert isinstance(request.param, Case)
         return request.param

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+
+from pipeline.codec import Array, from_numpy
 from pipeline.lineage import LineageBuilder
 from pipeline.log import Partition
+from pipeline.rowlog import Delta
 from pipeline.store import Store
 from pipeline.writer import Draft, Fence
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from pipeline.codec import Array, from_numpy
-    from pipeline.rowlog import Delta
 
 
 def draft(

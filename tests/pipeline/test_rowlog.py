@@ -112,10 +112,12 @@ def hot_and_cold(rng: np.random.Generator, rows: int, batch: int) -> Iterator[ND
         cold = 2 * batch + (cold + 1) % (rows - 2 * batch)
 
 
-@pytest.mark.parametrize("pattern", [uniform, zipf, ring, hot_and_cold])
-def test_a_long_run_moves_little_and_stores_little(pattern: Pattern) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "batch", "stored"), [(uniform, 300, 2.6), (zipf, 3000, 2.9), (ring, 300, 1.2), (hot_and_cold, 300, 2.2)]
+)
+def test_a_long_run_moves_little_and_stores_little(pattern: Pattern, batch: int, stored: float) -> None:
     rng = np.random.default_rng(0)
-    rows, row_bytes, batch = 10_000, 64, 300
+    rows, row_bytes = 10_000, 64
     tracked = Tracked(rng.integers(0, 255, (rows, row_bytes), dtype=np.uint8))
     indices = pattern(rng, rows, batch)
     for _ in range(400):
@@ -125,7 +127,7 @@ def test_a_long_run_moves_little_and_stores_little(pattern: Pattern) -> None:
         # What changed, what was spared, 2 bytes of row number for each row of 64 bytes, a header.
         assert moved <= (index.size * row_bytes + 0.15 * changed) * (1 + 2 / row_bytes) + 200
         assert len(tracked.log.entry.parts) <= rowlog.MAX_PARTS
-        assert tracked.stored_rows <= 2.6 * rows  # headers and row numbers counted in
+        assert tracked.stored_rows <= stored * rows  # headers and row numbers counted in
     tracked.check()
 
 

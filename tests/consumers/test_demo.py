@@ -1,0 +1,111 @@
+"""The demo as a user runs it: ended by Ctrl-C it leaves nothing behind, and started again it goes on."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from redis import Redis
+
+from consumers import demo_data
+from consumers.demo import MARGINS, Exam
+from pipeline.store import Store
+
+PATIENCE_S = 120.0
+MODELS = ("digits", "languages", "drawings")
+
+
+def processes(folder: Path) -> list[str]:
+    """Command lines of all processes that were started for the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on(tmp_path: Path, kafka: str, redis_url: str) -> None:
+    url = redis_url.rpartition("/")[0] + "/9"
+    folder = tmp_path / "demo"
+    headrace = Path(sys.executable).with_name("headrace")
+    command = [headrace, "demo", "--folder", folder, "--kafka", kafka, "--redis", url]
+    with Redis.from_url(url) as redis, (tmp_path / "out").open("wb") as out:
+        stores = [Store(redis, name, name) for name in MODELS]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        pause = Event()
+        for _ in range(int(PATIENCE_S / 0.1)):
+            if all(store.head() for store in stores) or process.poll() is not None:
+                break
+            pause.wait(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0, (tmp_path / "out").read_text()
+        assert processes(folder) == []
+        before = {store.model: store.manifest() for store in stores}
+
+        again = subprocess.run(
+            [*command, "--seconds", "20"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert processes(folder) == []
+        for store in stores:
+            after = store.manifest()
+            assert after.version > before[store.model].version
+            assert after.counts["learned"] > before[store.model].counts["learned"]
+            assert f"{store.model}: held-out" in again.stdout
+    assert list((folder / "drawings").glob("v*.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last", "resumed", "passed"),
+    [
+        ("digits", 0.0, 0.70, False, True),
+        ("digits", 0.0, 0.50, False, False),
+        ("digits", 0.97, 0.96, True, True),
+        ("digits", 0.97, 0.90, True, False),
+        ("drawings", 190.0, 100.0, False, True),
+        ("drawings", 190.0, 180.0, False, False),
+        ("drawings", 100.0, 101.0, True, True),
+        ("drawings", 100.0, 110.0, True, False),
+        ("drawings", -100.0, -200.0, False, True),
+        ("languages", 0.0, None, False, False),
+    ],
+)
+def test_a_run_passes_only_by_its_margin(
+    name: str, first: float, last: float | None, resumed: bool, passed: bool
+) -> None:
+    exam = Exam(torch.zeros(1), ["a"], first=first, last=last, resumed=resumed)
+    assert MARGINS[name].passed(exam) is passed
+    sentence = MARGINS[name].sentence(name, exam)
+    assert ("passed" in sentence) is passed
+
+
+def test_what_is_held_out_is_never_published() -> None:
+    for split in (demo_data.digits(), demo_data.texts()):
+        published = {sample.value for sample in split.published}
+        assert published.isdisjoint(sample.value for sample in split.held_out)
+        assert {sample.label for sample in split.held_out} == {sample.label for sample in split.published}
+    digits = demo_data.digits()
+    once = list(islice(demo_data.digit_stream(digits, random.Random(1)), len(digits.published)))
+    assert sorted(sample.value for sample in once) == sorted(sample.value for sample in digits.published)
+
+
+def test_languages_arrive_one_after_the_other() -> None:
+    split = demo_data.texts()
+    stream = [sample.label for sample in islice(demo_data.text_stream(split, random.Random(2), every=50), 1500)]
+    arrived = [len(set(stream[:end])) for end in (50, 300, 1500)]
+    assert arrived[0] <= 6 < arrived[1] < arrived[2] == 25
+    later = demo_data.text_stream(split, random.Random(2), already=10_000, every=50)
+    assert len({sample.label for sample in islice(later, 500)}) == 25
+    assert not re.search(r"%\(|<a ", " ".join(sample.value.decode() for sample in split.published))

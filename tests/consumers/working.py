@@ -1,0 +1,145 @@
+"""A real worker for tests: on a thread, against the real Kafka and Redis."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from consumers.registry import resolve_blueprint
+from consumers.trainer import Worker
+from pipeline.config import Config, validate
+from pipeline.log import Publisher
+from pipeline.manifest import Manifest
+from pipeline.metrics import WorkerMetrics
+from pipeline.store import Store, connect
+
+PATIENCE_S = 30.0  # a slow machine is no failure
+COUNTING = {"learner": "tests.consumers.counting:blueprint", "input": {"kind": "text", "max_chars": 16}}
+
+
+def configuration(kafka: str, redis_url: str, *topics: str, **model: Any) -> Config:
+    """One model, named after its first topic, that counts numbers; `model` are keys of its table."""
+    table = {**COUNTING, "topics": topics, "batch_size": 8, "max_wait_ms": 20, "snapshot_every_s": 0.05, **model}
+    tree = {
+        "kafka": {"bootstrap_servers": kafka, "partitions": 1},
+        "redis": {"url": redis_url},
+        "models": {topics[0]: table},
+    }
+    return validate(tree, "test")
+
+
+@dataclass(slots=True)
+class Working:
+    """A worker and what it leaves in the store."""
+
+    name: str
+    store: Store
+    registry: CollectorRegistry
+    worker: Worker
+    stop: threading.Event
+    said: list[str]
+    error: BaseException | None = None
+    thread: threading.Thread = field(init=False)
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self._run, name="worker")
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.worker.run()
+        except BaseException as error:  # noqa: BLE001 - handed over: `join` raises it
+            self.error = error
+
+    def until(self, true_of: Callable[[Manifest], bool]) -> Manifest:
+        """The first head of which it is true."""
+        last = "0"
+        while True:
+            head = self.store.head()
+            if head is not None and true_of(manifest := self.store.manifest(head)):
+                return manifest
+            events = self.store.events(last, int(1000 * PATIENCE_S))
+            last = events[-1].id if events else last
+            if not events or self.error is not None:
+                self.join()
+                raise AssertionError(f"no such version came; the worker said {self.said}")
+
+    def read(self, records: int) -> Manifest:
+        """The first head that accounts for so many records, in whatever way."""
+        return self.until(lambda manifest: sum(manifest.counts.values()) >= records)
+
+    def join(self) -> None:
+        """Waits for the end, and raises what ended it."""
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+    def finish(self) -> Manifest:
+        """Stops it; the head that it leaves."""
+        self.stop.set()
+        self.join()
+        return self.store.manifest()
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, {"model": self.name, **labels})
+
+
+def prepared(config: Config) -> Working:
+    """A worker that does not run yet.
+
+    Raises:
+        ConfigError: as `Worker` does.
+    """
+    [name] = config.models
+    store = Store(connect(config.redis.url), config.family(name), name)
+    registry, stop, said = CollectorRegistry(), threading.Event(), list[str]()
+    worker = Worker(
+        name,
+        config,
+        resolve_blueprint(config.model(name).learner),
+        store,
+        WorkerMetrics(registry, name),
+        stop=stop,
+        say=said.append,
+        owner="test",
+    )
+    return Working(name, store, registry, worker, stop, said)
+
+
+@contextmanager
+def working(config: Config) -> Iterator[Working]:
+    """A worker that runs, until the context ends."""
+    run = prepared(config)
+    run.start()
+    try:
+        yield run
+    finally:
+        run.stop.set()
+        run.thread.join(PATIENCE_S)
+
+
+def learned(config: Config) -> Working:
+    """A worker that ran until something could be read, and has ended."""
+    with working(config) as run:
+        run.until(lambda manifest: bool(manifest.counts))
+        run.finish()
+    return run
+
+
+def publish(config: Config, topic: str, values: Iterable[bytes | None], label: str | None = None) -> None:
+    """Publishes to the topic, and waits until it is there."""
+    headers = [] if label is None else [("label", label.encode())]
+    with Publisher(config.kafka) as publisher:
+        for value in values:
+            publisher.publish(topic, value, key=b"key", headers=headers)
+
+
+def numbers(*ranges: Iterable[int]) -> list[bytes]:
+    """Numbers as the texts that the counting learner reads."""
+    return [str(number).encode() for range_ in ranges for number in range_]

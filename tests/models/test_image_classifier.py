@@ -1,0 +1,105 @@
+"""The image classifier alone: sizes, accuracy, growth, replay, limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn import functional as F
+
+from models.image_classifier import ImageClassifierOptions, learner
+from models.learner import update_generator
+from models.registry import BUILTIN
+from tests.models.contract import CPU, SEED, Case, digits
+
+BLUEPRINT = BUILTIN["image-classifier"]
+
+
+def case(**options: object) -> Case:
+    return Case(
+        BLUEPRINT,
+        ImageClassifierOptions.model_validate({"width": 8, "hidden": 32, "learning_rate": 4e-3, **options}),
+        *digits(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"),
+    [((1, 8, 8), 4), ((1, 16, 16), 8), ((1, 28, 28), 7), ((3, 32, 32), 8), ((4, 33, 47), 6), ((3, 128, 128), 8)],
+)
+def test_any_size_and_number_of_channels(shape: tuple[int, ...], side: int) -> None:
+    options = ImageClassifierOptions(width=8, hidden=16, learning_rate=4e-3, replay_slots=0)
+    ours = learner(options, shape, SEED, CPU)
+    x = torch.randint(256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Case(BLUEPRINT, options, x, ["a", "b"]).batch(0, 2)
+    losses = [ours.learn(batch, update_generator(SEED, update)).loss for update in range(12)]
+    assert losses[0] == pytest.approx(torch.tensor(2.0).log().item())  # two new classes, a head of zeros
+    assert losses[-1] < losses[0] / 2
+    assert ours.model.get_submodule("blocks")(torch.zeros(1, *shape)).shape[3] == side
+
+
+def test_one_pass_over_the_digits_is_enough() -> None:
+    one = case(width=16)
+    ours = one.learner()
+    hits = [
+        predicted == label
+        for update in range(50)
+        for batch in [one.batch(32 * update, 32)]
+        for predicted, label in zip(
+            ours.learn(batch, update_generator(SEED, update)).predicted or (), batch.labels, strict=True
+        )
+    ]
+    assert sum(hits[-800:]) / 800 > 0.88
+    p = BLUEPRINT.model(one.options, (1, 8, 8), ours.capture().meta)
+    p.load_state_dict(dict(ours.model.state_dict()))  # type: ignore[attr-defined]
+    chosen = p.classify(one.x[1600:]).argmax(1).tolist()  # type: ignore[attr-defined]
+    assert sum(p.classes[k] == y for k, y in zip(chosen, one.labels[1600:], strict=True)) / 197 > 0.9
+
+
+def test_the_loss_is_the_cross_entropy_from_before_the_update() -> None:
+    one = case()
+    ours = one.learned(12)
+    assert len(ours.model.classes) == 10
+    batch = one.batch(200)
+    p = ours.model.classify(batch.x)  # type: ignore[attr-defined]
+    y = torch.tensor([ours.model.classes.index(str(label)) for label in batch.labels])
+    assert ours.learn(batch, update_generator(SEED, 12)).loss == pytest.approx(F.nll_loss(p.log(), y).item(), rel=1e-4)
+
+
+def test_replay_keeps_what_the_stream_has_left_behind() -> None:
+    def accuracy_on_the_first_classes(replay_slots: int) -> float:
+        one = case(replay_slots=replay_slots, replay_draws=16)
+        order = sorted(range(800), key=lambda row: one.labels[row] >= "5")  # 0 to 4, then 5 to 9
+        ordered = Case(BLUEPRINT, one.options, one.x[order], [one.labels[row] for row in order])
+        ours = ordered.learner()
+        for update in range(50):
+            ours.learn(ordered.batch(16 * update, 16), update_generator(SEED, update))
+        chosen = ours.model.classify(ordered.x[:400]).argmax(1).tolist()  # type: ignore[attr-defined]
+        classes = ours.model.classes
+        hits: int = sum(classes[k] == label for k, label in zip(chosen, ordered.labels[:400], strict=True))
+        return hits / 400
+
+    assert accuracy_on_the_first_classes(0) < 0.3
+    assert accuracy_on_the_first_classes(200) > 0.75
+
+
+def test_a_label_beyond_the_limit_is_refused_and_not_learned() -> None:
+    one = case(max_classes=3)
+    ours = one.learner()
+    labels = ["a", "b", "x", "c", "y", "a", "x", "c"]
+    assert list(ours.refuses(labels)) == [3, 4, 7]
+    assert "'c'" in ours.refuses(labels)[3]
+    before = ours.model.state_dict()["blocks.0.convolution.weight"].clone()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="max_classes"):
+        ours.learn(one.batch(0, labels=labels), update_generator(SEED, 0))
+    assert torch.equal(ours.model.state_dict()["blocks.0.convolution.weight"], before)  # type: ignore[attr-defined]
+    assert ours.model.classes == []
+    ours.learn(one.batch(0, 3, ["a", "b", "x"]), update_generator(SEED, 0))
+    assert list(ours.refuses(["x", "b", "new"])) == [2]
+
+
+def test_options_name_what_does_not_fit() -> None:
+    with pytest.raises(ValidationError, match="multiple of 8"):
+        ImageClassifierOptions(width=12)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        ImageClassifierOptions.model_validate({"widht": 16})

@@ -1,0 +1,202 @@
+"""README's commands are run, in their order, on a real Kafka and Redis: a README that lies fails the build."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+
+import confluent_kafka
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+HEADRACE = Path(sys.executable).with_name("headrace")
+PATIENCE_S = 90.0
+SERVERS = "headrace local"  # its work is done by the servers that all tests share
+UNTIL_CTRL_C = ("headrace watch", "headrace publish pictures --follow")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Every line of the shell blocks, without its comment."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [line.split(" # ")[0].strip() for line in lines if line.strip()]
+
+
+class Shell:
+    """Runs README's lines in one folder, against the servers of the tests."""
+
+    def __init__(self, folder: Path, kafka: str, redis_url: str, port: int) -> None:
+        self.folder = folder
+        self.kafka = kafka
+        self.port = port
+        self.background: list[subprocess.Popen[bytes]] = []
+        self.environment = os.environ | {
+            "HEADRACE__KAFKA__BOOTSTRAP_SERVERS": kafka,
+            "HEADRACE__REDIS__URL": redis_url,
+            "HEADRACE__SAMPLER__PORT": str(port),
+        }
+
+    def run(self, line: str) -> None:
+        program = line.split()[0]
+        {"headrace": self.headrace, "curl": self.curl, "kcat": self.kcat, "make": self.make, "pip": self.pip}[program](
+            line
+        )
+
+    def headrace(self, line: str) -> None:
+        words = shlex.split(line.removesuffix("&").split("<")[0])
+        command = [HEADRACE, *words[1:]]
+        with ExitStack() as files:
+            stdin = files.enter_context((self.folder / line.split("<")[1].strip()).open("rb")) if "<" in line else None
+            log = files.enter_context((self.folder / "log").open("ab"))
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=stdin or subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.background.append(process)
+        if line.endswith("&"):
+            return
+        if line.startswith(UNTIL_CTRL_C):
+            eventually(lambda: handles_interrupts(process))
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0, f"{line}: {(self.folder / 'log').read_text()}"
+
+    def curl(self, line: str) -> None:
+        """The options that README uses, sent by httpx: curl itself may not be there."""
+        words = shlex.split(line.split(" > ")[0])[1:]
+        headers, content, url = {}, None, ""
+        while words:
+            word = words.pop(0)
+            if word == "-H":
+                name, _, value = words.pop(0).partition(": ")
+                headers[name] = value
+            elif word in ("-d", "--data-binary"):
+                data = words.pop(0)
+                content = (self.folder / data[1:]).read_bytes() if data.startswith("@") else data.encode()
+            else:
+                url = word.replace("127.0.0.1:8080", f"127.0.0.1:{self.port}")
+        assert url.startswith("http://")
+
+        def answered() -> bool:
+            try:
+                answer = httpx.request("POST" if content else "GET", url, headers=headers, content=content)
+            except httpx.TransportError:
+                return False
+            if " > " in line and answer.status_code == 200:
+                (self.folder / line.split(" > ")[1].strip()).write_bytes(answer.content)
+            return answer.status_code == 200
+
+        eventually(answered, line)
+
+    def kcat(self, line: str) -> None:
+        words = shlex.split(line)
+        label = words[words.index("-H") + 1].partition("=")
+        producer = confluent_kafka.Producer({"bootstrap.servers": self.kafka})
+        value = (self.folder / words[-1]).read_bytes()
+        producer.produce(words[words.index("-t") + 1], value, headers=[(label[0], label[2].encode())])
+        assert producer.flush(PATIENCE_S) == 0
+
+    def make(self, line: str) -> None:
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        assert line.split()[1] in targets
+
+    def pip(self, line: str) -> None:
+        extra = re.search(r"headrace\[(\w+)\]", line)
+        assert extra
+        assert (
+            extra[1] in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+        )
+
+
+def eventually(condition: Callable[[], bool], what: str = "") -> None:
+    """Asks again until it holds; a bound in place of for ever, not a measurement."""
+    pause = Event()
+    for _ in range(int(PATIENCE_S / 0.1)):
+        if condition():
+            return
+        pause.wait(0.1)
+    raise AssertionError(f"did not come true: {what}")
+
+
+def handles_interrupts(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the process has put its handler for SIGINT in place, as Linux tells."""
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    terminated = caught is not None and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
+    return bool(terminated)  # Python itself catches SIGINT from the start, SIGTERM only where the program says so
+
+
+@pytest.fixture
+def shell(tmp_path: Path, kafka: str, redis_url: str) -> Iterator[Shell]:
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 128, (28, 28, 3), dtype=np.uint8) + (100 if label == "cat" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / label / f"{number}.png")
+    for label in "0123456789":
+        (tmp_path / "photos" / label).mkdir()
+        (tmp_path / "photos" / label / "a.png").write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes())
+    (tmp_path / "cat.png").write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes())
+    (tmp_path / "lines.txt").write_text("good morning\ngood evening\n", "utf-8")
+    (tmp_path / "dropbox").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    made = Shell(tmp_path, kafka, redis_url.rpartition("/")[0] + "/7", port)
+    yield made
+    for process in made.background:
+        process.terminate()
+    assert [process.wait(PATIENCE_S) for process in made.background] == [0] * len(made.background)
+
+
+def test_readmes_commands_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = commands()
+    assert any(line.startswith("headrace train") for line in lines)
+    for line in lines:
+        if not line.startswith(SERVERS):
+            shell.run(line)
+    assert (shell.folder / "threes.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.chdir(shell.folder)
+    for name, value in shell.environment.items():
+        monkeypatch.setenv(name, value)
+    publishing = [block for block in blocks("python") if "Client" in block]
+    assert publishing
+    for number, block in enumerate(publishing):
+        script = shell.folder / f"block{number}.py"
+        script.write_text(block, "utf-8")
+        runpy.run_path(str(script))
+
+
+def test_readme_names_every_metric() -> None:
+    """The table of metrics is complete, and names none that does not exist."""
+    from prometheus_client import CollectorRegistry
+
+    from pipeline.metrics import SamplerMetrics, WorkerMetrics
+
+    worker, sampler = CollectorRegistry(), CollectorRegistry()
+    WorkerMetrics(worker, "m")
+    SamplerMetrics(sampler)
+    exist = {metric.name for registry in (worker, sampler) for metric in registry.collect()}
+    named = {name.removesuffix("_total") for name in re.findall(r"`(headrace_[a-z_]+)`", README)}
+    assert named == exist
