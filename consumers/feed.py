@@ -74,7 +74,9 @@ class Uplink:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, x: torch.Tensor) -> torch.Tensor:
         """Starts the copy; `arrive` before use."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
     from models.learner import Blueprint, Model
+    from pipeline.codec import Array
     from pipeline.manifest import Manifest
     from pipeline.metrics import SamplerMetrics
 
@@ -69,10 +70,19 @@ def load_model(
         StoreUnavailable: Redis cannot be reached.
         ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
     """
+    return build(manifest, store.arrays(manifest, "serving", objects), blueprint)
+
+
+def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint) -> Model:
+    """A version's serving tensors as a model on the CPU, an `nn.Module`: what `Client.pull` brought, ready to use.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
+    """
     options = blueprint.options(**manifest.options)
     shape = INPUT.validate_python(manifest.input).shape
     model: Model = blueprint.model(options, shape, manifest.meta)
-    model.load_state_dict(tensors(store.arrays(manifest, "serving", objects)))
+    model.load_state_dict(tensors(arrays))
     return model
 
 

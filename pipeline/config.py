@@ -161,7 +161,7 @@ class Config(Section):
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """Reads the file and lays the environment over it: `HEADRACE__KAFKA__BOOTSTRAP_SERVERS=…` is kafka.bootstrap_servers.
+    """Reads the file and lays the environment over it: `HEADRACE__REDIS__URL=…` is the key redis.url.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a value does not fit: one line for each.

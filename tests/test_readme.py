@@ -62,7 +62,7 @@ class Shell:
 
     def headrace(self, line: str) -> None:
         words = shlex.split(line.removesuffix("&").split("<")[0])
-        command = [HEADRACE, *words[1:]]
+        command = [str(HEADRACE), *words[1:]]
         with ExitStack() as files:
             stdin = files.enter_context((self.folder / line.split("<")[1].strip()).open("rb")) if "<" in line else None
             log = files.enter_context((self.folder / "log").open("ab"))

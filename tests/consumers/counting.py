@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.learner import Batch, Blueprint, Options, Report, Rows, State, structural
+from pipeline.records import Payload, Record
 
 
 class CountOptions(Options):
@@ -70,3 +71,10 @@ def _model(options: CountOptions, shape: tuple[int, ...], meta: Mapping[str, Any
 
 
 blueprint = Blueprint(CountOptions, CountLearner, _model, "text")
+
+
+def from_words(record: Record) -> Payload:
+    """A user's own decoder, for records such as b"number 7"."""
+    assert record.value is not None
+    word, number = record.value.decode().split()
+    return Payload(number, id=word)

@@ -40,7 +40,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on(tmp_path: Path, kafka
     url = redis_url.rpartition("/")[0] + "/9"
     folder = tmp_path / "demo"
     headrace = Path(sys.executable).with_name("headrace")
-    command = [headrace, "demo", "--folder", folder, "--kafka", kafka, "--redis", url]
+    command = [str(headrace), "demo", "--folder", str(folder), "--kafka", kafka, "--redis", url]
     with Redis.from_url(url) as redis, (tmp_path / "out").open("wb") as out:
         stores = [Store(redis, name, name) for name in MODELS]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, stdin=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""A worker is killed at random moments and started again: every record is learned exactly once, and accounted for once."""
+"""A worker is killed at random moments and started again: every record has exactly one outcome."""
 
 from __future__ import annotations
 

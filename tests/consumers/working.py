@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
 from consumers.registry import resolve_blueprint
@@ -22,13 +24,13 @@ PATIENCE_S = 30.0  # a slow machine is no failure
 COUNTING = {"learner": "tests.consumers.counting:blueprint", "input": {"kind": "text", "max_chars": 16}}
 
 
-def configuration(kafka: str, redis_url: str, *topics: str, **model: Any) -> Config:
-    """One model, named after its first topic, that counts numbers; `model` are keys of its table."""
+def configuration(kafka: str, redis_url: str, *topics: str, name: str | None = None, **model: Any) -> Config:
+    """One model that counts numbers, named after its first topic; `model` are keys of its table."""
     table = {**COUNTING, "topics": topics, "batch_size": 8, "max_wait_ms": 20, "snapshot_every_s": 0.05, **model}
     tree = {
         "kafka": {"bootstrap_servers": kafka, "partitions": 1},
         "redis": {"url": redis_url},
-        "models": {topics[0]: table},
+        "models": {name or topics[0]: table},
     }
     return validate(tree, "test")
 
@@ -72,6 +74,24 @@ class Working:
     def read(self, records: int) -> Manifest:
         """The first head that accounts for so many records, in whatever way."""
         return self.until(lambda manifest: sum(manifest.counts.values()) >= records)
+
+    def waits(self, true: Callable[[], object]) -> None:
+        """Returns once it is true; for what the store does not tell."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not true():
+            if self.error is not None or time.monotonic() >= deadline:
+                self.join()
+                raise AssertionError(f"it did not become true; the worker said {self.said}")
+            self.stop.wait(0.01)
+
+    def learns(self, records: int) -> None:
+        """Returns once so many records were learned, be they in a version or not."""
+        self.waits(lambda: (self.metric("headrace_records_total", outcome="learned", reason="") or 0) >= records)
+
+    def counts(self) -> list[int]:
+        """What the counting learner has counted, up to the highest number."""
+        counts = self.store.arrays(self.store.manifest(), "serving")["counts"].numpy()[:, 0]
+        return np.trim_zeros(counts, "b").tolist()
 
     def join(self) -> None:
         """Waits for the end, and raises what ended it."""
@@ -124,19 +144,12 @@ def working(config: Config) -> Iterator[Working]:
         run.thread.join(PATIENCE_S)
 
 
-def learned(config: Config) -> Working:
-    """A worker that ran until something could be read, and has ended."""
-    with working(config) as run:
-        run.until(lambda manifest: bool(manifest.counts))
-        run.finish()
-    return run
-
-
-def publish(config: Config, topic: str, values: Iterable[bytes | None], label: str | None = None) -> None:
-    """Publishes to the topic, and waits until it is there."""
-    headers = [] if label is None else [("label", label.encode())]
+def publish(config: Config, topic: str, *records: bytes | tuple[bytes, str] | None) -> None:
+    """Publishes values, or values with their labels, and waits until they are there."""
     with Publisher(config.kafka) as publisher:
-        for value in values:
+        for record in records:
+            value, label = record if isinstance(record, tuple) else (record, None)
+            headers = [] if label is None else [("label", label.encode())]
             publisher.publish(topic, value, key=b"key", headers=headers)
 
 
