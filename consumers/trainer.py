@@ -144,7 +144,10 @@ class Worker:
 
     def _build(self) -> Learner:
         shape, seed = self._settings.input.shape, self._settings.seed
-        learner: Learner = self._blueprint.learner(self._options, shape, seed, self._device)
+        try:
+            learner: Learner = self._blueprint.learner(self._options, shape, seed, self._device)
+        except ValueError as error:  # a learner that cannot take records of this shape
+            raise ConfigError(f"models.{self._name}: {error} Change its input or its options.") from None
         head = self._store.head()
         if head is None:
             self._say(f"{self._name}: no version yet; beginning at {self._settings.start} on {self._device}.")

@@ -107,7 +107,8 @@ class EmbeddedKafka(Server):
         file = self.folder / "cluster-id"
         if not file.exists():
             file.write_bytes(base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"="))
-        arguments = ["--cluster-id", file.read_text("ascii"), "--config", str(properties)]
+        # In one argument: one cluster id in 64 begins with "-", and would be taken for an option.
+        arguments = [f"--cluster-id={file.read_text('ascii')}", "--config", str(properties)]
         process = self._spawn([*command, *arguments])
         try:
             status = process.wait(START_S)

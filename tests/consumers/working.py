@@ -91,7 +91,8 @@ class Working:
     def counts(self) -> list[int]:
         """What the counting learner has counted, up to the highest number."""
         counts = self.store.arrays(self.store.manifest(), "serving")["counts"].numpy()[:, 0]
-        return np.trim_zeros(counts, "b").tolist()
+        found: list[int] = np.trim_zeros(counts, "b").tolist()
+        return found
 
     def join(self) -> None:
         """Waits for the end, and raises what ended it."""

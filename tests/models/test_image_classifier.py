@@ -66,6 +66,16 @@ def test_the_loss_is_the_cross_entropy_from_before_the_update() -> None:
     assert ours.learn(batch, update_generator(SEED, 12)).loss == pytest.approx(F.nll_loss(p.log(), y).item(), rel=1e-4)
 
 
+def test_a_label_that_the_batch_brings_cannot_have_been_predicted() -> None:
+    one = case()
+    ours = one.learner()
+    ours.learn(one.batch(0, 4, ["a", "b", "a", "b"]), update_generator(SEED, 0))
+    ours.model.get_parameter("head.bias").data.fill_(-9)  # type: ignore[attr-defined]
+    report = ours.learn(one.batch(4, 4, ["new"] * 4), update_generator(SEED, 1))  # whose logit is 0
+    assert set(report.predicted or ()) <= {"a", "b"}
+    assert report.loss < 0.01
+
+
 def test_replay_keeps_what_the_stream_has_left_behind() -> None:
     def accuracy_on_the_first_classes(replay_slots: int) -> float:
         one = case(replay_slots=replay_slots, replay_draws=16)

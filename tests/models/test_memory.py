@@ -115,6 +115,19 @@ def test_it_goes_on_after_a_restart_as_if_nothing_had_been(
     assert all(torch.equal(restored_rows[name], rows) for name, rows in ours_rows.items())
 
 
+@settings(deadline=None, max_examples=100)
+@given(STREAMS, st.integers(1, 12), st.sampled_from(["reservoir", "balanced"]))
+def test_only_rows_that_are_named_change(stream: list[list[int]], slots: int, policy: PolicyName) -> None:
+    ours, rng, first = memory(slots, policy), seeded(), 0
+    before = {name: rows.tensor.clone() for name, rows in ours.capture().items()}
+    for y in stream:
+        first = fill(ours, [y], rng, first)
+        for name, rows in ours.capture().items():
+            assert rows.changed is not None
+            before[name][rows.changed] = rows.tensor[rows.changed]
+            assert torch.equal(before[name], rows.tensor)
+
+
 def shares(policy: PolicyName, stream: list[list[int]], slots: int, runs: int) -> Tensor:
     """How often each record of the stream is in the memory at the end, over many seeds."""
     counts = torch.zeros(sum(map(len, stream)))
