@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,8 +48,11 @@ def main() -> None:
     try:
         app()
     except HeadraceError as error:
-        err.print(f"headrace: {error}", style="red", markup=False)
+        typer.secho(f"headrace: {error}", fg="red", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:  # of a file that the user named
+        typer.secho(f"headrace: {error}. See that the path exists and may be used.", fg="red", err=True)
+        sys.exit(1)
 
 
 @app.command()
@@ -63,12 +66,12 @@ def init(
     if path.exists():
         raise ConfigError(f"{path} exists already. Remove it, or name another file: headrace init other.toml.")
     path.write_text((Path(__file__).parent / "init.toml").read_text("utf-8"), "utf-8")
-    out.print(f"Wrote {path}. Next: headrace local (a Kafka and a Redis of your own), then headrace train pictures.")
+    typer.echo(f"Wrote {path}. Next: headrace local (a Kafka and a Redis of your own), then headrace train pictures.")
 
 
 @app.command()
 def demo(
-    seconds: Annotated[float | None, typer.Option(help="End by itself after this time.", min=20)] = None,
+    seconds: Annotated[float | None, typer.Option(help="End by itself after this time.", min=5)] = None,
     folder: Annotated[Path, typer.Option(help="Kafka's and Redis's data, logs and pictures.")] = Path(".headrace/demo"),
     kafka: Annotated[str | None, typer.Option(help="HOST:PORT of a Kafka that is already there.")] = None,
     redis: Annotated[str | None, typer.Option(help="URL of a Redis that is already there.")] = None,
@@ -99,7 +102,9 @@ def local(
         _stopping() as stop,
         Local(folder, kafka_port=kafka_port or None, redis_port=redis_port or None) as servers,
     ):
-        out.print(f"Kafka at {servers.bootstrap_servers}, Redis at {servers.redis_url}, data in {folder}. Ctrl-C ends.")
+        typer.echo(
+            f"Kafka at {servers.bootstrap_servers}, Redis at {servers.redis_url}, data in {folder}. Ctrl-C ends."
+        )
         stop.wait()
 
 
@@ -129,16 +134,17 @@ def publish(
     kafka = _config(config).kafka
     ensure_topics(kafka, [topic])
     with (
-        _stopping() as stop,
+        # While a line is waited for, Ctrl-C has to be the exception that it is.
+        nullcontext(threading.Event()) if sources == ["-"] else _stopping() as stop,
         Publisher(kafka) as publisher,
-        Progress(console=err, transient=True) as progress,
+        Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
     ):
         if follow is not None:
-            outgoing = following(follow, stop, lambda line: err.print(line, markup=False), label)
+            outgoing = following(follow, stop, _tell, label)
         elif sources == ["-"]:
             outgoing = from_stdin(sys.stdin, label)
         else:
-            outgoing = from_paths([Path(source) for source in sources or []], label)
+            outgoing = from_paths([Path(source) for source in sources or []], _tell, label)
         task = progress.add_task(f"publishing to {topic}", total=None)
         count = 0
         for record in outgoing:
@@ -148,7 +154,7 @@ def publish(
             if stop.is_set():
                 break
         publisher.flush(60)
-    out.print(f"{count:,} records published to {topic}.")
+    typer.echo(f"{count:,} records published to {topic}.")
 
 
 @app.command()
@@ -171,7 +177,7 @@ def train(model: ModelName, config: ConfigPath = DEFAULT_CONFIG) -> None:
         _stopping() as stop,
         serve_metrics(registry, table.metrics.host, table.metrics.port) as address,
     ):
-        err.print(f"{model}: metrics at {address}", markup=False)
+        _tell(f"{model}: metrics at {address}")
         Worker(
             model,
             settings,
@@ -179,7 +185,7 @@ def train(model: ModelName, config: ConfigPath = DEFAULT_CONFIG) -> None:
             _store(settings, model),
             WorkerMetrics(registry, model),
             stop=stop,
-            say=lambda line: err.print(line, markup=False),
+            say=_tell,
             owner=f"{socket.gethostname()}:{os.getpid()}",
         ).run()
 
@@ -208,7 +214,7 @@ def pull(
 
     Example: headrace pull pictures stable
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from consumers.bridge import tensors
     from consumers.serving import essentials
@@ -216,9 +222,9 @@ def pull(
     store = _store(_config(config), model)
     manifest = store.manifest(ref)
     path = to or Path(f"{model}-v{manifest.version}.safetensors")
-    save_file(tensors(store.arrays(manifest, "serving")), path, essentials(manifest))
+    path.write_bytes(save(tensors(store.arrays(manifest, "serving")), essentials(manifest)))
     path.with_suffix(".json").write_bytes(manifest.raw)
-    out.print(f"Wrote {path} and {path.with_suffix('.json')}.")
+    typer.echo(f"Wrote {path} and {path.with_suffix('.json')}.")
 
 
 @app.command()
@@ -227,32 +233,16 @@ def versions(model: ModelName, config: ConfigPath = DEFAULT_CONFIG, json_: Json 
 
     Example: headrace versions pictures --json
     """
-    store = _store(_config(config), model)
-    names: dict[int, list[str]] = {}
-    for alias, named in store.aliases().items():
-        names.setdefault(named.version, []).append(alias)
-    manifests = [store.manifest(kept) for kept in reversed(store.versions())]
-    rows: list[dict[str, Any]] = [
-        {
-            "version": m.version,
-            "digest": m.digest,
-            "created_ms": m.created_ms,
-            "records": m.counts.get("learned", 0),
-            **m.metrics,
-            "aliases": names.get(m.version, []),
-        }
-        for m in manifests
-    ]
+    from consumers.watch import kept_versions, version_line
+
+    rows = kept_versions(_store(_config(config), model))
     if json_:
         _print_json(rows)
         return
     for row in rows:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_ms"] / 1000))
-        accuracy = f"accuracy {row['prequential_accuracy']:.1%}  " if "prequential_accuracy" in row else ""
-        out.print(
-            f"{row['version']:>6}  {row['digest'][:12]}  {when}  {row['records']:>10,} records  "
-            f"loss {row.get('prequential_loss', float('nan')):.3f}  {accuracy}{' '.join(row['aliases'])}"
-        )
+        typer.echo(version_line(row))
+    if not rows:
+        _tell(f"{model} has no version yet.")
 
 
 @app.command()
@@ -270,10 +260,10 @@ def alias(
     store = _store(_config(config), model)
     if delete:
         store.delete_alias(name)
-        out.print(f"{model}: {name} is removed.")
+        typer.echo(f"{model}: {name} is removed.")
     else:
         named = store.set_alias(name, ref)
-        out.print(f"{model}: {name} is version {named.version}.")
+        typer.echo(f"{model}: {name} is version {named.version}.")
 
 
 @app.command()
@@ -309,7 +299,7 @@ def watch(
                     live.update(table(rows), refresh=True)
                 else:
                     for row in rows:
-                        out.print(plain(row), markup=False)
+                        typer.echo(plain(row))
                 if once or stop.wait(every):
                     return
         finally:
@@ -335,8 +325,8 @@ def dead_letters(
         _print_json([letter.json() for letter in letters])
         return
     for letter in letters:
-        out.print(f"{letter.origin}  {letter.model}  {letter.reason}: {letter.detail}", markup=False)
-    out.print(f"{len(letters)} dead letters of {topic}.")
+        typer.echo(f"{letter.origin}  {letter.model}  {letter.reason}: {letter.detail}")
+    typer.echo(f"{len(letters)} dead letters of {topic}.")
 
 
 @app.command()
@@ -348,7 +338,7 @@ def delete(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONF
     store = _store(_config(config), model)
     _ask(f"Delete {model} with {len(store.versions())} versions, aliases and lineage?", yes)
     store.delete()
-    out.print(f"{model} is deleted.")
+    typer.echo(f"{model} is deleted.")
 
 
 @app.command()
@@ -360,7 +350,7 @@ def reset(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONFI
     store = _store(_config(config), model)
     _ask(f"Remove the {len(store.versions())} versions of {model} and start anew?", yes)
     store.reset()
-    out.print(f"{model} starts anew.")
+    typer.echo(f"{model} starts anew.")
 
 
 def _config(path: Path) -> Config:
@@ -379,8 +369,12 @@ def _ask(question: str, yes: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _tell(line: str) -> None:
+    """What is for people alone: results are on standard output."""
+    typer.echo(line, err=True)
 
 
 @contextmanager

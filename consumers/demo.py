@@ -73,7 +73,7 @@ input = {{ kind = "text", max_chars = 200 }}
 [models.drawings]
 topics = ["digits"]
 learner = "image-vae"
-batch_size = 32
+batch_size = 16
 max_wait_ms = 250
 input = {{ kind = "image", size = 16, channels = 1 }}
 """

@@ -35,24 +35,34 @@ def from_file(path: Path, label: str | None = None) -> Outgoing:
     Raises:
         ConfigError: it cannot be read, or is neither a picture nor a text.
     """
-    kind, _ = mimetypes.guess_type(path.name)
-    if kind is None or kind.split("/")[0] not in ("image", "text"):
-        raise ConfigError(f"{path}: neither a picture nor a text by its name. Give it a suffix such as .png or .txt.")
     try:
-        return Outgoing(path.read_bytes(), kind if kind.startswith("image/") else "text/plain", label)
+        value = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. Give a file that can be read.") from None
+    kind, _ = mimetypes.guess_type(path.name, strict=False)  # strict: without WebP
+    if kind is None or kind.split("/")[0] not in ("image", "text"):
+        raise ConfigError(f"{path}: neither a picture nor a text by its name. Give it a suffix such as .png or .txt.")
+    return Outgoing(value, kind if kind.startswith("image/") else "text/plain", label)
 
 
-def from_paths(paths: Iterable[Path], label: str | None = None) -> Iterator[Outgoing]:
-    """Files, JSON lines (`.jsonl`), and folders: the name of a sub-folder is the label of what is in it."""
+def from_paths(paths: Iterable[Path], say: Callable[[str], None], label: str | None = None) -> Iterator[Outgoing]:
+    """Files, JSON lines (`.jsonl`), and folders: the name of a sub-folder is the label of what is in it.
+
+    A file in a folder that cannot be published is said and passed over; one that is named must fit.
+
+    Raises:
+        ConfigError: as `from_file` and `from_jsonl`.
+    """
     for path in paths:
         if path.is_dir():
             for file in sorted(_files(path)):
-                yield from_file(file, label or _sub_folder(file, path))
+                yield from _fitting(file, path, say, label)
         elif path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
-                yield from from_jsonl(lines, path)
+            try:
+                with path.open(encoding="utf-8") as lines:
+                    yield from from_jsonl(lines, path)
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path} cannot be read: {error}. Give a file of JSON lines in UTF-8.") from None
         else:
             yield from_file(path, label)
 
@@ -107,13 +117,18 @@ def follow(
         now = {path: size for path, size in _files(folder).items() if path not in sent}
         for path in sorted(path for path, size in now.items() if sizes.get(path) == size):
             sent.add(path)
-            try:
-                outgoing = from_file(path, label or _sub_folder(path, folder))
-            except ConfigError as error:
-                say(str(error))
-            else:
-                yield outgoing
+            yield from _fitting(path, folder, say, label)
         sizes = now
+
+
+def _fitting(path: Path, folder: Path, say: Callable[[str], None], label: str | None) -> Iterator[Outgoing]:
+    """The file, if it can be published."""
+    try:
+        outgoing = from_file(path, label or _sub_folder(path, folder))
+    except ConfigError as error:
+        say(str(error))
+    else:
+        yield outgoing
 
 
 def _sub_folder(path: Path, folder: Path) -> str | None:

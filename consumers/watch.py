@@ -1,14 +1,18 @@
-"""The live table of `headrace watch` and of the demo: read from the heads' manifests, so it works from anywhere."""
+"""What `headrace watch`, `headrace versions` and the demo show: read from manifests, so it works from anywhere."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
+from pipeline.errors import NotFound
 from pipeline.manifest import Manifest
+from pipeline.store import Store
 
 COLUMNS = ("model", "version", "records", "records/s", "lag", "loss", "accuracy", "held out", "freshness")
 
@@ -91,6 +95,36 @@ def plain(row: Row) -> str:
     """The row as one line for logs and pipes."""
     named: Mapping[str, str] = dict(zip(COLUMNS, row.cells(), strict=True))
     return "  ".join(f"{name} {value}" for name, value in named.items() if value != "–")
+
+
+def kept_versions(store: Store) -> list[dict[str, Any]]:
+    """A model's versions, newest first, as JSON."""
+    names: dict[int, list[str]] = {}
+    for alias, named in store.aliases().items():
+        names.setdefault(named.version, []).append(alias)
+    rows = []
+    for ref in reversed(store.versions()):
+        with suppress(NotFound):  # a worker has retired it meanwhile
+            manifest = store.manifest(ref)
+            row = {
+                "version": ref.version,
+                "digest": ref.digest,
+                "created_ms": manifest.created_ms,
+                "records": manifest.counts.get("learned", 0),
+                **manifest.metrics,
+                "aliases": names.get(ref.version, []),
+            }
+            rows.append(row)
+    return rows
+
+
+def version_line(row: Mapping[str, Any]) -> str:
+    """One of `kept_versions` for people."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_ms"] / 1000))
+    loss = _number(row.get("prequential_loss"), "loss {:.3f}")
+    accuracy = _number(row.get("prequential_accuracy"), "accuracy {:.1%}")
+    parts = (f"{row['version']:>6}", row["digest"][:12], when, f"{row['records']:>10,} records", loss, accuracy)
+    return "  ".join([part for part in (*parts, *row["aliases"]) if part != "–"])
 
 
 def _number(value: float | None, form: str = "{}") -> str:

@@ -55,7 +55,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on(tmp_path: Path, kafka
         before = {store.model: store.manifest() for store in stores}
 
         again = subprocess.run(
-            [*command, "--seconds", "20"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            [*command, "--seconds", "8"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         assert again.returncode == 0, again.stdout + again.stderr
         assert processes(folder) == []

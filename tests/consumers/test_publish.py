@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from pathlib import Path
 
@@ -17,18 +18,31 @@ def test_a_sub_folders_name_is_the_label(tmp_path: Path) -> None:
     (tmp_path / "cats" / "young" / "a.png").write_bytes(b"a")
     (tmp_path / "b.txt").write_bytes(b"b")
     (tmp_path / ".hidden.png").write_bytes(b"c")
-    assert list(from_paths([tmp_path])) == [
+    (tmp_path / "Thumbs.db").write_bytes(b"d")
+    said: list[str] = []
+    assert list(from_paths([tmp_path], said.append)) == [
         Outgoing(b"b", "text/plain", None),
         Outgoing(b"a", "image/png", "cats"),
     ]
-    assert [outgoing.label for outgoing in from_paths([tmp_path], "mine")] == ["mine", "mine"]
+    assert len(said) == 1
+    assert "Thumbs.db" in said[0]
+    assert [outgoing.label for outgoing in from_paths([tmp_path], said.append, "mine")] == ["mine", "mine"]
 
 
-def test_a_file_that_is_neither_picture_nor_text_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.exe"
-    path.write_bytes(b"MZ")
-    with pytest.raises(ConfigError, match=r"a\.exe"):
-        list(from_paths([path]))
+@pytest.mark.parametrize("name", ["a.exe", "missing.png", "missing.jsonl", "latin.jsonl"])
+def test_a_file_that_cannot_be_published_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.exe").write_bytes(b"MZ")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "gr\xfc\xdf"}')
+    with pytest.raises(ConfigError, match=re.escape(name)):
+        list(from_paths([tmp_path / name], print))
+
+
+def test_pictures_of_every_kind_are_told_by_their_names(tmp_path: Path) -> None:
+    for suffix in ("png", "JPG", "webp", "gif", "bmp", "tiff"):
+        (tmp_path / f"a.{suffix}").write_bytes(b"a")
+    kinds = {outgoing.content_type for outgoing in from_paths([tmp_path], print)}
+    assert len(kinds) == 6
+    assert all(kind.startswith("image/") for kind in kinds)
 
 
 def test_json_lines_carry_texts_and_pictures_with_labels_and_ids(tmp_path: Path) -> None:
@@ -36,7 +50,7 @@ def test_json_lines_carry_texts_and_pictures_with_labels_and_ids(tmp_path: Path)
     lines = ['{"text": "grüß", "label": "de", "id": "1"}', "", '{"image": "a.jpg", "label": "cat"}']
     path = tmp_path / "records.jsonl"
     path.write_text("\n".join(lines), "utf-8")
-    assert list(from_paths([path])) == [
+    assert list(from_paths([path], print)) == [
         Outgoing("grüß".encode(), "text/plain", "de", "1"),
         Outgoing(b"jpeg", "image/jpeg", "cat", None),
     ]

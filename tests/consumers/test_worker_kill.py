@@ -15,34 +15,16 @@ from prometheus_client import CollectorRegistry
 
 from consumers.registry import resolve_blueprint
 from consumers.trainer import Worker
-from pipeline.config import Config, validate
-from pipeline.log import Partition, Publisher
+from pipeline.config import Config
+from pipeline.log import Partition, Publisher, ensure_topics
 from pipeline.metrics import WorkerMetrics
 from pipeline.store import Store, connect
+from tests.consumers.working import configuration
+from tests.services import unique
 
-KILLS = 12
-RECORDS = 6_000
+KILLS = 10
+RECORDS = 5_000
 PARTITIONS = 3
-
-
-def configuration(kafka: str, redis_url: str, topics: list[str], **model: Any) -> Config:
-    table = {
-        "topics": topics,
-        "learner": "tests.consumers.counting:blueprint",
-        "input": {"kind": "text", "max_chars": 16},
-        "batch_size": 32,
-        "max_wait_ms": 20,
-        "snapshot_every_updates": 3,
-        "snapshot_every_s": 0.05,
-        "lease_s": 0.5,
-        **model,
-    }
-    tree = {
-        "kafka": {"bootstrap_servers": kafka, "partitions": PARTITIONS},
-        "redis": {"url": redis_url},
-        "models": {"counts": table},
-    }
-    return validate(tree, "test")
 
 
 def work(config: Mapping[str, Any]) -> None:
@@ -56,10 +38,12 @@ def work(config: Mapping[str, Any]) -> None:
     Worker("counts", settings, blueprint, store, metrics, stop=stop, say=print, owner="test").run()
 
 
-def test_killed_at_random_moments_every_record_is_learned_exactly_once(kafka: str, redis_url: str, topic: str) -> None:
+def test_killed_at_random_moments_every_record_is_learned_exactly_once(kafka: str, redis_url: str) -> None:
+    topic = unique("topic")
     rng = random.Random(3)
-    config = configuration(kafka, redis_url, [topic], family=topic)
-    # A warm parent: importing torch takes seconds, a kill should not.
+    often: dict[str, Any] = {"snapshot_every_updates": 3, "snapshot_every_s": 0.05, "lease_s": 0.2}
+    config = configuration(kafka, redis_url, topic, name="counts", family=topic, batch_size=32, **often)
+    # A warm parent: importing torch takes seconds, once, and a kill should not.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["consumers.trainer", "tests.consumers.counting"])
 
@@ -69,21 +53,35 @@ def test_killed_at_random_moments_every_record_is_learned_exactly_once(kafka: st
         return process
 
     store = Store(connect(redis_url), topic, "counts")
+
+    def next_version(version: int) -> None:
+        """Returns once there is a higher one."""
+        last = "0"
+        while (head := store.head()) is None or head.version <= version:
+            assert process.is_alive()
+            for event in store.events(last, 1000):
+                last = event.id
+
+    ensure_topics(config.kafka.model_copy(update={"partitions": PARTITIONS}), [topic])
     process = start()
     published: dict[tuple[str, int, int], str] = {}
+    futures = []
     with Publisher(config.kafka) as publisher:
-        futures = []
-        for number in range(RECORDS):
-            bad = number % 97 == 0
-            value = b"\xff not a text" if bad else None if number % 89 == 0 else str(number).encode()
-            futures.append((number, value, publisher.publish(topic, value, key=str(number).encode())))
-            if number and number % (RECORDS // KILLS) == 0:
-                publisher.flush(30)
-                process.join(rng.uniform(0.0, 0.6))
-                process.kill()
-                process.join()
-                process = start()
-        publisher.flush(30)
+        for kill in range(KILLS):
+            head = store.head()
+            for number in range(kill * RECORDS // KILLS, (kill + 1) * RECORDS // KILLS):
+                bad = number % 97 == 0
+                value = b"\xff not a text" if bad else None if number % 89 == 0 else str(number).encode()
+                futures.append((number, value, publisher.publish(topic, value, key=str(number).encode())))
+            publisher.flush(30)
+            if kill % 2:  # a kill while it starts; else while it learns and commits
+                process.join(rng.uniform(0.0, 0.8))
+            else:
+                next_version(head.version if head else 0)
+                process.join(rng.uniform(0.0, 0.2))
+            process.kill()
+            process.join()
+            process = start()
     for number, value, future in futures:
         place = future.result(10)
         kind = (
@@ -99,14 +97,12 @@ def test_killed_at_random_moments_every_record_is_learned_exactly_once(kafka: st
     for topic_, partition, offset in published:
         at = Partition(topic_, partition)
         ends[at] = max(ends.get(at, 0), offset + 1)
-    last = "0"
-    while True:
+    version = 0
+    while not version or any(store.manifest().positions().get(p, 0) < end for p, end in ends.items()):
+        next_version(version)
         head = store.head()
-        if head is not None and all(store.manifest(head).positions().get(p, 0) >= end for p, end in ends.items()):
-            break
-        for event in store.events(last, 1000):
-            last = event.id
-        assert process.is_alive()
+        assert head is not None
+        version = head.version
     process.terminate()
     process.join()
     assert process.exitcode == 0

@@ -20,7 +20,7 @@ from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
 from pipeline.store import Store, connect
 
-PATIENCE_S = 30.0  # a slow machine is no failure
+PATIENCE_S = 20.0  # a slow machine is no failure
 COUNTING = {"learner": "tests.consumers.counting:blueprint", "input": {"kind": "text", "max_chars": 16}}
 
 

@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,11 @@ class Pipeline:
 
     def until(self, true_of: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         """The first newest version of which it is true; listens to the family's announcements."""
-        last = b"0"
+        last, deadline = b"0", time.monotonic() + PATIENCE_S
         while not true_of(manifest := self.manifest()):
-            announced: Any = self.redis.xread({f"{FAMILY}events": last}, block=int(1000 * PATIENCE_S))
-            assert announced, f"no such version was announced in {PATIENCE_S} s"
-            last = announced[0][1][-1][0]
+            assert time.monotonic() < deadline, f"no such version came; the newest is {manifest}"
+            announced: Any = self.redis.xread({f"{FAMILY}events": last}, block=1000)
+            last = announced[0][1][-1][0] if announced else last
         return manifest
 
 
