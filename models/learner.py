@@ -202,10 +202,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def module_on(build: Callable[[], M], device: torch.device) -> M:
-    """Builds a module without drawing a single global random number: on `meta`, then empty on `device`."""
-    with torch.device("meta"):
-        module = build()
-    return module.to_empty(device=device)
+    """A module whose default initialisers leave the global random numbers as they were."""
+    # Not on the device "meta": its first use imports sympy, two seconds of every process.
+    with torch.random.fork_rng(devices=[]):
+        return build().to(device)
 
 
 def copy_into(targets: Mapping[str, Tensor], source: Mapping[str, Tensor | Rows]) -> None:

@@ -68,15 +68,15 @@ def test_records_come_in_the_order_of_their_partition(
 ) -> None:
     topic = topics(partitions=2)
     for partition in (0, 1):
-        publish(kafka_config, topic, *[b"%d" % n for n in range(1000)], partition=partition)
-    with feeding(kafka_config, topic, batch_size=64, decode_threads=decode_threads) as feed:
-        taken = take(feed, 2000)
+        publish(kafka_config, topic, *[b"%d" % n for n in range(200)], partition=partition)
+    with feeding(kafka_config, topic, batch_size=16, decode_threads=decode_threads) as feed:
+        taken = take(feed, 400)
     positions: dict[Partition, int] = {}
     for number, item in enumerate(taken, 1):
         positions |= item.positions
         for partition in (0, 1):  # a watermark made of the positions never names a record that is still in the feed
             assert positions[Partition(topic, partition)] == len(offsets(taken[:number], partition))
-    assert offsets(taken, 0) == offsets(taken, 1) == list(range(1000))
+    assert offsets(taken, 0) == offsets(taken, 1) == list(range(200))
     for item in taken:
         if item.batch is not None:
             texts = ["".join(map(chr, row[row != 0].tolist())) for row in item.batch.x]

@@ -46,7 +46,8 @@ def test_a_worker_goes_on_from_the_head(kafka: str, redis_url: str, topic: str) 
         assert first.read(50).watermark == {topic: {0: 50}}
         before = first.finish()
     with working(config) as second:
-        second.waits(lambda: any(f"going on from version {before.version}" in line for line in second.said))
+        second.waits(lambda: second.metric("headrace_log_up"))  # then it reads
+        assert any(f"going on from version {before.version}" in line for line in second.said)
         publish(config, topic, b"50")
         after = second.read(51)
         second.finish()
@@ -109,10 +110,10 @@ def test_what_the_learned_state_cannot_follow_is_refused(
 ) -> None:
     topic, tables = learned["topic"], {**learned, **change}
     del tables["topic"]
-    run = prepared(configuration(kafka, redis_url, topic, **tables))
-    with pytest.raises(StateMismatch, match=f"{key}.* `headrace reset {learned['name']}`"):
-        run.worker.run()
-    assert run.store.holder() is None
+    with working(configuration(kafka, redis_url, topic, **tables)) as run:
+        with pytest.raises(StateMismatch, match=f"{key}.* `headrace reset {learned['name']}`"):
+            run.join()
+        assert run.store.holder() is None
 
 
 @pytest.mark.parametrize(
