@@ -39,6 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 ModelName = Annotated[str, typer.Argument(help="A [models.NAME] table of the configuration.", metavar="MODEL")]
 DEFAULT_CONFIG = Path("headrace.toml")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
 
 
 def main() -> None:
@@ -379,9 +380,9 @@ def _tell(line: str) -> None:
 
 @contextmanager
 def _stopping() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, instead of an exception at any point of the program."""
+    """An event that SIGINT, SIGTERM and SIGHUP set, instead of an exception at any point of the program."""
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:

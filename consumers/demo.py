@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +36,14 @@ from pipeline.config import Config, TextInput, load
 from pipeline.errors import HeadraceError
 from pipeline.local import Local
 from pipeline.log import Publisher, Reader, ensure_topics
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, Ref
 from pipeline.records import input_array
 from pipeline.store import Store, connect
 
 DIGITS_PER_S = 150.0
 TEXTS_PER_S = 120.0
 SHEET_EVERY_S = 10.0
+SAY_EVERY_S = 5.0  # where there is no terminal
 STOP_S = 20.0  # how long a process gets to end with its snapshot
 
 CONFIG = """\
@@ -155,8 +156,11 @@ class Demo:
         with ExitStack() as stack:
             kafka, redis = self._servers(stack)
             config = self._config(kafka, redis)
-            stack.enter_context(self._running(config))
-            return self._watch(config)
+            client = connect(config.redis.url)
+            stores = {name: Store(client, config.family(name), name) for name in config.models}
+            begins = {name: store.head() for name, store in stores.items()}
+            stack.enter_context(self._running(config, stores))
+            return self._watch(config, stores, begins)
 
     # --- what runs ---
 
@@ -172,7 +176,7 @@ class Demo:
         return load(path, {})
 
     @contextlib.contextmanager
-    def _running(self, config: Config) -> Iterator[None]:
+    def _running(self, config: Config, stores: Mapping[str, Store]) -> Iterator[None]:
         """Publishers, workers and the sampler; all ended at the end, the workers with a snapshot."""
         ensure_topics(config.kafka, ["digits", "messages"])
         ending = Event()
@@ -181,7 +185,7 @@ class Demo:
             for name in config.models:
                 self._start(name, "train", name)
             self._start("sampler", "serve")
-            self._wait_for_workers(config)
+            self._wait_for_workers(stores)
             publishing.start()
             self._say(f"The sampler answers at http://{config.sampler.host}:{config.sampler.port}")
             yield
@@ -199,12 +203,10 @@ class Demo:
             if publishing.ident is not None:
                 publishing.join()
 
-    def _wait_for_workers(self, config: Config) -> None:
+    def _wait_for_workers(self, stores: Mapping[str, Store]) -> None:
         """Importing torch takes them a while on two cores; a stream that ran ahead would only show up as lag."""
         self._say("Starting three workers and the sampler…")
-        redis = connect(config.redis.url)
-        stores = [Store(redis, config.family(name), name) for name in config.models]
-        while not all(store.holder() for store in stores) and not self.stop.wait(0.2):
+        while not all(store.holder() for store in stores.values()) and not self.stop.wait(0.2):
             self._check_processes()
 
     def _start(self, name: str, *arguments: str) -> None:
@@ -230,15 +232,13 @@ class Demo:
 
     # --- what is shown ---
 
-    def _watch(self, config: Config) -> int:
+    def _watch(self, config: Config, stores: Mapping[str, Store], begins: Mapping[str, Ref | None]) -> int:
         torch.set_num_threads(1)
-        redis = connect(config.redis.url)
-        stores = {name: Store(redis, config.family(name), name) for name in config.models}
         exams = _exams(config)
         for name, exam in exams.items():
-            self._first(config, stores[name], name, exam)
+            self._first(config, stores[name], begins[name], exam)
         heads, rows = Heads(), [Row(name) for name in exams]
-        started = sheet_s = time.monotonic()
+        started = sheet_s = said_s = time.monotonic()
         live = Live(table(rows), console=self.console, auto_refresh=False) if self.console.is_terminal else None
         with live or contextlib.nullcontext():
             while not self.stop.wait(1.0):
@@ -250,7 +250,8 @@ class Demo:
                         f"{elapsed:.0f} s · sampler at http://{config.sampler.host}:{config.sampler.port} · Ctrl-C ends"
                     )
                     live.update(table(rows, caption), refresh=True)
-                elif int(elapsed) % 5 == 0:
+                elif time.monotonic() - said_s >= SAY_EVERY_S:
+                    said_s = time.monotonic()
                     for row in rows:
                         self._say(f"{elapsed:3.0f} s  {plain(row)}")
                 if time.monotonic() - sheet_s >= SHEET_EVERY_S:
@@ -260,10 +261,9 @@ class Demo:
                     break
         return self._summary(exams)
 
-    def _first(self, config: Config, store: Store, name: str, exam: Exam) -> None:
-        """The exam before anything of this run is learned: by the head, or by an untrained learner."""
-        ref = store.head()
-        settings = config.model(name)
+    def _first(self, config: Config, store: Store, ref: Ref | None, exam: Exam) -> None:
+        """The exam before anything of this run is learned: by the head that it begins with, or untrained."""
+        settings = config.model(store.model)
         blueprint = resolve_blueprint(settings.learner)
         if ref is None:
             options = blueprint.options(**settings.options)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis import exceptions as redis_errors
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from pipeline.codec import Encoded, sha256
 from pipeline.errors import Corrupt, NotFound, StoreError, StoreUnavailable
@@ -44,7 +46,9 @@ PASSING_TYPES = (
 
 def connect(url: str) -> Redis:
     """A client with time limits. It repeats a command if the connection breaks: every script can bear it."""
-    return Redis.from_url(url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30)
+    return Redis.from_url(
+        url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30, retry=Retry(NoBackoff(), retries=1)
+    )
 
 
 @contextmanager

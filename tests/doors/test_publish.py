@@ -30,7 +30,7 @@ def test_what_any_kafka_client_publishes_is_learned(learned: Any) -> None:
         (refused.append(str(error)) if error else delivered.add(place))  # type: ignore[arg-type]
 
     before = learned.manifest()["counts"]["learned"]
-    producer = Producer({"bootstrap.servers": learned.kafka, "compression.type": "gzip"})
+    producer = Producer({"bootstrap.servers": learned.kafka, "compression.type": "zstd"})
     for kind in learned.kinds * 10:
         headers = {"content-type": b"image/png", "label": kind.encode(), "id": b"mine"}
         producer.produce(learned.topic, learned.draw(kind, rng), headers=headers, on_delivery=report)

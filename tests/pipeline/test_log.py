@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
+from confluent_kafka import Producer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kafka import KafkaProducer, TopicPartition
@@ -82,6 +83,20 @@ def test_a_record_comes_back_as_it_was(
     [record], _ = take(reader, 1)
     assert receipt.result(PATIENCE_S) == (topic, record.partition, record.offset)
     assert record == Record(topic, 0, record.offset, timestamp_ms, key, value, headers)
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
+def test_whatever_a_producer_compresses_with_is_read(
+    kafka: str, kafka_config: KafkaConfig, topic: str, codec: str
+) -> None:
+    values = [bytes([n]) * 300 for n in range(50)]
+    producer = Producer({"bootstrap.servers": kafka, "compression.type": codec})  # librdkafka, as most clients use it
+    for value in values:
+        producer.produce(topic, value)
+    assert producer.flush(PATIENCE_S) == 0
+    with Reader(kafka_config, [topic], group="g") as reader:
+        records, _ = take(reader, len(values))
+    assert [record.value for record in records] == values
 
 
 @pytest.fixture
