@@ -128,9 +128,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _snapshots(self) -> ModelConfig:
         if self.snapshot_every_updates is None and self.snapshot_every_s is None:
-            raise ValueError(
-                "set snapshot_every_updates or snapshot_every_s, or nothing learned is ever kept"
-            )
+            raise ValueError("set snapshot_every_updates or snapshot_every_s, or nothing learned is ever kept")
         return self
 
 
