@@ -259,6 +259,7 @@ class Demo:
                     self._sheet(config, stores["drawings"])
                 if self.seconds is not None and elapsed >= self.seconds:
                     break
+        self._sheet(config, stores["drawings"])
         return self._summary(exams)
 
     def _first(self, config: Config, store: Store, ref: Ref | None, exam: Exam) -> None:
@@ -291,7 +292,7 @@ class Demo:
             return
         model = load_model(store, store.manifest(ref), resolve_blueprint(config.model("drawings").learner))
         assert isinstance(model, Generator)  # noqa: S101 - for the type checker
-        labels = sorted(model.classes)
+        labels: list[str | None] = [*sorted(model.classes)] or [None]
         drawn = model.generate(
             [seed for _ in labels for seed in range(8)], [label for label in labels for _ in range(8)]
         )
