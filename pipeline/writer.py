@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.codec import Array, Encoded, sha256
-from pipeline.errors import Corrupt, Fenced, StoreError
+from pipeline.errors import Corrupt, Fenced, NotFound, StoreError
 from pipeline.manifest import Group, HistoryEntry, Manifest, Part, TensorEntry
 from pipeline.rowlog import Delta, Objects, RowLog, whole
 
@@ -120,7 +120,11 @@ class Writer:
             ValueError: a delta does not fit the parent's tensor, or another draft has yet to be committed.
         """
         if self._prepared is None:
-            self._prepared = self._prepare(draft)
+            try:
+                self._prepared = self._prepare(draft)
+            except NotFound as error:
+                # A head stays while its writer holds the model: another one took it and removed this parent.
+                raise Fenced(f"{error} {self._keys.model} was taken from this worker, or reset: stop it.") from None
         prepared = self._prepared
         if prepared.draft is not draft:
             raise ValueError(f"The draft of version {prepared.manifest.version} has to be committed first.")

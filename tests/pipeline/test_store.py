@@ -6,7 +6,7 @@ import itertools
 import runpy
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +18,6 @@ from pipeline.log import Partition
 from pipeline.rowlog import Delta
 from pipeline.store import Store, Writer, connect, models
 from tests.pipeline.drafts import draft, taken, weights
-
-if TYPE_CHECKING:
-    pass
-
 
 README = Path(__file__).resolve().parents[2] / "pipeline" / "README.md"
 
@@ -113,6 +109,17 @@ def test_uncommitted_objects_have_an_end_and_committed_ones_have_none(
     assert sorted(end > 0 for end in ends.values()) == [False, True]
     other.commit(draft(1, {"w": weights(2)}))
     assert all(redis.ttl(key) == -1 for key in ends)
+
+
+def test_a_writer_whose_parent_was_reset_away_is_fenced(store: Store, redis: Redis) -> None:
+    table = weights(1)
+    fence = taken(store)
+    store.writer(fence).commit(draft(0, {"table": Delta(4, np.arange(4), table)}))
+    stale = store.writer(fence)  # goes on from the head, and has yet to fetch the parent's table
+    redis.delete(store._keys.key("lease"))  # it ran out
+    store.reset()
+    with pytest.raises(Fenced, match="reset"):
+        stale.commit(draft(1, {"table": Delta(4, np.array([2]), weights(2, rows=1))}))
 
 
 def taken_over(store: Store) -> Any:
