@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.resources
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,9 +50,12 @@ def fetch(artefact: Artefact, cache: Path, say: Callable[[str], None], pins: Pat
     """
     wanted = _pinned(artefact, pins)
     folder = cache / artefact.name
-    if not all((folder / name).exists() for name in wanted):
-        say(f"downloading {artefact.title} ({len(wanted)} files)…")
-        _download(artefact, wanted, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that find nothing, one downloads
+        if not all((folder / name).exists() for name in wanted):
+            say(f"downloading {artefact.title} ({len(wanted)} files)…")
+            _download(artefact, wanted, folder)
     jars = [folder / name for name in wanted]
     for jar in jars:
         _check(artefact, jar, wanted[jar.name])
@@ -69,15 +72,18 @@ def _pinned(artefact: Artefact, pins: Path | None) -> dict[str, str]:
 
 def _download(artefact: Artefact, wanted: Mapping[str, str], folder: Path) -> None:
     try:
-        import jgo
+        from jgo.env import EnvironmentBuilder
+        from jgo.maven import MavenContext
     except ImportError:
         raise ConfigError(
             f"{artefact.title} cannot be downloaded: jgo is not installed. Run `pip install 'headrace[local]'`."
         ) from None
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
-            found = {jar.name: jar for jar in jgo.build(artefact.endpoint, cache_dir=Path(scratch)).all_jars}
+            # A repository of its own: the one in the home folder is shared with others, and jgo does not lock it.
+            context = MavenContext(repo_cache=Path(scratch) / "repository")
+            built = EnvironmentBuilder(context, Path(scratch) / "built").from_endpoint(artefact.endpoint)
+            found = {jar.name: jar for jar in built.all_jars}
         except (OSError, RuntimeError) as error:  # jgo's own, and those of requests, which are OSErrors
             raise artefact.unavailable(
                 f"{artefact.title} cannot be downloaded ({type(error).__name__}). "
@@ -91,9 +97,7 @@ def _download(artefact: Artefact, wanted: Mapping[str, str], folder: Path) -> No
             )
         for name, jar in found.items():
             _check(artefact, jar, wanted[name])
-            copy = Path(scratch) / name  # a copy: jgo's is a hard link into a repository that others write to
-            shutil.copyfile(jar, copy)
-            copy.replace(folder / name)
+            jar.replace(folder / name)
 
 
 def _check(artefact: Artefact, jar: Path, digest: str) -> None:

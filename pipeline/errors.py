@@ -50,6 +50,10 @@ class OffsetsGone(LogError):
     """The offsets after the watermark are not in the topic any more, or not yet: going on would be a silent jump."""
 
 
+class TopicReplaced(OffsetsGone):
+    """A topic was deleted and made again: its offsets name other records than those that were learned."""
+
+
 class StoreError(HeadraceError):
     """The snapshot store refused, or does not hold what was asked for."""
 
@@ -68,6 +72,10 @@ class NotFound(StoreError):
 
 class Corrupt(StoreError):
     """A stored object does not match its digest, or is of a format that this code does not read."""
+
+
+class HeadMoved(StoreError):
+    """The head is not the version that this worker left there: Redis came back older than it was."""
 
 
 class Fenced(StoreError):

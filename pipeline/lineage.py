@@ -24,6 +24,32 @@ Run = tuple[int, int, int]  # index into `partitions`, skip, count
 LEARNED = "learned"
 
 
+class Runs(BaseModel):
+    """Records in order, as runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    partitions: tuple[Partition, ...] = ()
+    runs: tuple[Run, ...] = ()
+
+    @classmethod
+    def of(cls, records: Iterable[tuple[Partition, int]]) -> Runs:
+        """These records, in this order."""
+        numbers: dict[Partition, int] = {}
+        ends: dict[int, int] = {}
+        runs: list[Run] = []
+        for partition, offset in records:
+            _append(runs, ends, numbers.setdefault(partition, len(numbers)), offset)
+        return cls.model_construct(partitions=tuple(numbers), runs=tuple(runs))
+
+    def __iter__(self) -> Iterator[tuple[Partition, int]]:  # type: ignore[override]  # not its fields
+        return ((at, offset) for at, offsets in _ranges(self.partitions, self.runs, {}) for offset in offsets)
+
+    def __contains__(self, record: tuple[Partition, int]) -> bool:
+        partition, offset = record
+        return any(at == partition and offset in offsets for at, offsets in _ranges(self.partitions, self.runs, {}))
+
+
 class Lineage(BaseModel):
     """One version's changes since its parent. As JSON it is part of the public format."""
 
@@ -50,21 +76,14 @@ class Lineage(BaseModel):
         """What became of a record: "learned", another outcome, or None where this version did not read it."""
         everything = [(LEARNED, chain.from_iterable(self.updates)), *self.outcomes.items()]
         for name, runs in everything:
-            if any(at == partition and offset in offsets for at, offsets in self._ranges(runs, {})):
+            if any(at == partition and offset in offsets for at, offsets in _ranges(self.partitions, runs, {})):
                 return name
         return None
 
     def _records(self, runs: Iterable[Run], ends: dict[int, int]) -> Iterator[tuple[Partition, int]]:
-        for partition, offsets in self._ranges(runs, ends):
+        for partition, offsets in _ranges(self.partitions, runs, ends):
             for offset in offsets:
                 yield partition, offset
-
-    def _ranges(self, runs: Iterable[Run], ends: dict[int, int]) -> Iterator[tuple[Partition, range]]:
-        """The runs as offsets; `ends` is where each partition's last run ended, and moves on."""
-        for p, skip, count in runs:
-            first = ends.get(p, 0) + skip
-            ends[p] = first + count
-            yield self.partitions[p], range(first, first + count)
 
 
 class LineageBuilder:
@@ -77,12 +96,12 @@ class LineageBuilder:
         """One update on these records, in order."""
         runs: list[Run] = []
         for partition, offset in origins:
-            self._append(runs, self._ends[LEARNED], partition, offset)
+            _append(runs, self._ends[LEARNED], self._number(partition), offset)
         self._updates.append(tuple(runs))
 
     def outcome(self, name: str, partition: Partition, offset: int) -> None:
         """A record that was read and not learned; `name` is kind/reason."""
-        self._append(self._outcomes[name], self._ends[name], partition, offset)
+        _append(self._outcomes[name], self._ends[name], self._number(partition), offset)
 
     def change(self, entry: Mapping[str, Any]) -> None:
         """Something else that a reader of the lineage should know, JSON."""
@@ -106,13 +125,26 @@ class LineageBuilder:
         self._ends: defaultdict[str, dict[int, int]] = defaultdict(dict)  # of the last runs, by outcome
         self._changes: list[dict[str, Any]] = []
 
-    def _append(self, runs: list[Run], ends: dict[int, int], partition: Partition, offset: int) -> None:
-        """Lengthens the last run by one record where it goes on, else begins a new one."""
-        number = self._numbers.setdefault(partition, len(self._numbers))
-        skip = offset - ends.get(number, 0)
-        ends[number] = offset + 1
-        if skip == 0 and runs and runs[-1][0] == number:
-            _, skip, count = runs[-1]
-            runs[-1] = (number, skip, count + 1)
-        else:
-            runs.append((number, skip, 1))
+    def _number(self, partition: Partition) -> int:
+        return self._numbers.setdefault(partition, len(self._numbers))
+
+
+def _append(runs: list[Run], ends: dict[int, int], number: int, offset: int) -> None:
+    """Lengthens the last run by one record of partition `number` where it goes on, else begins a new one."""
+    skip = offset - ends.get(number, 0)
+    ends[number] = offset + 1
+    if skip == 0 and runs and runs[-1][0] == number:
+        _, skip, count = runs[-1]
+        runs[-1] = (number, skip, count + 1)
+    else:
+        runs.append((number, skip, 1))
+
+
+def _ranges(
+    partitions: tuple[Partition, ...], runs: Iterable[Run], ends: dict[int, int]
+) -> Iterator[tuple[Partition, range]]:
+    """The runs as offsets; `ends` is where each partition's last run ended, and moves on."""
+    for p, skip, count in runs:
+        first = ends.get(p, 0) + skip
+        ends[p] = first + count
+        yield partitions[p], range(first, first + count)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from pipeline.codec import sha256
 from pipeline.errors import Corrupt
-from pipeline.lineage import Lineage
+from pipeline.lineage import Lineage, Runs
 from pipeline.log import Partition
 
 FORMAT = 1
@@ -98,7 +98,9 @@ class Manifest(Stored):
     updates: int
     counts: dict[str, int]  # records by outcome, since the beginning
     watermark: dict[str, dict[int, int]]  # topic → partition → next offset to read
-    pending: list[Any] = []  # runs that were read and are not learned yet
+    topic_ids: dict[str, str] = {}  # topic → Kafka's id of it: one that was made again has another
+    pending: Runs = Runs()  # what was read, in order, and is neither learned nor given up yet
+    keyframe: Ref | None = None  # None: training is in here; else the ancestor to go on from
     newest_timestamp_ms: int | None = None  # of all learned records
     metrics: dict[str, float | None]  # None: not a number
     environment: dict[str, Any]  # headrace, torch, python, device, threads

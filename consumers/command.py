@@ -1,0 +1,72 @@
+"""What the commands share: the application, its options, and how they speak."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.config import Config, load
+
+if TYPE_CHECKING:
+    from pipeline.store import Store
+
+app = typer.Typer(
+    help="Continual learning on live streams: publish data to a topic, watch live metrics, pull current versions.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+ModelName = Annotated[str, typer.Argument(help="A [models.NAME] table of the configuration.", metavar="MODEL")]
+DEFAULT_CONFIG = Path("headrace.toml")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
+
+
+def load_config(path: Path) -> Config:
+    return load(path, os.environ)
+
+
+def open_store(config: Config, model: str) -> Store:
+    from pipeline.store import Store, connect
+
+    return Store(connect(config.redis.url), config.family(model), model)
+
+
+def ask(question: str, yes: bool) -> None:
+    if not yes:
+        typer.confirm(question, abort=True)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def tell(line: str) -> None:
+    """What is for people alone: results are on standard output."""
+    typer.echo(line, err=True)
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that SIGINT, SIGTERM and SIGHUP set, instead of an exception at any point of the program."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
