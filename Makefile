@@ -1,4 +1,4 @@
-# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, check-deploy and lock.
+# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, soak, check-deploy and lock.
 PYTHON ?= python3
 ARGS ?=
 
@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format bench check-deploy lock clean
+.PHONY: help setup demo test format bench soak check-deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ format: $(STAMP) ## format the code and apply the safe lint fixes
 
 bench: $(STAMP) ## measure what the README claims
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(STAMP) ## kill workers 200 times, harm their servers, recount every record; e.g. make soak ARGS="--kills 20"
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 check-deploy: $(STAMP) ## check the compose files, the Dockerfile and the Prometheus configuration
 	@$(BIN)/python deploy/check.py $(ARGS)

@@ -13,6 +13,7 @@ import typer
 from redis import Redis
 
 from benchmarks import commits as commits_part
+from benchmarks import costs as costs_part
 from benchmarks import latency as latency_part
 from benchmarks import swaps as swaps_part
 from benchmarks import throughput as throughput_part
@@ -56,7 +57,7 @@ def perform(part: str, measure: Callable[[Stage], Findings], to: Path) -> None:
 def everything(context: typer.Context, to: To = HERE) -> None:
     """All parts, about ten minutes on two cores. Nothing else should run meanwhile."""
     if context.invoked_subcommand is None:
-        for part in (throughput, latency, swaps, commits):
+        for part in (throughput, latency, swaps, commits, costs):
             part(to=to)
 
 
@@ -102,6 +103,16 @@ def commits(
 ) -> None:
     """Bytes moved per commit, and the stall of the updates."""
     perform("commits", lambda s: commits_part.measure(s, slots=slots, commits=commits, updates=updates), to)
+
+
+@app.command()
+def costs(
+    blocks: Annotated[int, typer.Option(help="Of 20 updates, with lineage and seeding and without.", min=20)] = 60,
+    updates: Annotated[int, typer.Option(help="Learned before a worker is killed.", min=20)] = 400,
+    to: To = HERE,
+) -> None:
+    """What lineage and seeding cost, and a restart with and without a keyframe at the head."""
+    perform("costs", lambda s: costs_part.measure(s, blocks=blocks, updates=updates), to)
 
 
 if __name__ == "__main__":

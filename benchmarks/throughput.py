@@ -71,9 +71,7 @@ def learned(store: Store) -> int:
 
 def rate_per_s(store: Store, records: int) -> float:
     """Records/s between the first version and the last one that still had records of `records` before it."""
-    newest = store.resolve("latest").version
-    made = [store.history(number) for number in range(1, newest + 1)]
-    points = [(m.created_ms / 1000, m.counts.get("learned", 0)) for m in made]
+    points = [(entry.created_ms / 1000, entry.counts.get("learned", 0)) for entry in store.histories()]
     running = [point for point in points if 0 < point[1] < records]
     (first_s, first), (last_s, last) = running[0], running[-1]
     return (last - first) / (last_s - first_s)
@@ -113,7 +111,7 @@ def _account(profile: dict[str, Any], ram_per_s: float, kafka_per_s: float, tabl
     places: dict[str, float] = main["places"]
     learn = sum(share for where, share in places.items() if where.endswith(".learn"))
     waiting = sum(share for where, share in places.items() if where.startswith("Feed.take"))
-    capture = sum(share for where, share in places.items() if where.startswith("Worker._capture"))
+    capture = sum(share for where, share in places.items() if where.startswith("Session._capture"))
     rest = 1 - learn - waiting - capture
     others = sorted(
         ((name, t["running"]) for name, t in profile["threads"].items() if name != "MainThread" and "running" in t),

@@ -15,7 +15,7 @@ import typer
 from rich.live import Live
 from rich.progress import Progress
 
-from consumers import cli_dead_letters, cli_versions
+from consumers import cli_dead_letters, cli_lineage, cli_versions
 from consumers.command import (
     DEFAULT_CONFIG,
     ConfigPath,
@@ -150,13 +150,21 @@ def publish(
 
 
 @app.command()
-def train(model: ModelName, config: ConfigPath = DEFAULT_CONFIG) -> None:
+def train(
+    model: ModelName,
+    jump: Annotated[
+        bool, typer.Option("--jump", help="Go on at what a topic holds where that is not what comes next.")
+    ] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
     """Learn from the model's topics until Ctrl-C or SIGTERM, which end with a snapshot.
 
     Example: headrace train pictures
     """
     settings = load_config(config)
     table = settings.model(model)
+    if table.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
 
     from prometheus_client import CollectorRegistry
 
@@ -179,6 +187,7 @@ def train(model: ModelName, config: ConfigPath = DEFAULT_CONFIG) -> None:
             stop=stop,
             say=tell,
             owner=f"{socket.gethostname()}:{os.getpid()}",
+            jump=jump,
         ).run()
 
 
@@ -237,6 +246,7 @@ def watch(
 
 
 app.add_typer(cli_versions.app)
+app.add_typer(cli_lineage.app)
 app.add_typer(cli_dead_letters.app)
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def pull(
     ref: Annotated[str, typer.Argument(help="latest, an alias, a number, or the beginning of a digest.")] = "latest",
     to: Annotated[Path | None, typer.Option(help="The file to write; default MODEL-vN.safetensors.")] = None,
     config: ConfigPath = DEFAULT_CONFIG,
+    json_: Json = False,
 ) -> None:
     """Write a version's weights as one safetensors file, and its manifest as JSON beside it.
 
@@ -43,8 +44,21 @@ def pull(
     manifest = store.manifest(ref)
     path = to or Path(f"{model}-v{manifest.version}.safetensors")
     path.write_bytes(save(tensors(store.arrays(manifest, "serving")), essentials(manifest)))
-    path.with_suffix(".json").write_bytes(manifest.raw)
-    typer.echo(f"Wrote {path} and {path.with_suffix('.json')}.")
+    beside = path.with_suffix(".json")
+    beside.write_bytes(manifest.raw)
+    if json_:
+        print_json(
+            {
+                "model": model,
+                "version": manifest.version,
+                "digest": manifest.digest,
+                "weights": str(path),
+                "manifest": str(beside),
+                "metrics": manifest.metrics,
+            }
+        )
+    else:
+        typer.echo(f"Wrote {path} and {beside}.")
 
 
 @app.command()
@@ -72,6 +86,7 @@ def alias(
     ref: Annotated[str, typer.Argument(help="The version it names from now on.")] = "latest",
     delete: Annotated[bool, typer.Option("--delete", help="Remove the alias instead.")] = False,
     config: ConfigPath = DEFAULT_CONFIG,
+    json_: Json = False,
 ) -> None:
     """Name a version; what has a name is never removed.
 
@@ -80,10 +95,18 @@ def alias(
     store = open_store(load_config(config), model)
     if delete:
         store.delete_alias(name)
-        typer.echo(f"{model}: {name} is removed.")
+    named = None if delete else store.set_alias(name, ref)
+    if json_:
+        print_json(
+            {
+                "model": model,
+                "alias": name,
+                "version": named and named.version,
+                "digest": named and named.digest,
+            }
+        )
     else:
-        named = store.set_alias(name, ref)
-        typer.echo(f"{model}: {name} is version {named.version}.")
+        typer.echo(f"{model}: {name} is {f'version {named.version}' if named else 'removed'}.")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from pipeline.store import Draft, Fence, Store
 
 RETRY_S = 1.0
 FLUSH_S = 30.0
+NOTE_S = 10.0
 
 T = TypeVar("T")
 
@@ -81,12 +82,16 @@ class Committer:
     """One commit at a time. What a later try can mend is tried again until it is mended, or until `finish` gives up.
 
     Each step is repeated by itself: a draft that is committed once more would be a second version.
+
+    Args:
+        noted: the highest number that a version may have had; theirs are above it.
     """
 
     def __init__(
         self,
         store: Store,
         fence: Fence,
+        noted: int,
         reader: Reader,
         dead_letters: Publisher,
         metrics: WorkerMetrics,
@@ -94,7 +99,7 @@ class Committer:
     ) -> None:
         self._store = store
         self._fence = fence
-        self._writer = store.writer(fence)
+        self._writer = store.writer(fence, above=noted)
         self._dead_letters = dead_letters
         self._reader = reader
         self._metrics = metrics
@@ -119,6 +124,7 @@ class Committer:
     def submit(self, snapshot: Snapshot) -> None:
         """Hands over a snapshot; only when not busy."""
         with self._wake:
+            self._until_s = math.inf  # what an earlier `finish` was given is over
             self._snapshot = snapshot
             self._wake.notify_all()
 
@@ -131,6 +137,7 @@ class Committer:
         self._until_s = time.monotonic() + patience_s
         with self._wake:
             self._wake.wait_for(lambda: self._snapshot is None or self._error is not None)
+        self._until_s = math.inf
         self.check()
 
     def __enter__(self) -> Self:
@@ -169,6 +176,8 @@ class Committer:
     def _commit(self, snapshot: Snapshot) -> None:
         started = time.perf_counter()
         self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
+        # A number is noted before it can be used: should Redis come back older, it never names another content.
+        self._until_done(lambda: self._reader.note(str(self._writer.next_version), snapshot.positions, NOTE_S))
         committed = self._until_done(lambda: self._writer.commit(snapshot.draft))
         self._metrics.committed(committed, time.perf_counter() - started)
         self._reader.commit(snapshot.positions)

@@ -1,8 +1,7 @@
 """From the log to batches: poll → decode → batch, on threads of their own, while the updates run.
 
-Every record that is read leaves the feed in exactly one `Item`, in the order of its partition: as a row of a batch, as
-skipped, or as dead. An item also carries the positions that hold once it is taken, so that a watermark made of them
-never names a record that is still in here.
+Every record that is read leaves the feed in exactly one `Item`, in the order in which it was read: as a row of a batch,
+as skipped, or as dead. Until then it is *pending*: a version says so, and the next worker begins with it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import hashlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ import torch
 
 from models.learner import Batch
 from pipeline.errors import RecordError
+from pipeline.lineage import Runs
 from pipeline.log import Partition, Polled, Reader
 from pipeline.records import Example, Record, RecordDecoder, Skipped
 
@@ -44,7 +45,7 @@ class Item:
     examples: list[Example] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
-    positions: dict[Partition, int] = field(default_factory=dict)  # next offset to read, once this item is taken
+    records: int = 0  # in all
     batch: Batch | None = None  # of `examples`; its x is on the device, or on its way
 
     def add(self, decoded: Decoded) -> None:
@@ -54,8 +55,7 @@ class Item:
             self.skipped.append(decoded)
         else:
             self.dead.append(decoded)
-        record = decoded.record
-        self.positions[Partition(record.topic, record.partition)] = record.offset + 1
+        self.records += 1
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Turns the rows that a learner refuses into dead ones, before they are learned."""
@@ -112,6 +112,10 @@ class Feed:
     """Reads, decodes and batches in the background; `take` hands out items in order.
 
     A batch is closed by its size, or when its first record has waited for `max_wait_ms`.
+
+    Args:
+        positions: where the reader begins.
+        backlog: records from before those positions that come first.
     """
 
     def __init__(
@@ -124,6 +128,8 @@ class Feed:
         batch_size: int,
         max_wait_ms: int,
         decode_threads: int,
+        positions: Mapping[Partition, int],
+        backlog: Sequence[Record] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader = reader
@@ -133,6 +139,10 @@ class Feed:
         self._batch_size = batch_size
         self._max_wait_s = max_wait_ms / 1000
         self._clock = clock
+        self._lock = threading.Lock()  # guards what follows
+        self._positions = dict(positions)  # next offset to read
+        self._pending = deque((Partition(r.topic, r.partition), r.offset) for r in backlog)  # read and not taken
+        self._backlog = list(backlog)
         self._items: queue.Queue[Item | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads > 1 else None
@@ -151,9 +161,23 @@ class Feed:
             return None
         if isinstance(item, BaseException):
             raise item
+        with self._lock:
+            for _ in range(item.records):
+                self._pending.popleft()
         if item.batch is not None:
             self._uplink.arrive(item.batch.x)
         return item
+
+    @property
+    def partitions(self) -> set[Partition]:
+        """Those whose beginning is known."""
+        with self._lock:
+            return set(self._positions)
+
+    def standing(self) -> tuple[dict[Partition, int], Runs]:
+        """The next offsets to read, and what was read before them and not taken yet, in order."""
+        with self._lock:
+            return dict(self._positions), Runs.of(self._pending)
 
     def close(self) -> None:
         """Stops the threads; what was not taken is read again by the next feed."""
@@ -171,20 +195,26 @@ class Feed:
     def _loop(self) -> None:
         item = Item()
         deadline: float | None = None  # when the open item must go out
+        for record in self._backlog:
+            item.add(self._one(record))
+            if len(item.examples) == self._batch_size:
+                self._close(item)
+                item = Item()
         while not self._stop.is_set():
+            if item.records and deadline is None:
+                deadline = self._clock() + self._max_wait_s
             wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self._clock()))
             polled = self._reader.poll(wait_s)
             if polled is not None:
+                with self._lock:
+                    self._pending.extend((Partition(r.topic, r.partition), r.offset) for r in polled.records)
+                    self._positions |= polled.positions
                 for decoded in self._decode(polled):
                     item.add(decoded)
                     if len(item.examples) == self._batch_size:
                         self._close(item)
                         item, deadline = Item(), None
-                # The chunk is taken whole: step over the gaps (transaction markers, compaction) behind its last record.
-                item.positions.update(polled.positions)
-                if deadline is None:
-                    deadline = self._clock() + self._max_wait_s
-            if deadline is not None and self._clock() >= deadline:
+            if item.records and deadline is not None and self._clock() >= deadline:
                 self._close(item)
                 item, deadline = Item(), None
 
@@ -201,6 +231,8 @@ class Feed:
 
     def _close(self, item: Item) -> None:
         if item.examples:
+            # By partition, each in its order: then the lineage of a batch is as short as a run for each of them.
+            item.examples.sort(key=lambda example: (example.record.topic, example.record.partition))
             item.batch = collate(item.examples, self._topics, self._uplink)
         self._put(item)
 

@@ -2,45 +2,39 @@
 
 The order of a commit, and what a crash leaves between each two steps:
 
-1. What changed is copied to host memory, together with the watermark and the lineage (a crash: the head is as before).
+1. What changed is copied to host memory, together with the watermark, what is pending and the lineage (a crash: the
+   head is as before).
 2. Dead letters are flushed to Kafka (a crash: the next worker sends them once more, under the same key).
-3. Objects that the parent does not name are uploaded (a crash: they expire by themselves).
-4. One script moves the head: weights, training state, lineage and watermark together (a crash after it: the new head
-   is the truth, and the next worker seeks to its watermark).
-5. Offsets are committed to Kafka, for lag monitors alone (a crash: a monitor shows an old lag).
+3. The version's number is noted in Kafka, beside the offsets for lag monitors (a crash: the number is not used again).
+4. Objects that the parent does not name are uploaded (a crash: they expire by themselves).
+5. One script moves the head: weights, training state, lineage and watermark together (a crash after it: the new head
+   is the truth, and the next worker begins with what it says is pending, and then at its watermark).
+6. Offsets are committed to Kafka, for lag monitors alone (a crash: a monitor shows an old lag).
 """
 
 from __future__ import annotations
 
-import platform
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from threading import Event
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from consumers.bridge import copied, tensors
-from consumers.committer import Committer, Lease, Snapshot
-from consumers.feed import Feed, Item, Uplink
-from models.drift import DriftDetector
-from models.evaluation import Prequential
-from models.learner import Blueprint, Learner, State, structural_fields, update_generator
-from pipeline import __version__
-from pipeline.config import Config, ModelConfig
-from pipeline.dead_letters import dead_letter_topic, publish_dead_letter
-from pipeline.errors import ConfigError, StateMismatch
-from pipeline.lineage import LineageBuilder
-from pipeline.log import Partition, Publisher, Reader, ensure_topics
+from consumers.committer import Committer, Lease
+from consumers.feed import Feed, Uplink
+from consumers.fitting import config_changes, differences, validated_options
+from consumers.fold import Fold, environment
+from consumers.replay import Replay, at_version, decoder_of
+from consumers.session import Session
+from models.learner import Blueprint
+from pipeline.config import Config
+from pipeline.dead_letters import dead_letter_topic
+from pipeline.errors import ConfigError, HeadMoved, OffsetsGone, StoreUnavailable
+from pipeline.log import Fetcher, Publisher, Reader, ensure_topics
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
-from pipeline.records import RecordDecoder, load_decoder
-from pipeline.store import Draft, Fence, Store
-
-BOUNDS = {"input.max_bytes", "input.max_pixels"}  # of what is let in; all else of `input` is what has been learned
-TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
+from pipeline.records import Record
+from pipeline.store import Fence, Store
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,6 +61,7 @@ class Worker:
         blueprint: how its learner is built.
         stop: set by whoever wants the worker to end with a snapshot.
         say: where one-line messages go.
+        jump: whether it may go on at what a topic holds, where that is not what comes next.
     """
 
     def __init__(
@@ -80,6 +75,7 @@ class Worker:
         stop: Event,
         say: Callable[[str], None],
         owner: str,
+        jump: bool = False,
     ) -> None:
         self._name = name
         self._config = config
@@ -90,19 +86,14 @@ class Worker:
         self._stop = stop
         self._say = say
         self._owner = owner
-        self._options = validated_options(name, self._settings, blueprint)
+        self._jump = jump
+        validated_options(name, self._settings, blueprint)
         self._device = pick_device(self._settings.device)
-        self._lineage = LineageBuilder()
-        self._watermark: dict[Partition, int] = {}
-        self._topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
-        self._counts: Counter[str] = Counter()
-        self._updates = 0
-        self._newest_timestamp_ms: int | None = None
-        self._prequential = Prequential()
-        self._drift = DriftDetector() if self._settings.drift_detector == "hddm" else None
-        self._dirty = False  # something happened since the last capture
-        self._captured_s = time.monotonic()
-        self._captured_updates = 0
+        if self._device.type == "cuda" and self._settings.keyframe_every > 1 and not self._settings.deterministic:
+            raise ConfigError(
+                f"models.{name}.keyframe_every = {self._settings.keyframe_every}: on CUDA, learning again gives equal "
+                f"bits in the deterministic mode alone. Set deterministic = true, or keyframe_every = 1."
+            )
 
     def run(self) -> None:
         """Takes the model's place, goes on from its head, and returns after the last snapshot once `stop` is set.
@@ -111,256 +102,139 @@ class Worker:
             HeadraceError: what an operator has to mend; `Fenced` when another worker took the place.
         """
         torch.set_num_threads(self._settings.threads)
-        fence = self._take_place()
-        if fence is None:
-            return
-        kafka, settings = self._config.kafka, self._settings
-        with Lease(self._store, fence, settings.lease_s, self._metrics) as lease:
-            learner = self._build()
-            ensure_topics(kafka, [*settings.topics, *map(dead_letter_topic, settings.topics)])
-            group = f"headrace-{self._name}"
-            reader = Reader(kafka, settings.topics, positions=self._watermark, start=settings.start, group=group)
-            with (
-                reader,
-                Publisher(kafka) as dead_letters,
-                Committer(self._store, fence, reader, dead_letters, self._metrics, self._say) as committer,
-            ):
-                self._learn(learner, lease, committer, reader, dead_letters)
+        if torch.are_deterministic_algorithms_enabled() != self._settings.deterministic:  # the call imports for seconds
+            torch.use_deterministic_algorithms(self._settings.deterministic)
+        kafka, topics = self._config.kafka, self._settings.topics
+        while (fence := self._take_place()) is not None:
+            try:
+                with Lease(self._store, fence, self._settings.lease_s, self._metrics) as lease:
+                    ensure_topics(kafka, [*topics, *map(dead_letter_topic, topics)])
+                    with Fetcher(kafka) as fetcher:
+                        self._session(fence, lease, fetcher)
+            except HeadMoved as error:
+                self._say(str(error))
+                self._metrics.head_moved()
+            except StoreUnavailable as error:  # while the head was fetched: a commit is tried again by itself
+                if self._stop.is_set():
+                    raise
+                self._say(f"{error} Starting again from the head when it is back.")
+                self._metrics.store_up(False)
+            else:
+                return
 
     def _take_place(self) -> Fence | None:
         """The fence, or None if `stop` came while standing by."""
-        told = False
+        told = ""
         while not self._stop.is_set():
-            fence = self._store.acquire(self._owner, self._settings.lease_s)
-            if fence is not None:
-                return fence
-            if not told:
-                self._say(f"{self._store.holder() or 'Another worker'} learns {self._name}; standing by to take over.")
-                told = True
+            try:
+                fence = self._store.acquire(self._owner, self._settings.lease_s)
+                if fence is not None:
+                    return fence
+                line = f"{self._store.holder() or 'Another worker'} learns {self._name}; standing by to take over."
+            except StoreUnavailable as error:
+                line = f"{error} Standing by."
+            if line != told:
+                self._say(line)
+                told = line
             self._stop.wait(self._settings.lease_s / 4)
         return None
 
-    # --- from the head ---
-
-    def _build(self) -> Learner:
-        shape, seed = self._settings.input.shape, self._settings.seed
-        try:
-            learner: Learner = self._blueprint.learner(self._options, shape, seed, self._device)
-        except ValueError as error:  # a learner that cannot take records of this shape
-            raise ConfigError(f"models.{self._name}: {error} Change its input or its options.") from None
+    def _session(self, fence: Fence, lease: Lease, fetcher: Fetcher) -> None:
+        """From the head on, as long as it is this worker's."""
+        kafka, settings, name = self._config.kafka, self._settings, self._name
         head = self._store.head()
-        if head is None:
-            self._say(f"{self._name}: no version yet; beginning at {self._settings.start} on {self._device}.")
+        manifest = self._store.manifest(head) if head else None
+        if manifest is None:
+            self._say(f"{name}: no version yet; beginning at {settings.start} on {self._device}.")
         else:
-            self._restore(learner, self._store.manifest(head))
-        for topic in self._settings.topics:
-            self._topics.setdefault(topic, len(self._topics))
-        return learner
-
-    def _restore(self, learner: Learner, manifest: Manifest) -> None:
-        changes = config_changes(manifest, self._settings, self._blueprint)
-        serving = tensors(self._store.arrays(manifest, "serving"))
-        training = tensors(self._store.arrays(manifest, "training"))
-        try:
-            learner.restore(State(serving, training, manifest.meta))
-        except ValueError as error:
-            raise mismatch(manifest, str(error)) from None
-        self._watermark = manifest.positions()
-        self._counts = Counter(manifest.counts)
-        self._updates = self._captured_updates = manifest.updates
-        self._newest_timestamp_ms = manifest.newest_timestamp_ms
-        self._topics = dict(manifest.worker["topics"])
-        self._prequential.restore(manifest.worker["prequential"])
-        if self._drift is not None and manifest.worker["drift"] is not None:
-            self._drift.restore(manifest.worker["drift"])
-        if changes:
-            self._lineage.change({"config": changes})
-            self._dirty = True
-        self._say(f"{self._name}: going on from version {manifest.version} ({manifest.digest[:12]}) on {self._device}.")
-
-    # --- the loop ---
-
-    def _learn(
-        self, learner: Learner, lease: Lease, committer: Committer, reader: Reader, dead_letters: Publisher
-    ) -> None:
-        settings = self._settings
-        decoder = RecordDecoder(
-            settings.input,
-            needs_label=learner.needs_label,
-            decode=load_decoder(settings.decoder) if settings.decoder else None,
+            config_changes(manifest, settings, self._blueprint)  # before anything is read or learned again
+        reader = Reader(
+            kafka,
+            settings.topics,
+            positions=manifest.positions() if manifest else {},
+            topic_ids=manifest.topic_ids if manifest else {},
+            start=settings.start,
+            jump=self._jump,
+            group=f"headrace-{name}",
         )
-        feed = Feed(
+        noted = int(reader.noted or 0)
+        known = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
+        with (
             reader,
-            decoder,
-            Uplink(self._device),
-            topics=self._topics,
-            batch_size=settings.batch_size,
-            max_wait_ms=settings.max_wait_ms,
-            decode_threads=settings.decode_threads,
-        )
-        try:
-            while not self._stop.is_set():
-                lease.check()
-                committer.check()
-                self._metrics.log_up(reader.reachable)
-                item = feed.take(TAKE_S)
-                if item is not None:
-                    self._step(item, learner, dead_letters)
-                if self._due() and not committer.busy:
-                    committer.submit(self._capture(learner, reader))
-            committer.finish(settings.lease_s)
-            if self._dirty:
-                committer.submit(self._capture(learner, reader))
-                committer.finish(settings.lease_s)
-        finally:
-            feed.close()
-
-    def _step(self, item: Item, learner: Learner, dead_letters: Publisher) -> None:
-        """Everything that one item changes, so that a capture between two steps is consistent."""
-        if item.batch is not None and (refused := learner.refuses(item.batch.labels)):
-            item.refuse(refused)
-        for dead in item.dead:
-            publish_dead_letter(dead_letters, dead.record, dead.error, self._name)
-            self._outcome(f"dead-lettered/{dead.error.reason}", dead.record)
-        for skipped in item.skipped:
-            self._outcome(f"skipped/{skipped.reason}", skipped.record)
-        if item.batch is not None:
-            started = time.perf_counter()
-            report = learner.learn(item.batch, update_generator(self._settings.seed, self._updates))
-            self._updates += 1
-            records = [example.record for example in item.examples]
-            self._lineage.learned([(Partition(r.topic, r.partition), r.offset) for r in records])
-            self._counts["learned"] += len(records)
-            newest = max(record.timestamp_ms for record in records)
-            self._newest_timestamp_ms = max(newest, self._newest_timestamp_ms or newest)
-            hits = None
-            if report.predicted is not None:
-                pairs = zip(report.predicted, item.batch.labels, strict=True)
-                hits = [predicted == label for predicted, label in pairs]
-            self._prequential.update(report.loss, hits, records=len(records))
-            if self._drift is not None and hits is not None and self._drift.update(hits):
-                self._say(f"{self._name}: drift: the prequential error rose (update {self._updates}).")
-                self._lineage.change({"drift": {"update": self._updates}})
-                self._metrics.drifted()
-            step_s = time.perf_counter() - started
-            self._metrics.updated(
-                step_s,
-                [record.timestamp_ms for record in records],
-                loss=self._prequential.loss or 0.0,
-                accuracy=self._prequential.accuracy,
-                replay_records=learner.replay_size,
+            Publisher(kafka) as letters,
+            Committer(self._store, fence, noted, reader, letters, self._metrics, self._say) as committer,
+        ):
+            replay = Replay(fetcher, manifest.topic_ids if manifest else {})
+            begin = partial(self._at, replay=replay)
+            fold = begin(manifest)
+            if manifest is not None:
+                self._say(
+                    f"{name}: going on from version {manifest.version} ({manifest.digest[:12]}) on {self._device}."
+                )
+            self._tell_jumps(fold, reader, noted, known)
+            backlog = self._backlog(fold, manifest, replay)
+            replay.topic_ids |= reader.topic_ids
+            begins = reader.poll(0)  # its first chunk: where each partition begins
+            session = Session(
+                fold, manifest, begin, self._store, committer, reader, letters, replay, self._metrics, self._say
             )
-        for partition, position in item.positions.items():
-            if self._watermark.get(partition) != position:
-                self._watermark[partition] = position
-                self._dirty = True
+            feed = Feed(
+                reader,
+                decoder_of(fold),
+                Uplink(self._device),
+                topics=fold.topics,
+                batch_size=settings.batch_size,
+                max_wait_ms=settings.max_wait_ms,
+                decode_threads=settings.decode_threads,
+                positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
+                backlog=backlog,
+            )
+            session.run(self._stop, lease, feed)
 
-    def _outcome(self, name: str, record: Any) -> None:
-        self._lineage.outcome(name, Partition(record.topic, record.partition), record.offset)
-        self._counts[name] += 1
-        self._metrics.outcome(name)
+    def _tell_jumps(self, fold: Fold, reader: Reader, noted: int, known: int) -> None:
+        for jump in reader.jumps:
+            self._say(
+                f"{self._name}: jumps over what is gone: {jump['topic']} partition {jump['partition']}, "
+                f"from {jump['from']} to {jump['to']}."
+            )
+            fold.lineage.change({"jump": jump})
+        if noted > known:
+            self._say(
+                f"{self._name}: version {noted} was announced, but Redis knows of none above {known}: it came back "
+                f"older than it was, or a worker was killed right before its commit. The number is not used again."
+            )
+            fold.lineage.change({"lost": {"above": known, "up_to": noted}})
 
-    # --- snapshots ---
+    def _backlog(self, fold: Fold, manifest: Manifest | None, replay: Replay) -> list[Record]:
+        """What the version read and did not learn; where the worker may jump, without what is gone."""
+        pending = list(manifest.pending) if manifest else []
+        try:
+            return list(replay.records(pending))
+        except OffsetsGone as error:
+            if not self._jump:
+                raise type(error)(
+                    f"{error} `headrace train {self._name} --jump` goes on without what is gone."
+                ) from None
+        records: list[Record] = []
+        for place in pending:
+            try:
+                records += replay.records([place])
+            except OffsetsGone:
+                fold.outcome("skipped/gone", *place)
+                self._metrics.outcome("skipped/gone")
+        return records
 
-    def _due(self) -> bool:
-        if not self._dirty:
-            return False
-        every_updates, every_s = self._settings.snapshot_every_updates, self._settings.snapshot_every_s
-        by_updates = every_updates is not None and self._updates - self._captured_updates >= every_updates
-        by_time = every_s is not None and time.monotonic() - self._captured_s >= every_s
-        return by_updates or by_time
-
-    def _capture(self, learner: Learner, reader: Reader) -> Snapshot:
-        started = time.perf_counter()
-        settings, state = self._settings, learner.capture()
-        lag = reader.lag()
-        self._metrics.lag(lag)
-        draft = Draft(
-            learner=settings.learner,
-            input=settings.input.model_dump(mode="json"),
-            options=self._options.model_dump(mode="json"),
-            config=settings.model_dump(mode="json"),
-            classes=list(learner.model.classes),
-            seed=settings.seed,
-            updates=self._updates,
-            counts=dict(self._counts),
-            positions=dict(self._watermark),
-            newest_timestamp_ms=self._newest_timestamp_ms,
-            metrics={**self._prequential.metrics(), "lag_records": float(sum(lag.values()))},
-            environment=self._environment(),
-            meta=dict(state.meta),
-            worker={
-                "topics": dict(self._topics),
-                "prequential": self._prequential.state(),
-                "drift": self._drift.state() if self._drift is not None else None,
-            },
-            lineage=self._lineage.build(),
-            serving=copied(state.serving),
-            training=copied(state.training),
-        )
-        self._dirty = False
-        self._captured_s, self._captured_updates = time.monotonic(), self._updates
-        self._metrics.stalled(time.perf_counter() - started)
-        return Snapshot(draft, dict(self._watermark), settings.keep_last, settings.keep_every)
-
-    def _environment(self) -> dict[str, Any]:
-        return {
-            "headrace": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "device": self._device.type,
-            "threads": torch.get_num_threads(),
+    def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
+        """The state of a version under the settings of now; of none, an untrained learner."""
+        fold = Fold(self._name, self._settings, self._blueprint, self._device)
+        if manifest is None:
+            return fold
+        fold = at_version(fold, self._store, manifest, replay, self._say)
+        changes = {
+            "config": config_changes(manifest, self._settings, self._blueprint),
+            "environment": differences(manifest.environment, environment(self._device)),
         }
-
-
-def validated_options(name: str, settings: ModelConfig, blueprint: Blueprint) -> Any:
-    """The learner's own options.
-
-    Raises:
-        ConfigError: a line for each that does not fit.
-    """
-    if settings.input.kind != blueprint.input:
-        raise ConfigError(
-            f'models.{name}.input.kind = "{settings.input.kind}": {settings.learner} learns from {blueprint.input}s. '
-            f'Set it to "{blueprint.input}", or choose another learner.'
-        )
-    try:
-        return blueprint.options(**settings.options)
-    except ValidationError as error:
-        lines = [
-            f"models.{name}.options.{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}."
-            for item in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from None
-
-
-def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Blueprint) -> dict[str, list[Any]]:
-    """What the file says differently from the head: key → [before, now]. The file wins.
-
-    Raises:
-        StateMismatch: a change that the learned state cannot follow.
-    """
-    now = settings.model_dump(mode="json")
-    before: Mapping[str, Any] = manifest.config
-    changes = {key: [before.get(key), now[key]] for key in now if before.get(key) != now[key]}
-    options_before = manifest.options
-    options_now = blueprint.options(**settings.options).model_dump(mode="json")
-    fixed = {
-        f"options.{key}" for key in structural_fields(blueprint.options) if options_before.get(key) != options_now[key]
-    }
-    if "learner" in changes:
-        fixed.add("learner")
-    if "input" in changes:
-        was, shall = changes["input"]
-        fixed |= {f"input.{key}" for key in was.keys() | shall.keys() if was.get(key) != shall.get(key)} - BOUNDS
-    if fixed:
-        raise mismatch(manifest, f"{', '.join(sorted(fixed))} changed.")
-    return changes
-
-
-def mismatch(manifest: Manifest, why: str) -> StateMismatch:
-    """The error for a version that the configuration does not fit, with the choices."""
-    return StateMismatch(
-        f"models.{manifest.model}: {why} Version {manifest.version} cannot follow. Put the old value back, "
-        f"start anew with `headrace reset {manifest.model}`, or give the model another name."
-    )
+        for kind, change in changes.items():
+            if change:
+                fold.lineage.change({kind: change})
+        return fold

@@ -11,18 +11,17 @@ incoming records, from before the update, are the prequential prediction as well
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from models.labels import Labels
-from models.learner import Batch, Options, Report, Rows, State, copy_into, structural
+from models.learner import Batch, Options, Report, structural
 from models.memory import PolicyName, ReplayMemory
 from models.network import Head
-from models.optimizer import AdamW
+from models.replaying import LabelledNetwork, ReplayingLearner
 
 
 class ClassifierOptions(Options):
@@ -36,7 +35,7 @@ class ClassifierOptions(Options):
     replay_draws: int = Field(16, ge=0)  # records replayed in each update
 
 
-class ClassifierNetwork(nn.Module):
+class ClassifierNetwork(LabelledNetwork):
     """Features, and a head with one row a class."""
 
     def __init__(self, width: int, classes: Sequence[str]) -> None:
@@ -60,37 +59,30 @@ class ClassifierNetwork(nn.Module):
         return logits.softmax(1)
 
 
-class ClassifierLearner:
+class ClassifierLearner(ReplayingLearner):
     """Learns a `ClassifierNetwork` with cross-entropy, AdamW and experience replay."""
 
     needs_label = True
+    model: ClassifierNetwork
 
     def __init__(
         self, network: ClassifierNetwork, options: ClassifierOptions, memory: ReplayMemory, device: torch.device
     ) -> None:
-        self.model = network
         self.options = options
-        self._device = device
-        self._memory = memory
-        self._labels = Labels(network.classes, options.max_classes)
-        self._optimizer = AdamW(network, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
-
-    @property
-    def replay_capacity(self) -> int:
-        return self._memory.slots
-
-    @property
-    def replay_size(self) -> int:
-        return self._memory.size
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
+        super().__init__(
+            network,
+            memory,
+            device,
+            max_classes=options.max_classes,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+        )
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         known = list(self.model.classes)
-        self._grow(self._labels.new(batch.labels))
+        self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
         replayed = self._memory.draw(self.options.replay_draws, rng)
         x = torch.cat([batch.x.to(self._device), replayed.x])  # (B + R, ...)
@@ -106,30 +98,11 @@ class ClassifierLearner:
         self._memory.add(batch, numbers, rng)
         return Report(incoming.item(), self._predicted(logits[: len(batch)].detach(), known))
 
-    def capture(self) -> State:
-        training: dict[str, Tensor | Rows] = {**self._optimizer.capture(), **self._memory.capture()}
-        meta = {"classes": list(self.model.classes), "memory": self._memory.meta()}
-        return State(dict(self.model.state_dict()), training, meta)
-
-    def restore(self, state: State) -> None:
-        classes = list(state.meta["classes"])
-        known = len(self.model.classes)
-        if classes[:known] != self.model.classes:
-            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
-        self._grow(classes[known:])
-        copy_into(self.model.state_dict(), state.serving)
-        memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
-        self._optimizer.restore({name: v for name, v in state.training.items() if name.startswith("optimizer/")})
-        self._memory.restore(state.meta["memory"], memory)
-
     def _step(self) -> None:
         self._optimizer.step()
 
-    def _grow(self, labels: Sequence[str]) -> None:
-        if labels:
-            self.model.head.grow(len(labels))
-            self._optimizer.follow()
-            self._labels.add(labels)
+    def _widen(self, classes: int, rng: torch.Generator | None) -> None:
+        self.model.head.grow(classes)
 
     @staticmethod
     def _predicted(logits: Tensor, known: Sequence[str]) -> list[str | None]:

@@ -6,6 +6,7 @@ learner that forgets shows a high one on a stream that is ordered by class.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,11 +53,50 @@ class Prequential:
         return {name: value for name, value in found.items() if value is not None}
 
     def state(self) -> dict[str, Any]:
-        """JSON: a hit is "1", an error "0"; losses as [records, mean]."""
-        return {"hits": "".join("1" if hit else "0" for hit in self._hits), "losses": list(map(list, self._losses))}
+        """JSON: a hit is "1", an error "0"; losses as [records, mean], None for a mean that is no number."""
+        losses = [[count, mean if math.isfinite(mean) else None] for count, mean in self._losses]
+        return {"hits": "".join("1" if hit else "0" for hit in self._hits), "losses": losses}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state`."""
         self._hits = deque((hit == "1" for hit in state["hits"]), maxlen=self._window)
-        self._losses = deque((count, mean) for count, mean in state["losses"])
+        self._losses = deque((count, math.nan if mean is None else mean) for count, mean in state["losses"])
         self._records = sum(count for count, _ in self._losses)
+
+
+class LossRange:
+    """Tells when an update's loss is far above its recent range: an alarm alone, for a new class looks just like that.
+
+    The range is the mean and the variance of the losses with exponentially falling weights (West 1979, "Updating mean
+    and variance estimates"): m ← m + αd and v ← (1 − α)(v + αd²), where d = loss − m. Far above is what exceeds m by
+    10·√v and by a tenth of |m|, for a range may be a point; and what is not finite, which does not become part of it.
+    """
+
+    def __init__(self, weight: float = 0.02, warm_up: int = 50) -> None:
+        self._weight, self._warm_up = weight, warm_up
+        self._updates, self._mean, self._variance = 0, 0.0, 0.0
+        self._above = False
+
+    def update(self, loss: float) -> bool:
+        """Takes one update's mean loss; True when it leaves the range, not again before it was back."""
+        gap = loss - self._mean
+        finite = math.isfinite(loss)
+        above = not finite or gap > max(10 * self._variance**0.5, 0.1 * abs(self._mean))
+        above = above and self._updates >= self._warm_up
+        alarm, self._above = above and not self._above, above
+        if not finite:
+            return alarm
+        self._updates += 1
+        weight = max(self._weight, 1 / self._updates)
+        self._mean += weight * gap
+        self._variance = (1 - weight) * (self._variance + weight * gap * gap)
+        return alarm
+
+    def state(self) -> list[float]:
+        """JSON."""
+        return [self._updates, self._mean, self._variance, self._above]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Goes on from a `state`."""
+        updates, self._mean, self._variance, above = state
+        self._updates, self._above = int(updates), bool(above)

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.labels import NONE, Labels
-from models.learner import Batch, Blueprint, Options, Report, Rows, State, copy_into, module_on, structural
+from models.learner import Batch, Blueprint, Options, Report, module_on, structural
 from models.memory import PolicyName, ReplayMemory
 from models.network import pixels, seeded
-from models.optimizer import AdamW
+from models.replaying import LabelledNetwork, ReplayingLearner
 
 GROUPS = 8
 MIN_LOG_SCALE = math.log(1 / 255)  # a Gaussian is never narrower than one step of a pixel
@@ -67,7 +67,7 @@ class Conditions(nn.Module):
             self.weight = nn.Parameter(torch.cat([self.weight, rows.to(self.weight.device)]))
 
 
-class ImageVae(nn.Module):
+class ImageVae(LabelledNetwork):
     """The network. `shape` is (C, H, W); H and W are multiples of 4."""
 
     def __init__(self, options: ImageVaeOptions, shape: tuple[int, ...], classes: Sequence[str]) -> None:
@@ -178,33 +178,25 @@ class Up(nn.Module):
         return F.silu(self.norm(F.pixel_shuffle(self.convolution(maps), 2)))
 
 
-class ImageVaeLearner:
+class ImageVaeLearner(ReplayingLearner):
     """Learns an `ImageVae`: incoming and replayed records in one pass, then one AdamW step."""
 
     needs_label = False
+    model: ImageVae
 
     def __init__(self, network: ImageVae, options: ImageVaeOptions, memory: ReplayMemory, device: torch.device) -> None:
-        self.model = network
         self.options = options
-        self._device = device
-        self._memory = memory
-        self._labels = Labels(network.classes, options.max_classes)
-        self._optimizer = AdamW(network, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
-
-    @property
-    def replay_capacity(self) -> int:
-        return self._memory.slots
-
-    @property
-    def replay_size(self) -> int:
-        return self._memory.size
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
+        super().__init__(
+            network,
+            memory,
+            device,
+            max_classes=options.max_classes,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+        )
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
-        new = self._labels.new(batch.labels)
-        self._grow(new, torch.randn(len(new), self.options.label_dim, generator=rng))
+        self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
         replayed = self._memory.draw(self.options.replay_draws, rng)
         x = pixels(torch.cat([batch.x.to(self._device), replayed.x]))  # (B + R, C, H, W)
@@ -220,27 +212,9 @@ class ImageVaeLearner:
         self._memory.add(batch, numbers, rng)
         return Report((reconstruction + kl)[: len(batch)].mean().item())
 
-    def capture(self) -> State:
-        training: dict[str, Tensor | Rows] = {**self._optimizer.capture(), **self._memory.capture()}
-        meta = {"classes": list(self.model.classes), "memory": self._memory.meta()}
-        return State(dict(self.model.state_dict()), training, meta)
-
-    def restore(self, state: State) -> None:
-        classes = list(state.meta["classes"])
-        known = len(self.model.classes)
-        if classes[:known] != self.model.classes:
-            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
-        self._grow(classes[known:], torch.zeros(len(classes) - known, self.options.label_dim))
-        copy_into(self.model.state_dict(), state.serving)
-        memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
-        self._optimizer.restore({name: v for name, v in state.training.items() if name.startswith("optimizer/")})
-        self._memory.restore(state.meta["memory"], memory)
-
-    def _grow(self, labels: Sequence[str], rows: Tensor) -> None:
-        if labels:
-            self.model.conditions.grow(rows)
-            self._optimizer.follow()
-            self._labels.add(labels)
+    def _widen(self, classes: int, rng: torch.Generator | None) -> None:
+        shape = (classes, self.options.label_dim)
+        self.model.conditions.grow(torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng))
 
 
 def learner(options: ImageVaeOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ImageVaeLearner:

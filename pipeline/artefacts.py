@@ -72,12 +72,14 @@ def _pinned(artefact: Artefact, pins: Path | None) -> dict[str, str]:
 
 def _download(artefact: Artefact, wanted: Mapping[str, str], folder: Path) -> None:
     try:
-        from jgo.env import EnvironmentBuilder
+        from jgo.env import EnvironmentBuilder, _builder
         from jgo.maven import MavenContext
     except ImportError:
         raise ConfigError(
             f"{artefact.title} cannot be downloaded: jgo is not installed. Run `pip install 'headrace[local]'`."
         ) from None
+    # It would download a whole JDK, which nothing pins, to ask which jars are modules; they all go on the class path.
+    _builder.get_baseline_jar_tool = lambda: None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         try:
             # A repository of its own: the one in the home folder is shared with others, and jgo does not lock it.

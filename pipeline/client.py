@@ -1,4 +1,4 @@
-"""The library for people: publish pictures and texts, pull versions, follow new ones.
+"""The library for people: publish pictures and texts, pull versions, follow new ones, deal with dead letters.
 
 from pathlib import Path
 
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.codec import Encoded
-from pipeline.errors import ConfigError, RecordError
-from pipeline.log import Publisher, ensure_topics
+from pipeline.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
+from pipeline.errors import ConfigError, RecordError, StoreError
+from pipeline.log import Partition, Publisher, ensure_topics
+from pipeline.provenance import Blame, Commit, blame, commits
 from pipeline.store import Ref, Store, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     import torch
@@ -170,9 +172,86 @@ class Client:
         """Every version that is kept, oldest first."""
         return self._store(model).versions()
 
+    def log(self, model: str, limit: int | None = None) -> list[Commit]:
+        """The history, newest version first, of all versions there ever were: what each learned since its parent."""
+        return commits(self._store(model), limit)
+
+    def blame(self, model: str, topic: str, partition: int, offset: int) -> Blame:
+        """What became of a record in this model: the first version that learned it, or why none did."""
+        return blame(self._store(model), Partition(topic, partition), offset)
+
     def aliases(self, model: str) -> dict[str, Ref]:
         """What the aliases name; "latest" always is the newest version and not listed."""
         return self._store(model).aliases()
+
+    # --- dead letters ---
+
+    def dead_letters(
+        self,
+        topic: str,
+        model: str | None = None,
+        reason: str | None = None,
+        *,
+        since_ms: int = 0,
+        resolved: bool = False,
+    ) -> list[DeadLetter]:
+        """The open dead letters of a topic, oldest first, without the originals' values; see `read_dead_letters`."""
+        return read_dead_letters(
+            self._config.kafka, topic, model=model, reason=reason, since_ms=since_ms, resolved=resolved
+        )
+
+    def fetch(self, letter: DeadLetter) -> DeadLetter:
+        """A letter that was listed, with the original's value.
+
+        Raises:
+            OffsetsGone: the record that holds it was removed.
+            LogUnavailable: Kafka cannot be reached.
+        """
+        [fetched] = with_values(self._config.kafka, [letter])
+        return fetched
+
+    def requeue(self, *letters: DeadLetter) -> list[DeadLetter]:
+        """Publishes the originals again, each for its model alone; see `resolve`.
+
+        Returns:
+            What was requeued: letters that were resolved since they were listed are left out.
+
+        Raises:
+            StoreError: the model's newest version does not account for an original yet: nothing is requeued.
+            OffsetsGone: an original was removed from the log.
+            LogUnavailable: Kafka cannot be reached.
+            LogError: another process requeues or drops letters of the topic at this moment.
+        """
+        for model in dict.fromkeys(letter.model for letter in letters):
+            self._check_accounted(model, [letter for letter in letters if letter.model == model])
+        return [
+            letter
+            for topic, those in _by_topic(letters).items()
+            for letter in resolve(self._config.kafka, topic, those, "requeued")
+        ]
+
+    def drop(self, *letters: DeadLetter) -> list[DeadLetter]:
+        """Gives letters up: they are not listed any more. Returns and raises as `requeue`, but needs no version."""
+        return [
+            letter
+            for topic, those in _by_topic(letters).items()
+            for letter in resolve(self._config.kafka, topic, those, "dropped")
+        ]
+
+    def _check_accounted(self, model: str, letters: list[DeadLetter]) -> None:
+        store = self._store(model)
+        head = store.head()
+        manifest = store.manifest(head) if head else None
+        positions = manifest.positions() if manifest else {}
+        for letter in letters:
+            record = letter.record
+            partition = Partition(record.topic, record.partition)
+            ahead = record.offset >= positions.get(partition, 0)
+            if ahead or (manifest and (partition, record.offset) in manifest.pending):
+                raise StoreError(
+                    f"The newest version of {model} does not account for {letter.origin} yet: its worker will read it "
+                    "again by itself, and would learn it twice. Let it run until its next version, then requeue."
+                )
 
     # --- inside ---
 
@@ -196,6 +275,13 @@ class Client:
         named = {"content-type": content_type, "label": label, "id": id}
         headers = [(name, text.encode()) for name, text in named.items() if text is not None]
         return self._publisher.publish(topic, value, headers=headers)
+
+
+def _by_topic(letters: Iterable[DeadLetter]) -> dict[str, list[DeadLetter]]:
+    topics: dict[str, list[DeadLetter]] = {}
+    for letter in letters:
+        topics.setdefault(letter.record.topic, []).append(letter)
+    return topics
 
 
 def _picture(image: Picture) -> tuple[bytes, str | None]:

@@ -119,9 +119,14 @@ class ModelConfig(Section):
     max_wait_ms: int = Field(200, ge=0)  # the longest a record waits for its batch to fill
     snapshot_every_updates: int | None = Field(None, ge=1)
     snapshot_every_s: float | None = Field(2.0, gt=0)
+    keyframe_every: int = Field(1, ge=1)  # one in every so many versions holds what going on needs, not only serving
     keep_last: int = Field(20, ge=2)
     keep_every: int | None = Field(None, ge=1)  # one in every M versions is kept for good
     lease_s: float = Field(10.0, gt=0)  # a silent worker loses its place after this long
+    guard: bool = True  # no loss, weight or other state that is not finite becomes part of a version
+    deterministic: bool = (
+        False  # on CUDA: the same bits again, for a price; `keyframe_every` and `verify` need it there
+    )
     drift_detector: Literal["hddm", "none"] = "hddm"
     metrics: MetricsConfig = MetricsConfig()
 

@@ -88,3 +88,15 @@ class StateMismatch(HeadraceError):
     """The configuration does not fit the learned state."""
 
     exit_status = 6
+
+
+class Diverged(HeadraceError):
+    """A loss or a weight is not a finite number."""
+
+    exit_status = 7
+
+
+class NotRepeatable(HeadraceError):
+    """Learning again what a lineage records did not give what it gave the first time, or cannot be done."""
+
+    exit_status = 8

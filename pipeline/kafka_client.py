@@ -8,10 +8,10 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaConfigurationError, KafkaError
-from kafka.net.compat import KafkaNetClient
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable, TopicMissing
+from pipeline.kafka_network import network
 
 CONNECT_MS = 10_000
 RECONNECT_MS = 1_000  # kafka-python's own 30 s would keep a worker idle long after a broker is back
@@ -51,16 +51,16 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
     settings = {"bootstrap_timeout_ms": CONNECT_MS, "reconnect_backoff_max_ms": RECONNECT_MS, **ours, **config.client}
     with ExitStack() as on_failure:
 
-        def network(**of_client: Any) -> Any:
+        def closing(**of_client: Any) -> Any:
             """The client's thread and sockets; a constructor that raises leaves them open."""
-            made = KafkaNetClient(**of_client)
+            made = network(**of_client)
             on_failure.callback(made.close)
             return made
 
         try:
             connected = client(
                 bootstrap_servers=config.bootstrap_servers.split(","),
-                kafka_client=network,
+                kafka_client=closing,
                 **{key: value for key, value in settings.items() if key in client.DEFAULT_CONFIG},
             )
         except (KafkaConfigurationError, ValueError, TypeError, RuntimeError) as error:  # all for bad values
@@ -79,7 +79,7 @@ def translated(error: KafkaError, config: KafkaConfig, doing: str) -> LogError:
             f"{what} See that it runs and that kafka.bootstrap_servers is right; "
             "`headrace local` starts one on this machine."
         )
-    return LogError(f"{what} See the broker's log, and that kafka.client has the right credentials.")
+    return LogError(f"{what} See the broker's log, and that kafka.client has the right credentials and certificates.")
 
 
 def missing_topics(config: KafkaConfig, topics: Iterable[str]) -> TopicMissing:

@@ -17,7 +17,7 @@ from pipeline.errors import Corrupt, NotFound, StoreError, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
 
-    from pipeline.manifest import TensorEntry
+    from pipeline.manifest import Ref, TensorEntry
 
 REGISTRY = "headrace:models"  # a set of "family:model"
 UNCOMMITTED_S = 3600  # what is uploaded and never committed goes away by itself after this long
@@ -127,7 +127,7 @@ class Keyspace:
                 pipe.execute()
         return sent
 
-    def fetch(self, tensors: Mapping[str, TensorEntry], version: int, known: Container[str] = ()) -> dict[str, bytes]:
+    def fetch(self, tensors: Mapping[str, TensorEntry], version: Ref, known: Container[str] = ()) -> dict[str, bytes]:
         """The objects of a version's tensors that are not `known`, by digest, each checked against it.
 
         Raises:
@@ -145,18 +145,21 @@ class Keyspace:
                 found[digest] = raw
         return found
 
-    def _broken(self, tensor: str, version: int, digest: str, gone: bool) -> StoreError:
+    def keeps(self, version: Ref) -> bool:
+        """Whether this very version is kept: by its number alone it could be another one."""
         with translated():
-            kept = self.redis.exists(self.key(f"manifest:{version}"))
-        if not kept:
-            return NotFound(f"Version {version} of {self.model} is not kept any more. Use a newer one.")
+            return self.redis.zscore(self.key("versions"), str(version)) is not None
+
+    def _broken(self, tensor: str, version: Ref, digest: str, gone: bool) -> StoreError:
+        if not self.keeps(version):
+            return NotFound(f"Version {version.version} of {self.model} is not kept any more. Use a newer one.")
         if gone:
             return Corrupt(
-                f"Tensor {tensor} of version {version} of {self.model}: object {digest[:12]} is gone. "
+                f"Tensor {tensor} of version {version.version} of {self.model}: object {digest[:12]} is gone. "
                 f"Use another version, and give Redis maxmemory-policy noeviction."
             )
         return Corrupt(
-            f"Tensor {tensor} of version {version} of {self.model}: object {digest[:12]} has other bytes "
+            f"Tensor {tensor} of version {version.version} of {self.model}: object {digest[:12]} has other bytes "
             f"than were stored. Use another version, or restore Redis from a backup."
         )
 

@@ -107,6 +107,11 @@ class LineageBuilder:
         """Something else that a reader of the lineage should know, JSON."""
         self._changes.append(dict(entry))
 
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything to build."""
+        return bool(self._updates or self._outcomes or self._changes)
+
     def build(self) -> Lineage:
         """What was collected; starts anew."""
         lineage = Lineage.model_construct(

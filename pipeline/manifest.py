@@ -73,7 +73,10 @@ class Stored(Frozen):
         try:
             written = Stored.model_validate_json(raw).format
             if written > FORMAT:
-                raise Corrupt(f"{what} is of format {written}; this code reads up to {FORMAT}. Upgrade headrace.")
+                raise Corrupt(
+                    f"{what} is of format {written}; this code reads up to {FORMAT}. "
+                    f"Upgrade headrace, use an older version, or start anew with `headrace reset`."
+                )
             return cls.model_validate_json(raw)
         except ValidationError as error:
             first = error.errors()[0]
@@ -100,7 +103,7 @@ class Manifest(Stored):
     watermark: dict[str, dict[int, int]]  # topic → partition → next offset to read
     topic_ids: dict[str, str] = {}  # topic → Kafka's id of it: one that was made again has another
     pending: Runs = Runs()  # what was read, in order, and is neither learned nor given up yet
-    keyframe: Ref | None = None  # None: training is in here; else the ancestor to go on from
+    keyframe: Ref | None = None  # None: training is in here; else the ancestor that learning goes on from
     newest_timestamp_ms: int | None = None  # of all learned records
     metrics: dict[str, float | None]  # None: not a number
     environment: dict[str, Any]  # headrace, torch, python, device, threads
@@ -139,6 +142,11 @@ class Manifest(Stored):
     def ref(self) -> Ref:
         """Number and digest."""
         return Ref(version=self.version, digest=self.digest)
+
+    @property
+    def is_keyframe(self) -> bool:
+        """Whether it holds what training needs, too."""
+        return self.keyframe is None
 
     def tensors(self, group: Group) -> dict[str, TensorEntry]:
         """What serving needs, or what only going on learning needs."""

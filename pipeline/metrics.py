@@ -62,8 +62,15 @@ class WorkerMetrics:
             "headrace_prequential_accuracy_ratio", "Share predicted right before learning, recent records."
         )
         self._drift = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
+        self._far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
+        self._guarded = counter("headrace_guard_events_total", "Times that a number was not finite, and was undone.")
         self._replay = gauge("headrace_replay_records", "Records in the replay memory.")
         self._version = gauge("headrace_head_version", "Number of the newest version that was committed.")
+        self._keyframes = counter("headrace_keyframes_total", "Versions that hold all that going on needs.")
+        self._headroom = gauge(
+            "headrace_keyframe_headroom_records", "Offsets that the log still holds before what the keyframe needs."
+        )
+        self._moves = counter("headrace_head_moves_total", "Times that the head was not where this worker left it.")
         self._changed = counter("headrace_snapshot_changed_bytes_total", "Bytes that changed between versions.")
         self._moved = counter("headrace_snapshot_moved_bytes_total", "Bytes sent to the store.")
         self._commit = histogram("headrace_snapshot_seconds", "Time from a capture to the new head.", STEP_S)
@@ -110,6 +117,22 @@ class WorkerMetrics:
         """The drift detector has raised its alarm."""
         self._drift.inc()
 
+    def far_above(self) -> None:
+        """A loss was far above its recent range."""
+        self._far_above.inc()
+
+    def guarded(self) -> None:
+        """Something was not finite, and learning went back to the last version."""
+        self._guarded.inc()
+
+    def head_moved(self) -> None:
+        """The head is not where a worker left it."""
+        self._moves.inc()
+
+    def headroom(self, records: int) -> None:
+        """How many offsets more the log still holds, before the first one that the keyframe needs."""
+        self._headroom.labels(self._model).set(records)
+
     def stalled(self, seconds: float) -> None:
         """A capture has held up the updates."""
         self._stall.observe(seconds)
@@ -117,6 +140,8 @@ class WorkerMetrics:
     def committed(self, committed: Committed, seconds: float) -> None:
         """A version has become the head."""
         self._version.labels(self._model).set(committed.version)
+        if committed.keyframe:
+            self._keyframes.inc()
         self._changed.inc(committed.bytes_changed)
         self._moved.inc(committed.bytes_moved)
         self._commit.observe(seconds)

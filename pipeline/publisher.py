@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutError, ProducerFencedError
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError
 from pipeline.kafka_client import connect, translated
 
 RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
+TRANSACTION_MS = 20_000  # readers wait for an open transaction: the broker ends one that was left so long
 
 
 class Receipt:
@@ -45,6 +47,9 @@ class Publisher:
 
     What waits for the broker is bounded by `max_buffered_bytes`: beyond it `publish` waits, at most `wait_s`.
     Once the broker has refused a record, every call says so: what follows it may not overtake it.
+
+    With a `transactional_id` all is published in `transaction` blocks, and it is the only publisher with that
+    id from now on: an earlier one can commit no more, and what it left open is aborted.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Publisher:
         linger_ms: int = 10,
         max_buffered_bytes: int = 64 << 20,
         wait_s: float = 30.0,
+        transactional_id: str | None = None,
     ) -> None:
         self._config = config
         self._max_buffered_bytes = max_buffered_bytes
@@ -73,7 +79,15 @@ class Publisher:
             max_block_ms=int(wait_s * 1000),
             allow_auto_create_topics=False,
             metrics_enabled=False,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=TRANSACTION_MS,
         )
+        if transactional_id is not None:
+            try:
+                self._answered(self._producer.init_transactions, f"begin transactions as {transactional_id}")
+            except BaseException:
+                self.close(0)
+                raise
 
     def publish(
         self,
@@ -112,11 +126,31 @@ class Publisher:
         except BaseException as error:
             self._release(size)
             if isinstance(error, KafkaError):
-                raise translated(error, self._config, f"take a record for {topic}") from error
+                raise self._told(error, f"take a record for {topic}") from error
             raise
         future.add_callback(self._delivered, size)
         future.add_errback(self._refused, size)
         return Receipt(future, self._config)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is published inside can be read all together once the block ends, or, if it raises, never.
+
+        A publisher whose transaction failed is of no further use.
+
+        Raises:
+            LogUnavailable: Kafka does not answer in time.
+            LogError: Kafka refuses, or another publisher took over the transactional id.
+        """
+        self._answered(self._producer.begin_transaction, "begin a transaction")
+        try:
+            yield
+            self.flush(self._wait_s)
+        except BaseException:
+            with suppress(LogError):  # else the broker aborts it, after TRANSACTION_MS
+                self._answered(self._producer.abort_transaction, "abort a transaction")
+            raise
+        self._answered(self._producer.commit_transaction, "commit a transaction")
 
     @property
     def buffered_bytes(self) -> int:
@@ -191,4 +225,32 @@ class Publisher:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:  # never LogUnavailable: no later call of this publisher can succeed
-            raise LogError(str(translated(self._failure, self._config, "take a record"))) from self._failure
+            raise LogError(str(self._told(self._failure, "take a record"))) from self._failure
+
+    def _answered(self, call: Callable[[], None], doing: str) -> None:
+        """Makes a call that kafka-python would wait in without end where no broker answers."""
+        outcome: list[KafkaError | None] = []
+
+        def calling() -> None:
+            try:
+                call()
+            except KafkaError as error:
+                outcome.append(error)
+            else:
+                outcome.append(None)
+
+        thread = threading.Thread(target=calling, name="transaction", daemon=True)
+        thread.start()
+        thread.join(self._wait_s)
+        error = outcome[0] if outcome else KafkaTimeoutError(f"no answer in {self._wait_s} s")
+        if error is not None:
+            raise self._told(error, doing) from error
+
+    def _told(self, error: KafkaError, doing: str) -> LogError:
+        causes = (error, *error.args)  # what comes after the first failure is a KafkaError that carries it
+        if any(isinstance(cause, ProducerFencedError | InvalidProducerEpochError) for cause in causes):
+            return LogError(
+                f"Another process took over the transactions of this one, which could not {doing}. "
+                "See what the other did, then try again."
+            )
+        return translated(error, self._config, doing)

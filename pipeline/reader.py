@@ -11,30 +11,37 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from pipeline.config import KafkaConfig
-from pipeline.errors import ConfigError, OffsetsGone
+from pipeline.errors import LogError, LogUnavailable, OffsetsGone
 from pipeline.kafka_client import connect, missing_topics, translated
+from pipeline.offsets import (
+    Partition,
+    Topic,
+    deleted,
+    describe,
+    end_offsets,
+    first_offsets,
+    gone,
+    noted,
+    record_of,
+    replaced,
+    resume,
+    starts,
+    tp,
+)
 from pipeline.records import Record
 
-POLL_MS = 100  # how soon the thread sees that it shall stop or commit
+POLL_MS = 50  # how soon the thread sees that it shall stop or commit
 FETCH_WAIT_MS = 50  # how long a fetch that finds nothing holds up other partitions of that broker
-CALL_MS = 10_000
+ASK_MS = 2_000  # the thread waits no longer for one answer, and looks after everything else in between
 CHUNK_RECORDS = 500
 RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside its key and value
-
-
-class Partition(NamedTuple):
-    """One ordered part of a topic."""
-
-    topic: str
-    number: int
 
 
 @dataclass(slots=True)
@@ -44,6 +51,14 @@ class Polled:
     records: list[Record] = field(default_factory=list)
     # Next offset to read once the records are consumed; steps over gaps (transaction markers, compaction).
     positions: dict[Partition, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Note:
+    text: str
+    positions: dict[Partition, int]
+    is_done: bool = False
+    error: LogError | None = None
 
 
 class Reader:
@@ -56,8 +71,18 @@ class Reader:
 
     A broker that is away is waited for. What waits may exceed `max_buffered_bytes` by one fetch.
 
+    kafka-python fetches by a topic's name, so that one that is replaced while running may be read for `refresh_s`;
+    but `note` looks, and raises then: what was read before a note returns is of the topics in `topic_ids`.
+
+    Args:
+        topic_ids: the topics that `positions` belong to; their offsets name other records in another topic.
+        jump: where a position is not held any more (or its topic was replaced), go on at the partition's first
+            offset instead of raising; `jumps` tells (see `offsets.resume`). Never while running.
+        group: "headrace-" and the model's name, which messages repeat.
+
     Raises:
         TopicMissing: a topic does not exist.
+        TopicReplaced: a topic is not the one of `topic_ids`.
         OffsetsGone: a position is not between a partition's first and last offset.
         ConfigError: `start` is not a time.
         LogUnavailable, LogError: Kafka cannot be reached, or refuses.
@@ -69,25 +94,38 @@ class Reader:
         topics: Iterable[str],
         *,
         positions: Mapping[Partition, int] | None = None,
+        topic_ids: Mapping[str, str] | None = None,
+        jump: bool = False,
         start: str = "earliest",
         group: str,
         max_buffered_bytes: int = 32 << 20,
         refresh_s: float = 5.0,  # how often new partitions are looked for
     ) -> None:
         self._config = config
-        self._topics = tuple(topics)
+        self._topics = tuple(dict.fromkeys(topics))
+        self._model = group.removeprefix("headrace-")
         self._max_buffered_bytes = max_buffered_bytes
         self._refresh_s = refresh_s
         self.reachable = True  # whether the broker answered the last refresh
+        self.topic_ids: dict[str, str] = {}  # of the topics that are read, as Kafka's tools print them
+        self.jumps: list[dict[str, Any]] = []
+        self.noted: str | None = None  # the highest number that was noted for the group before
         self._changed = threading.Condition()  # guards what follows
         self._chunks: deque[tuple[Polled, int]] = deque()  # with their sizes in bytes
         self._buffered_bytes = 0
         self._polled: dict[Partition, int] = {}  # what `poll` has handed out
+        self._firsts: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
         self._commits: dict[Partition, int] = {}
+        self._note: _Note | None = None
         self._error: BaseException | None = None
         self._stopped = False
-        self._read: dict[Partition, int] = {}  # what the thread has read; its own
+        # The thread's own:
+        self._read: dict[Partition, int] = {}  # what it has read
+        self._committed: dict[Partition, int] = {}  # to Kafka, or where it began
+        self._text = ""  # the note that goes with every commit
+        self._missing: frozenset[str] = frozenset()  # topics that the last refresh did not find
+        self._is_cut = False  # a partition does not go on where it was read to, for a reason to be found
         self._consumer = connect(
             KafkaConsumer,
             config,
@@ -104,7 +142,7 @@ class Reader:
             metrics_enabled=False,
         )
         try:
-            self._begin(positions or {}, start)
+            self._begin(positions or {}, topic_ids or {}, start, jump)
         except BaseException as error:
             self._consumer.close(autocommit=False)
             if isinstance(error, KafkaError):
@@ -118,6 +156,7 @@ class Reader:
 
         Raises:
             OffsetsGone: records that were not read yet have been deleted.
+            TopicReplaced, TopicMissing: a topic was deleted, and made again, or not.
             LogError: Kafka refuses.
         """
         with self._changed:
@@ -137,6 +176,11 @@ class Reader:
         with self._changed:
             return {p: max(0, self._ends[p] - position) for p, position in self._polled.items()}
 
+    def firsts(self) -> dict[Partition, int]:
+        """The first offset that each partition still holds, as of the last refresh."""
+        with self._changed:
+            return dict(self._firsts)
+
     @property
     def buffered_bytes(self) -> int:
         """What waits for `poll`."""
@@ -148,6 +192,38 @@ class Reader:
         with self._changed:
             self._commits.update(positions)
             self._changed.notify_all()
+
+    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float) -> None:
+        """Commits the offsets with `text` beside those of every partition, and returns when Kafka has it.
+
+        From then on `commit` repeats it; the next reader of the group finds it as `noted`, if it is a number. Returns
+        only if the topics are still the ones that were read.
+
+        Raises:
+            LogUnavailable: not done in time; it may still come to pass.
+            TopicReplaced, OffsetsGone: as `poll`.
+            LogError: Kafka refuses, or the reader is closed.
+        """
+        note = _Note(text, dict(positions))
+        with self._changed:
+            self._note = note
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: note.is_done or note.error or self._error or self._stopped,
+                timeout_s,
+            )
+            if self._note is note:
+                self._note = None
+            if note.is_done:
+                return
+            if error := note.error or self._error:
+                raise error
+            if self._stopped:
+                raise LogError(f"{text} was not noted for {self._model}: its reader is closed. Start the worker again.")
+        raise LogUnavailable(
+            f"Kafka at {self._config.bootstrap_servers} did not take the note {text} for {self._model} within "
+            f"{timeout_s:g} s. See that it runs and that its __consumer_offsets topic has a leader."
+        )
 
     def close(self) -> None:
         """Ends the thread; what was not polled is read again by the next reader."""
@@ -166,53 +242,36 @@ class Reader:
 
     # Where to begin: in the caller's thread, before the other one runs.
 
-    def _begin(self, positions: Mapping[Partition, int], start: str) -> None:
-        found = {topic: self._consumer.partitions_for_topic(topic) for topic in self._topics}
-        if missing := [topic for topic, numbers in found.items() if not numbers]:
+    def _begin(self, positions: Mapping[Partition, int], known_ids: Mapping[str, str], start: str, jump: bool) -> None:
+        topics = describe(self._consumer, self._topics)
+        if missing := [name for name in self._topics if name not in topics]:
             raise missing_topics(self._config, missing)
-        partitions = [Partition(topic, number) for topic, numbers in found.items() for number in numbers]
-        firsts, ends = self._firsts(partitions), self._lasts(partitions)
+        partitions = [partition for topic in topics.values() for partition in topic.partitions]
+        firsts, ends = first_offsets(self._consumer, partitions), end_offsets(self._consumer, partitions)
         started = {partition.topic for partition in positions}
         fresh = [partition for partition in partitions if partition.topic not in started]
-        begins = firsts | self._starts(fresh, start, firsts, ends)
-        for partition, position in positions.items():
-            if partition.topic in self._topics:
-                first, end = firsts.get(partition, 0), ends.get(partition, 0)
-                if partition not in firsts or not first <= position <= end:
-                    raise _gone(partition, position, first, end)
-                begins[partition] = position
-        self._assign(begins, ends)
+        positions = {partition: offset for partition, offset in positions.items() if partition.topic in topics}
+        resumed, self.jumps = resume(positions, known_ids, topics, firsts, ends, model=self._model, jump=jump)
+        begins = firsts | starts(self._consumer, fresh, start, firsts, ends) | resumed
+        self.topic_ids = {name: topic.id for name, topic in topics.items() if topic.id is not None}
+        self.noted = noted(self._consumer, partitions)
+        self._text = self.noted or ""
+        self._assign(begins, firsts, dict.fromkeys(begins, 0) | ends)
 
-    def _starts(
-        self,
-        partitions: list[Partition],
-        start: str,
-        firsts: Mapping[Partition, int],
-        ends: Mapping[Partition, int],
-    ) -> dict[Partition, int]:
-        if start == "earliest":
-            return {partition: firsts[partition] for partition in partitions}
-        if start == "latest":
-            return {partition: ends[partition] for partition in partitions}
-        moments = {_tp(partition): _milliseconds(start) for partition in partitions}
-        found = self._consumer.offsets_for_times(moments, timeout_ms=CALL_MS)  # None: nothing is that new
-        return {Partition(*tp): ends[Partition(*tp)] if at is None else at.offset for tp, at in found.items()}
-
-    def _firsts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        return _plain(self._consumer.beginning_offsets([_tp(p) for p in partitions], timeout_ms=CALL_MS))
-
-    def _lasts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        return _plain(self._consumer.end_offsets([_tp(p) for p in partitions], timeout_ms=CALL_MS))
-
-    def _assign(self, begins: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
-        """Reads these partitions as well, from these offsets."""
+    def _assign(
+        self, begins: Mapping[Partition, int], firsts: Mapping[Partition, int], ends: Mapping[Partition, int]
+    ) -> None:
+        """Reads these partitions as well, from these offsets; not those that are gone, whose position is 0."""
         with self._changed:
             self._polled |= begins
+            self._firsts |= firsts
             self._ends |= ends
-        self._read |= begins
-        self._consumer.assign([_tp(partition) for partition in self._read])
-        for partition, offset in begins.items():
-            self._consumer.seek(_tp(partition), offset)
+        held = {partition: offset for partition, offset in begins.items() if partition in firsts}
+        self._read |= held
+        self._committed |= held
+        self._consumer.assign([tp(partition) for partition in self._read])
+        for partition, offset in held.items():
+            self._consumer.seek(tp(partition), offset)
         self._put(Polled(positions=dict(begins)), 0)
 
     # The thread: it alone uses the consumer.
@@ -221,7 +280,7 @@ class Reader:
         try:
             self._loop()
             if self._commits:
-                self._consumer.commit(_offsets(self._commits), timeout_ms=1000)
+                self._consumer.commit(self._to_commit(self._commits), timeout_ms=1000)
         except KafkaError as error:
             self._fail(translated(error, self._config, "read " + ", ".join(self._topics)))
         except BaseException as error:  # noqa: BLE001 - handed over: `poll` raises it in the caller's thread
@@ -234,15 +293,20 @@ class Reader:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopped or self._commits or self._buffered_bytes < self._max_buffered_bytes,
+                    lambda: (
+                        self._stopped or self._commits or self._note or self._buffered_bytes < self._max_buffered_bytes
+                    ),
                     max(0.0, refresh_at - time.monotonic()),
                 )
                 if self._stopped:
                     return
+                note = self._note
                 commits, self._commits = self._commits, {}
                 has_room = self._buffered_bytes < self._max_buffered_bytes
-            if commits:
-                self._consumer.commit_async(_offsets(commits))
+            if note is not None:
+                self._write(note, commits)
+            elif commits:
+                self._consumer.commit_async(self._to_commit(commits))
             if time.monotonic() >= refresh_at:
                 self._refresh()
                 refresh_at = time.monotonic() + self._refresh_s
@@ -252,26 +316,41 @@ class Reader:
     def _fetch(self) -> None:
         try:
             fetched = self._consumer.poll(timeout_ms=POLL_MS)
-        except (OffsetOutOfRangeError, LogTruncationError) as error:
-            raise self._lost() from error
+        except (OffsetOutOfRangeError, LogTruncationError):
+            self._is_cut = True
+            fetched = {}
+        except KafkaError as error:  # it also looks for the group's coordinator, and tells where that is away
+            if not error.retriable:
+                raise
+            self.reachable = False
+            fetched = {}
         records = []
         size = 0
         for batch in fetched.values():
             for r in batch:
-                headers = tuple([h for h in r.headers if h[1] is not None]) if r.headers else ()
-                records.append(Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, headers))
+                records.append(record_of(r))
                 size += r.serialized_value_size + r.serialized_key_size
         positions = {}
         ends = {}
         for partition, before in self._read.items():
-            tp = _tp(partition)
-            position = self._consumer.position(tp, timeout_ms=0)
+            at = tp(partition)
+            position = self._position(at)
             if position is not None and position != before:
                 positions[partition] = position
-                ends[partition] = max(position, self._consumer.highwater(tp) or 0)
+                ends[partition] = max(position, self._consumer.highwater(at) or 0)
         if positions:
             self._read |= positions
             self._put(Polled(records, positions), size + RECORD_OVERHEAD * len(records), ends)
+        if self._is_cut:
+            self._explain_cut()
+
+    def _position(self, at: Any) -> int | None:
+        try:
+            position: int | None = self._consumer.position(at, timeout_ms=0)
+        except LogTruncationError:  # told once
+            self._is_cut = True
+            position = self._consumer.position(at, timeout_ms=0)
+        return position
 
     def _put(self, polled: Polled, size: int, ends: Mapping[Partition, int] | None = None) -> None:
         with self._changed:
@@ -280,73 +359,86 @@ class Reader:
             self._ends |= ends or {}
             self._changed.notify_all()
 
-    def _refresh(self) -> None:
-        """New partitions, and the ends of those that are not being fetched because enough is waiting."""
+    def _write(self, note: _Note, commits: dict[Partition, int]) -> None:
+        """Tries to; a note that is not done is tried again until its caller gives up."""
+        self._text = note.text
+        offsets = self._to_commit(self._committed | commits | note.positions)
         try:
-            partitions = [
-                Partition(topic, number)
-                for topic in self._topics
-                for number in self._consumer.partitions_for_topic(topic)
-            ]
-            new = [partition for partition in partitions if partition not in self._read]
-            firsts = self._firsts(new) if new else {}
-            ends = self._lasts(partitions)
+            if len(self._check_topics()) == len(self._topics):
+                self._consumer.commit(offsets, timeout_ms=ASK_MS)
+                with self._changed:
+                    note.is_done = True
+        except KafkaError as error:
+            if not error.retriable:
+                note.error = translated(error, self._config, f"note {note.text} for {self._model}")
+        with self._changed:
+            if note.is_done or note.error:
+                if self._note is note:
+                    self._note = None
+                self._changed.notify_all()
+            else:
+                self._changed.wait_for(lambda: self._stopped, POLL_MS / 1000)
+
+    def _to_commit(self, positions: Mapping[Partition, int]) -> dict[Any, Any]:
+        kept = {partition: offset for partition, offset in positions.items() if partition in self._read}
+        self._committed |= kept
+        return {tp(partition): OffsetAndMetadata(offset, self._text, -1) for partition, offset in kept.items()}
+
+    def _refresh(self) -> None:
+        """The topics, new partitions, and the offsets of those that are not fetched because enough is waiting."""
+        try:
+            topics = self._check_topics()
+            missing = frozenset(self._topics) - topics.keys()
+            if again := missing & self._missing:  # not one that is just being made again
+                raise deleted(sorted(again), self._model)
+            self._missing = missing
+            partitions = [partition for topic in topics.values() for partition in topic.partitions]
+            firsts, ends = self._held(partitions)
         except KafkaError as error:
             if not error.retriable:
                 raise
             self.reachable = False
             return  # the broker is away, or a new partition has no leader yet: next time
         self.reachable = True
-        if firsts:
-            self._assign(firsts, ends)
+        if new := [partition for partition in partitions if partition not in self._read]:
+            self._assign({partition: firsts[partition] for partition in new}, firsts, ends)
         with self._changed:
+            self._firsts |= firsts
             self._ends |= ends
 
-    def _lost(self) -> OffsetsGone:
-        firsts, ends = self._firsts(self._read), self._lasts(self._read)
+    def _check_topics(self) -> dict[str, Topic]:
+        """The topics as they are now, without missing ones; raises TopicReplaced."""
+        topics = describe(self._consumer, self._topics, ASK_MS)
+        for name, topic in topics.items():
+            before = self.topic_ids.get(name)
+            if before is not None and topic.id is not None and topic.id != before:
+                firsts, ends = self._held(topic.partitions)
+                raise replaced(name, (before, topic.id), self._read, firsts, ends, self._model)
+        return topics
+
+    def _explain_cut(self) -> None:
+        """Raises what has happened; not while the broker is away, or the topic, which `_refresh` looks after."""
+        try:
+            if len(self._check_topics()) < len(self._topics):
+                return
+            firsts, ends = self._held(self._read)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return
         for partition, position in self._read.items():
             if not firsts[partition] <= position <= ends[partition]:
-                return _gone(partition, position, firsts[partition], ends[partition])
-        return OffsetsGone(
+                raise gone(partition, position, firsts[partition], ends[partition], self._model)
+        raise OffsetsGone(
             f"{', '.join(self._topics)}: the log was cut behind what has been read. "
-            "Start again; if it lasts, name a start with `headrace reset`."
+            f"Start again; if it lasts, start the model anew with `headrace reset {self._model}`."
         )
+
+    def _held(self, partitions: Iterable[Partition]) -> tuple[dict[Partition, int], dict[Partition, int]]:
+        """First offsets and ends."""
+        return first_offsets(self._consumer, partitions, ASK_MS), end_offsets(self._consumer, partitions, ASK_MS)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._error = error
             self._changed.notify_all()
-
-
-def _gone(partition: Partition, position: int, first: int, end: int) -> OffsetsGone:
-    return OffsetsGone(
-        f"{partition.topic} partition {partition.number} holds offsets {first} to {end}, "
-        f"and {position} is to be read next: going on would be a silent jump. "
-        "Restore the topic's data, or start the model anew with `headrace reset`."
-    )
-
-
-def _milliseconds(start: str) -> int:
-    """Since the epoch, of an ISO 8601 time with its zone."""
-    try:
-        moment = datetime.fromisoformat(start)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ConfigError(
-            f"start = {start!r} is not a time with its zone. "
-            'Write "earliest", "latest" or an ISO 8601 time such as "2026-01-31T12:00:00Z".'
-        )
-    return int(moment.timestamp() * 1000)
-
-
-def _tp(partition: Partition) -> Any:
-    return TopicPartition(partition.topic, partition.number)
-
-
-def _plain(offsets: Mapping[Any, int]) -> dict[Partition, int]:
-    return {Partition(*tp): offset for tp, offset in offsets.items()}
-
-
-def _offsets(positions: Mapping[Partition, int]) -> dict[Any, Any]:
-    return {_tp(partition): OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()}

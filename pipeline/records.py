@@ -1,7 +1,7 @@
 """Records as the log holds them, and what they decode to.
 
 The public format has no envelope: a record's value *is* the picture (see `pipeline.images`) or the UTF-8
-text. Three headers are optional, UTF-8, and taken as they are:
+text. A few headers are optional, UTF-8, and taken as they are:
 
 | header | meaning |
 |---|---|
@@ -9,7 +9,15 @@ text. Three headers are optional, UTF-8, and taken as they are:
 | `label` | the class, 1 to 200 printable characters |
 | `id` | the producer's name of the record, 1 to 200 printable characters; else "topic:partition:offset" |
 
-If a header is there twice, the last one counts. The format of a picture is told by its own bytes alone.
+If a header is there twice, the last one counts. Two more are in front of all others where a dead letter was
+requeued (see `pipeline.dead_letters`); of these the first one counts:
+
+| header | meaning |
+|---|---|
+| `headrace-origin` | "topic:partition:offset" of the record that the model could not learn then |
+| `headrace-for` | the only model that shall learn this one: the others had the original |
+
+The format of a picture is told by its own bytes alone.
 Texts: a byte-order mark is dropped, nothing else is stripped; what is longer than `max_chars` is cut; an
 empty one is refused, for nothing can be learned from it, and so is one with U+0000: it fills up short texts.
 
@@ -25,8 +33,8 @@ A record that cannot be learned raises `RecordError` with one of these reasons, 
 | `id` | the same, for the id |
 | `decoder` | the user's decoder raised, or gave something else than a `Payload` that fits the model |
 
-One that is fine but not for this model is `Skipped`: `tombstone` (no value) or `unlabelled` (the learner
-needs a label; nothing else of the record is looked at).
+One that is fine but not for this model is `Skipped`: `tombstone` (no value), `requeued` (`headrace-for` names
+another model) or `unlabelled` (the learner needs a label); nothing else of the record is looked at.
 
 A topic that already carries something else needs a decoder, a function named in the configuration
 (`decoder = "mymodule:from_json"`):
@@ -58,6 +66,7 @@ if TYPE_CHECKING:
 
 MAX_NAME_CHARS = 200  # of a label or an id
 BYTE_ORDER_MARK = "\ufeff"
+ORIGIN, FOR = "headrace-origin", "headrace-for"  # headers of a requeued record
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +111,27 @@ class Skipped:
     """A record that is fine, but not for this model."""
 
     record: Record
-    reason: str  # "tombstone" or "unlabelled"
+    reason: str  # "tombstone", "requeued" or "unlabelled"
 
 
 class RecordDecoder:
-    """Record → example, for one model. Holds no state: threads may share it."""
+    """Record → example, for one model. Holds no state: threads may share it.
+
+    Without the `model`'s name it decodes what was requeued for any model.
+    """
 
     def __init__(
-        self, input: ImageInput | TextInput, *, needs_label: bool, decode: PayloadDecoder | None = None
+        self,
+        input: ImageInput | TextInput,
+        *,
+        needs_label: bool,
+        decode: PayloadDecoder | None = None,
+        model: str | None = None,
     ) -> None:
         self._input = input
         self._needs_label = needs_label
         self._decode = decode or from_headers
+        self._model = None if model is None else model.encode()
 
     def __call__(self, record: Record) -> Example | Skipped:
         """
@@ -122,6 +140,8 @@ class RecordDecoder:
         """
         if record.value is None:
             return Skipped(record, "tombstone")
+        if self._model is not None and record.headers and _requeued_for(record) not in (None, self._model):
+            return Skipped(record, "requeued")
         payload = self._decode(record)
         label, id_ = payload.label, payload.id
         if label is None and self._needs_label:
@@ -218,6 +238,10 @@ def load_decoder(path: str) -> PayloadDecoder:
         return payload  # type: ignore[no-any-return]
 
     return decode
+
+
+def _requeued_for(record: Record) -> bytes | None:
+    return next((value for name, value in record.headers if name == FOR), None)
 
 
 def _is_payload(value: object) -> bool:

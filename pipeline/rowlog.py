@@ -220,7 +220,7 @@ def _apply(
             index = arrays["index"].numpy().astype(np.int64)
         else:
             raise _mismatch(number)
-        if len(index) != len(matrix) or (len(index) and (index.min() < 0 or index.max() >= len(rows))):
+        if len(index) != len(matrix) or ((index < 0) | (index >= len(rows))).any():
             raise _mismatch(number)
         rows[index] = matrix
         owner[index] = number

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.codec import Array, sha256
-from pipeline.errors import ConfigError, Corrupt, Fenced, NotFound, StoreError
+from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.keyspace import REGISTRY, Keyspace, connect, translated
 from pipeline.manifest import Group, HistoryEntry, Manifest, Ref
 from pipeline.rowlog import assemble
-from pipeline.writer import Committed, Draft, Fence, Writer
+from pipeline.writer import Committed, Draft, Fence, Writer, lost_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
     from redis import Redis
 
@@ -28,6 +28,7 @@ LATEST = "latest"
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 BATCH = 64  # versions that one script removes: Redis serves nobody else meanwhile
+HISTORY_BATCH = 256  # entries that are fetched at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,10 @@ class Store:
 
         Raises:
             Fenced: another took it.
+            HeadMoved: Redis came back from a time before it was taken.
         """
         if not self._keys.run("renew", fence.token, _ms(lease_s)):
-            raise self._fenced()
+            raise self._lost_place(fence)
 
     def release(self, fence: Fence) -> None:
         """Gives the right to write up; nothing happens if another took it."""
@@ -84,31 +86,37 @@ class Store:
             owner: Any = self._redis.hget(self._keys.key("fence"), "owner")
         return None if owner is None else str(owner.decode())
 
-    def writer(self, fence: Fence) -> Writer:
-        """What commits versions, from the head on."""
+    def writer(self, fence: Fence, above: int = 0) -> Writer:
+        """What commits versions, from the head on, with numbers `above` this one and any that was used.
+
+        Raises:
+            Corrupt: the head, or the keyframe that it goes back to, is damaged, or of a newer format.
+            NotFound: one of them is gone.
+        """
         self._keys.register()
         head = self.head()
         parent = self.manifest(head) if head else None
-        with translated():
-            last: Any = self._redis.get(self._keys.key("counter"))
-        return Writer(self._keys, fence, parent, int(last or 0), self._clock)
+        keyframe = self.keyframe(parent) if parent else None
+        return Writer(self._keys, fence, parent, keyframe, max(self._last_version(), above), self._clock)
 
     def retire(self, fence: Fence, keep_last: int, keep_every: int | None = None) -> list[int]:
         """Removes versions, but not the last `keep_last`, one in every `keep_every`, and what an alias names.
 
-        Objects that no version of the family names any more go with them; the history stays.
+        The keyframe that one of these goes back to stays, too. Objects that no version of the family names any more
+        go with those that are removed; the history stays.
 
         Returns:
             The numbers of the versions that were removed.
 
         Raises:
             Fenced: another took the right to write.
+            HeadMoved: Redis came back from a time before it was taken.
         """
         retired: list[int] = []
         while True:
             batch = self._keys.run("retire", fence.token, self.model, keep_last, keep_every or 0, BATCH)
             if batch is None:
-                raise self._fenced()
+                raise self._lost_place(fence)
             retired += map(int, batch)
             if len(batch) < BATCH:
                 return retired
@@ -166,7 +174,7 @@ class Store:
         ref = version if isinstance(version, Ref) else self.resolve(str(version))
         with translated():
             raw: Any = self._redis.get(self._keys.key(f"manifest:{ref.version}"))
-        if raw is None:
+        if raw is None or (sha256(raw) != ref.digest and not self._keys.keeps(ref)):
             raise NotFound(
                 f"Version {ref.version} of {self.model} is not kept any more. "
                 f"`headrace versions {self.model}` lists those that are."
@@ -177,6 +185,15 @@ class Store:
                 f"Use another version, or restore Redis from a backup."
             )
         return Manifest.read(raw, f"The manifest of version {ref.version} of {self.model}")
+
+    def keyframe(self, manifest: Manifest) -> Manifest:
+        """The version that holds the training state which this one goes on from: itself, or an ancestor.
+
+        Raises:
+            NotFound: the version is not kept any more.
+            Corrupt: as `manifest`.
+        """
+        return self.manifest(manifest.keyframe) if manifest.keyframe else manifest
 
     def arrays(
         self, manifest: Manifest, group: Group, cache: MutableMapping[str, bytes] | None = None
@@ -191,7 +208,7 @@ class Store:
         """
         tensors = manifest.tensors(group)
         known = {} if cache is None else dict(cache)
-        objects = known | self._keys.fetch(tensors, manifest.version, known)
+        objects = known | self._keys.fetch(tensors, manifest.ref, known)
         if cache is not None:
             cache.clear()
             cache.update((part.digest, objects[part.digest]) for entry in tensors.values() for part in entry.parts)
@@ -210,11 +227,25 @@ class Store:
             NotFound: there never was such a version, or not since the last reset.
             Corrupt: the entry is damaged, or of a newer format.
         """
+        for entry in self._histories([version]):
+            return entry
+        raise NotFound(f"There is no version {version} of {self.model}. Its last reset may have removed it.")
+
+    def histories(self, above: int = 0) -> Iterator[HistoryEntry]:
+        """What stays of all versions with numbers `above` this one, oldest first: each is the parent of the next.
+
+        Raises:
+            Corrupt: as `history`.
+        """
         with translated():
-            raw: Any = self._redis.hget(self._keys.key("lineage"), str(version))
-        if raw is None:
-            raise NotFound(f"There is no version {version} of {self.model}. Its last reset may have removed it.")
-        return HistoryEntry.read(raw, f"The history of version {version} of {self.model}")
+            count: Any = self._redis.hlen(self._keys.key("lineage"))
+        numbers: Sequence[int] = range(above + 1, self._last_version() + 1)
+        if len(numbers) > 2 * count + HISTORY_BATCH:  # most of them were never used
+            with translated():
+                fields: Any = self._redis.hkeys(self._keys.key("lineage"))
+            numbers = sorted(number for number in map(int, fields) if number > above)
+        for start in range(0, len(numbers), HISTORY_BATCH):
+            yield from self._histories(numbers[start : start + HISTORY_BATCH])
 
     def lineage(self, version: int) -> Lineage:
         """What a version learned since its parent; also of one that is not kept any more.
@@ -285,8 +316,29 @@ class Store:
             if left < 0:
                 raise StoreError(f"{self.holder()} holds {self.model}. Stop it first.")
 
-    def _fenced(self) -> Fenced:
-        return Fenced(f"{self.holder() or 'Another worker'} took {self.model}. Stop this one.")
+    def _histories(self, numbers: Sequence[int]) -> Iterator[HistoryEntry]:
+        """Those that there are, each checked against its manifest where that is kept."""
+        with translated():
+            entries: Any = self._redis.hmget(self._keys.key("lineage"), [str(number) for number in numbers])
+            manifests: Any = self._redis.mget([self._keys.key(f"manifest:{number}") for number in numbers])
+        for number, raw, manifest in zip(numbers, entries, manifests, strict=True):
+            if raw is None:
+                continue
+            version = f"version {number} of {self.model}"
+            if manifest and Manifest.read(manifest, f"The manifest of {version}").lineage != sha256(raw):
+                raise Corrupt(
+                    f"The history of {version} has other bytes than were stored. Restore Redis from a backup."
+                )
+            yield HistoryEntry.read(raw, f"The history of {version}")
+
+    def _last_version(self) -> int:
+        with translated():
+            last: Any = self._redis.get(self._keys.key("counter"))
+        return int(last or 0)
+
+    def _lost_place(self, fence: Fence) -> Fenced | HeadMoved:
+        # Without a reason it was given up, or has come back meanwhile: to stop is right in any case.
+        return lost_place(self._keys, fence) or Fenced(f"This worker does not hold {self.model} any more. Stop it.")
 
 
 def models(redis: Redis) -> list[tuple[str, str]]:

@@ -4,6 +4,9 @@
 2. The new objects are uploaded with an end (a crash: they go away by themselves).
 3. One script checks the fence, the parent and that every object is there, and moves the head. Objects that
    retention took in between are uploaded again.
+
+A version without training state names its keyframe: the nearest ancestor that has one. The next keyframe's training
+state is what changed since that one, however many versions lie between them.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.codec import Array, Encoded, sha256
-from pipeline.errors import Corrupt, Fenced, NotFound, StoreError
+from pipeline.errors import Corrupt, Fenced, HeadMoved, NotFound, StoreError
+from pipeline.keyspace import translated
 from pipeline.lineage import Lineage, Runs
-from pipeline.manifest import Group, HistoryEntry, Manifest, Part, TensorEntry
+from pipeline.manifest import Group, HistoryEntry, Manifest, Part, Ref, TensorEntry
 from pipeline.rowlog import Delta, Objects, RowLog, whole
 
 if TYPE_CHECKING:
@@ -74,6 +78,7 @@ class Committed:
     digest: str
     bytes_changed: int  # of tensors: whole objects with new content, and rows that changed
     bytes_moved: int  # objects, manifest and history, as sent
+    keyframe: bool  # whether it holds what training needs, too
 
 
 @dataclass(slots=True, eq=False)
@@ -100,89 +105,106 @@ class Writer:
         keys: Keyspace,
         fence: Fence,
         parent: Manifest | None,
+        keyframe: Manifest | None,
         last_version: int,
         clock: Callable[[], float],
     ) -> None:
         self._keys = keys
         self._fence = fence
         self._parent = parent
+        self._keyframe = keyframe  # the parent, or the ancestor that it goes back to
         self._last_version = last_version  # also where there is no parent: a number is never used twice
         self._clock = clock
-        self._logs: dict[Name, RowLog] = {}  # of (group, name), where the last commit had a delta
+        self._logs: dict[Name, RowLog] = {}  # where the parent, or for training the keyframe, had a delta
         self._prepared: _Prepared | None = None
+
+    @property
+    def next_version(self) -> int:
+        """The number that the next commit will have: of the draft that has yet to be committed, if there is one."""
+        return self._last_version + 1
 
     def commit(self, draft: Draft) -> Committed:
         """Makes the draft the head.
 
         Raises:
-            Fenced: another worker has this model now.
+            Fenced: another worker has this model now, or it was reset.
+            HeadMoved: the head is not the version that this writer left there.
             StoreUnavailable: try again with the same draft.
-            StoreError: the head is not the version that this writer left there.
-            ValueError: a delta does not fit the parent's tensor, or another draft has yet to be committed.
+            ValueError: a delta does not fit the tensor before it, the first version has no training state, or
+                another draft has yet to be committed.
         """
         if self._prepared is None:
             try:
                 self._prepared = self._prepare(draft)
-            except NotFound as error:
-                # A head stays while its writer holds the model: another one took it and removed this parent.
-                raise Fenced(f"{error} {self._keys.model} was taken from this worker, or reset: stop it.") from None
+            except NotFound:  # a head and its keyframe stay while their writer holds the model
+                raise self._lost_place() from None
         prepared = self._prepared
         if prepared.draft is not draft:
             raise ValueError(f"The draft of version {prepared.manifest.version} has to be committed first.")
         self._send(prepared)
         manifest = prepared.manifest
         self._parent, self._last_version, self._prepared = manifest, manifest.version, None
-        return Committed(manifest.version, manifest.digest, prepared.changed, prepared.sent)
+        if manifest.is_keyframe:
+            self._keyframe = manifest
+        return Committed(manifest.version, manifest.digest, prepared.changed, prepared.sent, manifest.is_keyframe)
 
     # --- sending ---
 
     def _send(self, prepared: _Prepared) -> None:
         manifest = prepared.manifest
-        parent = str(manifest.parent) if manifest.parent else ""
         ref = str(manifest.ref)
         prepared.sent += self._keys.upload(prepared.objects)
         for _ in range(TRIES):
-            answer, *rest = self._keys.run(
+            answer, *missing = self._keys.run(
                 "commit",
                 self._fence.token,
                 manifest.model,
-                parent,
+                _text(manifest.parent),
                 ref,
                 manifest.version,
+                _text(manifest.keyframe),
                 manifest.raw,
                 prepared.history,
             )
             prepared.sent += len(manifest.raw) + len(prepared.history)
             if answer == b"done":
                 return
-            if answer == b"fenced":
-                raise Fenced(
-                    f"Another worker took {manifest.model}: version {manifest.version} is refused. "
-                    f"Stop this one; the other goes on from the head."
-                )
-            if answer == b"moved":
-                raise StoreError(
-                    f"The head of {manifest.model} is {rest[0].decode() or 'gone'}, but this worker went on "
-                    f"from {parent or 'nothing'}: Redis came back older. Start the worker again."
-                )
-            missing = [digest.decode() for digest in rest]
-            lost = [digest for digest in missing if digest not in prepared.objects]
+            if answer in (b"fenced", b"moved"):
+                raise self._lost_place()
+            digests = [digest.decode() for digest in missing]
+            lost = [digest for digest in digests if digest not in prepared.objects]
             if lost:
                 raise Corrupt(
-                    f"Object {lost[0][:12]}, which {parent} names, is gone. "
-                    f"Give Redis maxmemory-policy noeviction, and start the worker again."
+                    f"Object {lost[0][:12]}, which version {manifest.version} of {manifest.model} shares with earlier "
+                    f"ones, is gone. Give Redis maxmemory-policy noeviction, and restore it from a backup, or start "
+                    f"anew with `headrace reset`."
                 )
-            prepared.sent += self._keys.upload({digest: prepared.objects[digest] for digest in missing})
+            prepared.sent += self._keys.upload({digest: prepared.objects[digest] for digest in digests})
         raise StoreError(f"Objects of {ref} are taken as soon as they are uploaded. Check what else writes to Redis.")
+
+    def _lost_place(self) -> Fenced | HeadMoved:
+        if error := lost_place(self._keys, self._fence):
+            return error
+        with translated():
+            head: Any = self._keys.redis.get(self._keys.key("head"))
+        return HeadMoved(
+            f"The head of {self._keys.model} is {head.decode() if head else 'gone'}, but this worker left "
+            f"{self._parent.ref if self._parent else 'none'} there: Redis came back older than it was, or was changed "
+            f"by hand. The worker starts again from what is there."
+        )
 
     # --- preparing ---
 
     def _prepare(self, draft: Draft) -> _Prepared:
+        if draft.training is None and self._keyframe is None:
+            raise ValueError("The first version has no training state to go back to. Give it its own.")
         tensors: dict[Name, Array | Delta] = {("serving", name): value for name, value in draft.serving.items()}
         tensors |= {("training", name): value for name, value in (draft.training or {}).items()}
         deltas = {name: value for name, value in tensors.items() if isinstance(value, Delta)}
         # The only step that can fail for a while comes before anything is changed.
-        self._logs = {name: self._log(name, delta) for name, delta in deltas.items()}
+        logs = {name: self._log(name, delta) for name, delta in deltas.items()}
+        kept = {name: log for name, log in self._logs.items() if name[0] == "training"}
+        self._logs = logs if draft.training is not None else kept | logs
         version = self._last_version + 1
         created_ms = int(self._clock() * 1000)
         parent = self._parent.ref if self._parent else None
@@ -197,7 +219,7 @@ class Writer:
         )
         history_raw = history.model_dump_json(exclude_none=True).encode()
 
-        objects = _Objects(self._parent)
+        objects = _Objects(self._parent, self._keyframe)
         entries: dict[Name, TensorEntry] = {}
         for name, value in tensors.items():
             if isinstance(value, Array):
@@ -206,15 +228,16 @@ class Writer:
         changed = objects.new_bytes
         partial = [delta for delta in deltas.values() if not delta.is_whole]
         changed += sum(delta.values.data.nbytes for delta in partial)
-        overhead = len(history_raw) + (len(self._parent.raw) if self._parent else 0)
+        before = self._parent if draft.training is None else self._keyframe
+        overhead = len(history_raw) + (len(before.raw) if before else 0)
         overhead += sum(delta.index_bytes for delta in partial)
         spare = max(0.0, (MAY_MOVE - 1) * changed - overhead)
-        tracked_bytes = sum(log.nbytes for log in self._logs.values())
+        tracked_bytes = sum(log.nbytes for log in logs.values())
         for name, delta in deltas.items():
-            log = self._logs[name]
-            before = objects.new_bytes
+            log = logs[name]
+            stored = objects.new_bytes
             objects.add(log.append(delta, int(spare * log.nbytes / max(1, tracked_bytes))))
-            changed += objects.new_bytes - before if delta.is_whole else 0
+            changed += objects.new_bytes - stored if delta.is_whole else 0
             entries[name] = log.entry
 
         watermark: dict[str, dict[int, int]] = {}
@@ -237,6 +260,7 @@ class Writer:
             watermark=watermark,
             topic_ids=draft.topic_ids,
             pending=draft.pending,
+            keyframe=self._keyframe.ref if self._keyframe and draft.training is None else None,
             newest_timestamp_ms=draft.newest_timestamp_ms,
             metrics=dict(draft.metrics),
             environment=draft.environment,
@@ -249,24 +273,25 @@ class Writer:
         return _Prepared(draft, manifest, history_raw, objects.new, changed)
 
     def _log(self, name: Name, delta: Delta) -> RowLog:
-        """The log that a delta belongs to: a new one for a whole tensor, the one at hand, or the parent's."""
+        """The log that a delta belongs to: a new one for a whole tensor, the one at hand, or one from Redis."""
         if delta.is_whole:
             return RowLog(delta.values.dtype, delta.values.shape)
         if name in self._logs:
             return self._logs[name]
         group, tensor = name
-        entry = self._parent.tensors(group).get(tensor) if self._parent else None
-        if entry is None:
-            raise ValueError(f"The parent has no {group} tensor {tensor}. Send it whole first.")
-        return RowLog.load(entry, self._keys.fetch({tensor: entry}, self._last_version))
+        before = self._parent if group == "serving" else self._keyframe
+        entry = before.tensors(group).get(tensor) if before else None
+        if before is None or entry is None:
+            raise ValueError(f"There is no {group} tensor {tensor} before this version. Send it whole first.")
+        return RowLog.load(entry, self._keys.fetch({tensor: entry}, before.ref))
 
 
 class _Objects:
-    """The objects of a version, apart those that the parent does not name."""
+    """The objects of a version, apart those that neither the parent nor the keyframe names."""
 
-    def __init__(self, parent: Manifest | None) -> None:
-        entries = [*parent.serving.values(), *parent.training.values()] if parent else []
-        self._known = {part.digest for entry in entries for part in entry.parts}
+    def __init__(self, *before: Manifest | None) -> None:
+        groups = [group for manifest in before if manifest for group in (manifest.serving, manifest.training)]
+        self._known = {part.digest for group in groups for entry in group.values() for part in entry.parts}
         self.new: dict[str, Encoded] = {}
 
     @property
@@ -276,3 +301,28 @@ class _Objects:
     def add(self, objects: Objects) -> list[Part]:
         self.new.update((part.digest, encoded) for part, encoded in objects if part.digest not in self._known)
         return [part for part, _ in objects]
+
+
+def lost_place(keys: Keyspace, fence: Fence) -> Fenced | HeadMoved | None:
+    """Why a worker may not write any more; None: it may."""
+    with translated():
+        fields: Any = keys.redis.hmget(keys.key("fence"), "counter", "token", "owner")
+        held = keys.redis.exists(keys.key("lease"))
+    counter, token, owner = (None if value is None else value.decode() for value in fields)
+    if token == fence.token:
+        return None
+    if held:
+        return Fenced(f"{owner} took {keys.model} from this worker and goes on from the head. Stop this one.")
+    if counter is not None and int(counter) < fence.counter:
+        return HeadMoved(
+            f"Redis knows of {counter} workers of {keys.model} so far, but this one is number {fence.counter}: Redis "
+            f"came back older than it was, or was changed by hand. The worker starts again from what is there."
+        )
+    return Fenced(
+        f"{keys.model} is not held by this worker any more, nor by another: one held it meanwhile, it was reset or "
+        f"deleted, or Redis lost its data. Start the worker again if it shall go on from what is there."
+    )
+
+
+def _text(ref: Ref | None) -> str:
+    return str(ref) if ref else ""

@@ -1,6 +1,7 @@
--- Moves the head: all or nothing. ARGV: token, name, parent ('' for none), ref, version, manifest, lineage.
--- Returns {'done'}, {'fenced'}, {'moved', head} or {'missing', digest, ...}.
-local token, name, parent, ref, version, manifest, entry = unpack(ARGV)
+-- Moves the head: all or nothing. ARGV: token, name, parent ('' for none), ref, version, keyframe ('' where it is one),
+-- manifest, lineage. The number may leave others out, but is higher than any that was used.
+-- Returns {'done'}, {'fenced'}, {'moved'} or {'missing', digest, ...}.
+local token, name, parent, ref, version, keyframe, manifest, entry = unpack(ARGV)
 local now = redis.call('GET', head) or ''
 if now == ref then
   return {'done'}  -- an earlier try went through and its answer was lost
@@ -8,8 +9,8 @@ end
 if not held(token) then
   return {'fenced'}
 end
-if now ~= parent or tonumber(redis.call('GET', counter) or 0) + 1 ~= tonumber(version) then
-  return {'moved', now}
+if now ~= parent or tonumber(redis.call('GET', counter) or 0) >= tonumber(version) then
+  return {'moved'}
 end
 local named, missing = objects(cjson.decode(manifest)), {'missing'}
 for _, digest in ipairs(named) do
@@ -29,6 +30,9 @@ for _, digest in ipairs(named) do
 end
 redis.call('HSET', lineage, version, entry)
 redis.call('ZADD', versions, version, ref)
+if keyframe ~= '' then
+  redis.call('HSET', keyframes, ref, keyframe)
+end
 redis.call('SET', counter, version)
 redis.call('SET', head, ref)
 announce('commit', name, ref)

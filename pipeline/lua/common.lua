@@ -3,6 +3,7 @@
 local family, model = KEYS[1], KEYS[2]
 local head, counter, fence, lease = model .. 'head', model .. 'counter', model .. 'fence', model .. 'lease'
 local versions, lineage, aliases = model .. 'versions', model .. 'lineage', model .. 'aliases'
+local keyframes = model .. 'keyframes'
 local refs, events = family .. 'refs', family .. 'events'
 
 local function held(token)
@@ -44,5 +45,6 @@ local function remove(ref)
     end
     redis.call('UNLINK', key)
   end
+  redis.call('HDEL', keyframes, ref)
   redis.call('ZREM', versions, ref)
 end

@@ -23,6 +23,7 @@ from redis import Redis
 from safetensors import safe_open
 
 from consumers import cli
+from consumers.command import app
 from pipeline.config import KafkaConfig, load
 from pipeline.errors import StoreError
 from pipeline.log import Publisher, Reader
@@ -52,7 +53,7 @@ max_wait_ms = 20
 snapshot_every_s = 0.1
 lease_s = 0.6
 """
-COMMANDS = list(typer.main.get_group(cli.app).commands)
+COMMANDS = list(typer.main.get_group(app).commands)
 
 
 class Done(NamedTuple):
@@ -252,12 +253,8 @@ def test_train_ends_with_a_snapshot(
     assert done.err.startswith(f"{model}: metrics at http://127.0.0.1:")
     assert store.manifest().counts == {"learned": 1, "dead-lettered/undecodable": 1}
     assert store.holder() is None
-
-    letters = headrace("dead-letters", topic, "--json").json()
-    assert [(d["topic"], d["offset"], d["model"], d["reason"]) for d in letters] == [(topic, 1, model, "undecodable")]
-    plain = headrace("dead-letters", topic).out.splitlines()
-    assert plain[0].startswith(f"{topic}:0:1  {model}  undecodable: not UTF-8")
-    assert plain[1:] == [f"1 dead letters of {topic}."]
+    [dead] = headrace("dead-letters", "list", topic, "--json").json()
+    assert (dead["origin"], dead["model"], dead["reason"]) == (f"{topic}:0:1", model, "undecodable")
 
 
 def test_train_that_lost_its_place_ends_with_a_status_of_its_own(
@@ -332,6 +329,23 @@ def test_pull_writes_weights_and_manifest(headrace: Headrace, maker: Maker, mode
     assert "no/mine.safetensors" in line(headrace("pull", model, "--to", "no/mine.safetensors"), 1)
 
 
+def test_pull_and_alias_tell_programs_what_they_did(headrace: Headrace, maker: Maker, model: str, folder: Path) -> None:
+    named = maker.store.manifest(2)
+    version = {"version": 2, "digest": named.digest}
+    assert headrace("alias", model, "stable", "2", "--json").json() == {"model": model, "alias": "stable", **version}
+    assert headrace("pull", model, "stable", "--json").json() == {
+        "model": model,
+        **version,
+        "weights": f"{model}-v2.safetensors",
+        "manifest": f"{model}-v2.json",
+        "metrics": named.metrics,
+    }
+    assert (folder / f"{model}-v2.json").read_bytes() == named.raw
+    removed = {"model": model, "alias": "stable", "version": None, "digest": None}
+    assert headrace("alias", model, "stable", "--delete", "--json").json() == removed
+    assert "has no alias stable" in line(headrace("alias", model, "stable", "--delete", "--json"), 4)
+
+
 def test_watch_once(headrace: Headrace, model: str, redis: Redis) -> None:
     assert headrace("watch", "--once").out == f"model {model}  records 0\n"
     step(marked(Store(redis, model, model)))
@@ -368,7 +382,7 @@ def test_servers_that_do_not_answer_are_told(headrace: Headrace, folder: Path, m
         port = silent.getsockname()[1]
     with pytest.MonkeyPatch.context() as environ:
         environ.setenv("HEADRACE__REDIS__URL", f"redis://127.0.0.1:{port}")
-        for command in (["versions", model], ["watch", "--once"], ["train", model]):
+        for command in (["versions", model], ["watch", "--once"]):  # `train` waits
             done = headrace(*command)
             assert done.status == 4
             assert "headrace: Redis cannot be reached" in done.err

@@ -104,7 +104,7 @@ def test_what_fails_behind_a_commit_is_repeated_without_a_second_version(
     with (
         Reader(kafka_config, [topic], group="g") as reader,
         Publisher(kafka_config) as dead_letters,
-        Committer(store, fence, reader, dead_letters, metrics, said.append) as committer,
+        Committer(store, fence, 0, reader, dead_letters, metrics, said.append) as committer,
     ):
         committer.submit(Snapshot(draft(0, {}), {}, 2, None))
         assert committer.busy
@@ -123,7 +123,7 @@ def test_a_mistake_in_a_snapshot_ends_the_worker(
     with (
         Reader(kafka_config, [topic], group="g") as reader,
         Publisher(kafka_config) as dead_letters,
-        Committer(store, fence, reader, dead_letters, metrics, said.append) as committer,
+        Committer(store, fence, 0, reader, dead_letters, metrics, said.append) as committer,
     ):
         committer.submit(Snapshot(draft(0, {"rows": one_row}), {}, 2, None))
         with pytest.raises(ValueError, match="rows"):

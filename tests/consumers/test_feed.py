@@ -1,4 +1,4 @@
-"""The feed on a real log: every record leaves it once, in order, with positions that never run ahead."""
+"""The feed on a real log: every record leaves it once, in order, and is pending until then."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kafka import KafkaProducer
 from consumers.feed import Feed, Item, Uplink, collate
 from pipeline.config import KafkaConfig, TextInput
 from pipeline.errors import ConfigError, RecordError
+from pipeline.lineage import Runs
 from pipeline.log import Partition, Publisher, Reader
 from pipeline.records import Example, Payload, Record, RecordDecoder
 from tests.services import Topics, unique
@@ -33,7 +34,7 @@ def feeding(config: KafkaConfig, topic: str, decoder: RecordDecoder | None = Non
             decoder,
             CPU,
             topics={topic: 7},
-            **{"batch_size": 4, "max_wait_ms": 20, "decode_threads": 1, **settings},
+            **{"batch_size": 4, "max_wait_ms": 20, "decode_threads": 1, "positions": {}, **settings},
         )
         try:
             yield feed
@@ -69,18 +70,23 @@ def test_records_come_in_the_order_of_their_partition(
     topic = topics(partitions=2)
     for partition in (0, 1):
         publish(kafka_config, topic, *[b"%d" % n for n in range(200)], partition=partition)
+    taken: list[Item] = []
     with feeding(kafka_config, topic, batch_size=16, decode_threads=decode_threads) as feed:
-        taken = take(feed, 400)
-    positions: dict[Partition, int] = {}
-    for number, item in enumerate(taken, 1):
-        positions |= item.positions
-        for partition in (0, 1):  # a watermark made of the positions never names a record that is still in the feed
-            assert positions[Partition(topic, partition)] == len(offsets(taken[:number], partition))
+        while sum(len(item.examples) for item in taken) < 400:
+            taken += take(feed, 1)
+            positions, pending = feed.standing()
+            waiting = list(pending)
+            for partition in (0, 1):  # what is before the next offset to read was taken, or is pending: never both
+                at = Partition(topic, partition)
+                left = [offset for where, offset in waiting if where == at]
+                assert offsets(taken, partition) + left == list(range(positions[at]))
     assert offsets(taken, 0) == offsets(taken, 1) == list(range(200))
     for item in taken:
         if item.batch is not None:
             texts = ["".join(map(chr, row[row != 0].tolist())) for row in item.batch.x]
             assert texts == [str(example.record.offset) for example in item.examples]
+            partitions = [example.record.partition for example in item.examples]
+            assert partitions == sorted(partitions)  # so that its lineage is short
             assert item.batch.origins.tolist() == [[7, e.record.partition, e.record.offset] for e in item.examples]
 
 
@@ -97,10 +103,33 @@ def test_what_cannot_be_learned_leaves_beside_the_batch(kafka_config: KafkaConfi
     publish(kafka_config, topic, b"first", None, b"\xff", b"last")
     with feeding(kafka_config, topic) as feed:
         items = take(feed, 4)
+        assert feed.standing() == ({Partition(topic, 0): 4}, Runs())
     assert offsets(items, 0) == [0, 3]
     assert [(skipped.record.offset, skipped.reason) for item in items for skipped in item.skipped] == [(1, "tombstone")]
     assert [(d.record.offset, d.error.reason) for item in items for d in item.dead] == [(2, "undecodable")]
-    assert items[-1].positions == {Partition(topic, 0): 4}
+
+
+def test_a_backlog_comes_first_and_is_pending_until_it_is_taken(kafka_config: KafkaConfig, topic: str) -> None:
+    publish(kafka_config, topic, *[b"%d" % n for n in range(6)])
+    with Reader(kafka_config, [topic], group="g") as reader:
+        before: list[Record] = []
+        while len(before) < 6:
+            polled = reader.poll(PATIENCE_S)
+            assert polled is not None
+            before += polled.records
+    at = Partition(topic, 0)
+    publish(kafka_config, topic, b"6", b"7")
+    with Reader(kafka_config, [topic], positions={at: 6}, group="g") as reader:
+        decoder = RecordDecoder(TEXT, needs_label=False)
+        chosen = [before[4], before[1]]  # in the order in which they were read, whatever their offsets
+        settings = {"topics": {topic: 0}, "batch_size": 4, "max_wait_ms": 60_000, "decode_threads": 1}
+        feed = Feed(reader, decoder, CPU, positions={at: 6}, backlog=chosen, **settings)  # type: ignore[arg-type]
+        try:
+            assert list(feed.standing()[1])[:2] == [(at, 4), (at, 1)]
+            assert offsets(take(feed, 4), 0) == [4, 1, 6, 7]
+            assert feed.standing() == ({at: 8}, Runs())
+        finally:
+            feed.close()
 
 
 def test_positions_step_over_the_ends_of_transactions(kafka: str, kafka_config: KafkaConfig, topic: str) -> None:
@@ -111,14 +140,11 @@ def test_positions_step_over_the_ends_of_transactions(kafka: str, kafka_config: 
         producer.send(topic, value).get(PATIENCE_S)
         end()
     producer.close()
-    position = 0
+    examples: list[Example] = []
     with feeding(kafka_config, topic) as feed:
-        examples: list[Example] = []
-        while position < 4:  # two records, two markers
-            item = feed.take(PATIENCE_S)
-            assert item is not None
-            examples += item.examples
-            position = item.positions.get(Partition(topic, 0), position)
+        while feed.standing()[0].get(Partition(topic, 0), 0) < 4 or not examples:  # two records, two markers
+            if (item := feed.take(0.05)) is not None:
+                examples += item.examples
     assert [example.record.value for example in examples] == [b"kept"]
 
 
@@ -171,4 +197,4 @@ def test_refused_rows_become_dead_and_the_others_stay_a_batch() -> None:
     item.refuse({0: "all", 1: "all"})
     assert item.batch is None
     assert (len(item.examples), len(item.dead)) == (0, 4)
-    assert item.positions == {Partition("letters", 1): 4}
+    assert item.records == 4

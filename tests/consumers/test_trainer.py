@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Config
-from pipeline.dead_letters import read_dead_letters
+from pipeline.dead_letters import read_dead_letters, with_values
 from pipeline.errors import ConfigError, StateMismatch, StoreUnavailable
 from pipeline.local import EmbeddedRedis
 from pipeline.log import Partition
@@ -160,7 +160,7 @@ def test_what_cannot_be_learned_is_accounted_for_and_kept(kafka: str, redis_url:
         kind, _, reason = outcome.partition("/")
         assert run.metric("headrace_records_total", outcome=kind, reason=reason) == 1
 
-    letters = list(read_dead_letters(config.kafka, topic, 100))
+    letters = list(with_values(config.kafka, read_dead_letters(config.kafka, topic)))
     assert [letter.record.offset for letter in letters] == [4, 5, 6, 7]
     for letter in letters:
         original = what[f"dead-lettered/{letter.reason}"]
@@ -179,7 +179,7 @@ def test_a_decoder_of_ones_own(kafka: str, redis_url: str, topic: str) -> None:
         head = run.read(3)
         assert run.counts() == [1, 0, 1]
     assert head.counts == {"learned": 2, "dead-lettered/decoder": 1}
-    assert "ValueError" in next(read_dead_letters(config.kafka, topic, 1)).detail
+    assert "ValueError" in read_dead_letters(config.kafka, topic)[0].detail
 
 
 def test_versions_by_updates(kafka: str, redis_url: str, topic: str) -> None:

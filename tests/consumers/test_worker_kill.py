@@ -1,134 +1,126 @@
-"""A worker is killed at random moments and started again: every record has exactly one outcome."""
+"""A worker is killed at random moments, also inside a commit: every record has exactly one outcome."""
 
 from __future__ import annotations
 
-import multiprocessing
 import random
-import signal
-import threading
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry
+import pytest
+import torch
+from redis import Redis
 
+from benchmarks.soak import traffic, workers
+from benchmarks.soak.checker import read_log, recount, weights
+from benchmarks.soak.proxy import Proxy, Trap
 from consumers.registry import resolve_blueprint
-from consumers.trainer import Worker
-from pipeline.config import Config
-from pipeline.log import Partition, Publisher, ensure_topics
-from pipeline.metrics import WorkerMetrics
+from consumers.replay import Replay
+from consumers.verify import verify
+from pipeline.log import Fetcher, Publisher, ensure_topics
 from pipeline.store import Store, connect
-from tests.consumers.working import configuration
+from tests.consumers.working import PATIENCE_S, configuration
 from tests.services import unique
 
-KILLS = 8
-RECORDS = 450  # before each kill, and after the last
+KILLS = ("starting", "learning", "upload", "commit", "answer", "note", "starting", "commit")
+RECORDS = 200  # before each kill, and after the last
 PARTITIONS = 3
+OFTEN: dict[str, Any] = {"snapshot_every_updates": 3, "snapshot_every_s": 0.05, "lease_s": 0.2, "keep_last": 1000}
 
 
-def work(config: Mapping[str, Any]) -> None:
-    """A worker process, until SIGTERM."""
-    settings = Config.model_validate(config)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    store = Store(connect(settings.redis.url), settings.family("counts"), "counts")
-    blueprint = resolve_blueprint(settings.model("counts").learner)
-    metrics = WorkerMetrics(CollectorRegistry(), "counts")
-    Worker("counts", settings, blueprint, store, metrics, stop=stop, say=print, owner="test").run()
+@pytest.fixture
+def store_proxy(redis_url: str) -> Iterator[Proxy]:
+    with Proxy(int(redis_url.rpartition(":")[2].partition("/")[0])) as proxy:
+        yield proxy
 
 
-def test_killed_at_random_moments_every_record_is_learned_exactly_once(kafka: str, redis_url: str) -> None:
-    topic = unique("topic")
-    rng = random.Random(3)
-    often: dict[str, Any] = {"snapshot_every_updates": 3, "snapshot_every_s": 0.05, "lease_s": 0.2}
-    config = configuration(kafka, redis_url, topic, name="counts", family=topic, batch_size=32, **often)
-    # A warm parent: importing torch takes seconds, once, and a kill should not.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["consumers.trainer", "tests.consumers.counting"])
+@pytest.fixture
+def log_proxy(kafka: str) -> Iterator[Proxy]:
+    with Proxy(int(kafka.rpartition(":")[2]), kafka=True) as proxy:
+        yield proxy
 
-    def start() -> Any:
-        process = context.Process(target=work, args=(config.model_dump(),), daemon=True)
-        process.start()
-        return process
 
+def test_killed_at_random_moments_every_record_is_learned_exactly_once(
+    kafka: str, redis_url: str, redis: Redis, store_proxy: Proxy, log_proxy: Proxy, tmp_path: Path
+) -> None:
+    topic, rng = unique("topic"), random.Random(3)
+    decoder = "benchmarks.soak.traffic:numbered"
+    configured = partial(configuration, name="counts", family=topic, batch_size=32, decoder=decoder, keyframe_every=3)
+    direct = configured(kafka, redis_url, topic, **OFTEN)
+    harmed = configured(log_proxy.address, f"redis://{store_proxy.address}/0", topic, **OFTEN)
+    ensure_topics(direct.kafka.model_copy(update={"partitions": PARTITIONS}), [topic])
     store = Store(connect(redis_url), topic, "counts")
 
     def next_version(version: int) -> None:
         """Returns once there is a higher one."""
         last = "0"
         while (head := store.head()) is None or head.version <= version:
-            assert process.is_alive()
+            assert process.is_alive(), (tmp_path / "log").read_text()
             for event in store.events(last, 1000):
                 last = event.id
 
-    ensure_topics(config.kafka.model_copy(update={"partitions": PARTITIONS}), [topic])
-    process = start()
-    published: dict[tuple[str, int, int], str] = {}
-    futures = []
-    with Publisher(config.kafka) as publisher:
-        for kill in range(KILLS + 1):
+    def break_the_commit(kind: str) -> None:
+        commit = b'{"format":1,"model":"counts"'
+        trap = {
+            "note": Trap(b"headrace-counts", rng.randrange(200)),
+            "upload": Trap(b":tensor:", rng.randrange(5000), cut=rng.random() < 0.5),
+            "commit": Trap(commit, rng.randrange(2000), cut=rng.random() < 0.5),
+            "answer": Trap(commit, answer=True),
+        }[kind]
+        (log_proxy if kind == "note" else store_proxy).arm(trap)
+        publish()
+        assert trap.sprung.wait(PATIENCE_S), kind
+
+    def publish() -> None:
+        for number in range(len(receipts), len(receipts) + RECORDS):
+            sent = traffic.text(number)
+            receipts.append(publisher.publish(topic, sent.value, key=sent.key, headers=sent.headers))
+        publisher.flush(30)
+
+    receipts: list[Any] = []
+    with Publisher(direct.kafka) as publisher:
+        for kill in KILLS:
+            process = workers.start(harmed, "counts", tmp_path / "log")
             head = store.head()
-            for number in range(kill * RECORDS, (kill + 1) * RECORDS):
-                bad = number % 97 == 0
-                value = b"\xff not a text" if bad else None if number % 89 == 0 else str(number).encode()
-                futures.append((number, value, publisher.publish(topic, value, key=str(number).encode())))
-            publisher.flush(30)
-            if kill == KILLS:
-                break
-            if kill % 2:  # a kill while it starts; else while it learns and commits
+            publish()
+            if kill == "starting":
                 process.join(rng.uniform(0.0, 0.8))
             else:
                 next_version(head.version if head else 0)
-                process.join(rng.uniform(0.0, 0.2))
+                if kill == "learning":
+                    process.join(rng.uniform(0.0, 0.2))
+                else:
+                    break_the_commit(kill)
             process.kill()
             process.join()
-            process = start()
-    for number, value, future in futures:
-        place = future.result(10)
-        kind = (
-            "skipped/tombstone"
-            if value is None
-            else f"learned {number}"
-            if value[:1] != b"\xff"
-            else "dead-lettered/undecodable"
-        )
-        published[place] = kind
-
-    ends: dict[Partition, int] = {}
-    for topic_, partition, offset in published:
-        at = Partition(topic_, partition)
-        ends[at] = max(ends.get(at, 0), offset + 1)
+            store_proxy.cut()
+            log_proxy.cut()
+        process = workers.start(harmed, "counts", tmp_path / "log")
+        publish()
     version = 0
-    while not version or any(store.manifest().positions().get(p, 0) < end for p, end in ends.items()):
+    while sum((manifest := store.manifest()).counts.values()) < len(receipts):
+        version = manifest.version
         next_version(version)
-        head = store.head()
-        assert head is not None
-        version = head.version
     process.terminate()
     process.join()
     assert process.exitcode == 0
 
-    head = store.head()
-    assert head is not None
-    manifest = store.manifest(head)
-    counts = np.frombuffer(store.arrays(manifest, "serving")["counts"].data, dtype=np.int64)
-    wanted = np.zeros_like(counts)
-    for kind in published.values():
-        if kind.startswith("learned "):
-            wanted[int(kind.split()[1])] += 1
-    np.testing.assert_array_equal(counts, wanted)
+    log, letters = (read_log(kafka, [name]) for name in (topic, f"{topic}.dead-letters"))
+    assert log.keys() == {receipt.result(10) for receipt in receipts}
+    wanted = {place: traffic.COUNTED[seen.headers[traffic.KIND].decode()] for place, seen in log.items()}
+    found = recount(redis, topic, "counts", wanted, letters)
+    assert found.problems == []
+    assert found.pending == 0
+    assert found.kept == found.versions > found.keyframes
+    counts = weights(redis, topic, "counts", "counts")[:, 0]
+    learned = [int(seen.headers["id"]) for place, seen in log.items() if wanted[place] == "learned"]
+    np.testing.assert_array_equal(counts, np.bincount(learned, minlength=len(counts)))
 
-    # An independent recount from the lineage of every version that ever was.
-    outcomes: Counter[tuple[str, int, int]] = Counter()
-    for version in range(1, head.version + 1):
-        lineage = store.lineage(version)
-        for update in lineage.learned():
-            for at, offset in update:
-                outcomes[(*at, offset)] += 1
-                assert published[(*at, offset)].startswith("learned")
-        for name, at, offset in lineage.others():
-            outcomes[(*at, offset)] += 1
-            assert published[(*at, offset)] == name
-    assert outcomes == Counter(dict.fromkeys(published, 1))
-    assert manifest.counts["learned"] == int(wanted.sum())
+    settings, target = direct.model("counts"), store.manifest()
+    with Fetcher(direct.kafka) as fetcher:
+        replay = Replay(fetcher, target.topic_ids)
+        again = verify(store, settings, resolve_blueprint(settings.learner), torch.device("cpu"), replay, target)
+    assert again.differs == {}
+    assert again.records == len(learned)

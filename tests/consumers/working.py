@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from prometheus_client import CollectorRegistry
 
 from consumers.registry import resolve_blueprint
+from consumers.replay import Replay
 from consumers.trainer import Worker
+from consumers.verify import Verification, verify
 from pipeline.config import Config, validate
-from pipeline.log import Publisher
+from pipeline.log import Fetcher, Publisher
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
 from pipeline.store import Store, connect
@@ -35,6 +38,21 @@ def configuration(kafka: str, redis_url: str, *topics: str, name: str | None = N
     return validate(tree, "test")
 
 
+class Crashed(Exception):
+    """A worker was made to end where it stood."""
+
+
+class Switch(threading.Event):
+    """The stop signal of a worker; it can also end it hard, without a last version."""
+
+    crashed = False
+
+    def is_set(self) -> bool:
+        if self.crashed:
+            raise Crashed
+        return super().is_set()
+
+
 @dataclass(slots=True)
 class Working:
     """A worker and what it leaves in the store."""
@@ -43,7 +61,7 @@ class Working:
     store: Store
     registry: CollectorRegistry
     worker: Worker
-    stop: threading.Event
+    stop: Switch
     said: list[str]
     error: BaseException | None = None
     thread: threading.Thread = field(init=False)
@@ -107,11 +125,32 @@ class Working:
         self.join()
         return self.store.manifest()
 
+    def crash(self) -> Manifest:
+        """Ends it as a failure would, between two steps and without a last version; the head that it leaves."""
+        self.stop.crashed = True
+        self.thread.join(PATIENCE_S)
+        assert isinstance(self.error, Crashed), self.error
+        return self.store.manifest()
+
+    def changes(self, kind: str) -> list[Any]:
+        """Such changes in the lineage, oldest first."""
+        found = [change for entry in self.store.histories() for change in entry.lineage.changes]
+        return [change[kind] for change in found if kind in change]
+
+    def outcomes(self) -> dict[tuple[str, int, int], list[str]]:
+        """What became of every record that the history names: (topic, partition, offset) → its outcomes, one each."""
+        found: dict[tuple[str, int, int], list[str]] = {}
+        for entry in self.store.histories():
+            learned = [("learned", at, offset) for update in entry.lineage.learned() for at, offset in update]
+            for name, at, offset in [*learned, *entry.lineage.others()]:
+                found.setdefault((*at, offset), []).append(name)
+        return found
+
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, {"model": self.name, **labels})
 
 
-def prepared(config: Config) -> Working:
+def prepared(config: Config, jump: bool = False) -> Working:
     """A worker that does not run yet.
 
     Raises:
@@ -119,7 +158,7 @@ def prepared(config: Config) -> Working:
     """
     [name] = config.models
     store = Store(connect(config.redis.url), config.family(name), name)
-    registry, stop, said = CollectorRegistry(), threading.Event(), list[str]()
+    registry, stop, said = CollectorRegistry(), Switch(), list[str]()
     worker = Worker(
         name,
         config,
@@ -129,14 +168,15 @@ def prepared(config: Config) -> Working:
         stop=stop,
         say=said.append,
         owner="test",
+        jump=jump,
     )
     return Working(name, store, registry, worker, stop, said)
 
 
 @contextmanager
-def working(config: Config) -> Iterator[Working]:
+def working(config: Config, jump: bool = False) -> Iterator[Working]:
     """A worker that runs, until the context ends."""
-    run = prepared(config)
+    run = prepared(config, jump)
     run.start()
     try:
         yield run
@@ -152,6 +192,25 @@ def publish(config: Config, topic: str, *records: bytes | tuple[bytes, str] | No
             value, label = record if isinstance(record, tuple) else (record, None)
             headers = [] if label is None else [("label", label.encode())]
             publisher.publish(topic, value, key=b"key", headers=headers)
+
+
+def verified(run: Working, config: Config, version: int | str = "latest", start: int | None = None) -> Verification:
+    """What `headrace verify` finds; torch keeps its number of threads."""
+    settings, threads = config.model(run.name), torch.get_num_threads()
+    target = run.store.manifest(version)
+    try:
+        with Fetcher(config.kafka) as fetcher:
+            return verify(
+                run.store,
+                settings,
+                resolve_blueprint(settings.learner),
+                torch.device("cpu"),
+                Replay(fetcher, target.topic_ids),
+                target,
+                run.store.manifest(start) if start is not None else None,
+            )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def numbers(*ranges: Iterable[int]) -> list[bytes]:

@@ -171,10 +171,10 @@ class LearnerContract:
         assert any(not torch.equal(ours[name], others[name]) for name in ours)
 
     def test_touches_no_global_random_numbers(self, case: Case) -> None:
-        before = (torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[index]
+        before = (torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tobytes(), random.getstate())
         answers(case.learned().model, case.x[:2], [None, None])
         assert torch.equal(before[0], torch.get_rng_state())
-        assert before[1:] == (np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[index]
+        assert before[1:] == (np.random.get_state(legacy=False)["state"]["key"].tobytes(), random.getstate())
 
     def test_goes_on_to_the_last_bit_after_a_restart(self, case: Case) -> None:
         learner = case.learned()

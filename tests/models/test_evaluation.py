@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from river import metrics, utils
 from sklearn.metrics import accuracy_score
 
-from models.evaluation import Prequential
+from models.evaluation import LossRange, Prequential
 
 UPDATES = st.lists(
     st.tuples(st.floats(0, 10), st.lists(st.booleans(), min_size=1, max_size=12)), min_size=1, max_size=20
@@ -48,3 +50,47 @@ def test_without_predictions_there_is_a_loss_but_no_accuracy() -> None:
     ours.update(4.0, records=8)
     ours.update(1.0, records=4)
     assert ours.metrics() == {"prequential_loss": pytest.approx((6 * 4.0 + 4 * 1.0) / 10)}
+
+
+def test_a_loss_that_is_no_number_survives_json() -> None:
+    ours, again = Prequential(10), Prequential(10)
+    for loss in (1.0, math.nan, math.inf):
+        ours.update(loss)
+    again.restore(json.loads(json.dumps(ours.state(), allow_nan=False)))
+    assert again.state() == ours.state()
+    assert again.loss is not None
+    assert math.isnan(again.loss)
+
+
+def test_a_range_tells_once_that_a_loss_is_far_above_it() -> None:
+    rng = random.Random(0)
+    ours = LossRange()
+    usual = [2.0 * 0.995**update + rng.gauss(0, 0.1) for update in range(1000)]
+    assert not any(ours.update(loss) for loss in usual)
+    assert ours.update(5.0)
+    assert not ours.update(5.0)  # not again before it was back
+    assert not any(ours.update(loss) for loss in usual[-200:])
+    assert ours.update(5.0)
+
+
+def test_a_range_that_is_a_point_has_room_above_it() -> None:
+    ours = LossRange()
+    assert not any(ours.update(loss) for loss in [1.0] * 100 + [1.0 + 1e-6, 1.05])
+    assert ours.update(1.5)
+
+
+def test_the_first_losses_never_alarm() -> None:
+    ours = LossRange(warm_up=5)
+    assert [ours.update(loss) for loss in (1.0, 100.0, 1.0, 1.0, 1.0, 1e6)] == [False] * 5 + [True]
+
+
+def test_a_loss_that_is_no_number_alarms_and_stays_out_of_the_range() -> None:
+    ours, again = LossRange(warm_up=5), LossRange(warm_up=5)
+    for loss in (1.0, 1.1, 0.9, 1.0, 1.0):
+        ours.update(loss)
+    before = ours.state()
+    assert ours.update(math.nan)
+    assert not ours.update(math.inf)
+    assert ours.state()[:3] == before[:3]
+    again.restore(json.loads(json.dumps(ours.state())))
+    assert [again.update(loss) for loss in (1.0, 50.0)] == [ours.update(loss) for loss in (1.0, 50.0)] == [False, True]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +14,18 @@ from pipeline.rowlog import Delta
 from pipeline.store import Store
 from pipeline.writer import Draft, Fence
 
+if TYPE_CHECKING:
+    from redis import Redis
+
+Backup = Mapping[bytes, tuple[bytes, int]]  # key → what DUMP says, time to live in ms or 0
+
 
 def draft(
     update: int,
     serving: Mapping[str, Array | Delta],
     training: Mapping[str, Array | Delta] | None = None,
+    *,
+    keyframe: bool = True,
     **fields: Any,
 ) -> Draft:
     """What a worker would commit after its update number `update`, having learned one record an update."""
@@ -42,7 +49,7 @@ def draft(
             "worker": {},
             "lineage": builder.build(),
             "serving": serving,
-            "training": training or {},
+            "training": (training or {}) if keyframe else None,
             **fields,
         }
     )
@@ -56,3 +63,30 @@ def taken(store: Store, owner: str = "test") -> Fence:
     fence = store.acquire(owner, 60)
     assert fence is not None
     return fence
+
+
+def taken_over(store: Store) -> Fence:
+    """The fence of another worker, which came when the lease of the first had run out."""
+    store._redis.delete(store._keys.key("lease"))
+    return taken(store, "other")
+
+
+def backup(redis: Redis, family: str) -> Backup:
+    """All keys of a family as they are now."""
+    keys = list(redis.scan_iter(f"headrace:{{{family}}}:*", count=1000))
+    pipe = redis.pipeline()
+    for key in keys:
+        pipe.dump(key)
+        pipe.pttl(key)
+    found = pipe.execute()
+    return {key: (found[2 * n], max(0, found[2 * n + 1])) for n, key in enumerate(keys)}
+
+
+def restore(redis: Redis, family: str, older: Backup) -> None:
+    """Redis comes back older: with these keys of the family, and no others."""
+    pipe = redis.pipeline()
+    for key in redis.scan_iter(f"headrace:{{{family}}}:*", count=1000):
+        pipe.delete(key)
+    for key, (value, ttl_ms) in older.items():
+        pipe.restore(key, ttl_ms, value)
+    pipe.execute()

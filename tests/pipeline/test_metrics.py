@@ -58,7 +58,7 @@ def worker(registry: CollectorRegistry) -> WorkerMetrics:
     metrics.stalled(0.004)
     metrics.log_up(True)
     metrics.retry()
-    metrics.committed(Committed(12, "ab" * 32, bytes_changed=1000, bytes_moved=1100), 0.2)
+    metrics.committed(Committed(12, "ab" * 32, bytes_changed=1000, bytes_moved=1100, keyframe=True), 0.2)
     return metrics
 
 
@@ -151,8 +151,8 @@ def test_names_follow_the_conventions(registry: CollectorRegistry, make: Callabl
     make(registry)
     for family in registry.collect():
         assert re.fullmatch(
-            r"headrace(_[a-z]+)+_(seconds|bytes|records|ratio|nats|version|up|events|retries|failures)"
-            r"|headrace_(records|(freshness|request|step|swap|snapshot)_seconds)",
+            r"headrace(_[a-z]+)+_(seconds|bytes|records|ratio|nats|version|up|events|retries|failures|alarms|moves)"
+            r"|headrace_(records|keyframes|(freshness|request|step|swap|snapshot)_seconds)",
             family.name,
         ), family.name
         assert re.fullmatch(r"[A-Z].*\.", family.documentation)

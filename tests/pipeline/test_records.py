@@ -5,6 +5,7 @@ import io
 import json
 import textwrap
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,19 @@ def test_unlabelled_records_are_skipped_only_where_a_label_is_needed() -> None:
     unlabelled = record(b"no picture")
     assert RecordDecoder(GREY, needs_label=True)(unlabelled) == Skipped(unlabelled, "unlabelled")
     assert learned(record(PNG)).label is None
+
+
+def test_what_is_requeued_for_one_model_is_skipped_by_the_others() -> None:
+    ours = (("headrace-origin", b"digits:1:7"), ("headrace-for", "modèle".encode()))
+    requeued = Record("t", 0, 0, 0, None, PNG, (*ours, ("label", b"a"), ("headrace-for", b"other")))
+    example = RecordDecoder(GREY, needs_label=True, model="modèle")(requeued)
+    assert isinstance(example, Example)
+    assert (example.label, example.id) == ("a", "t:0:0")
+    broken = replace(requeued, value=b"no picture")
+    for model in ("other", "modele", ""):
+        assert RecordDecoder(GREY, needs_label=True, model=model)(broken) == Skipped(broken, "requeued")
+    assert isinstance(RecordDecoder(GREY, needs_label=True)(requeued), Example)  # whoever has no name
+    assert isinstance(RecordDecoder(GREY, needs_label=False, model="m")(record(PNG, id=b"x")), Example)
 
 
 @pytest.mark.parametrize("name", ["label", "id"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipeline.codec import sha256
-from pipeline.errors import Corrupt, StoreError, StoreUnavailable
+from pipeline.codec import from_numpy, sha256
+from pipeline.errors import Corrupt, NotFound, StoreError, StoreUnavailable
+from pipeline.manifest import FORMAT
+from pipeline.rowlog import Delta
 from pipeline.store import Store, Writer
-from tests.pipeline.drafts import draft, weights
+from tests.pipeline.drafts import draft, taken, weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,13 +43,45 @@ def test_a_changed_manifest_is_found(store: Store, writer: Writer, redis: Redis)
         store.manifest()
 
 
-def test_a_newer_format_asks_for_an_upgrade(store: Store, writer: Writer, redis: Redis) -> None:
-    raw = b'{"format":2,"anything":"else"}'
-    ref = f"1:{sha256(raw)}"
-    redis.set(store._keys.key("manifest:1"), raw)
-    redis.set(store._keys.key("head"), ref)
-    with pytest.raises(Corrupt, match=r"format 2.*Upgrade"):
+def test_a_head_of_a_newer_format_is_refused_with_the_choices(store: Store, redis: Redis) -> None:
+    fence = taken(store)
+    store.writer(fence).commit(draft(0, {"w": weights(1)}))
+    raw = b'{"format":%d,"anything":"else"}' % (FORMAT + 1)
+    redis.set(store._keys.key("manifest:2"), raw)
+    redis.zadd(store._keys.key("versions"), {f"2:{sha256(raw)}": 2})
+    redis.set(store._keys.key("head"), f"2:{sha256(raw)}")
+    said = (
+        rf"manifest of version 2 of digits is of format {FORMAT + 1}.*Upgrade headrace, use an older version, .*reset"
+    )
+    with pytest.raises(Corrupt, match=said):
         store.manifest()
+    with pytest.raises(Corrupt, match=said):
+        store.writer(fence)
+    assert store.manifest(1).version == 1
+
+
+@pytest.mark.parametrize("what", ["flipped", "gone"])
+def test_a_damaged_keyframe_stops_a_worker_and_nobody_else(store: Store, redis: Redis, family: str, what: str) -> None:
+    fence = taken(store)
+    writer = store.writer(fence)
+    table = from_numpy(np.ones((4, 3), np.float32))
+    writer.commit(draft(0, {"w": weights(1)}, {"memory": Delta(4, np.arange(4), table)}))
+    writer.commit(draft(1, {"w": weights(2)}, keyframe=False))
+    key = f"headrace:{{{family}}}:tensor:{store.manifest(1).training['memory'].parts[0].digest}"
+    if what == "gone":
+        redis.delete(key)
+    else:
+        redis.setrange(key, redis.strlen(key) - 1, b"\x01")
+    said = r"Tensor memory of version 1 of digits.*Use another version"
+    with pytest.raises(Corrupt, match=said):
+        store.arrays(store.keyframe(store.manifest()), "training")
+    changed = Delta(4, np.array([2]), from_numpy(np.zeros((1, 3), np.float32)))
+    with pytest.raises(Corrupt, match=said):  # whose copy of the memory comes from Redis
+        store.writer(fence).commit(draft(2, {"w": weights(3)}, {"memory": changed}))
+    assert store.arrays(store.manifest(), "serving").keys() == {"w"}
+    redis.delete(store._keys.key("manifest:1"))
+    with pytest.raises(NotFound, match="Version 1 of digits is not kept any more"):
+        store.writer(fence)
 
 
 def test_an_object_that_was_evicted_stops_the_commit(store: Store, writer: Writer, redis: Redis, family: str) -> None:

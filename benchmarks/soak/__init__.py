@@ -1,0 +1,1 @@
+"""Two hundred kills, outages and changes of hands, and an independent recount: `make soak`."""

@@ -1,0 +1,71 @@
+"""Whether a model's table of the configuration fits its learner, and what has been learned already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.learner import Blueprint, Options, structural_fields
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, StateMismatch
+from pipeline.manifest import Manifest
+
+BOUNDS = {"input.max_bytes", "input.max_pixels"}  # of what is let in; all else of `input` is what has been learned
+
+
+def validated_options(name: str, settings: ModelConfig, blueprint: Blueprint) -> Options:
+    """The learner's own options.
+
+    Raises:
+        ConfigError: a line for each that does not fit.
+    """
+    if settings.input.kind != blueprint.input:
+        raise ConfigError(
+            f'models.{name}.input.kind = "{settings.input.kind}": {settings.learner} learns from {blueprint.input}s. '
+            f'Set it to "{blueprint.input}", or choose another learner.'
+        )
+    try:
+        return blueprint.options(**settings.options)
+    except ValidationError as error:
+        lines = [
+            f"models.{name}.options.{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}."
+            for item in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Blueprint) -> dict[str, list[Any]]:
+    """What the file says differently from the head: key → [before, now]. The file wins.
+
+    Raises:
+        StateMismatch: a change that the learned state cannot follow.
+    """
+    changes = differences(manifest.config, settings.model_dump(mode="json"))
+    options_before = manifest.options
+    options_now = blueprint.options(**settings.options).model_dump(mode="json")
+    fixed = {
+        f"options.{key}" for key in structural_fields(blueprint.options) if options_before.get(key) != options_now[key]
+    }
+    if "learner" in changes:
+        fixed.add("learner")
+    if "input" in changes:
+        fixed |= {f"input.{key}" for key in differences(*changes["input"])} - BOUNDS
+    if fixed:
+        raise mismatch(manifest, f"{', '.join(sorted(fixed))} changed.")
+    return changes
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """key → [before, now], None where there is none."""
+    keys = sorted(before.keys() | now.keys())
+    return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
+
+
+def mismatch(manifest: Manifest, why: str) -> StateMismatch:
+    """The error for a version that the configuration does not fit, with the choices."""
+    return StateMismatch(
+        f"models.{manifest.model}: {why} Version {manifest.version} cannot follow. Put the old value back, "
+        f"start anew with `headrace reset {manifest.model}`, or give the model another name."
+    )

@@ -1,0 +1,285 @@
+"""A model as a fold over its log: everything that a record changes, in one place, live or when it is learned again."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consumers.bridge import copied
+from consumers.fitting import mismatch, validated_options
+from models.drift import DriftDetector
+from models.evaluation import LossRange, Prequential
+from models.learner import Batch, Blueprint, Learner, Rows, State, update_generator
+from pipeline import __version__
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, Diverged
+from pipeline.lineage import LineageBuilder, Runs
+from pipeline.log import Partition
+from pipeline.manifest import Group, Manifest
+from pipeline.records import Record
+from pipeline.store import Draft
+
+NO_ROWS = torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update tells."""
+
+    loss: float  # mean over its records, from before it
+    drifted: bool  # the prequential error rose for good
+    far_above: bool  # the loss left its recent range
+
+
+class Fold:
+    """What a model is between two commits: its learner, what watches it, and the lineage since the last version.
+
+    Args:
+        name: of the model.
+        settings: its table of the configuration.
+        blueprint: how its learner is built.
+
+    Raises:
+        ConfigError: the learner cannot be built from these settings.
+    """
+
+    def __init__(self, name: str, settings: ModelConfig, blueprint: Blueprint, device: torch.device) -> None:
+        self.name, self.settings, self.blueprint, self.device = name, settings, blueprint, device
+        self.options = validated_options(name, settings, blueprint)
+        try:
+            self.learner: Learner = blueprint.learner(self.options, settings.input.shape, settings.seed, device)
+        except ValueError as error:  # a learner that cannot take records of this shape
+            raise ConfigError(f"models.{name}: {error} Change its input or its options.") from None
+        self.lineage = LineageBuilder()
+        self.counts: Counter[str] = Counter()
+        self.updates = 0
+        self.newest_timestamp_ms: int | None = None
+        self.prequential = Prequential()
+        self.loss_range = LossRange()
+        self.drift = DriftDetector() if settings.drift_detector == "hddm" else None
+        self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
+        self._number_topics()
+        self._unsent: dict[tuple[Group, str], Tensor | None] = {}  # rows that changed and are in no version; None: all
+
+    # --- from a version ---
+
+    def restore(self, manifest: Manifest, serving: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
+        """The state of a keyframe.
+
+        Raises:
+            StateMismatch: it does not fit this learner.
+        """
+        try:
+            self.learner.restore(State(serving, training, manifest.meta))
+        except ValueError as error:
+            raise mismatch(manifest, str(error)) from None
+        self.keep_books(manifest)
+
+    def keep_books(self, manifest: Manifest) -> None:
+        """All of a version but what the learner itself is: every version has it, keyframe or not."""
+        worker = manifest.worker
+        self.counts = Counter(manifest.counts)
+        self.updates = manifest.updates
+        self.newest_timestamp_ms = manifest.newest_timestamp_ms
+        self.topics = dict(worker["topics"])
+        self._number_topics()
+        self.prequential.restore(worker["prequential"])
+        self.loss_range.restore(worker["loss_range"])
+        if self.drift is not None and worker["drift"] is not None:
+            self.drift.restore(worker["drift"])
+
+    def books(self) -> dict[str, Any]:
+        """What `keep_books` needs beside the counters, JSON."""
+        return {
+            "topics": dict(self.topics),
+            "prequential": self.prequential.state(),
+            "loss_range": self.loss_range.state(),
+            "drift": self.drift.state() if self.drift is not None else None,
+        }
+
+    def configured(self, settings: ModelConfig) -> Fold:
+        """The same state under other settings, as a restart makes it; the lineage goes along."""
+        if settings == self.settings:
+            return self
+        fold = self._copy(settings)
+        fold.lineage, fold.counts = self.lineage, self.counts
+        fold.newest_timestamp_ms = self.newest_timestamp_ms
+        fold.prequential, fold.loss_range = self.prequential, self.loss_range
+        if fold.drift is not None and self.drift is not None:
+            fold.drift = self.drift
+        fold.send_all()
+        return fold
+
+    def trial(self) -> Fold:
+        """A copy to try an update on, with books of its own that begin empty."""
+        return self._copy(self.settings)
+
+    def _copy(self, settings: ModelConfig) -> Fold:
+        """Another learner in the same state."""
+        fold = Fold(self.name, settings, self.blueprint, self.device)
+        state = self._state()
+        fold.learner.restore(State(whole(state.serving), whole(state.training), state.meta))
+        fold.updates, fold.topics = self.updates, dict(self.topics)
+        fold._number_topics()
+        return fold
+
+    def send_all(self) -> None:
+        """Has the next versions hold every row: which of them changed is not known."""
+        state = self.learner.capture()
+        groups: dict[Group, Mapping[str, Tensor | Rows]] = {"serving": state.serving, "training": state.training}
+        for group, tensors in groups.items():
+            self._unsent |= {(group, name): None for name, value in tensors.items() if isinstance(value, Rows)}
+
+    def _number_topics(self) -> None:
+        for topic in self.settings.topics:
+            self.topics.setdefault(topic, len(self.topics))
+
+    # --- records ---
+
+    def learn(self, batch: Batch, records: Sequence[Record]) -> Update:
+        """One update on the batch of these records.
+
+        Raises:
+            Diverged: the loss is not finite. The learner cannot be used any more.
+        """
+        report = self.learner.learn(batch, update_generator(self.settings.seed, self.updates))
+        if self.settings.guard and not math.isfinite(report.loss):
+            raise Diverged(f"{self.name}: the loss of update {self.updates} is {report.loss}.")
+        self.updates += 1
+        self.lineage.learned([(Partition(r.topic, r.partition), r.offset) for r in records])
+        self.counts["learned"] += len(records)
+        newest = max(record.timestamp_ms for record in records)
+        self.newest_timestamp_ms = max(newest, self.newest_timestamp_ms or newest)
+        hits = None
+        if report.predicted is not None:
+            hits = [predicted == label for predicted, label in zip(report.predicted, batch.labels, strict=True)]
+        self.prequential.update(report.loss, hits, records=len(records))
+        far_above = self.loss_range.update(report.loss)
+        if far_above:
+            self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
+        drifted = self.drift is not None and hits is not None and self.drift.update(hits)
+        if drifted:
+            self.lineage.change({"drift": {"update": self.updates}})
+        return Update(report.loss, drifted, far_above)
+
+    def outcome(self, name: str, partition: Partition, offset: int) -> None:
+        """A record that was read and not learned; `name` is kind/reason."""
+        self.lineage.outcome(name, partition, offset)
+        self.counts[name] += 1
+
+    # --- versions ---
+
+    def check_finite(self) -> None:
+        """
+        Raises:
+            Diverged: something of the state is not a finite number; names the tensor.
+        """
+        self._captured()
+
+    def draft(
+        self,
+        *,
+        positions: Mapping[Partition, int],
+        pending: Runs,
+        topic_ids: Mapping[str, str],
+        lag_records: int,
+        keyframe: bool,
+    ) -> Draft:
+        """What becomes the next version; copies what changed, and starts the lineage anew.
+
+        Raises:
+            Diverged: as `check_finite`; the lineage goes on.
+        """
+        state = self._captured()
+        self._unsent = {} if keyframe else {key: rows for key, rows in self._unsent.items() if key[0] == "training"}
+        settings = self.settings
+        return Draft(
+            learner=settings.learner,
+            input=settings.input.model_dump(mode="json"),
+            options=self.options.model_dump(mode="json"),
+            config=settings.model_dump(mode="json"),
+            classes=list(self.learner.model.classes),
+            seed=settings.seed,
+            updates=self.updates,
+            counts=dict(self.counts),
+            positions=dict(positions),
+            pending=pending,
+            topic_ids=dict(topic_ids),
+            newest_timestamp_ms=self.newest_timestamp_ms,
+            metrics={**self.prequential.metrics(), "lag_records": float(lag_records)},
+            environment=environment(self.device),
+            meta=dict(state.meta),
+            worker=self.books(),
+            lineage=self.lineage.build(),
+            serving=copied(state.serving),
+            training=copied(state.training) if keyframe else None,
+        )
+
+    def _state(self) -> State:
+        """The learner's state with every row that is in no version yet."""
+        state = self.learner.capture()
+        return State(self._rows("serving", state.serving), self._rows("training", state.training), state.meta)
+
+    def _captured(self) -> State:
+        """The same, looked through where there is a guard."""
+        state = self._state()
+        if self.settings.guard:
+            for group in (state.serving, state.training):
+                if name := not_finite(group):
+                    raise Diverged(f"{self.name}: after update {self.updates - 1}, {name} holds a number not finite.")
+        return state
+
+    def _rows(self, group: Group, tensors: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
+        found: dict[str, Tensor | Rows] = dict(tensors)
+        for name, value in tensors.items():
+            if isinstance(value, Rows):
+                changed, before = value.changed, self._unsent.get((group, name), NO_ROWS)
+                if changed is not None and before is not None:
+                    changed = torch.unique(torch.cat([before, changed.cpu()]))
+                else:
+                    changed = None
+                self._unsent[group, name] = changed
+                found[name] = Rows(value.tensor, changed)
+        return found
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What equal bits depend on beside the configuration and the records."""
+    return {
+        "headrace": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def not_finite(tensors: Mapping[str, Tensor | Rows]) -> str | None:
+    """The name of a tensor that holds NaN or an infinity, looking only at rows that changed."""
+    names, finite = [], []
+    for name, value in tensors.items():
+        tensor = value if isinstance(value, Tensor) else _changed(value)
+        if tensor.is_floating_point() and tensor.numel():
+            names.append(name)
+            finite.append(torch.stack(tensor.detach().aminmax()).isfinite().all())  # NaN wins; one pass
+    if not names:
+        return None
+    good = torch.stack(finite).tolist()  # one look at the device for all of them
+    return next((name for name, is_finite in zip(names, good, strict=True) if not is_finite), None)
+
+
+def _changed(rows: Rows) -> Tensor:
+    return rows.tensor if rows.changed is None else rows.tensor[rows.changed.to(rows.tensor.device)]
+
+
+def whole(values: Mapping[str, Tensor | Rows]) -> dict[str, Tensor]:
+    """The live tensors of a state."""
+    return {name: value.tensor if isinstance(value, Rows) else value for name, value in values.items()}

@@ -1,0 +1,96 @@
+"""What happens when a loss or a weight is not finite: back to the last good version, and on without the culprits.
+
+The recorded batches since that version are learned again, now with a look at the whole state after each update. Where
+one breaks it, the batch is halved until the records that do so are found; they are left out, and it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from consumers.fold import Fold
+from consumers.replay import Place, Replay
+from pipeline.errors import Diverged
+
+Breaks = Callable[[Sequence[Place]], bool]
+
+
+def recover(begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], replay: Replay) -> tuple[Fold, list[Place]]:
+    """The state after these updates without the records that break it, and those records.
+
+    Args:
+        begin: makes the fold at the last good version, anew each time.
+
+    Raises:
+        Diverged: more than half of a batch breaks it: the weights are at fault, or the settings.
+        OffsetsGone, NotRepeatable: as `Replay.learn`.
+    """
+    left, found = [list(update) for update in updates], list[Place]()
+    fold, done = begin(), 0
+    while True:
+        done += _learned(fold, left[done:], replay)
+        if done == len(left):
+            return fold, found
+        fold = begin()  # the other is broken
+        _learned(fold, left[:done], replay)
+        culprits = _all_culprits(fold, left[done], replay)
+        found += culprits
+        left[done] = [row for row in left[done] if row not in culprits]
+        left = [update for update in left if update]
+
+
+def _learned(fold: Fold, updates: Sequence[Sequence[Place]], replay: Replay) -> int:
+    """Learns the updates up to the first one that breaks the state; how many were good."""
+    good = 0
+    try:
+        for _ in replay.learn(fold, updates):
+            fold.check_finite()
+            good += 1
+    except Diverged:
+        pass
+    return good
+
+
+def _all_culprits(fold: Fold, rows: list[Place], replay: Replay) -> list[Place]:
+    """Rows of the fold's next update without which the others do not break it."""
+    found: list[Place] = []
+
+    def breaks(some: Sequence[Place]) -> bool:
+        return _learned(fold.trial(), [[row for row in rows if row in some]], replay) == 0
+
+    while (left := [row for row in rows if row not in found]) and breaks(left):
+        found += _culprits(breaks, left)
+        if 2 * len(found) > max(2, len(rows)):
+            raise Diverged(
+                f"{fold.name}: update {fold.updates} gives numbers that are not finite, whichever of its {len(rows)} "
+                f"records are left out. Lower the learning rate, or look at what is published, and start again."
+            )
+    return found
+
+
+def _culprits(breaks: Breaks, rows: list[Place]) -> list[Place]:
+    """Of rows that break it, those that do so alone, by halving; else a smallest set that does so together."""
+    if len(rows) == 1:
+        return rows
+    halves = [half for half in _halves(rows) if breaks(half)]
+    return [row for half in halves for row in _culprits(breaks, half)] if halves else _together(breaks, [], [], rows)
+
+
+def _together(breaks: Breaks, fixed: list[Place], added: list[Place], rows: list[Place]) -> list[Place]:
+    """A smallest set of the rows that breaks it beside those that are fixed (Junker 2004, "QuickXplain").
+
+    Args:
+        added: those of `fixed` that nobody has looked at yet.
+    """
+    if added and breaks(fixed):
+        return []
+    if len(rows) == 1:
+        return rows
+    first, second = _halves(rows)
+    of_second = _together(breaks, fixed + first, first, second)
+    return _together(breaks, fixed + of_second, of_second, first) + of_second
+
+
+def _halves(rows: list[Place]) -> tuple[list[Place], list[Place]]:
+    middle = len(rows) // 2
+    return rows[:middle], rows[middle:]

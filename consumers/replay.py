@@ -1,0 +1,202 @@
+"""Learning again what a lineage records: the same records in the same batches, from the log."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from consumers.bridge import array, tensor, tensors
+from consumers.feed import Uplink, collate
+from consumers.fitting import differences
+from consumers.fold import Fold, Update, environment, whole
+from models.learner import Batch
+from pipeline.codec import Array
+from pipeline.config import ModelConfig
+from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
+from pipeline.log import Fetcher, Partition
+from pipeline.manifest import Group, HistoryEntry, Manifest
+from pipeline.records import Example, Record, RecordDecoder, load_decoder
+from pipeline.store import Store
+
+LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift_detector"}  # what an update depends on
+Place = tuple[Partition, int]
+
+
+class Replay:
+    """Feeds recorded batches to a fold once more.
+
+    Args:
+        topic_ids: of the topics that the batches are from, as a version names them. `entries` moves them on.
+    """
+
+    def __init__(self, fetcher: Fetcher, topic_ids: Mapping[str, str]) -> None:
+        self._fetcher = fetcher
+        self.topic_ids = dict(topic_ids)
+
+    def records(self, places: Iterable[Place]) -> Iterator[Record]:
+        """The records at these places, in this order.
+
+        Raises:
+            OffsetsGone: the log does not hold one any more, or `TopicReplaced`: its topic was made again.
+        """
+        return self._fetcher.records(places, self.topic_ids)
+
+    def learn(self, fold: Fold, updates: Iterable[Sequence[Place]]) -> Iterator[Update]:
+        """One update after the other, each when the next one is asked for.
+
+        Raises:
+            OffsetsGone: the log does not hold a record any more.
+            NotRepeatable: a record does not decode any more.
+            Diverged: as `Fold.learn`.
+        """
+        for batch, records in self._batches(fold, updates):
+            yield fold.learn(batch, records)
+
+    def entries(self, fold: Fold, entries: Iterable[HistoryEntry]) -> Fold:
+        """The fold after these versions, with their changes of configuration, threads and topics.
+
+        Its lineage is empty then, and torch left with the last version's number of threads.
+
+        Raises:
+            OffsetsGone, NotRepeatable, Diverged: as `learn`.
+        """
+        for entry in entries:
+            for change in entry.lineage.changes:
+                if "config" in change:
+                    fold = fold.configured(changed(fold.settings, change["config"]))
+                if "threads" in change.get("environment", {}):
+                    torch.set_num_threads(change["environment"]["threads"][1])
+                if "ids" in change.get("jump", {}):
+                    self.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][1]
+            for _ in self.learn(fold, entry.lineage.learned()):
+                pass
+            for name, partition, offset in entry.lineage.others():
+                fold.outcome(name, partition, offset)
+            fold.lineage.build()
+        return fold
+
+    def _batches(self, fold: Fold, updates: Iterable[Sequence[Place]]) -> Iterator[tuple[Batch, list[Record]]]:
+        decoder = decoder_of(fold)
+        uplink = Uplink(fold.device)
+        sizes, wanted = itertools.tee(updates)
+        records = self.records(itertools.chain.from_iterable(wanted))
+        for update in sizes:
+            examples = [_example(decoder, record) for record in itertools.islice(records, len(update))]
+            batch = collate(examples, fold.topics, uplink)
+            uplink.arrive(batch.x)
+            yield batch, [example.record for example in examples]
+
+
+def decoder_of(fold: Fold) -> RecordDecoder:
+    """What turns records into the examples that this fold learns from."""
+    settings = fold.settings
+    return RecordDecoder(
+        settings.input,
+        needs_label=fold.learner.needs_label,
+        decode=load_decoder(settings.decoder) if settings.decoder else None,
+        model=fold.name,
+    )
+
+
+def _example(decoder: RecordDecoder, record: Record) -> Example:
+    decoded: object = None
+    try:
+        decoded = decoder(record)
+        why = "it would be skipped"
+    except RecordError as error:
+        why = str(error)
+    if not isinstance(decoded, Example):
+        place = f"{record.topic}:{record.partition}:{record.offset}"
+        raise NotRepeatable(f"{place} was learned and cannot be any more: {why}. Put the decoder back that was used.")
+    return decoded
+
+
+def at_version(
+    fold: Fold, store: Store, manifest: Manifest, replay: Replay, say: Callable[[str], None] = lambda line: None
+) -> Fold:
+    """The state of a version: as it was stored, or learned again from its keyframe on and checked against it.
+
+    Args:
+        fold: an untrained one, under the settings that shall hold.
+
+    Raises:
+        StateMismatch: these settings do not fit.
+        NotRepeatable: learned again in the same environment, it came out different.
+        OffsetsGone: the log does not reach back to the keyframe.
+    """
+    keyframe = store.keyframe(manifest)
+    serving, training = (tensors(store.arrays(keyframe, group)) for group in ("serving", "training"))
+    if keyframe.version == manifest.version:
+        fold.restore(manifest, serving, training)
+        return fold
+    shall = fold.settings
+    fold = Fold(fold.name, recorded(keyframe, shall), fold.blueprint, fold.device)
+    fold.restore(keyframe, serving, training)
+    torch.set_num_threads(keyframe.environment["threads"])
+    between = [entry for entry in store.histories(above=keyframe.version) if entry.version <= manifest.version]
+    try:
+        fold = replay.entries(fold, between)
+    except OffsetsGone as error:
+        raise type(error)(
+            f"{error} Version {manifest.version} of {manifest.model} is no keyframe and learned it after "
+            f"{keyframe.version}, the last one: `headrace reset {manifest.model}` starts anew."
+        ) from None
+    apart = differing(fold, store.arrays(manifest, "serving"), "serving")
+    fold.keep_books(manifest)
+    if apart:
+        other = differences(manifest.environment, environment(fold.device))
+        if not other:
+            raise NotRepeatable(
+                f"Version {manifest.version} of {manifest.model}, learned again from its keyframe {keyframe.version}, "
+                f"has other weights in the same environment: {told(apart)}. Look for a learner or decoder whose code "
+                f"changed; `headrace verify` tells more, `headrace reset {manifest.model}` starts anew."
+            )
+        say(
+            f"{manifest.model}: version {manifest.version}, learned again from its keyframe {keyframe.version}, has "
+            f"other weights ({told(apart)}) in another environment ({environment_told(other)}); going on with these."
+        )
+        fold.lineage.change({"replayed": {"from": keyframe.version, "differs": apart, "environment": other}})
+    torch.set_num_threads(shall.threads)
+    fold.send_all()
+    return fold.configured(shall)
+
+
+def differing(fold: Fold, stored: Mapping[str, Array], group: Group) -> dict[str, float | None]:
+    """Tensors of the fold that are not bit for bit as stored, with the largest absolute difference, if it is finite."""
+    state = fold.learner.capture()
+    now = {name: value.detach().cpu() for name, value in whole(getattr(state, group)).items()}
+    apart: dict[str, float | None] = dict.fromkeys(now.keys() ^ stored.keys())
+    for name in now.keys() & stored.keys():
+        live, kept = now[name], tensor(stored[name])
+        if live.shape != kept.shape or live.dtype != kept.dtype:
+            apart[name] = None
+        elif not np.array_equal(array(live).data, stored[name].data):
+            largest = float((live.double() - kept.double()).abs().max())
+            apart[name] = largest if math.isfinite(largest) else None
+    return dict(sorted(apart.items()))
+
+
+def told(apart: Mapping[str, float | None]) -> str:
+    """What `differing` found, for people."""
+    return ", ".join(name if gap is None else f"{name} by up to {gap:.3g}" for name, gap in apart.items())
+
+
+def environment_told(other: Mapping[str, Sequence[Any]]) -> str:
+    """What is not as it was, for people."""
+    return "; ".join(f"{key} was {then}, is {now}" for key, (then, now) in other.items())
+
+
+def recorded(manifest: Manifest, now: ModelConfig) -> ModelConfig:
+    """The settings that a version was learned under; what no update depends on is this process's own."""
+    return changed(now, differences(now.model_dump(mode="json"), manifest.config))
+
+
+def changed(settings: ModelConfig, changes: Mapping[str, Sequence[Any]]) -> ModelConfig:
+    """The settings after changes as the lineage has them: key → [before, now]."""
+    values = {key: now for key, (_, now) in changes.items() if key in LEARNED_BY and now is not None}
+    return ModelConfig.model_validate({**settings.model_dump(mode="json"), **values})

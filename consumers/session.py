@@ -1,0 +1,240 @@
+"""A worker's time as the writer of its model: items in, updates, versions out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from threading import Event
+
+from consumers.committer import Committer, Lease, Snapshot
+from consumers.feed import Feed, Item
+from consumers.fold import Fold
+from consumers.guard import recover
+from consumers.replay import Place, Replay
+from pipeline.dead_letters import publish_dead_letter
+from pipeline.errors import Diverged, RecordError
+from pipeline.log import Partition, Publisher, Reader
+from pipeline.manifest import Manifest
+from pipeline.metrics import WorkerMetrics
+from pipeline.records import Record
+from pipeline.store import Store
+
+TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
+TRIPS = 3  # of the guard without an update that went well: then it is not the records
+WATCH_S = 1.0  # how often is looked whether the log still reaches back to the keyframe
+MADE_AGAIN = {"config", "environment", "replayed", "drift", "loss"}  # changes that learning again notes by itself
+
+
+class Session:
+    """Learns what the feed brings, and commits.
+
+    Args:
+        fold: at the version `manifest`.
+        begin: makes the fold at a version, anew each time.
+    """
+
+    def __init__(
+        self,
+        fold: Fold,
+        manifest: Manifest | None,
+        begin: Callable[[Manifest | None], Fold],
+        store: Store,
+        committer: Committer,
+        reader: Reader,
+        letters: Publisher,
+        replay: Replay,
+        metrics: WorkerMetrics,
+        say: Callable[[str], None],
+    ) -> None:
+        self._fold = fold
+        self._begin = begin
+        self._settings = fold.settings
+        self._store = store
+        self._committer = committer
+        self._reader = reader
+        self._letters = letters
+        self._replay = replay
+        self._metrics = metrics
+        self._say = say
+        self._trips = 0
+        self._dirty = fold.lineage.dirty  # something happened since the last capture
+        self._begun = set(manifest.positions()) if manifest else set()  # partitions whose beginning is in a version
+        self._captured_s = self._watched_s = time.monotonic()
+        self._captured_updates = fold.updates
+        keyframe = store.keyframe(manifest) if manifest else None
+        self._versions = manifest.version - keyframe.version if manifest and keyframe else 0  # since the keyframe
+        self._keyframe = _begins(keyframe.positions(), keyframe.pending) if keyframe else {}
+        self._keyframe_due = keyframe is None
+
+    def run(self, stop: Event, lease: Lease, feed: Feed) -> None:
+        """Until `stop`, and then to the last version.
+
+        Raises:
+            HeadraceError: what ended it.
+        """
+        patience_s = self._settings.lease_s
+        try:
+            while not stop.is_set():
+                lease.check()
+                self._committer.check()
+                self._metrics.log_up(self._reader.reachable)
+                item = feed.take(TAKE_S)
+                if item is not None:
+                    self._step(item)
+                self._watch(feed)
+                # Where a partition begins is kept before it has a record: "latest" moves on meanwhile.
+                self._dirty |= not feed.partitions <= self._begun
+                if self._due() and not self._committer.busy:
+                    self._commit(feed)
+            self._committer.finish(patience_s)
+            if self._dirty or self._versions:
+                self._keyframe_due = True  # the next worker begins at once
+                self._commit(feed)
+                self._committer.finish(patience_s)
+        finally:
+            feed.close()
+
+    # --- records ---
+
+    def _step(self, item: Item) -> None:
+        """Everything that one item changes, so that a capture between two steps is consistent."""
+        if item.batch is not None and (refused := self._fold.learner.refuses(item.batch.labels)):
+            item.refuse(refused)
+        for dead in item.dead:
+            self._bury(dead.record, dead.error)
+        for skipped in item.skipped:
+            self._outcome(f"skipped/{skipped.reason}", skipped.record)
+        if item.batch is not None:
+            self._learn(item)
+        self._dirty = True
+
+    def _learn(self, item: Item) -> None:
+        assert item.batch is not None  # noqa: S101 - the caller looked
+        started = time.perf_counter()
+        records = [example.record for example in item.examples]
+        try:
+            update = self._fold.learn(item.batch, records)
+        except Diverged as error:
+            culprits = self._recover(error, [_place(record) for record in records])
+            records = [record for record in records if _place(record) not in culprits]
+            if not records:
+                return
+        else:
+            self._trips = 0
+            if update.drifted:
+                self._say(f"{self._fold.name}: drift: the prequential error rose (update {self._fold.updates}).")
+                self._metrics.drifted()
+            if update.far_above:
+                self._say(f"{self._fold.name}: the loss is far above its range (update {self._fold.updates}).")
+                self._metrics.far_above()
+        self._metrics.updated(
+            time.perf_counter() - started,
+            [record.timestamp_ms for record in records],
+            loss=self._fold.prequential.loss or 0.0,
+            accuracy=self._fold.prequential.accuracy,
+            replay_records=self._fold.learner.replay_size,
+        )
+
+    def _bury(self, record: Record, error: RecordError) -> None:
+        publish_dead_letter(self._letters, record, error, self._fold.name)
+        self._outcome(f"dead-lettered/{error.reason}", record)
+
+    def _outcome(self, name: str, record: Record) -> None:
+        self._fold.outcome(name, *_place(record))
+        self._metrics.outcome(name)
+
+    def _recover(self, error: Diverged, failed: Sequence[Place]) -> list[Place]:
+        """Back to the head, and on without the records that break the state: those."""
+        self._trips += 1
+        if self._trips > TRIPS:
+            raise Diverged(f"{error} Again and again: lower the learning rate, or look at what is published.")
+        self._say(f"{error} Going back to the last version to find the records that did it.")
+        self._committer.finish(self._settings.lease_s)
+        head = self._store.head()
+        manifest = self._store.manifest(head) if head else None
+        lineage = self._fold.lineage.build()
+        updates = [*lineage.learned(), failed] if failed else list(lineage.learned())
+        self._fold, culprits = recover(lambda: self._begin(manifest), updates, self._replay)
+        for name, partition, offset in lineage.others():
+            self._fold.outcome(name, partition, offset)
+        for change in lineage.changes:
+            if not MADE_AGAIN & change.keys():
+                self._fold.lineage.change(change)
+        for record in self._replay.records(culprits):
+            self._bury(record, RecordError("non-finite", "learning it gives numbers that are not finite."))
+        self._fold.lineage.change({"guard": {"update": self._fold.updates, "records": len(culprits)}})
+        self._metrics.guarded()
+        self._say(f"{self._fold.name}: {len(culprits)} records are dead-lettered; going on.")
+        return culprits
+
+    # --- versions ---
+
+    def _due(self) -> bool:
+        if not self._dirty:
+            return False
+        if self._keyframe_due and self._keyframe:  # before the log does not reach back to the last one any more
+            return True
+        every_updates, every_s = self._settings.snapshot_every_updates, self._settings.snapshot_every_s
+        by_updates = every_updates is not None and self._fold.updates - self._captured_updates >= every_updates
+        by_time = every_s is not None and time.monotonic() - self._captured_s >= every_s
+        return by_updates or by_time
+
+    def _commit(self, feed: Feed) -> None:
+        keyframe = self._keyframe_due or self._versions + 1 >= self._settings.keyframe_every
+        try:
+            snapshot = self._capture(feed, keyframe)
+        except Diverged as error:
+            self._recover(error, [])
+            snapshot = self._capture(feed, keyframe)
+        self._committer.submit(snapshot)
+
+    def _capture(self, feed: Feed, keyframe: bool) -> Snapshot:
+        started = time.perf_counter()
+        lag = self._reader.lag()
+        self._metrics.lag(lag)
+        positions, pending = feed.standing()
+        draft = self._fold.draft(
+            positions=positions,
+            pending=pending,
+            topic_ids=self._reader.topic_ids,
+            lag_records=sum(lag.values()),
+            keyframe=keyframe,
+        )
+        self._dirty, self._begun = False, set(positions)
+        self._captured_s, self._captured_updates = time.monotonic(), self._fold.updates
+        self._versions += 1
+        if keyframe:
+            self._versions, self._keyframe_due, self._keyframe = 0, False, _begins(positions, pending)
+        self._metrics.stalled(time.perf_counter() - started)
+        return Snapshot(draft, positions, self._settings.keep_last, self._settings.keep_every)
+
+    def _watch(self, feed: Feed) -> None:
+        """Has the next version be a keyframe before the log stops reaching back to the last one."""
+        now = time.monotonic()
+        if self._settings.keyframe_every == 1 or now - self._watched_s < WATCH_S:
+            return
+        self._watched_s = now
+        firsts, (positions, _) = self._reader.firsts(), feed.standing()
+        left = {at: begin - firsts[at] for at, begin in self._keyframe.items() if at in firsts}
+        if left:
+            self._metrics.headroom(min(left.values()))
+        for at, records in left.items():
+            if firsts[at] > 0 and records < positions[at] - self._keyframe[at] and not self._keyframe_due:
+                self._keyframe_due = self._dirty = True
+                self._say(
+                    f"{self._fold.name}: {at.topic} partition {at.number} is deleted up to {firsts[at]}, and the last "
+                    f"keyframe needs it from {self._keyframe[at]} on: the next version is a keyframe. "
+                    f"Lower keyframe_every, or keep the topic longer."
+                )
+
+
+def _place(record: Record) -> Place:
+    return Partition(record.topic, record.partition), record.offset
+
+
+def _begins(positions: dict[Partition, int], pending: Iterable[Place]) -> dict[Partition, int]:
+    """Where in each partition a worker that starts from a version begins to read."""
+    begins = dict(positions)
+    for partition, offset in pending:
+        begins[partition] = min(offset, begins.get(partition, offset))
+    return begins

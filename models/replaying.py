@@ -1,0 +1,76 @@
+"""What learners with a network, class labels and a replay memory share: their state, and classes that come up later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.labels import Labels
+from models.learner import Rows, State, copy_into
+from models.memory import ReplayMemory
+from models.optimizer import AdamW
+
+
+class LabelledNetwork(nn.Module):
+    """A network that knows its class names."""
+
+    classes: list[str]
+
+
+class ReplayingLearner:
+    """The part of a `Learner` that is not the loss: a subclass adds `needs_label`, `learn` and `_widen`."""
+
+    def __init__(
+        self,
+        network: LabelledNetwork,
+        memory: ReplayMemory,
+        device: torch.device,
+        *,
+        max_classes: int,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        self.model = network
+        self._device = device
+        self._memory = memory
+        self._labels = Labels(network.classes, max_classes)
+        self._optimizer = AdamW(network, learning_rate=learning_rate, weight_decay=weight_decay)
+
+    @property
+    def replay_capacity(self) -> int:
+        return self._memory.slots
+
+    @property
+    def replay_size(self) -> int:
+        return self._memory.size
+
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        return self._labels.refuses(labels)
+
+    def capture(self) -> State:
+        training: dict[str, Tensor | Rows] = {**self._optimizer.capture(), **self._memory.capture()}
+        meta = {"classes": list(self.model.classes), "memory": self._memory.meta()}
+        return State(dict(self.model.state_dict()), training, meta)
+
+    def restore(self, state: State) -> None:
+        classes = list(state.meta["classes"])
+        known = len(self.model.classes)
+        if classes[:known] != self.model.classes:
+            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
+        self._grow(classes[known:], None)
+        copy_into(self.model.state_dict(), state.serving)
+        memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
+        self._optimizer.restore({name: v for name, v in state.training.items() if name.startswith("optimizer/")})
+        self._memory.restore(state.meta["memory"], memory)
+
+    def _grow(self, labels: Sequence[str], rng: torch.Generator | None) -> None:
+        if labels:
+            self._widen(len(labels), rng)
+            self._optimizer.follow()
+            self._labels.add(labels)
+
+    def _widen(self, classes: int, rng: torch.Generator | None) -> None:
+        """Makes room for so many more classes in the network; without `rng` the values are about to be replaced."""
+        raise NotImplementedError

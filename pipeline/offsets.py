@@ -1,0 +1,227 @@
+"""What Kafka holds: topics with their ids, and the first and next offsets of their partitions.
+
+Ends are those of committed records: an open transaction holds them back.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from kafka import TopicPartition
+from kafka.errors import LeaderNotAvailableError, UnknownTopicOrPartitionError, for_code
+from kafka.protocol.metadata import MetadataRequest
+
+from pipeline.errors import ConfigError, OffsetsGone, TopicMissing, TopicReplaced
+from pipeline.records import Record
+
+CALL_MS = 10_000
+
+
+class Partition(NamedTuple):
+    """One ordered part of a topic."""
+
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as it is now. Its id tells it from an earlier one of the same name."""
+
+    id: str | None  # as Kafka's own tools print it; None from brokers before Kafka 2.8
+    partitions: tuple[Partition, ...]
+
+
+def describe(consumer: Any, names: Iterable[str], timeout_ms: float = CALL_MS) -> dict[str, Topic]:
+    """The topics that exist, as a broker sees them now, not as the consumer remembers them.
+
+    Raises:
+        KafkaError: no broker answers in time, or one refuses.
+    """
+    manager = consumer._manager  # kafka-python offers ids in its admin client alone: a second connection
+    request = MetadataRequest(
+        topics=[MetadataRequest.MetadataRequestTopic(name=name) for name in names],
+        allow_auto_topic_creation=False,
+        include_cluster_authorized_operations=False,
+        include_topic_authorized_operations=False,
+    )
+
+    async def ask() -> Any:
+        return await manager.wait_for(manager.send(request), timeout_ms)
+
+    found = {}
+    for topic in manager.run(ask).topics:
+        error = for_code(topic.error_code)
+        if error is UnknownTopicOrPartitionError:
+            continue
+        if topic.error_code:
+            raise error(topic.name)
+        known = topic.topic_id is not None and topic.topic_id.int != 0
+        key = base64.urlsafe_b64encode(topic.topic_id.bytes).decode().rstrip("=") if known else None
+        numbers = sorted(partition.partition_index for partition in topic.partitions)
+        found[topic.name] = Topic(key, tuple(Partition(topic.name, number) for number in numbers))
+    return found
+
+
+def first_offsets(consumer: Any, partitions: Iterable[Partition], timeout_ms: float = CALL_MS) -> dict[Partition, int]:
+    """The first offset that each partition still holds, or would hold next where it is empty."""
+    return _asked(consumer.beginning_offsets, partitions, timeout_ms)
+
+
+def end_offsets(consumer: Any, partitions: Iterable[Partition], timeout_ms: float = CALL_MS) -> dict[Partition, int]:
+    """The offset behind the last record that can be read of each partition."""
+    return _asked(consumer.end_offsets, partitions, timeout_ms)
+
+
+def _asked(
+    ask: Callable[..., Mapping[Any, int]], partitions: Iterable[Partition], timeout_ms: float
+) -> dict[Partition, int]:
+    try:
+        return _plain(ask([tp(p) for p in partitions], timeout_ms=timeout_ms))
+    except KeyError as error:  # kafka-python's for a new partition, of which the broker does not tell yet
+        raise LeaderNotAvailableError(str(error)) from error
+
+
+def tp(partition: Partition) -> Any:
+    """As kafka-python has it."""
+    return TopicPartition(partition.topic, partition.number)
+
+
+def record_of(r: Any) -> Record:
+    """Ours for kafka-python's; headers without a value are left out."""
+    headers = tuple([header for header in r.headers if header[1] is not None]) if r.headers else ()
+    return Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, headers)
+
+
+def starts(
+    consumer: Any,
+    partitions: list[Partition],
+    start: str,
+    firsts: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
+) -> dict[Partition, int]:
+    """The offsets that `start` means: "earliest", "latest", or an ISO 8601 time.
+
+    Raises:
+        ConfigError: it is not a time.
+    """
+    if start == "earliest":
+        return {partition: firsts[partition] for partition in partitions}
+    if start == "latest":
+        return {partition: ends[partition] for partition in partitions}
+    moments = {tp(partition): _milliseconds(start) for partition in partitions}
+    found = consumer.offsets_for_times(moments, timeout_ms=CALL_MS)  # None: nothing is that new
+    return _plain({at: ends[Partition(*at)] if hit is None else hit.offset for at, hit in found.items()})
+
+
+def noted(consumer: Any, partitions: Iterable[Partition]) -> str | None:
+    """The highest number that was committed beside the offsets of the consumer's group, if any."""
+    found = [consumer.committed(tp(partition), metadata=True, timeout_ms=CALL_MS) for partition in partitions]
+    texts = [at.metadata for at in found if at is not None and at.metadata]
+    return max((text for text in texts if text.isascii() and text.isdecimal()), key=int, default=None)
+
+
+def resume(
+    positions: Mapping[Partition, int],
+    known_ids: Mapping[str, str],
+    topics: Mapping[str, Topic],
+    firsts: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
+    *,
+    model: str,
+    jump: bool,
+) -> tuple[dict[Partition, int], list[dict[str, Any]]]:
+    """Where reading goes on, and the jumps that this takes.
+
+    Args:
+        positions: next offsets to read. A partition that is not there any more goes on at 0.
+        known_ids: the topics that the positions belong to.
+        jump: go on at the first offset where a position cannot be held, instead of raising.
+
+    Returns:
+        Next offsets to read, and for each that is another {"topic", "partition", "from", "to", "first", "end"},
+        with "ids": [before, now] where the topic was replaced.
+
+    Raises:
+        TopicReplaced: a topic has another id.
+        OffsetsGone: a position is not between a partition's first and last offset.
+    """
+    begins = {}
+    jumps: list[dict[str, Any]] = []
+    for partition, position in positions.items():
+        first, end = firsts.get(partition, 0), ends.get(partition, 0)
+        before, now = known_ids.get(partition.topic), topics[partition.topic].id
+        is_replaced = before is not None and now is not None and before != now
+        if not is_replaced and first <= position <= end:
+            begins[partition] = position
+            continue
+        if not jump:
+            if is_replaced:
+                raise replaced(partition.topic, (str(before), str(now)), positions, firsts, ends, model)
+            raise gone(partition, position, first, end, model)
+        entry = {"topic": partition.topic, "partition": partition.number, "from": position, "to": first}
+        ids = {"ids": [before, now]} if is_replaced else {}
+        jumps.append({**entry, "first": first, "end": end, **ids})
+        begins[partition] = first
+    return begins, jumps
+
+
+def gone(partition: Partition, position: int, first: int, end: int, model: str) -> OffsetsGone:
+    """A partition does not hold the position."""
+    return OffsetsGone(
+        f"{partition.topic} partition {partition.number} holds offsets {first} to {end}, "
+        f"and {position} is to be read next: going on would be a silent jump. Restore the topic's data, go on at the "
+        f"first offset that it holds with {_choices(model)}."
+    )
+
+
+def replaced(
+    topic: str,
+    ids: tuple[str, str],
+    positions: Mapping[Partition, int],
+    firsts: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
+    model: str,
+) -> TopicReplaced:
+    """A topic of this name was made again: `ids` before and now."""
+    before = ", ".join(f"{p.number}:{offset}" for p, offset in sorted(positions.items()) if p.topic == topic)
+    now = ", ".join(f"{p.number}:{firsts[p]} to {ends[p]}" for p in sorted(firsts) if p.topic == topic)
+    return TopicReplaced(
+        f"{topic} was deleted and made again (its id was {ids[0]} and is {ids[1]}): the offsets to be read next, "
+        f"{before} (partition:offset), belong to records that are gone, and it holds {now} now. Restore the topic, "
+        f"go on at the new topic's first record with {_choices(model)}."
+    )
+
+
+def deleted(names: Iterable[str], model: str) -> TopicMissing:
+    """Topics that were there have gone."""
+    return TopicMissing(
+        f"{', '.join(names)} was deleted while it was read. Restore the topic, make it again and go on at its first "
+        f"record with {_choices(model)}."
+    )
+
+
+def _choices(model: str) -> str:
+    return f"`headrace train {model} --jump`, or start the model anew with `headrace reset {model}`"
+
+
+def _milliseconds(start: str) -> int:
+    """Since the epoch, of an ISO 8601 time with its zone."""
+    try:
+        moment = datetime.fromisoformat(start)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ConfigError(
+            f"start = {start!r} is not a time with its zone. "
+            'Write "earliest", "latest" or an ISO 8601 time such as "2026-01-31T12:00:00Z".'
+        )
+    return int(moment.timestamp() * 1000)
+
+
+def _plain(offsets: Mapping[Any, int]) -> dict[Partition, int]:
+    return {Partition(*at): offset for at, offset in offsets.items()}
