@@ -20,7 +20,7 @@ from threading import Event
 
 import torch
 
-from consumers.committer import Committer, Lease
+from consumers.committer import RETRY_S, Committer, Lease
 from consumers.feed import Feed, Uplink
 from consumers.fitting import config_changes, differences, validated_options
 from consumers.fold import Fold, environment
@@ -29,7 +29,7 @@ from consumers.session import Session
 from models.learner import Blueprint
 from pipeline.config import Config
 from pipeline.dead_letters import dead_letter_topic
-from pipeline.errors import ConfigError, HeadMoved, OffsetsGone, StoreUnavailable
+from pipeline.errors import ConfigError, HeadMoved, LogUnavailable, OffsetsGone, StoreUnavailable
 from pipeline.log import Fetcher, Publisher, Reader, ensure_topics
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
@@ -114,11 +114,15 @@ class Worker:
             except HeadMoved as error:
                 self._say(str(error))
                 self._metrics.head_moved()
-            except StoreUnavailable as error:  # while the head was fetched: a commit is tried again by itself
+            except (LogUnavailable, StoreUnavailable) as error:  # while it starts: a commit is tried again by itself
                 if self._stop.is_set():
                     raise
                 self._say(f"{error} Starting again from the head when it is back.")
-                self._metrics.store_up(False)
+                if isinstance(error, StoreUnavailable):
+                    self._metrics.store_up(False)
+                else:
+                    self._metrics.log_up(False)
+                self._stop.wait(RETRY_S)
             else:
                 return
 

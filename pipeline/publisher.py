@@ -77,6 +77,7 @@ class Publisher:
             linger_ms=linger_ms,
             max_request_size=config.max_bytes + (1 << 20),  # key, headers and framing come on top
             max_block_ms=int(wait_s * 1000),
+            delivery_timeout_ms=(1 << 31) - 1,  # what waits for a broker stays; `flush` and `publish` say how long
             allow_auto_create_topics=False,
             metrics_enabled=False,
             transactional_id=transactional_id,

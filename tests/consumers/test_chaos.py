@@ -200,3 +200,14 @@ def test_connections_break_and_answers_come_late(broker: EmbeddedKafka, store: E
             assert both.answers()
             proxy.delay_s = 0
             both.catches_up()
+
+
+def test_a_worker_that_starts_while_kafka_is_away_waits_for_it(broker: EmbeddedKafka, redis_url: str) -> None:
+    config = configuration(broker.bootstrap_servers, redis_url, unique("text"), **MODEL)
+    broker.stop()
+    with working(config) as run:
+        run.waits(lambda: any("Kafka" in line for line in run.said))
+        broker.start()
+        run.waits(lambda: run.metric("headrace_log_up"))
+        publish(config, run.name, (b"text", "0"))
+        assert run.read(1).counts == {"learned": 1}

@@ -67,6 +67,7 @@ def learned_alone(run: Working, config: Config, values: list[tuple[bytes, str]])
     learner = blueprint.learner(
         blueprint.options(**settings.options), settings.input.shape, settings.seed, torch.device("cpu")
     )
+    torch.set_num_threads(settings.threads)  # of this thread: the worker's own count is that of its thread
     images, update = settings.input.kind == "image", 0
     for entry in run.store.histories():
         for places in entry.lineage.learned():
