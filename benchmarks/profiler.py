@@ -21,7 +21,7 @@ from consumers.cli import main
 
 PERIOD_S = 0.005
 ACCOUNT_EVERY = 50  # samples
-LOOPS = ("trainer.py", "feed.py", "committer.py", "reader.py")  # whose callees are told apart
+LOOPS = ("session.py", "fold.py", "feed.py", "committer.py", "reader.py")  # whose callees are told apart
 
 
 def place(frame: FrameType) -> str:

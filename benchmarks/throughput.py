@@ -26,6 +26,7 @@ from pipeline.store import Store
 
 TOPIC = "pictures"
 FLOOR = 0.80
+CAPTURE = ("Session._capture", "Fold.draft", "Fold._captured", "Fold._rows")  # where a snapshot is taken
 WARM_UP = 0.1  # share of the records before the clock starts
 
 
@@ -109,9 +110,11 @@ def _account(profile: dict[str, Any], ram_per_s: float, kafka_per_s: float, tabl
     ram_ms, kafka_ms = 1000 * size / ram_per_s, 1000 * size / kafka_per_s
     main = profile["threads"]["MainThread"]
     places: dict[str, float] = main["places"]
-    learn = sum(share for where, share in places.items() if where.endswith(".learn"))
+    learn = sum(
+        share for where, share in places.items() if where.startswith("Fold.learn → ") and where.endswith(".learn")
+    )
     waiting = sum(share for where, share in places.items() if where.startswith("Feed.take"))
-    capture = sum(share for where, share in places.items() if where.startswith("Session._capture"))
+    capture = sum(share for where, share in places.items() if where.startswith(CAPTURE))
     rest = 1 - learn - waiting - capture
     others = sorted(
         ((name, t["running"]) for name, t in profile["threads"].items() if name != "MainThread" and "running" in t),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,7 +148,7 @@ def verify(
     Example: headrace verify pictures@stable --from 40
     """
     from consumers.registry import resolve_blueprint
-    from consumers.replay import Replay
+    from consumers.replay import Replay, environment_told, told
     from consumers.trainer import pick_device
     from consumers.verify import verify as verified
     from pipeline.log import Fetcher
@@ -156,6 +157,8 @@ def verify(
     settings = load_config(config)
     table, store = settings.model(model), open_store(settings, model)
     target = store.manifest(ref)
+    if target.environment.get("deterministic"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
     begin = store.keyframe(store.manifest(start)) if start is not None else None
     with Fetcher(settings.kafka) as fetcher, Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("learning again", total=None)
@@ -170,22 +173,20 @@ def verify(
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     since = "nothing" if result.start is None else f"version {result.start}"
-    told = (
+    what = (
         f"{model} {result.version}, learned again from {since} ({result.updates:,} updates, {result.records:,} records)"
     )
     if json_:
         print_json(result.json())
     elif result.same:
-        typer.echo(f"{told}, is the same to the last bit: state {result.stored[:12]}.")
+        typer.echo(f"{what}, is the same to the last bit: state {result.stored[:12]}.")
     if not result.same:
-        apart = ", ".join(name if gap is None else f"{name} by up to {gap:.3g}" for name, gap in result.differs.items())
-        other = "; ".join(f"{key} was {then}, is {now}" for key, (then, now) in result.environment.items())
         why = (
-            f"Equal bits are promised in the same environment alone: {other}."
-            if other
+            f"Equal bits are promised in the same environment alone: {environment_told(result.environment)}."
+            if result.environment
             else "The environment is the same: look for a learner or decoder whose code has changed."
         )
-        raise NotRepeatable(f"{told}, differs: {apart}. {why}")
+        raise NotRepeatable(f"{what}, differs: {told(result.differs)}. {why}")
 
 
 def _split(version: str) -> tuple[str, str]:

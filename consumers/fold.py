@@ -262,6 +262,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def use_deterministic(deterministic: bool) -> None:
+    """Has torch take kernels that give the same bits again; on CUDA that costs time."""
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports for seconds
+        torch.use_deterministic_algorithms(deterministic)
+
+
 def not_finite(tensors: Mapping[str, Tensor | Rows]) -> str | None:
     """The name of a tensor that holds NaN or an infinity, looking only at rows that changed."""
     names, finite = [], []

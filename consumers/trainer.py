@@ -23,7 +23,7 @@ import torch
 from consumers.committer import RETRY_S, Committer, Lease
 from consumers.feed import Feed, Uplink
 from consumers.fitting import config_changes, differences, validated_options
-from consumers.fold import Fold, environment
+from consumers.fold import Fold, environment, use_deterministic
 from consumers.replay import Replay, at_version, decoder_of
 from consumers.session import Session
 from models.learner import Blueprint
@@ -102,8 +102,7 @@ class Worker:
             HeadraceError: what an operator has to mend; `Fenced` when another worker took the place.
         """
         torch.set_num_threads(self._settings.threads)
-        if torch.are_deterministic_algorithms_enabled() != self._settings.deterministic:  # the call imports for seconds
-            torch.use_deterministic_algorithms(self._settings.deterministic)
+        use_deterministic(self._settings.deterministic)
         kafka, topics = self._config.kafka, self._settings.topics
         while (fence := self._take_place()) is not None:
             try:

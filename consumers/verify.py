@@ -12,7 +12,7 @@ import torch
 
 from consumers.bridge import array
 from consumers.fitting import differences, mismatch
-from consumers.fold import Fold, environment, whole
+from consumers.fold import Fold, environment, use_deterministic, whole
 from consumers.replay import Replay, at_version, changed, differing, recorded
 from models.learner import Blueprint
 from pipeline.codec import Array
@@ -82,6 +82,7 @@ def verify(
         fold = at_version(fold, store, start, replay)
         fold.lineage.build()
     torch.set_num_threads(threads)
+    use_deterministic(bool(target.environment.get("deterministic")))
     first_update, first_counts = fold.updates, fold.counts["learned"]
     versions = 0
     for entry in _between(store, start, target):
