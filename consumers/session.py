@@ -211,14 +211,14 @@ class Session:
     def _watch(self, feed: Feed) -> None:
         """Has the next version be a keyframe before the log stops reaching back to the last one."""
         now = time.monotonic()
-        if self._settings.keyframe_every == 1 or now - self._watched_s < WATCH_S:
+        if now - self._watched_s < WATCH_S:
             return
         self._watched_s = now
         firsts, (positions, _) = self._reader.firsts(), feed.standing()
         left = {at: begin - firsts[at] for at, begin in self._keyframe.items() if at in firsts}
         if left:
             self._metrics.headroom(min(left.values()))
-        for at, records in left.items():
+        for at, records in left.items() if self._settings.keyframe_every > 1 else ():
             if firsts[at] > 0 and records < positions[at] - self._keyframe[at] and not self._keyframe_due:
                 self._keyframe_due = self._dirty = True
                 self._say(

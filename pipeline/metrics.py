@@ -68,7 +68,7 @@ class WorkerMetrics:
         self._version = gauge("headrace_head_version", "Number of the newest version that was committed.")
         self._keyframes = counter("headrace_keyframes_total", "Versions that hold all that going on needs.")
         self._headroom = gauge(
-            "headrace_keyframe_headroom_records", "Offsets that the log still holds before what the keyframe needs."
+            "headrace_keyframe_headroom_records", "Offsets that the log still holds before what a restart needs."
         )
         self._moves = counter("headrace_head_moves_total", "Times that the head was not where this worker left it.")
         self._changed = counter("headrace_snapshot_changed_bytes_total", "Bytes that changed between versions.")
