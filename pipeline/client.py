@@ -28,7 +28,7 @@ from pipeline.codec import Encoded
 from pipeline.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
 from pipeline.errors import ConfigError, RecordError, StoreError
 from pipeline.log import Partition, Publisher, ensure_topics
-from pipeline.provenance import Blame, Commit, blame, commits
+from pipeline.provenance import Blame, Commit, blame, commits, places_of
 from pipeline.store import Ref, Store, connect
 
 if TYPE_CHECKING:
@@ -172,6 +172,11 @@ class Client:
         """Every version that is kept, oldest first."""
         return self._store(model).versions()
 
+    def show(self, model: str, ref: str = "latest") -> Manifest:
+        """All about a version but its weights: parent, watermark, settings, metrics, environment."""
+        store = self._store(model)
+        return store.manifest(store.resolve(ref))
+
     def log(self, model: str, limit: int | None = None) -> list[Commit]:
         """The history, newest version first, of all versions there ever were: what each learned since its parent."""
         return commits(self._store(model), limit)
@@ -179,6 +184,15 @@ class Client:
     def blame(self, model: str, topic: str, partition: int, offset: int) -> Blame:
         """What became of a record in this model: the first version that learned it, or why none did."""
         return blame(self._store(model), Partition(topic, partition), offset)
+
+    def find(self, topic: str, id: str) -> list[tuple[int, int]]:
+        """Partition and offset of every record with this `id` header; reads the topic from its beginning to its end.
+
+        Raises:
+            TopicMissing: there is no such topic.
+            LogUnavailable: Kafka cannot be reached.
+        """
+        return [(partition.number, offset) for partition, offset in places_of(self._config.kafka, topic, id)]
 
     def aliases(self, model: str) -> dict[str, Ref]:
         """What the aliases name; "latest" always is the newest version and not listed."""

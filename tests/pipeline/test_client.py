@@ -169,6 +169,19 @@ def test_pull(client: Client, store: Store) -> None:
     assert {name: ref.version for name, ref in client.aliases(store.model).items()} == {"stable": 1}
 
 
+def test_the_history_as_the_command_line_tells_it(client: Client, store: Store, topic: str) -> None:
+    commit(store, 1.0, 2.0)
+    assert client.show(store.model) == store.manifest()
+    assert client.show(store.model, "1").version == 1
+    assert [told.version for told in client.log(store.model)] == [2, 1]
+    assert [told.version for told in client.log(store.model, limit=1)] == [2]
+    client.publish_text(topic, "one", id="x-1")
+    client.publish_text(topic, "two", id="x-2")
+    client.flush()
+    assert client.find(topic, "x-2") == [(0, 1)]
+    assert client.blame(store.model, topic, 0, 1).outcome == "not yet"
+
+
 def test_a_pulled_version_is_one_safetensors_file(client: Client, store: Store, tmp_path: Path) -> None:
     commit(store, 3.0)
     path = tmp_path / "weights.safetensors"
