@@ -299,25 +299,6 @@ def test_a_head_of_a_newer_format_and_one_that_is_damaged(kafka: str, redis_url:
     assert raised.value.exit_status == 4
 
 
-def test_a_worker_that_stands_by_waits_for_redis_too(kafka: str, tmp_path: Path, topic: str) -> None:
-    with EmbeddedRedis(tmp_path) as redis:
-        config = configuration(kafka, redis.url, topic, lease_s=0.4)
-        publish(config, topic, *numbers(range(8)))
-        with working(config) as first:
-            first.read(8)
-            with working(config) as second:
-                second.waits(lambda: any("standing by to take over" in line for line in second.said))
-                redis.stop()
-                second.waits(lambda: any("Redis cannot be reached" in line for line in second.said))
-                redis.start()
-                first.waits(lambda: first.metric("headrace_store_up") == 1)
-                first.crash()
-                publish(config, topic, *numbers(range(8, 16)))
-                second.read(16)
-                second.finish()
-                exactly_once(second, topic, 16)
-
-
 def test_redis_that_goes_away_while_the_head_is_fetched(
     kafka: str, redis_url: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
