@@ -75,6 +75,11 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         )
         say("the outages")
         problems += harm.outages(stage, options.records)
+        problems += [
+            f"{name} ended by itself with status {status}, {times} times"
+            for name, handle in stage.workers.items()
+            for status, times in handle.ended.items()
+        ]
         problems += _drain(stage)
         say("all is learned, the workers have ended; the recount")
         recounts, records, more = _recount(stage)
@@ -96,7 +101,6 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "kills": dict(sorted(kills.items())),
             "hands": dict(hands),
             "starts": {name: handle.starts for name, handle in stage.workers.items()},
-            "ended_by_itself": {n: dict(handle.ended) for n, handle in stage.workers.items() if handle.ended},
             "sampler": {"requests": sampler["requests"], "failed": len(sampler["failures"])},
             "models": {r.model: asdict(r) | {"problems": len(r.problems)} for r in recounts},
             "verified": verified,
