@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from models.learner import Classifier, Generator
+from models.capabilities import Classifier, Generator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

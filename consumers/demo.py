@@ -31,7 +31,7 @@ from consumers.answers import grid, png
 from consumers.registry import resolve_blueprint
 from consumers.serving import load_model
 from consumers.watch import Heads, Row, plain, table
-from models.learner import Classifier, Generator, Model
+from models.capabilities import Classifier, Evaluated, Generator, Model
 from pipeline.config import Config, TextInput, load
 from pipeline.errors import HeadraceError
 from pipeline.local import Local
@@ -92,7 +92,7 @@ class Exam:
     version: int = 0
 
     def take(self, model: Model) -> float:
-        if isinstance(model, Generator):
+        if isinstance(model, Evaluated):
             return model.evaluate(self.x, self.labels)
         assert isinstance(model, Classifier)  # noqa: S101 - for the type checker: the demo has no third kind
         if not model.classes:

@@ -28,7 +28,8 @@ from pipeline.store import Store, models
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
-    from models.learner import Blueprint, Model
+    from models.capabilities import Model
+    from models.learner import Blueprint
     from pipeline.codec import Array
     from pipeline.manifest import Manifest
     from pipeline.metrics import SamplerMetrics

@@ -23,11 +23,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.labels import NONE, Labels
+from models.generator import DrawingNetwork
+from models.labels import NONE
 from models.learner import Batch, Blueprint, Options, Report, module_on, structural
 from models.memory import PolicyName, ReplayMemory
 from models.network import pixels, seeded
-from models.replaying import LabelledNetwork, ReplayingLearner
+from models.replaying import ReplayingLearner
 
 GROUPS = 8
 MIN_LOG_SCALE = math.log(1 / 255)  # a Gaussian is never narrower than one step of a pixel
@@ -67,7 +68,7 @@ class Conditions(nn.Module):
             self.weight = nn.Parameter(torch.cat([self.weight, rows.to(self.weight.device)]))
 
 
-class ImageVae(LabelledNetwork):
+class ImageVae(DrawingNetwork):
     """The network. `shape` is (C, H, W); H and W are multiples of 4."""
 
     def __init__(self, options: ImageVaeOptions, shape: tuple[int, ...], classes: Sequence[str]) -> None:
@@ -75,7 +76,7 @@ class ImageVae(LabelledNetwork):
         channels, height, width = shape
         if height % 4 or width % 4:
             raise ValueError(f"image-vae needs a height and width that are multiples of 4, not {height} × {width}.")
-        self.shape = shape
+        self.shape, self.latent = shape, options.latent
         self.classes = list(classes)
         self.likelihood = options.likelihood
         halvings = 2
@@ -95,7 +96,7 @@ class ImageVae(LabelledNetwork):
         self.out = nn.Conv2d(narrow, 4 * channels, 3, padding=1)
         self.log_scale = nn.Parameter(torch.empty(channels)) if options.likelihood == "gaussian" else None
 
-    def encode(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior_of(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) in [0, 1], condition (B, D) → μ and log σ² of q(z | x, c), (B, Z) each"""
         maps = self.down(2 * x - 1).flatten(1)
         mean, log_variance = self.posterior(torch.cat([maps, condition], 1)).chunk(2, 1)
@@ -109,7 +110,7 @@ class ImageVae(LabelledNetwork):
     def losses(self, x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) in [0, 1], numbers (B,), noise (B, Z) → (B,) -log p(x | z, c) and (B,) KL, in nats"""
         condition = self.conditions(numbers)
-        mean, log_variance = self.encode(x, condition)
+        mean, log_variance = self.posterior_of(x, condition)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         decoded = self.decode(mean + (0.5 * log_variance).exp() * noise, condition)
         if self.log_scale is None:
@@ -119,17 +120,22 @@ class ImageVae(LabelledNetwork):
             pixel_losses = 0.5 * ((x - decoded) / log_scale.exp()).square() + log_scale + 0.5 * math.log(2 * math.pi)
         return pixel_losses.flatten(1).sum(1), kl
 
+    def shades(self, z: Tensor, numbers: Tensor) -> Tensor:
+        """z (B, Z), class numbers (B,) → (B, C, H, W) the mean pictures"""
+        decoded = self.decode(z, self.conditions(numbers))
+        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
+
     @torch.no_grad()
-    def generate(self, seeds: Sequence[int], labels: Sequence[str | None]) -> Tensor:
-        """N seeds and labels → (N, C, H, W) uint8, the mean pictures. Each is decoded by itself.
+    def encode(self, x: Tensor, labels: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W) uint8 → mean and standard deviation of q(z | x, c), (B, Z) each.
 
         Raises:
             KeyError: a label that was never learned.
         """
-        numbers = self._numbers(labels)
-        if not seeds:
-            return torch.empty(0, *self.shape, dtype=torch.uint8)
-        return torch.cat([self._draw(seed, number) for seed, number in zip(seeds, numbers, strict=True)])
+        device = self.dense.weight.device
+        condition = self.conditions(torch.tensor(self.numbers(labels), device=device))
+        mean, log_variance = self.posterior_of(pixels(x.to(device)), condition)
+        return mean.cpu(), (0.5 * log_variance).exp().cpu()
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, labels: Sequence[str | None]) -> float:
@@ -137,21 +143,11 @@ class ImageVae(LabelledNetwork):
 
         A label that was never learned counts as none.
         """
-        device, latent = self.dense.weight.device, self.posterior.out_features // 2
-        numbers = self._numbers([label if label in self.classes else None for label in labels])
-        noise = torch.randn(len(x), latent, generator=torch.Generator("cpu").manual_seed(0))
+        device = self.dense.weight.device
+        numbers = self.numbers([label if label in self.classes else None for label in labels])
+        noise = torch.randn(len(x), self.latent, generator=torch.Generator("cpu").manual_seed(0))
         reconstruction, kl = self.losses(pixels(x.to(device)), torch.tensor(numbers, device=device), noise.to(device))
         return (reconstruction + kl).mean().item()
-
-    def _draw(self, seed: int, number: int) -> Tensor:
-        device, latent = self.dense.weight.device, self.posterior.out_features // 2
-        z = torch.randn(1, latent, generator=torch.Generator("cpu").manual_seed(seed)).to(device)
-        decoded = self.decode(z, self.conditions(torch.tensor([number], device=device)))
-        shades = decoded.sigmoid() if self.likelihood == "bernoulli" else decoded.clamp(0, 1)
-        return (255 * shades).round().to(torch.uint8).cpu()  # (1, C, H, W)
-
-    def _numbers(self, labels: Sequence[str | None]) -> list[int]:
-        return Labels(self.classes, len(self.classes)).numbers(labels)
 
 
 class Down(nn.Module):

@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from models.capabilities import Model
 
 
 class Options(BaseModel):
@@ -60,6 +62,8 @@ class Report:
 
     loss: float  # mean over the incoming records, in nats
     predicted: Sequence[str | None] | None = None  # B; None for learners that do not classify
+    metrics: Mapping[str, float] = field(default_factory=dict)  # further means over the incoming records, by name
+    alarms: Sequence[str] = ()  # what an operator should look at; learning goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,28 @@ class Rows:
     """A tensor of which only the rows in `changed` were written since the last capture.
 
     It lets a commit copy and move 300 slots of a replay memory instead of all 10,000. `tensor` is the live tensor, so
-    it must be copied before the next update.
+    it must be copied before the next update. `Frozen` gives the rows of what never changes.
     """
 
     tensor: Tensor  # (N, ...)
     changed: Tensor | None  # (K,) int64, sorted, unique; None: all of them
+
+
+class Frozen:
+    """Tensors that never change: given in full once, and from then on as no rows, so that no commit copies them."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Rows]:
+        """For `capture`. Scalars have no rows and stay as they are."""
+        changed = torch.empty(0, dtype=torch.int64) if self._given else None
+        self._given = True
+        return {name: Rows(tensor, changed) if tensor.dim() else tensor for name, tensor in tensors.items()}
+
+    def restored(self) -> None:
+        """For `restore`: what was stored is known to the store."""
+        self._given = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,42 +104,26 @@ class State:
     meta: Mapping[str, Any] = field(default_factory=dict)  # JSON: class names, counters
 
 
-class Model(Protocol):
-    """What is served: an `nn.Module` that knows its class names. It also is a `Classifier` or a `Generator`."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a learner starts from, as its options name it."""
 
-    classes: list[str]
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
-
-
-@runtime_checkable
-class Classifier(Protocol):
-    """A model that puts records into classes."""
-
-    classes: list[str]
-
-    def classify(self, x: Tensor) -> Tensor:
-        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`; K may be 0."""
-        ...
+    kind: Literal["file", "folder", "version"]
+    name: str  # a path, or MODEL or MODEL@VERSION of the same store
 
 
-@runtime_checkable
-class Generator(Protocol):
-    """A model that draws new records."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a reference led to. It is needed once, where a model has no version yet: state holds all from then on."""
 
-    classes: list[str]
-
-    def generate(self, seeds: Sequence[int], labels: Sequence[str | None]) -> Tensor:
-        """N seeds and labels → (N, C, H, W) uint8. A row depends on its own seed and label alone, bit for bit.
-
-        Raises:
-            KeyError: a label that the model has never learned.
-        """
-        ...
-
-    def evaluate(self, x: Tensor, labels: Sequence[str | None]) -> float:
-        """Mean loss in nats per record on records that are not learned, with fixed random numbers."""
-        ...
+    digest: str  # of the file, of all files of the folder, or of the version's manifest
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # of a file; of a version, what serving needs
+    training: Mapping[str, Tensor] = field(default_factory=dict)  # of a version
+    files: Mapping[str, bytes] = field(default_factory=dict)  # of a folder: its small files by name
+    learner: str | None = None  # of a version, as are the rest
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Learner(Protocol):
@@ -174,6 +179,19 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
+class Beginning(Protocol):
+    """A learner that starts from something."""
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        """Takes what the blueprint's `sources` named, once, before the first update of a model without a version.
+
+        Raises:
+            ValueError: a source does not fit: the message names it and what is wrong.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Blueprint:
     """How a family of models is built: one entry of the registry."""
@@ -185,6 +203,8 @@ class Blueprint:
     model: Callable[..., Model]
     #: "image" or "text": the kind of record it learns from
     input: str
+    #: options → what the learner's `begin` needs, by name; a learner without sources needs no `begin`
+    sources: Callable[..., Mapping[str, Reference]] = field(default=lambda options: {})
 
 
 def update_generator(seed: int, update: int) -> torch.Generator:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from consumers.serving import Follower, Live, Serving, client, load_model
-from models.learner import Classifier
+from models.capabilities import Classifier
 from pipeline.codec import from_numpy
 from pipeline.errors import NotFound
 from pipeline.local import EmbeddedRedis

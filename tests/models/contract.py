@@ -16,7 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from models.learner import Batch, Blueprint, Classifier, Generator, Learner, Options, Rows, State, update_generator
+from models.capabilities import Classifier, Evaluated, Generator, Restorer, Restyler, Sampling, TextGenerator
+from models.learner import Batch, Blueprint, Learner, Options, Rows, State, update_generator
 
 CPU = torch.device("cpu")
 SEED = 5
@@ -51,6 +52,7 @@ class Case:
     options: Options
     x: Tensor
     labels: Sequence[str]
+    has_classes: bool = True  # whether the learner looks at labels
 
     def learner(self, seed: int = SEED) -> Learner:
         return self.blueprint.learner(self.options, tuple(self.x.shape[1:]), seed, CPU)
@@ -98,12 +100,19 @@ def same(one: State, other: State) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) and one.meta == other.meta
 
 
-def answers(learner_model: object, x: Tensor, labels: Sequence[str | None]) -> Tensor:
+def answers(model: object, x: Tensor, labels: Sequence[str | None]) -> Tensor:
     """What the model is for, as one tensor."""
-    if isinstance(learner_model, Generator):
-        return learner_model.generate(range(len(labels)), labels)
-    assert isinstance(learner_model, Classifier)
-    return learner_model.classify(x)
+    if isinstance(model, Generator):
+        return model.generate(range(len(labels)), labels)
+    if isinstance(model, TextGenerator):
+        texts = ["".join(model.complete("wh", seed, Sampling(max_bytes=20))) for seed in range(len(labels))]
+        return torch.tensor(list("\n".join(texts).encode()), dtype=torch.uint8)
+    if isinstance(model, Restorer):
+        return model.restore(x, [model.kinds[0]] * len(x))
+    if isinstance(model, Restyler):
+        return model.restyle(x)
+    assert isinstance(model, Classifier)
+    return model.classify(x)
 
 
 class LearnerContract:
@@ -127,7 +136,7 @@ class LearnerContract:
         answer = answers(model, case.x[:3], [None] * 3)
         if isinstance(model, Classifier):
             assert answer.shape == (3, 0)
-        else:
+        elif isinstance(model, Generator | Restorer | Restyler):
             assert (answer.shape, answer.dtype) == (case.x[:3].shape, torch.uint8)
 
     def test_learns_a_stream_of_one_class(self, case: Case) -> None:
@@ -135,7 +144,7 @@ class LearnerContract:
         for update in range(3):
             batch = case.batch(8 * update, labels=["only"] * 8)
             assert math.isfinite(learner.learn(batch, update_generator(SEED, update)).loss)
-        assert learner.model.classes == ["only"]
+        assert learner.model.classes == (["only"] if case.has_classes else [])
 
     def test_learns_a_batch_of_one(self, case: Case) -> None:
         learner = case.learner()
@@ -147,7 +156,7 @@ class LearnerContract:
         for update, labels in enumerate([["b", "a", "b"], ["a", "a", "c"], ["ü 🙂", "b", "c"]]):
             assert not learner.refuses(labels)
             learner.learn(case.batch(0, 3, labels), update_generator(SEED, update))
-        assert learner.model.classes == ["b", "a", "c", "ü 🙂"]
+        assert learner.model.classes == (["b", "a", "c", "ü 🙂"] if case.has_classes else [])
         assert learner.capture().meta["classes"] == learner.model.classes
 
     def test_predicts_before_it_learns(self, case: Case) -> None:
@@ -271,13 +280,14 @@ class LearnerContract:
             for row, (seed, label) in enumerate(zip(seeds, labels, strict=True)):
                 assert torch.equal(model.generate([seed], [label])[0], together[row])
             assert not torch.equal(together[0], together[3])
+            assert torch.equal(model.draw(model.latents(seeds), labels), together)
             assert model.generate([], []).shape == (0, *case.x.shape[1:])
             with pytest.raises(KeyError, match="never"):
                 model.generate([1], ["never"])
 
     def test_an_evaluation_repeats_and_takes_labels_that_are_unknown(self, case: Case) -> None:
         model = case.learned().model
-        if isinstance(model, Generator):
+        if isinstance(model, Evaluated):
             labels = [None, "never", *model.classes[:2]]
             first = model.evaluate(case.x[:4], labels)
             assert math.isfinite(first)
@@ -291,4 +301,4 @@ class LearnerContract:
                 learner.learn(batch, update_generator(SEED, 0))
         else:
             assert math.isfinite(learner.learn(batch, update_generator(SEED, 0)).loss)
-            assert learner.model.classes == ["one"]
+            assert learner.model.classes == (["one"] if case.has_classes else [])

@@ -33,7 +33,7 @@ def test_the_loss_is_the_one_of_torch_distributions(likelihood: str) -> None:
     reconstruction, kl = model.losses(x, y, noise)
 
     condition = model.conditions(y)
-    mean, log_variance = model.encode(x, condition)
+    mean, log_variance = model.posterior_of(x, condition)
     posterior = D.Normal(mean, (log_variance / 2).exp())
     decoded = model.decode(mean + posterior.scale * noise, condition)
     pixel: D.Distribution = D.Bernoulli(logits=decoded)
