@@ -1,0 +1,82 @@
+"""The sets as records in RAM, and a stream of them. The folder is an argument; nothing of it is kept in the project."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.learner import Batch, Learner, Report, update_generator
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Records with labels."""
+
+    x: Tensor  # (N, C, H, W) uint8, or texts (N, L) int32
+    labels: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Sequence[int] | Tensor) -> Set:
+        """These records, in this order."""
+        numbers = [int(row) for row in rows]
+        return Set(self.x[numbers], [self.labels[number] for number in numbers])
+
+    def shuffled(self, seed: int) -> Set:
+        """The same records in random order."""
+        return self.take(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)))
+
+
+def clothes(data: Path, part: str = "train") -> Set:
+    """Fashion-MNIST (Xiao et al. 2017): 28 × 28, grey, ten classes; `part` is train or test."""
+    return _npz(data / "fashion_mnist" / f"{part}.npz")
+
+
+def digits(data: Path, part: str = "train") -> Set:
+    """MNIST: 28 × 28, grey, ten classes; `part` is train or test."""
+    return _npz(data / "mnist" / f"{part}.npz")
+
+
+def tiles(data: Path) -> Set:
+    """Dungeon Crawl's tiles of CC0: 5,518 pictures of 32 × 32, RGBA, seven categories."""
+    with np.load(data / "crawl_tiles" / "tiles32_rgba.npz") as arrays:
+        names = arrays["classes"].tolist()
+        return Set(torch.from_numpy(arrays["x"]).permute(0, 3, 1, 2).contiguous(), [names[k] for k in arrays["y"]])
+
+
+def shakespeare(data: Path) -> bytes:
+    """The works, one after the other: 1,115,394 bytes."""
+    return (data / "tinyshakespeare" / "data" / "tinyshakespeare" / "input.txt").read_bytes()
+
+
+def _npz(path: Path) -> Set:
+    with np.load(path) as arrays:
+        return Set(torch.from_numpy(arrays["x"])[:, None].contiguous(), [str(int(y)) for y in arrays["y"]])
+
+
+def batches(records: Set, batch_size: int = 64) -> Iterator[Batch]:
+    """The records in order, as a worker would give them to its learner."""
+    for start in range(0, len(records), batch_size):
+        rows = range(start, min(start + batch_size, len(records)))
+        ids = b"".join(hashlib.blake2b(str(row).encode(), digest_size=16).digest() for row in rows)
+        yield Batch(
+            x=records.x[rows.start : rows.stop],
+            labels=records.labels[rows.start : rows.stop],
+            origins=torch.tensor([(0, 0, row) for row in rows]),
+            ids=torch.frombuffer(bytearray(ids), dtype=torch.uint8).view(-1, 16),
+        )
+
+
+def learn(
+    learner: Learner, records: Set, *, batch_size: int = 64, seed: int = 0, first_update: int = 0
+) -> Iterator[Report]:
+    """One pass over the records: an update for each batch, and what it tells."""
+    for update, batch in enumerate(batches(records, batch_size), start=first_update):
+        yield learner.learn(batch, update_generator(seed, update))
