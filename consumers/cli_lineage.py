@@ -149,6 +149,7 @@ def verify(
     """
     from consumers.registry import resolve_blueprint
     from consumers.replay import Replay, environment_told, told
+    from consumers.sources import Sources
     from consumers.trainer import pick_device
     from consumers.verify import verify as verified
     from pipeline.log import Fetcher
@@ -168,6 +169,7 @@ def verify(
             resolve_blueprint(table.learner),
             pick_device(table.device),
             Replay(fetcher, target.topic_ids),
+            Sources(store, settings.family),
             target,
             begin,
             lambda done, total: bar.update(task, completed=done, total=total),

@@ -16,7 +16,7 @@ from consumers.bridge import copied
 from consumers.fitting import mismatch, validated_options
 from models.drift import DriftDetector
 from models.evaluation import LossRange, Prequential
-from models.learner import Batch, Blueprint, Learner, Rows, State, update_generator
+from models.learner import Batch, Beginning, Blueprint, Learner, Rows, Source, State, update_generator
 from pipeline import __version__
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
@@ -36,6 +36,7 @@ class Update:
     loss: float  # mean over its records, from before it
     drifted: bool  # the prequential error rose for good
     far_above: bool  # the loss left its recent range
+    alarms: Sequence[str]  # the learner's own
 
 
 class Fold:
@@ -68,7 +69,22 @@ class Fold:
         self._number_topics()
         self._unsent: dict[tuple[Group, str], Tensor | None] = {}  # rows that changed and are in no version; None: all
 
-    # --- from a version ---
+    # --- from nothing, or from a version ---
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        """Has an untrained learner start from these.
+
+        Raises:
+            ConfigError: one of them does not fit.
+        """
+        if not sources:
+            return
+        assert isinstance(self.learner, Beginning)  # noqa: S101 - its blueprint names sources
+        try:
+            self.learner.begin(sources)
+        except ValueError as error:
+            raise ConfigError(f"models.{self.name}.options: {error}") from None
+        self.lineage.change({"sources": {name: source.digest for name, source in sources.items()}})
 
     def restore(self, manifest: Manifest, serving: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
         """The state of a keyframe.
@@ -160,14 +176,16 @@ class Fold:
         hits = None
         if report.predicted is not None:
             hits = [predicted == label for predicted, label in zip(report.predicted, batch.labels, strict=True)]
-        self.prequential.update(report.loss, hits, records=len(records))
+        self.prequential.update(report.loss, hits, records=len(records), metrics=report.metrics)
         far_above = self.loss_range.update(report.loss)
         if far_above:
             self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
         drifted = self.drift is not None and hits is not None and self.drift.update(hits)
         if drifted:
             self.lineage.change({"drift": {"update": self.updates}})
-        return Update(report.loss, drifted, far_above)
+        for alarm in report.alarms:
+            self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
+        return Update(report.loss, drifted, far_above, report.alarms)
 
     def outcome(self, name: str, partition: Partition, offset: int) -> None:
         """A record that was read and not learned; `name` is kind/reason."""

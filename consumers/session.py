@@ -22,7 +22,8 @@ from pipeline.store import Store
 TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
 TRIPS = 3  # of the guard without an update that went well: then it is not the records
 WATCH_S = 1.0  # how often is looked whether the log still reaches back to the keyframe
-MADE_AGAIN = {"config", "environment", "replayed", "drift", "loss"}  # changes that learning again notes by itself
+#: changes that learning again notes by itself
+MADE_AGAIN = {"sources", "config", "environment", "replayed", "drift", "loss", "alarm"}
 
 
 class Session:
@@ -127,11 +128,15 @@ class Session:
             if update.far_above:
                 self._say(f"{self._fold.name}: the loss is far above its range (update {self._fold.updates}).")
                 self._metrics.far_above()
+            for alarm in update.alarms:
+                self._say(f"{self._fold.name}: {alarm} (update {self._fold.updates}).")
+                self._metrics.alarmed(alarm)
         self._metrics.updated(
             time.perf_counter() - started,
             [record.timestamp_ms for record in records],
             loss=self._fold.prequential.loss or 0.0,
             accuracy=self._fold.prequential.accuracy,
+            means=self._fold.prequential.own(),
             replay_records=self._fold.learner.replay_size,
         )
 

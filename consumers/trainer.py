@@ -26,6 +26,7 @@ from consumers.fitting import config_changes, differences, validated_options
 from consumers.fold import Fold, environment, use_deterministic
 from consumers.replay import Replay, at_version, decoder_of
 from consumers.session import Session
+from consumers.sources import Sources
 from models.learner import Blueprint
 from pipeline.config import Config
 from pipeline.dead_letters import dead_letter_topic
@@ -231,6 +232,7 @@ class Worker:
         """The state of a version under the settings of now; of none, an untrained learner."""
         fold = Fold(self._name, self._settings, self._blueprint, self._device)
         if manifest is None:
+            Sources(self._store, self._config.family).begin(fold)
             return fold
         fold = at_version(fold, self._store, manifest, replay, self._say)
         changes = {

@@ -14,6 +14,7 @@ from consumers.bridge import array
 from consumers.fitting import differences, mismatch
 from consumers.fold import Fold, environment, use_deterministic, whole
 from consumers.replay import Replay, at_version, changed, differing, recorded
+from consumers.sources import Sources
 from models.learner import Blueprint
 from pipeline.codec import Array
 from pipeline.config import ModelConfig
@@ -53,6 +54,7 @@ def verify(
     blueprint: Blueprint,
     device: torch.device,
     replay: Replay,
+    sources: Sources,
     target: Manifest,
     start: Manifest | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -65,6 +67,7 @@ def verify(
     Raises:
         StateMismatch: the configuration names another learner.
         OffsetsGone: the log does not hold what was learned any more; begin at a later version.
+        ConfigError: what the model started from is gone; begin at a version.
         NotRepeatable: the history has a gap, or a record does not decode any more.
     """
     if target.learner != settings.learner:
@@ -80,7 +83,9 @@ def verify(
     fold = Fold(store.model, then, blueprint, device)
     if start is not None:
         fold = at_version(fold, store, start, replay)
-        fold.lineage.build()
+    else:
+        sources.begin(fold, recorded_sources(store))
+    fold.lineage.build()
     torch.set_num_threads(threads)
     use_deterministic(bool(target.environment.get("deterministic")))
     first_update, first_counts = fold.updates, fold.counts["learned"]
@@ -114,6 +119,14 @@ def verify(
         differs=differs,
         environment=differences(target.environment, environment(device)),
     )
+
+
+def recorded_sources(store: Store) -> Mapping[str, str]:
+    """Digests of what the model started from, as its first version noted them."""
+    first = next(iter(store.histories()), None)
+    changes = first.lineage.changes if first else ()
+    found: Mapping[str, str] = next((change["sources"] for change in changes if "sources" in change), {})
+    return found
 
 
 def _between(store: Store, start: Manifest | None, target: Manifest) -> Iterator[HistoryEntry]:

@@ -12,30 +12,64 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
+class WindowedMean:
+    """The mean over the last `window` records of what is given as one mean an update."""
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._means: deque[tuple[int, float]] = deque()  # (records, mean) of each update
+        self._records = 0  # in `_means`
+
+    def update(self, mean: float, records: int) -> None:
+        self._means.append((records, mean))
+        self._records += records
+        while (surplus := self._records - self._window) > 0:
+            oldest, mean = self._means.popleft()
+            if oldest > surplus:
+                self._means.appendleft((oldest - surplus, mean))
+            self._records -= min(oldest, surplus)
+
+    @property
+    def value(self) -> float:
+        """Over the window's records; there is at least one update."""
+        return sum(count * mean for count, mean in self._means) / self._records
+
+    def state(self) -> list[list[float | None]]:
+        """JSON: [records, mean] of each update, None for a mean that is no number."""
+        return [[count, mean if math.isfinite(mean) else None] for count, mean in self._means]
+
+    def restore(self, state: Sequence[Sequence[float | None]]) -> None:
+        """Goes on from a `state`."""
+        self._means = deque((int(count or 0), math.nan if mean is None else mean) for count, mean in state)
+        self._records = sum(count for count, _ in self._means)
+
+
 class Prequential:
-    """Accuracy and mean loss (nats per record) over the last `window` records."""
+    """Accuracy, mean loss (nats per record) and what else a learner reports, over the last `window` records."""
 
     def __init__(self, window: int = 1000) -> None:
         self._window = window
         self._hits: deque[bool] = deque(maxlen=window)
-        self._losses: deque[tuple[int, float]] = deque()  # (records, mean loss) of each update
-        self._records = 0  # in `_losses`
+        self._means: dict[str, WindowedMean] = {}  # "loss", and the learner's own
 
-    def update(self, loss: float, hits: Sequence[bool] | None = None, *, records: int | None = None) -> None:
+    def update(
+        self,
+        loss: float,
+        hits: Sequence[bool] | None = None,
+        *,
+        records: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Takes one update's mean loss and, from a classifier, whether each prediction hit.
 
         Args:
             records: how many records the update had, where there are no hits; 1 if left out.
+            metrics: further means over its records, by name.
         """
         count = len(hits) if hits is not None else records or 1
         self._hits.extend(hits or ())
-        self._losses.append((count, loss))
-        self._records += count
-        while (surplus := self._records - self._window) > 0:
-            oldest, mean = self._losses.popleft()
-            if oldest > surplus:
-                self._losses.appendleft((oldest - surplus, mean))
-            self._records -= min(oldest, surplus)
+        for name, mean in {"loss": loss, **(metrics or {})}.items():
+            self._means.setdefault(name, WindowedMean(self._window)).update(mean, count)
 
     @property
     def accuracy(self) -> float | None:
@@ -45,23 +79,29 @@ class Prequential:
     @property
     def loss(self) -> float | None:
         """Mean over the window's records, in nats; None before the first update."""
-        return sum(count * mean for count, mean in self._losses) / self._records if self._records else None
+        return self._means["loss"].value if "loss" in self._means else None
+
+    def own(self) -> dict[str, float]:
+        """The learner's own means, by name."""
+        return {name: mean.value for name, mean in self._means.items() if name != "loss"}
 
     def metrics(self) -> dict[str, float]:
-        """What there is of both, by name."""
-        found = {"prequential_accuracy": self.accuracy, "prequential_loss": self.loss}
-        return {name: value for name, value in found.items() if value is not None}
+        """What there is of all of them, by name: prequential_…"""
+        found = {"accuracy": self.accuracy, "loss": self.loss, **self.own()}
+        return {f"prequential_{name}": value for name, value in found.items() if value is not None}
 
     def state(self) -> dict[str, Any]:
-        """JSON: a hit is "1", an error "0"; losses as [records, mean], None for a mean that is no number."""
-        losses = [[count, mean if math.isfinite(mean) else None] for count, mean in self._losses]
-        return {"hits": "".join("1" if hit else "0" for hit in self._hits), "losses": losses}
+        """JSON: a hit is "1", an error "0"; means by name."""
+        means = {name: mean.state() for name, mean in self._means.items()}
+        return {"hits": "".join("1" if hit else "0" for hit in self._hits), "means": means}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state`."""
         self._hits = deque((hit == "1" for hit in state["hits"]), maxlen=self._window)
-        self._losses = deque((count, math.nan if mean is None else mean) for count, mean in state["losses"])
-        self._records = sum(count for count, _ in self._losses)
+        self._means = {}
+        for name, means in state["means"].items():
+            self._means[name] = WindowedMean(self._window)
+            self._means[name].restore(means)
 
 
 class LossRange:

@@ -61,6 +61,15 @@ class WorkerMetrics:
         self._accuracy = gauge(
             "headrace_prequential_accuracy_ratio", "Share predicted right before learning, recent records."
         )
+        self._means = Gauge(
+            "headrace_prequential_mean",
+            "A learner's own mean before learning, recent records; `metric` names it with its unit.",
+            ["model", "metric"],
+            registry=registry,
+        )
+        self._alarms = Counter(
+            "headrace_learner_alarms_total", "Alarms of the learner's own.", ["model", "alarm"], registry=registry
+        )
         self._drift = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
         self._far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
         self._guarded = counter("headrace_guard_events_total", "Times that a number was not finite, and was undone.")
@@ -90,6 +99,7 @@ class WorkerMetrics:
         loss: float,
         accuracy: float | None,
         replay_records: int,
+        means: Mapping[str, float],
     ) -> None:
         """One update has learned the records published at `timestamps_ms`."""
         now = self._clock()
@@ -99,6 +109,8 @@ class WorkerMetrics:
         self._loss.labels(self._model).set(loss)
         if accuracy is not None:
             self._accuracy.labels(self._model).set(accuracy)
+        for name, mean in means.items():
+            self._means.labels(self._model, name).set(mean)
         self._replay.labels(self._model).set(replay_records)
         for timestamp_ms in timestamps_ms:
             self._to_learned.observe(_age_s(now, timestamp_ms))
@@ -120,6 +132,10 @@ class WorkerMetrics:
     def far_above(self) -> None:
         """A loss was far above its recent range."""
         self._far_above.inc()
+
+    def alarmed(self, alarm: str) -> None:
+        """The learner has raised an alarm of its own."""
+        self._alarms.labels(self._model, alarm).inc()
 
     def guarded(self) -> None:
         """Something was not finite, and learning went back to the last version."""

@@ -56,6 +56,10 @@ class Store:
         self._clock = clock
         self.family, self.model = family, model
 
+    def sibling(self, family: str, model: str) -> Store:
+        """Another model's versions in the same Redis."""
+        return Store(self._redis, family, model, self._clock)
+
     # --- the writer's place ---
 
     def acquire(self, owner: str, lease_s: float) -> Fence | None:

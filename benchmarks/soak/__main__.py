@@ -25,6 +25,7 @@ from benchmarks.soak.stage import BOTH, MODELS, WANTED, Stage, Ticker, together
 from consumers.registry import resolve_blueprint
 from consumers.replay import Replay
 from consumers.sampler import open_server
+from consumers.sources import Sources
 from consumers.trainer import pick_device
 from consumers.verify import verify
 from pipeline.log import Fetcher
@@ -155,7 +156,8 @@ def _verified(stage: Stage, model: str) -> dict[str, Any]:
     target = store.manifest()
     with Fetcher(stage.direct.kafka) as fetcher:
         replay = Replay(fetcher, target.topic_ids)
-        found = verify(store, settings, resolve_blueprint(settings.learner), pick_device("cpu"), replay, target)
+        blueprint, sources = resolve_blueprint(settings.learner), Sources(store, stage.direct.family)
+        found = verify(store, settings, blueprint, pick_device("cpu"), replay, sources, target)
     say(f"{model}: {found.versions} versions, {found.updates} updates learned again: {'same' if found.same else found}")
     return found.json()
 

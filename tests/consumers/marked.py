@@ -46,11 +46,18 @@ class MarkedModel(torch.nn.Module):
         marks = torch.cat([self.first, self.last]).expand(len(x), 2) / 1024
         return torch.cat([marks, x[:, :1].float() / 2**21], 1)
 
-    def generate(self, seeds: Sequence[int], labels: Sequence[str | None]) -> Tensor:
-        """(N, 1, 2, 2) uint8: the marks, the seed, the label."""
+    def latents(self, seeds: Sequence[int]) -> Tensor:
+        """(N, 1): the seeds modulo 251."""
+        return torch.tensor([[float(seed % 251)] for seed in seeds])
+
+    def draw(self, z: Tensor, labels: Sequence[str | None]) -> Tensor:
+        """(N, 1, 2, 2) uint8: the marks, the code, the label."""
         shown = [0 if label is None else 1 + self.classes.index(label) for label in labels]
-        pixels = [[self.first.item(), self.last.item(), s % 251, k] for s, k in zip(seeds, shown, strict=True)]
+        pixels = [[self.first.item(), self.last.item(), s, k] for s, k in zip(z[:, 0].tolist(), shown, strict=True)]
         return (torch.tensor(pixels) % 256).to(torch.uint8).reshape(-1, 1, 2, 2)
+
+    def generate(self, seeds: Sequence[int], labels: Sequence[str | None]) -> Tensor:
+        return self.draw(self.latents(seeds), labels)
 
     def evaluate(self, x: Tensor, labels: Sequence[str | None]) -> float:
         return 0.0

@@ -18,6 +18,7 @@ from benchmarks.soak.checker import read_log, recount, weights
 from benchmarks.soak.proxy import Proxy, Trap
 from consumers.registry import resolve_blueprint
 from consumers.replay import Replay
+from consumers.sources import Sources
 from consumers.verify import verify
 from pipeline.log import Fetcher, Publisher, ensure_topics
 from pipeline.store import Store, connect
@@ -121,6 +122,7 @@ def test_killed_at_random_moments_every_record_is_learned_exactly_once(
     settings, target = direct.model("counts"), store.manifest()
     with Fetcher(direct.kafka) as fetcher:
         replay = Replay(fetcher, target.topic_ids)
-        again = verify(store, settings, resolve_blueprint(settings.learner), torch.device("cpu"), replay, target)
+        blueprint, sources = resolve_blueprint(settings.learner), Sources(store, direct.family)
+        again = verify(store, settings, blueprint, torch.device("cpu"), replay, sources, target)
     assert again.differs == {}
     assert again.records == len(learned)

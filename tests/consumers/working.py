@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from consumers.registry import resolve_blueprint
 from consumers.replay import Replay
+from consumers.sources import Sources
 from consumers.trainer import Worker
 from consumers.verify import Verification, verify
 from pipeline.config import Config, validate
@@ -206,6 +207,7 @@ def verified(run: Working, config: Config, version: int | str = "latest", start:
                 resolve_blueprint(settings.learner),
                 torch.device("cpu"),
                 Replay(fetcher, target.topic_ids),
+                Sources(run.store, config.family),
                 target,
                 run.store.manifest(start) if start is not None else None,
             )

@@ -52,6 +52,20 @@ def test_without_predictions_there_is_a_loss_but_no_accuracy() -> None:
     assert ours.metrics() == {"prequential_loss": pytest.approx((6 * 4.0 + 4 * 1.0) / 10)}
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.floats(-50, 50), st.integers(1, 12)), min_size=1, max_size=20), st.integers(1, 40))
+def test_a_learners_own_means_are_of_the_last_records_alone(updates: list[tuple[float, int]], window: int) -> None:
+    ours = Prequential(window)
+    for psnr_db, records in updates:
+        ours.update(0.0, records=records, metrics={"psnr_db": psnr_db})
+        again = Prequential(window)
+        again.restore(json.loads(json.dumps(ours.state())))
+        ours = again
+    wanted = np.mean([psnr_db for psnr_db, records in updates for _ in range(records)][-window:])
+    assert ours.own() == {"psnr_db": pytest.approx(wanted, abs=1e-9)}
+    assert ours.metrics()["prequential_psnr_db"] == ours.own()["psnr_db"]
+
+
 def test_a_loss_that_is_no_number_survives_json() -> None:
     ours, again = Prequential(10), Prequential(10)
     for loss in (1.0, math.nan, math.inf):

@@ -47,8 +47,9 @@ def registry() -> CollectorRegistry:
 def worker(registry: CollectorRegistry) -> WorkerMetrics:
     """One that has gone through everything a worker does."""
     metrics = WorkerMetrics(registry, "digits", clock=lambda: NOW_S)
-    metrics.updated(0.02, [NOW_MS - 300, NOW_MS - 700], loss=1.5, accuracy=0.75, replay_records=2)
-    metrics.updated(0.03, [NOW_MS + 5000], loss=1.25, accuracy=None, replay_records=3)
+    metrics.updated(0.02, [NOW_MS - 300, NOW_MS - 700], loss=1.5, accuracy=0.75, replay_records=2, means={})
+    metrics.alarmed("collapse")
+    metrics.updated(0.03, [NOW_MS + 5000], loss=1.25, accuracy=None, replay_records=3, means={"psnr_db": 21.5})
     metrics.outcome("skipped/unlabelled")
     metrics.outcome("skipped/unlabelled")
     metrics.outcome("dead-lettered/too-large")
@@ -102,6 +103,8 @@ def test_a_scrape_of_a_worker(registry: CollectorRegistry) -> None:
         ("headrace_snapshot_seconds_sum", "digits"): 0.2,
         ("headrace_snapshot_stall_seconds_sum", "digits"): 0.004,
         ("headrace_store_retries_total", "digits"): 1,
+        ("headrace_prequential_mean", "psnr_db", "digits"): 21.5,
+        ("headrace_learner_alarms_total", "collapse", "digits"): 1,
         ("headrace_store_up", "digits"): 1,
         ("headrace_log_up", "digits"): 1,
         ("headrace_publish_to_learned_seconds_count", "digits"): 3,
@@ -152,7 +155,7 @@ def test_names_follow_the_conventions(registry: CollectorRegistry, make: Callabl
     for family in registry.collect():
         assert re.fullmatch(
             r"headrace(_[a-z]+)+_(seconds|bytes|records|ratio|nats|version|up|events|retries|failures|alarms|moves)"
-            r"|headrace_(records|keyframes|(freshness|request|step|swap|snapshot)_seconds)",
+            r"|headrace_(records|keyframes|prequential_mean|(freshness|request|step|swap|snapshot)_seconds)",
             family.name,
         ), family.name
         assert re.fullmatch(r"[A-Z].*\.", family.documentation)
@@ -163,7 +166,7 @@ def test_names_follow_the_conventions(registry: CollectorRegistry, make: Callabl
 
 def test_what_is_not_known_yet_is_not_zero(registry: CollectorRegistry) -> None:
     metrics = WorkerMetrics(registry, "faces", clock=lambda: NOW_S)
-    metrics.updated(0.02, [NOW_MS], loss=1.5, accuracy=None, replay_records=1)
+    metrics.updated(0.02, [NOW_MS], loss=1.5, accuracy=None, replay_records=1, means={})
     names = {sample.name for family in registry.collect() for sample in family.samples}
     assert "headrace_prequential_loss_nats" in names
     assert not names & {"headrace_prequential_accuracy_ratio", "headrace_head_version", "headrace_store_up"}
