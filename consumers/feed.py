@@ -1,7 +1,7 @@
 """From the log to batches: poll → decode → batch, on threads of their own, while the updates run.
 
 Every record that is read leaves the feed in exactly one `Item`, in the order in which it was read: as a row of a batch,
-as skipped, or as dead. Until then it is *pending*: a version says so, and the next worker begins with it.
+as held out, as skipped, or as dead. Until then it is *pending*: a version says so, and the next worker begins with it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from models.held_out import is_held_out
 from models.learner import Batch
 from pipeline.errors import RecordError
 from pipeline.lineage import Runs
@@ -45,12 +46,14 @@ class Item:
     examples: list[Example] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
+    held_out: list[Example] = field(default_factory=list)
     records: int = 0  # in all
     batch: Batch | None = None  # of `examples`; its x is on the device, or on its way
 
-    def add(self, decoded: Decoded) -> None:
+    def add(self, decoded: Decoded, hold_out: float) -> None:
         if isinstance(decoded, Example):
-            self.examples.append(decoded)
+            held_out = hold_out > 0 and is_held_out(decoded.id, hold_out)
+            (self.held_out if held_out else self.examples).append(decoded)
         elif isinstance(decoded, Skipped):
             self.skipped.append(decoded)
         else:
@@ -115,6 +118,7 @@ class Feed:
 
     Args:
         positions: where the reader begins.
+        hold_out: the share of the records that are not learned.
         backlog: records from before those positions that come first.
     """
 
@@ -128,6 +132,7 @@ class Feed:
         batch_size: int,
         max_wait_ms: int,
         decode_threads: int,
+        hold_out: float = 0.0,
         positions: Mapping[Partition, int],
         backlog: Sequence[Record] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -138,6 +143,7 @@ class Feed:
         self._topics = topics
         self._batch_size = batch_size
         self._max_wait_s = max_wait_ms / 1000
+        self._hold_out = hold_out
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
         self._positions = dict(positions)  # next offset to read
@@ -196,7 +202,7 @@ class Feed:
         item = Item()
         deadline: float | None = None  # when the open item must go out
         for record in self._backlog:
-            item.add(self._one(record))
+            item.add(self._one(record), self._hold_out)
             if len(item.examples) == self._batch_size:
                 self._close(item)
                 item = Item()
@@ -210,7 +216,7 @@ class Feed:
                     self._pending.extend((Partition(r.topic, r.partition), r.offset) for r in polled.records)
                     self._positions |= polled.positions
                 for decoded in self._decode(polled):
-                    item.add(decoded)
+                    item.add(decoded, self._hold_out)
                     if len(item.examples) == self._batch_size:
                         self._close(item)
                         item, deadline = Item(), None

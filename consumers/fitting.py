@@ -50,6 +50,8 @@ def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Bluepri
     }
     if "learner" in changes:
         fixed.add("learner")
+    if "hold_out" in changes and changes["hold_out"][0]["slots"] not in (0, settings.hold_out.slots):
+        fixed.add("hold_out.slots")
     if "input" in changes:
         fixed |= {f"input.{key}" for key in differences(*changes["input"])} - BOUNDS
     if fixed:

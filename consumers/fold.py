@@ -16,7 +16,9 @@ from consumers.bridge import copied
 from consumers.fitting import mismatch, validated_options
 from models.drift import DriftDetector
 from models.evaluation import LossRange, Prequential
+from models.held_out import PREFIX, HeldOut
 from models.learner import Batch, Beginning, Blueprint, Learner, Rows, Source, State, update_generator
+from models.memory import PolicyName
 from pipeline import __version__
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
@@ -26,6 +28,7 @@ from pipeline.manifest import Group, Manifest
 from pipeline.records import Record
 from pipeline.store import Draft
 
+HELD_OUT = "held-out"  # the outcome of records that are kept aside
 NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
@@ -65,6 +68,7 @@ class Fold:
         self.prequential = Prequential()
         self.loss_range = LossRange()
         self.drift = DriftDetector() if settings.drift_detector == "hddm" else None
+        self.held_out = self._begin_held_out() if settings.hold_out.slots else None
         self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
         self._number_topics()
         self._unsent: dict[tuple[Group, str], Tensor | None] = {}  # rows that changed and are in no version; None: all
@@ -93,7 +97,7 @@ class Fold:
             StateMismatch: it does not fit this learner.
         """
         try:
-            self.learner.restore(State(serving, training, manifest.meta))
+            self._restore(State(serving, training, manifest.meta), manifest.worker.get("held_out"))
         except ValueError as error:
             raise mismatch(manifest, str(error)) from None
         self.keep_books(manifest)
@@ -118,6 +122,7 @@ class Fold:
             "prequential": self.prequential.state(),
             "loss_range": self.loss_range.state(),
             "drift": self.drift.state() if self.drift is not None else None,
+            "held_out": self.held_out.meta() if self.held_out is not None else None,
         }
 
     def configured(self, settings: ModelConfig) -> Fold:
@@ -141,14 +146,15 @@ class Fold:
         """Another learner in the same state."""
         fold = Fold(self.name, settings, self.blueprint, self.device)
         state = self._state()
-        fold.learner.restore(State(whole(state.serving), whole(state.training), state.meta))
+        meta = self.held_out.meta() if self.held_out is not None else None
+        fold._restore(State(whole(state.serving), whole(state.training), state.meta), meta)
         fold.updates, fold.topics = self.updates, dict(self.topics)
         fold._number_topics()
         return fold
 
     def send_all(self) -> None:
         """Has the next versions hold every row: which of them changed is not known."""
-        state = self.learner.capture()
+        state = self.capture()
         groups: dict[Group, Mapping[str, Tensor | Rows]] = {"serving": state.serving, "training": state.training}
         for group, tensors in groups.items():
             self._unsent |= {(group, name): None for name, value in tensors.items() if isinstance(value, Rows)}
@@ -186,6 +192,13 @@ class Fold:
         for alarm in report.alarms:
             self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
         return Update(report.loss, drifted, far_above, report.alarms)
+
+    def hold_out(self, batch: Batch, records: Sequence[Record]) -> None:
+        """Keeps a sample of these records, and learns none; `batch` is on the CPU."""
+        if self.held_out is not None:  # else they were held out under former settings
+            self.held_out.add(batch)
+        for record in records:
+            self.outcome(HELD_OUT, Partition(record.topic, record.partition), record.offset)
 
     def outcome(self, name: str, partition: Partition, offset: int) -> None:
         """A record that was read and not learned; `name` is kind/reason."""
@@ -240,9 +253,30 @@ class Fold:
             training=copied(state.training) if keyframe else None,
         )
 
-    def _state(self) -> State:
-        """The learner's state with every row that is in no version yet."""
+    def capture(self) -> State:
+        """The learner's state and what is held out."""
         state = self.learner.capture()
+        if self.held_out is None:
+            return state
+        return State(state.serving, {**state.training, **self.held_out.capture()}, state.meta)
+
+    def _restore(self, state: State, held_out: Mapping[str, Any] | None) -> None:
+        """The state of a fold; `held_out` is the meta of what was held out, where something was."""
+        aside = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
+        training = {name: value for name, value in state.training.items() if name not in aside}
+        self.learner.restore(State(state.serving, training, state.meta))
+        if self.held_out is not None and held_out is not None:
+            self.held_out.restore(held_out, aside)
+
+    def _begin_held_out(self) -> HeldOut:
+        settings = self.settings
+        dtype = torch.uint8 if settings.input.kind == "image" else torch.int32
+        policy: PolicyName = "balanced" if self.learner.needs_label else "reservoir"
+        return HeldOut(settings.hold_out.slots, settings.input.shape, dtype, policy, settings.seed)
+
+    def _state(self) -> State:
+        """The state with every row that is in no version yet."""
+        state = self.capture()
         return State(self._rows("serving", state.serving), self._rows("training", state.training), state.meta)
 
     def _captured(self) -> State:

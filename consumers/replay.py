@@ -13,17 +13,18 @@ import torch
 from consumers.bridge import array, tensor, tensors
 from consumers.feed import Uplink, collate
 from consumers.fitting import differences
-from consumers.fold import Fold, Update, environment, whole
+from consumers.fold import HELD_OUT, Fold, Update, environment, whole
 from models.learner import Batch
 from pipeline.codec import Array
 from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
+from pipeline.lineage import Lineage
 from pipeline.log import Fetcher, Partition
 from pipeline.manifest import Group, HistoryEntry, Manifest
 from pipeline.records import Example, Record, RecordDecoder, load_decoder
 from pipeline.store import Store
 
-LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift_detector"}  # what an update depends on
+LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift_detector", "hold_out"}  # what an update depends on
 Place = tuple[Partition, int]
 
 
@@ -54,7 +55,7 @@ class Replay:
             NotRepeatable: a record does not decode any more.
             Diverged: as `Fold.learn`.
         """
-        for batch, records in self._batches(fold, updates):
+        for batch, records in self._batches(fold, updates, Uplink(fold.device)):
             yield fold.learn(batch, records)
 
     def entries(self, fold: Fold, entries: Iterable[HistoryEntry]) -> Fold:
@@ -75,14 +76,27 @@ class Replay:
                     self.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][1]
             for _ in self.learn(fold, entry.lineage.learned()):
                 pass
-            for name, partition, offset in entry.lineage.others():
-                fold.outcome(name, partition, offset)
+            self.others(fold, entry.lineage)
             fold.lineage.build()
         return fold
 
-    def _batches(self, fold: Fold, updates: Iterable[Sequence[Place]]) -> Iterator[tuple[Batch, list[Record]]]:
+    def others(self, fold: Fold, lineage: Lineage) -> None:
+        """What became of the records that a version did not learn.
+
+        Raises:
+            OffsetsGone, NotRepeatable: as `learn`, for those that were held out.
+        """
+        aside = [(partition, offset) for name, partition, offset in lineage.others() if name == HELD_OUT]
+        for batch, records in self._batches(fold, [[place] for place in aside], Uplink(torch.device("cpu"))):
+            fold.hold_out(batch, records)
+        for name, partition, offset in lineage.others():
+            if name != HELD_OUT:
+                fold.outcome(name, partition, offset)
+
+    def _batches(
+        self, fold: Fold, updates: Iterable[Sequence[Place]], uplink: Uplink
+    ) -> Iterator[tuple[Batch, list[Record]]]:
         decoder = decoder_of(fold)
-        uplink = Uplink(fold.device)
         sizes, wanted = itertools.tee(updates)
         records = self.records(itertools.chain.from_iterable(wanted))
         for update in sizes:
@@ -168,7 +182,7 @@ def at_version(
 
 def differing(fold: Fold, stored: Mapping[str, Array], group: Group) -> dict[str, float | None]:
     """Tensors of the fold that are not bit for bit as stored, with the largest absolute difference, if it is finite."""
-    state = fold.learner.capture()
+    state = fold.capture()
     now = {name: value.detach().cpu() for name, value in whole(getattr(state, group)).items()}
     apart: dict[str, float | None] = dict.fromkeys(now.keys() ^ stored.keys())
     for name in now.keys() & stored.keys():

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from threading import Event
 
+import torch
+
 from consumers.committer import Committer, Lease, Snapshot
-from consumers.feed import Feed, Item
-from consumers.fold import Fold
+from consumers.feed import Feed, Item, Uplink, collate
+from consumers.fold import HELD_OUT, Fold
 from consumers.guard import recover
 from consumers.replay import Place, Replay
 from pipeline.dead_letters import publish_dead_letter
@@ -103,6 +105,11 @@ class Session:
             item.refuse(refused)
         for dead in item.dead:
             self._bury(dead.record, dead.error)
+        if item.held_out:
+            records = [example.record for example in item.held_out]
+            self._fold.hold_out(collate(item.held_out, self._fold.topics, Uplink(torch.device("cpu"))), records)
+            for _ in records:
+                self._metrics.outcome(HELD_OUT)
         for skipped in item.skipped:
             self._outcome(f"skipped/{skipped.reason}", skipped.record)
         if item.batch is not None:
@@ -160,8 +167,7 @@ class Session:
         lineage = self._fold.lineage.build()
         updates = [*lineage.learned(), failed] if failed else list(lineage.learned())
         self._fold, culprits = recover(lambda: self._begin(manifest), updates, self._replay)
-        for name, partition, offset in lineage.others():
-            self._fold.outcome(name, partition, offset)
+        self._replay.others(self._fold, lineage)
         for change in lineage.changes:
             if not MADE_AGAIN & change.keys():
                 self._fold.lineage.change(change)

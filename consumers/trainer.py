@@ -190,6 +190,7 @@ class Worker:
                 batch_size=settings.batch_size,
                 max_wait_ms=settings.max_wait_ms,
                 decode_threads=settings.decode_threads,
+                hold_out=settings.hold_out.share if settings.hold_out.slots else 0.0,
                 positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
                 backlog=backlog,
             )

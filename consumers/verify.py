@@ -102,7 +102,7 @@ def verify(
         arrays = store.arrays(target, group)
         differs |= differing(fold, arrays, group)
         stored |= arrays
-        state = fold.learner.capture()
+        state = fold.capture()
         live |= {name: array(value.detach().cpu()) for name, value in whole(getattr(state, group)).items()}
     books = {**fold.books(), "counts": dict(fold.counts), "updates": fold.updates, "meta": dict(state.meta)}
     shall = {**target.worker, "counts": target.counts, "updates": target.updates, "meta": target.meta}

@@ -206,6 +206,10 @@ class ReplayMemory:
         slots = torch.randint(max(self.size, 1), (count,), generator=rng).to(self._device)
         return Replayed(self._columns["x"][slots], self._columns["y"][slots], slots)
 
+    def columns(self) -> dict[str, Tensor]:
+        """What is kept, a row a record: x, y, origins and ids. Views."""
+        return {name: column[: self.size] for name, column in self._columns.items()}
+
     def capture(self) -> dict[str, Rows]:
         """memory/x, y, origins and ids, and what the policy keeps for each slot; all have a row a slot."""
         changed = self._changed.take()

@@ -57,6 +57,10 @@ class SamplerConfig(Section):
     max_upload_bytes: int = Field(10 << 20, ge=1024)
     max_batch: int = Field(64, ge=1)  # requests answered by one forward pass
     max_samples: int = Field(64, ge=1)  # drawn by one request
+    max_versions: int = Field(16, ge=1)  # loaded for one film-strip
+    max_side: int = Field(512, ge=16)  # pixels: a larger picture is scaled down before it is restored or restyled
+    max_text_bytes: int = Field(4096, ge=1)  # of a prompt, and of what one request has written
+    slots: int = Field(2, ge=1)  # texts, restored pictures and film-strips that are worked on at one time
     threads: int = Field(1, ge=1)
 
 
@@ -101,6 +105,16 @@ class TextInput(Section):
 Input = Annotated[ImageInput | TextInput, Field(discriminator="kind")]
 
 
+class HoldOutConfig(Section):
+    """Records that are never learned, to ask a model what it cannot know. `slots` is fixed once it is above 0."""
+
+    slots: int = Field(0, ge=0)  # records that are kept; 0: none is held out
+    share: float = Field(0.02, gt=0, le=0.5)  # of the stream
+    every_s: float = Field(30.0, gt=0)  # how often the model is asked
+    features: str | None = None  # MODEL[@VERSION]: a classifier whose features drawings are judged by
+    drawings: int = Field(500, ge=10)  # that are judged
+
+
 class ModelConfig(Section):
     """One model: what it reads, what it is, how often it is snapshot, what is kept."""
 
@@ -128,6 +142,7 @@ class ModelConfig(Section):
         False  # on CUDA: the same bits again, for a price; `keyframe_every` and `verify` need it there
     )
     drift_detector: Literal["hddm", "none"] = "hddm"
+    hold_out: HoldOutConfig = HoldOutConfig()
     metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ class Blame:
     topic: str
     partition: int
     offset: int
-    outcome: str  # "learned", "dead-lettered/…", "skipped/…", "pending", "not yet" or "nothing there"
+    outcome: str  # "learned", "dead-lettered/…", "skipped/…", "held-out", "pending", "not yet" or "nothing there"
     version: int | None = None  # the first one that accounts for it
     update: int | None = None  # where it was learned: the update's number
 

@@ -183,7 +183,7 @@ def test_a_batch_has_each_records_origin_and_the_digest_of_its_id() -> None:
 def test_refused_rows_become_dead_and_the_others_stay_a_batch() -> None:
     item = Item()
     for offset, label in enumerate("abcd"):
-        item.add(example(offset, label))
+        item.add(example(offset, label), 0.0)
     item.batch = collate(item.examples, {"letters": 0}, CPU)
     item.refuse({1: "one too many", 3: "one too many"})
     assert item.batch is not None

@@ -23,9 +23,10 @@ Life = tuple[Working, str, dict[str, Any]]
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_life_with_all_that_happens_is_learned_again(kafka: str, redis_url: str, topics: Topics, family: str) -> None:
-    """Restarts, hard and in peace, other settings, another topic, records that are skipped or dead-lettered."""
+    """Restarts, hard and in peace, other settings, another topic, records skipped, dead-lettered or held out."""
     topic, other = topics(), topics(partitions=3)
     often: dict[str, Any] = {"snapshot_every_updates": 2, "keyframe_every": 3, "keep_last": 100}
+    often["hold_out"] = {"slots": 4, "share": 0.2}
     tables = {"name": unique("model"), **FAMILIES[family], **often}
     options = FAMILIES[family].get("options", {}) | ({} if family == "counting" else {"learning_rate": 0.02})
     configs = [
@@ -46,6 +47,7 @@ def test_a_life_with_all_that_happens_is_learned_again(kafka: str, redis_url: st
             head = run.read(read)
             run.crash() if life == 0 else run.finish()
     assert sum(head.counts.values()) == read
+    assert head.counts["held-out"] > 0
     head = run.store.manifest()
     versions = [ref.version for ref in run.store.versions()]
     keyframes = [version for version in versions if run.store.manifest(version).is_keyframe]

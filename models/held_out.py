@@ -1,0 +1,76 @@
+"""Records that are held out: never learned, kept as a bounded sample, so that a model can be asked what it cannot know.
+
+Whether a record is held out depends on its id alone, so that one that is published twice is held out twice. The sample
+is kept as the replay memory keeps its own: uniform where nobody needs labels, else with equal room for each class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.labels import Labels
+from models.learner import Batch, Rows, update_generator
+from models.memory import PolicyName, ReplayMemory
+
+MAX_CLASSES = 1000  # labels beyond them are not remembered
+PREFIX = "held_out/"
+
+
+def is_held_out(id_: str, share: float) -> bool:
+    """Whether the record of this id belongs to the held-out share of the stream."""
+    digest = hashlib.blake2b(id_.encode(), digest_size=8, person=b"held-out").digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+class HeldOut:
+    """A sample of at most `slots` held-out records of `shape`, on the CPU."""
+
+    def __init__(self, slots: int, shape: tuple[int, ...], dtype: torch.dtype, policy: PolicyName, seed: int) -> None:
+        self.classes: list[str] = []
+        self._labels = Labels(self.classes, MAX_CLASSES)
+        self._memory = ReplayMemory(slots, shape, dtype, torch.device("cpu"), policy)
+        self._seed = seed
+        self._seen = 0
+
+    def __len__(self) -> int:
+        return self._memory.size
+
+    def add(self, batch: Batch) -> None:
+        """Offers the records of a batch; which ones are kept depends on the seed and on what came before."""
+        refused = self._labels.refuses(batch.labels)
+        labels = [None if row in refused else label for row, label in enumerate(batch.labels)]
+        self._labels.add(self._labels.new(labels))
+        for row, number in enumerate(self._labels.numbers(labels)):
+            # One by one, so that it does not matter how they were batched; by numbers that no update has.
+            at = slice(row, row + 1)
+            one = Batch(batch.x[at], labels[at], batch.origins[at], batch.ids[at])
+            self._memory.add(one, [number], update_generator(self._seed, -1 - self._seen))
+            self._seen += 1
+
+    def records(self) -> tuple[Tensor, list[str | None]]:
+        """What is kept: x (N, ...) as in `Batch.x`, and the labels."""
+        columns = self._memory.columns()
+        labels = [None if number < 0 else self.classes[number] for number in columns["y"].tolist()]
+        return columns["x"], labels
+
+    def capture(self) -> dict[str, Rows]:
+        """held_out/x, y, origins and ids, and what the policy keeps for each slot."""
+        return {PREFIX + name.removeprefix("memory/"): rows for name, rows in self._memory.capture().items()}
+
+    def meta(self) -> dict[str, Any]:
+        """JSON."""
+        return {"classes": list(self.classes), "seen": self._seen, "memory": self._memory.meta()}
+
+    def restore(self, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> None:
+        """
+        Raises:
+            ValueError: a tensor is missing or does not fit.
+        """
+        self._memory.restore(meta["memory"], {f"memory/{name.removeprefix(PREFIX)}": t for name, t in state.items()})
+        self._labels.add(meta["classes"])
+        self._seen = meta["seen"]

@@ -1,0 +1,72 @@
+"""What is held out: which records, how many, and that a sample goes on after a restart, however it was batched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from models.held_out import HeldOut, is_held_out
+from models.learner import Batch
+
+
+def batch(*numbers: int, labels: list[str | None] | None = None) -> Batch:
+    x = torch.tensor(numbers, dtype=torch.int32)[:, None]
+    origins = torch.tensor([(0, 0, number) for number in numbers])
+    ids = torch.tensor([[number % 256] * 16 for number in numbers], dtype=torch.uint8)
+    return Batch(x, labels or [f"class {number % 3}" for number in numbers], origins, ids)
+
+
+def empty(slots: int = 8) -> HeldOut:
+    return HeldOut(slots, (1,), torch.int32, "reservoir", 7)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_the_share_is_kept_and_an_id_decides(share: float) -> None:
+    held = [is_held_out(f"record {number}", share) for number in range(20_000)]
+    assert held == [is_held_out(f"record {number}", share) for number in range(20_000)]
+    assert sum(held) / len(held) == pytest.approx(share, rel=0.15)
+    assert all(is_held_out(f"record {number}", 2 * share) for number, is_held in enumerate(held) if is_held)
+
+
+def test_it_is_a_uniform_sample_of_bounded_size() -> None:
+    hits = torch.zeros(60)
+    for seed in range(200):
+        one = HeldOut(8, (1,), torch.int32, "reservoir", seed)
+        one.add(batch(*range(60)))
+        x, labels = one.records()
+        assert len(one) == len(x) == 8
+        assert labels == [f"class {number % 3}" for number in x[:, 0].tolist()]
+        hits[x[:, 0].long()] += 1
+    # 60 counts with mean 26.7 and standard deviation 4.8
+    assert hits.min() > 8
+    assert hits.max() < 46
+
+
+def test_how_it_was_batched_does_not_matter_and_a_restart_neither() -> None:
+    whole, parts = empty(), empty()
+    whole.add(batch(*range(40)))
+    for start in range(0, 40, 5):
+        state, meta = parts.capture(), json.loads(json.dumps(parts.meta()))
+        parts = empty()
+        parts.restore(meta, {name: rows.tensor.clone() for name, rows in state.items()})
+        parts.add(batch(*range(start, start + 5)))
+    assert parts.meta() == whole.meta()
+    ours, theirs = parts.capture(), whole.capture()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name].tensor, theirs[name].tensor) for name in ours)
+    assert all(name.startswith("held_out/") for name in ours)
+
+
+def test_labels_beyond_the_limit_are_forgotten_and_the_records_kept() -> None:
+    one = HeldOut(2000, (1,), torch.int32, "reservoir", 7)
+    one.add(batch(*range(1002), labels=[f"class {number}" for number in range(1002)]))
+    _, labels = one.records()
+    assert (len(one), labels[999], labels[1000:]) == (1002, "class 999", [None, None])
+
+
+def test_without_labels_it_keeps_none() -> None:
+    one = empty()
+    one.add(batch(1, 2, labels=[None, "a"]))
+    assert one.records()[1] == [None, "a"]
