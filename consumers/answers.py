@@ -1,13 +1,13 @@
-"""What the sampler answers: the shapes of its JSON, and the forward passes behind them.
+"""The forward passes behind the sampler's answers, and what there is to say about its models.
 
-A new kind of answer is one function `(Live, items) → results` here and one route.
+A new kind of answer is one shape in `pipeline/answers.py`, one function here, and one route. Functions
+`(Live, items) → results` are for the batcher: what is asked of one version at one time comes in one call.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,18 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from models.capabilities import Classifier, Generator
+from models.capabilities import (
+    Autoencoder,
+    Classifier,
+    Generator,
+    Recogniser,
+    Restorer,
+    Restyler,
+    TextGenerator,
+)
+from models.generator import between
+from pipeline.answers import Classified, Recognised, Standing
+from pipeline.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,56 +36,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from consumers.serving import Follower, Live
+    from pipeline.manifest import Manifest
 
+#: route below a model → what the model must be able to do
+ROUTES: dict[str, type | tuple[type, ...]] = {
+    "classify": Classifier,
+    "recognise": Recogniser,
+    "generate": (Generator, TextGenerator),
+    "interpolate": Generator,
+    "strip": Generator,
+    "encode": Autoencoder,
+    "reconstruct": Autoencoder,
+    "vary": Autoencoder,
+    "complete": TextGenerator,
+    "restore": Restorer,
+    "restyle": Restyler,
+}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-class Standing(BaseModel):
-    """Which version answers, and how new it is."""
-
-    model: str
-    version: int
-    digest: str = Field(description="SHA-256 of the version's manifest")
-    watermark: dict[str, dict[int, int]] = Field(description="topic → partition → the next offset to be read")
-    freshness_s: float | None = Field(description="age of the newest learned record; an idle topic is no alarm")
-    lag_records: int | None = Field(description="records that waited when the version was made")
-
-    def headers(self) -> dict[str, str]:
-        """The same for answers that are not JSON."""
-        values = self.model_dump(exclude_none=True)
-        return {
-            f"X-Headrace-{name.replace('_', '-').title()}": value if isinstance(value, str) else json.dumps(value)
-            for name, value in values.items()
-        }
-
-
-class Classified(Standing):
-    """One record, classified."""
-
-    label: str | None = Field(description="the most probable class; null before any class was learned")
-    probability: float | None
-    probabilities: dict[str, float] = Field(description="by class, the most probable first")
-
-
-class Drawn(Standing):
-    """What was drawn. Image i of a seed and label is the same, whatever n is and whatever else is asked."""
-
-    seed: int
-    label: str | None
-    images: list[str] = Field(description="PNG files in base64")
 
 
 class ModelState(BaseModel):
     """A model as it is served at this moment; what is null is not known before its first version."""
 
     model: str
-    answers: list[str] = Field(description="the routes below this model that it answers: classify, generate")
+    answers: list[str] = Field(description=f"the routes below this model that it answers, of: {', '.join(ROUTES)}")
     standing: Standing | None
     problem: str | None = Field(description="why the newest version is not the live one")
     created_ms: int | None = None
     learner: str | None = None
     input: dict[str, Any] | None = None
     classes: list[str] = []
+    kinds: list[str] = Field([], description="of damage that it undoes")
     updates: int | None = None
     counts: dict[str, int] = Field({}, description="records by outcome")
     metrics: dict[str, float | None] = Field({}, description="prequential: predicted first, then learned")
@@ -123,6 +115,7 @@ def model_state(name: str, follower: Follower, now_s: float) -> ModelState:
         learner=manifest.learner,
         input=manifest.input,
         classes=manifest.classes,
+        kinds=list(live.model.kinds) if isinstance(live.model, Restorer) else [],
         updates=manifest.updates,
         counts=manifest.counts,
         metrics=manifest.metrics,
@@ -131,8 +124,12 @@ def model_state(name: str, follower: Follower, now_s: float) -> ModelState:
 
 def capabilities(live: Live) -> list[str]:
     """The routes that this model answers."""
-    kinds = {"classify": Classifier, "generate": Generator}
-    return [route for route, kind in kinds.items() if isinstance(live.model, kind)]
+    return [route for route in ROUTES if is_able(live, route)]
+
+
+def is_able(live: Live, route: str) -> bool:
+    """Whether the model answers that route."""
+    return isinstance(live.model, ROUTES[route])
 
 
 def classify(live: Live, xs: Sequence[NDArray[Any]]) -> list[list[float]]:
@@ -147,6 +144,22 @@ def classified(live: Live, probabilities: Sequence[float], now_s: float) -> Clas
     ranked = sorted(zip(live.model.classes, probabilities, strict=True), key=lambda pair: -pair[1])
     label, probability = ranked[0] if ranked else (None, None)
     return Classified(**standing(live, now_s), label=label, probability=probability, probabilities=dict(ranked))
+
+
+def recognise(live: Live, xs: Sequence[NDArray[Any]]) -> list[tuple[list[float], bool]]:
+    """B arrays → for each the K probabilities, and whether it resembles none of the classes."""
+    assert isinstance(live.model, Recogniser)  # noqa: S101 - the route checks it
+    probabilities, unknown = live.model.recognise(torch.from_numpy(np.stack(xs)))  # (B, K), (B,)
+    return list(zip(probabilities.tolist(), unknown.tolist(), strict=True))
+
+
+def recognised(live: Live, result: tuple[Sequence[float], bool], now_s: float) -> Recognised:
+    """The answer for one record."""
+    probabilities, unknown = result
+    answer = classified(live, probabilities, now_s).model_dump()
+    if unknown or not probabilities:
+        answer |= {"label": None, "probability": None}
+    return Recognised(**answer, unknown=answer["label"] is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +184,116 @@ def draw(live: Live, drawings: Sequence[Drawing]) -> list[NDArray[np.uint8]]:
     drawn = live.model.generate(seeds, labels).numpy()  # (N, C, H, W)
     ends = np.cumsum([len(drawing.seeds) for drawing in drawings])
     return np.split(drawn, ends[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One request for the way between two drawings."""
+
+    start: int  # the seed of one code
+    end: int
+    steps: int
+    label: str | None
+
+
+def interpolate(live: Live, walks: Sequence[Walk]) -> list[NDArray[np.uint8]]:
+    """Each request's (steps, C, H, W) uint8."""
+    assert isinstance(live.model, Generator)  # noqa: S101 - the route checks it
+    drawn = []
+    for walk in walks:
+        start, end = live.model.latents([walk.start, walk.end])
+        codes = between(start, end, walk.steps)  # (steps, Z)
+        drawn.append(live.model.draw(codes, [walk.label] * walk.steps).numpy())
+    return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A picture (C, H, W) uint8 of the model's size, and what is in it where that is known."""
+
+    x: NDArray[np.uint8]
+    label: str | None
+
+
+def encode(live: Live, sights: Sequence[Sight]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each the mean and standard deviation of its code, (Z,) float32 each."""
+    assert isinstance(live.model, Autoencoder)  # noqa: S101 - the route checks it
+    x = torch.from_numpy(np.stack([sight.x for sight in sights]))  # (B, C, H, W)
+    means, deviations = live.model.encode(x, [sight.label for sight in sights])
+    return list(zip(means, deviations, strict=True))
+
+
+def reconstruct(live: Live, sights: Sequence[Sight]) -> list[NDArray[np.uint8]]:
+    """For each what the model draws from the mean of its code: (1, C, H, W) uint8."""
+    assert isinstance(live.model, Autoencoder)  # noqa: S101 - the route checks it
+    means = torch.stack([mean for mean, _ in encode(live, sights)])  # (B, Z)
+    return list(live.model.draw(means, [sight.label for sight in sights]).numpy()[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """One request for variations of a picture."""
+
+    sight: Sight
+    seeds: Sequence[int]
+    strength: float
+
+
+def vary(live: Live, variations: Sequence[Variation]) -> list[NDArray[np.uint8]]:
+    """Each request's (n, C, H, W) uint8, drawn from the codes √(1 - s²) · μ + s · ε, ε ~ N(0, I) of the seeds.
+
+    Where the pictures' codes are spread as N(0, I), these are too: s = 0 is the reconstruction, s = 1 a new drawing.
+    """
+    assert isinstance(live.model, Autoencoder)  # noqa: S101 - the route checks it
+    drawn = []
+    for variation in variations:
+        [(mean, _)] = encode(live, [variation.sight])
+        kept = math.sqrt(1 - variation.strength**2)
+        codes = kept * mean + variation.strength * live.model.latents(variation.seeds)  # (n, Z)
+        drawn.append(live.model.draw(codes, [variation.sight.label] * len(codes)).numpy())
+    return drawn
+
+
+def restore(live: Live, x: NDArray[np.uint8], kind: str | None, holes: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    """x (C, H, W) uint8 of any size, holes (1, H, W) → (C, H, W) uint8."""
+    assert isinstance(live.model, Restorer)  # noqa: S101 - the route checks it
+    missing = None if holes is None else torch.from_numpy(holes)[None]
+    return live.model.restore(torch.from_numpy(np.stack([x])), [kind], missing)[0].numpy()
+
+
+def restyle(live: Live, x: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """x (C, H, W) uint8 of any size → the same shape."""
+    assert isinstance(live.model, Restyler)  # noqa: S101 - the route checks it
+    return live.model.restyle(torch.from_numpy(np.stack([x])))[0].numpy()
+
+
+def strip(
+    follower: Follower, manifests: Sequence[Manifest], seeds: Sequence[int], label: str | None
+) -> tuple[Live, NDArray[np.uint8]]:
+    """The newest of the versions, and (seeds × versions, C, H, W) uint8: what each draws from the same codes.
+
+    One version is loaded at a time, drawn, and let go. Black is what a version that had not learned the label draws.
+
+    Raises:
+        RecordError: none of them had learned the label.
+        StoreError: a version cannot be loaded.
+    """
+    newest: Live | None = None
+    columns: list[NDArray[np.uint8] | None] = []
+    for manifest in manifests:
+        live = follower.live
+        if live is None or live.digest != manifest.digest:
+            live = follower.load(manifest)
+        assert isinstance(live.model, Generator)  # noqa: S101 - one model's versions are of one learner
+        knows = label is None or label in live.model.classes
+        columns.append(live.model.generate(seeds, [label] * len(seeds)).numpy() if knows else None)
+        if newest is None or manifest.version > newest.manifest.version:
+            newest = live
+    drawn = next((column for column in columns if column is not None), None)
+    if newest is None or drawn is None:
+        raise RecordError("label", f"none of these versions had learned {label}.")
+    filled = [np.zeros_like(drawn) if column is None else column for column in columns]
+    return newest, np.stack(filled, 1).reshape(-1, *drawn.shape[1:])
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

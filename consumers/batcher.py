@@ -1,10 +1,14 @@
-"""Micro-batching: one thread runs the models; what waits for the same version is one forward pass."""
+"""Where models run: one thread for what is quick, in batches, and a few beside it for what takes long.
+
+Micro-batching: what waits for the same version is one forward pass. A text that is written byte by byte, a picture of
+any size and a film-strip take seconds, and do not hold it up.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Full
@@ -36,7 +40,32 @@ class _Task:
         return self.run is other.run and self.live is other.live
 
 
-class Batcher:
+class Places:
+    """So many requests at one time, and no more."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places, held while a request is worked on.
+
+        Raises:
+            Full: none is free.
+        """
+        with self._lock:
+            if self._free == 0:
+                raise Full
+            self._free -= 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._free += 1
+
+
+class Batcher(Places):
     """A request is bound to one `Live` when it comes: whatever is swapped meanwhile, no answer mixes versions.
 
     Args:
@@ -47,7 +76,7 @@ class Batcher:
     """
 
     def __init__(self, *, places: int, max_rows: int, threads: int) -> None:
-        self._free = places
+        super().__init__(places)
         self._max_rows = max_rows
         self._threads = threads
         self._queue: deque[_Task] = deque()
@@ -64,23 +93,6 @@ class Batcher:
             self._closed = True
             self._wake.notify()
         self._thread.join(CLOSE_S)
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places, held while a request is worked on.
-
-        Raises:
-            Full: none is free.
-        """
-        with self._wake:
-            if self._free == 0:
-                raise Full
-            self._free -= 1
-        try:
-            yield
-        finally:
-            with self._wake:
-                self._free += 1
 
     def submit(
         self, run: Callable[[Live, Sequence[Item]], Sequence[Result]], live: Live, item: Item, rows: int = 1
@@ -115,6 +127,28 @@ class Batcher:
                 rest.append(task)
         self._queue = rest
         return batch
+
+
+class Sideline(Places):
+    """Threads for what takes long.
+
+    Args:
+        slots: what is worked on at one time.
+        places: what is worked on or waits.
+        threads: of torch, for each.
+    """
+
+    def __init__(self, *, slots: int, places: int, threads: int) -> None:
+        super().__init__(places)
+        self._pool = ThreadPoolExecutor(slots, "sideline", torch.set_num_threads, (threads,))
+
+    def close(self) -> None:
+        """What has begun ends by itself; what waits is given up."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """What the work gives."""
+        return self._pool.submit(torch.inference_mode()(work))
 
 
 def _answer(batch: Sequence[_Task]) -> None:

@@ -15,7 +15,7 @@ import typer
 from rich.live import Live
 from rich.progress import Progress
 
-from consumers import cli_dead_letters, cli_lineage, cli_versions
+from consumers import cli_answers, cli_dead_letters, cli_lineage, cli_versions
 from consumers.command import (
     DEFAULT_CONFIG,
     ConfigPath,
@@ -245,6 +245,7 @@ def watch(
                 live.stop()
 
 
+app.add_typer(cli_answers.app)
 app.add_typer(cli_versions.app)
 app.add_typer(cli_lineage.app)
 app.add_typer(cli_dead_letters.app)

@@ -1,57 +1,52 @@
-"""The sampler's routes. Those that read the store are `def` and run on threads, the others are `async`."""
+"""The sampler's routes on models, versions and records. `routes_pictures.py` and `routes_texts.py` have the others.
+
+Those that read the store are `def` and run on threads, the others are `async`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from queue import Full
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
-from starlette.datastructures import UploadFile
 
 from consumers.answers import (
     AliasTarget,
-    Classified,
-    Drawing,
-    Drawn,
     ModelState,
-    Standing,
     Version,
     capabilities,
     classified,
     classify,
-    draw,
-    grid,
-    image_seeds,
+    is_able,
     model_state,
-    png,
-    standing,
+    recognise,
+    recognised,
 )
-from consumers.batcher import Batcher
+from consumers.batcher import Batcher, Places, Sideline
 from consumers.bridge import tensors
 from consumers.gate import RETRY_AFTER, Writers, refusal
 from consumers.serving import Live, Serving, essentials
+from consumers.uploads import INPUTS, payload
+from pipeline.answers import Classified, Recognised
 from pipeline.config import NAME, SamplerConfig
 from pipeline.records import input_array
 from pipeline.store import Ref
 
-BODY_S = 30.0  # how long a client may take to send its body
 PAGE = files("consumers").joinpath("page.html").read_text("utf-8")
 POLICY = "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-INPUTS: dict[str, Any] = {"image/*": {}, "text/plain": {}, "application/json": {}, "multipart/form-data": {}}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +56,7 @@ class Service:
     config: SamplerConfig
     serving: Serving
     batcher: Batcher
+    sideline: Sideline
     decoders: ThreadPoolExecutor
     writers: Writers
     registry: CollectorRegistry
@@ -77,20 +73,51 @@ class Service:
         if follower.live is None:
             detail = follower.problem or "It has no version yet; one comes when its worker has learned."
             raise refusal(503, "no-version", f"{model}: {detail}", **RETRY_AFTER)
-        able = capabilities(follower.live)
-        if route not in able:
-            others = " or ".join(f"/models/{model}/{other}" for other in able)
-            raise refusal(409, "wrong-kind", f"{model} does not {route}. Use {others}.")
+        if not is_able(follower.live, route):
+            able = [f"/models/{model}/{other}" for other in capabilities(follower.live)]
+            raise refusal(409, "wrong-kind", f"{model} does not {route}. Use {' or '.join(able) or '/models'}.")
         return follower.live
 
+    def known(self, live: Live, label: str | None) -> None:
+        """
+        Raises:
+            HTTPException: 422 where the model has not learned that label.
+        """
+        if label is not None and label not in live.model.classes:
+            known = ", ".join(live.model.classes[:50]) or "none yet"
+            raise refusal(422, "label", f"{live.manifest.model} has learned no such label. Known: {known}.")
+
+    def bounded(self, name: str, value: int, most: int) -> None:
+        """
+        Raises:
+            HTTPException: 422 where more is asked than the configuration allows one request.
+        """
+        if value > most:
+            raise refusal(422, "invalid", f"{name}: at most {most}.")
+
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Admits one request that costs memory and computing time."""
+    def place(self, places: Places | None = None) -> Iterator[None]:
+        """Admits one request that costs memory and computing time; the sideline has fewer places of its own."""
         try:
-            with self.batcher.place():
+            with (places or self.batcher).place():
                 yield
         except Full:
             raise refusal(503, "busy", "Too many requests at one time. Try again in a second.", **RETRY_AFTER) from None
+
+    async def batched(
+        self, run: Callable[[Live, Sequence[Item]], Sequence[Result]], live: Live, item: Item, rows: int = 1
+    ) -> Result:
+        """The item's result, computed by the batcher."""
+        return await asyncio.wrap_future(self.batcher.submit(run, live, item, rows))
+
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """What the work gives, on the sideline."""
+        with self.place(self.sideline):
+            return await asyncio.wrap_future(self.sideline.submit(work))
+
+    def decoded(self, work: Callable[..., Result], *arguments: Any) -> Awaitable[Result]:
+        """What the work gives, on the threads that read and write pictures."""
+        return asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
 
 
 def _service(request: Request) -> Service:
@@ -162,45 +189,23 @@ async def post_classify(model: str, request: Request, service: ServiceOf) -> Cla
     Also taken: JSON {"text": …}, and a form with one field, `image` or `text`.
     """
     live = service.live(model, "classify")
-    with service.place():
-        content, content_type = await _payload(request)
-        loop = asyncio.get_running_loop()
-        x = await loop.run_in_executor(service.decoders, input_array, content, live.input, content_type)
-        probabilities = await asyncio.wrap_future(service.batcher.submit(classify, live, x))
-    return classified(live, probabilities, service.clock())
+    return classified(live, await _answered(classify, live, request, service), service.clock())
 
 
-@router.get("/models/{model}/generate", tags=["answers"], response_model=Drawn)
-async def get_generate(
-    model: str,
-    service: ServiceOf,
-    n: Annotated[int, Query(ge=1, description="how many")] = 16,
-    label: Annotated[str | None, Query(description="a class of the model")] = None,
-    seed: Annotated[int | None, Query(ge=0, lt=2**63, description="the same seed draws the same; default: any")] = None,
-    format_: Annotated[Literal["png", "json"], Query(alias="format", description="one grid, or single images")] = "png",
-) -> Response:
-    """Draw n images, as one PNG grid or as JSON. Image i depends on version, seed, i and label alone."""
-    live = service.live(model, "generate")
-    if n > service.config.max_samples:
-        raise refusal(422, "invalid", f"n: at most {service.config.max_samples} are drawn by one request.")
-    if label is not None and label not in live.model.classes:
-        known = ", ".join(live.model.classes[:50]) or "none yet"
-        raise refusal(422, "label", f"{model} has learned no such label. Known: {known}.")
-    seed = secrets.randbits(32) if seed is None else seed
+@router.post("/models/{model}/recognise", tags=["answers"], openapi_extra={"requestBody": {"content": INPUTS}})
+async def post_recognise(model: str, request: Request, service: ServiceOf) -> Recognised:
+    """Classify one record, or say that it resembles none of the classes. The body is as for `classify`."""
+    live = service.live(model, "recognise")
+    return recognised(live, await _answered(recognise, live, request, service), service.clock())
+
+
+async def _answered(
+    run: Callable[[Live, Sequence[Any]], Sequence[Result]], live: Live, request: Request, service: Service
+) -> Result:
     with service.place():
-        drawing = Drawing(image_seeds(seed, n), label)
-        images = await asyncio.wrap_future(service.batcher.submit(draw, live, drawing, n))  # (n, C, H, W)
-        loop = asyncio.get_running_loop()
-        if format_ == "png":
-            file = await loop.run_in_executor(service.decoders, png, grid(images))
-        else:
-            singles = await loop.run_in_executor(service.decoders, lambda: [png(image) for image in images])
-    fields = standing(live, service.clock())
-    if format_ == "png":
-        headers = {**Standing(**fields).headers(), "X-Headrace-Seed": str(seed), "Cache-Control": "no-store"}
-        return Response(file, headers=headers, media_type="image/png")
-    encoded = [base64.b64encode(single).decode() for single in singles]
-    return JSONResponse(Drawn(**fields, seed=seed, label=label, images=encoded).model_dump(mode="json"))
+        content, content_type = await payload(request)
+        x = await service.decoded(input_array, content, live.input, content_type)
+        return await service.batched(run, live, x)
 
 
 @router.get("/models/{model}/versions", tags=["versions"])
@@ -253,40 +258,3 @@ def delete_alias(model: str, alias: Alias, request: Request, service: ServiceOf)
     """Remove an alias; the version is kept or removed by the rules again."""
     service.writers.check(request)
     service.serving.follower(model).store.delete_alias(alias)
-
-
-class _TextBody(BaseModel):
-    text: str
-
-
-async def _payload(request: Request) -> tuple[bytes | str, str | None]:
-    """The payload of a request and its content type, if it is one that says something about the payload.
-
-    `curl --data-binary @file` calls every body a form; so only a multipart body is taken for one.
-
-    Raises:
-        HTTPException: 400 or 422 where there is none, 408 where it does not come.
-    """
-    try:
-        async with asyncio.timeout(BODY_S):
-            media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if media == "multipart/form-data":
-                return await _form_payload(request)
-            body = await request.body()
-    except TimeoutError:
-        raise refusal(408, "timeout", f"The body did not come within {BODY_S:.0f} s. Send it again.") from None
-    if media == "application/json":
-        try:
-            return _TextBody.model_validate_json(body).text, None
-        except ValidationError as error:
-            first: Any = error.errors()[0]
-            raise refusal(422, "invalid", f'{first["msg"]}. Send {{"text": "…"}}.') from None
-    said = media.startswith(("image/", "text/"))
-    return body, request.headers["content-type"] if said else None
-
-
-async def _form_payload(request: Request) -> tuple[bytes | str, str | None]:
-    async with request.form(max_files=1, max_fields=1) as form:
-        for value in form.values():
-            return (await value.read(), None) if isinstance(value, UploadFile) else (value, None)
-    raise refusal(422, "invalid", "The form is empty. Send one field, image or text.")

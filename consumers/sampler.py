@@ -1,6 +1,7 @@
 """The sampler: always the newest version of every model, over HTTP.
 
-`routes.py` has the routes, `gate.py` who is let in, `serving.py` the swaps, `batcher.py` the forward passes.
+`routes.py` and its neighbours have the routes, `gate.py` who is let in, `serving.py` the swaps, `batcher.py` the
+forward passes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from consumers.batcher import Batcher
+from consumers import routes, routes_pictures, routes_texts
+from consumers.batcher import Batcher, Sideline
 from consumers.gate import Gate, Writers, tell_errors
-from consumers.routes import Service, router
+from consumers.routes import Service
 from consumers.serving import Serving, client
 from pipeline import __version__
 from pipeline.errors import ConfigError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 DECODERS = 2  # pictures decoded at one time: bounds the memory that pixels take
 PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
+PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
 GRACE_S = 5  # how long open requests get when the sampler ends
 CONNECTIONS = 1024
 
@@ -54,6 +57,7 @@ def create_app(
         settings,
         Serving(config, redis, metrics, say),
         Batcher(places=places, max_rows=settings.max_batch, threads=settings.threads),
+        Sideline(slots=settings.slots, places=PLACES_PER_SLOT * settings.slots, threads=settings.threads),
         ThreadPoolExecutor(DECODERS, "decode"),
         Writers(settings),
         registry,
@@ -67,12 +71,14 @@ def create_app(
         yield
         service.serving.close()
         service.batcher.close()
+        service.sideline.close()
         service.decoders.shutdown(cancel_futures=True)
 
     # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.
     app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.include_router(router)
+    for part in (routes, routes_pictures, routes_texts):
+        app.include_router(part.router)
     app.add_middleware(Gate, config=settings, metrics=metrics)
     tell_errors(app)
     return app

@@ -163,7 +163,7 @@ class Follower:
             return
         started = time.perf_counter()
         try:
-            live = self._load(self.store.manifest(head))
+            live = self.load(self.store.manifest(head))
         except Exception as error:
             if isinstance(error, StoreError) and error.retriable:
                 raise
@@ -184,7 +184,12 @@ class Follower:
         if self.live and self.store.head() is None:
             self._set(live=None, problem=None)
 
-    def _load(self, manifest: Manifest) -> Live:
+    def load(self, manifest: Manifest) -> Live:
+        """A version, ready to answer; it shares what it can with the live one.
+
+        Raises:
+            NotFound, Corrupt, ValueError, KeyError, RuntimeError: it cannot be served.
+        """
         objects = dict(self.live.objects) if self.live else {}
         model = load_model(self.store, manifest, self._blueprint(manifest), objects)
         return Live(manifest, manifest.digest, model, INPUT.validate_python(manifest.input), objects)

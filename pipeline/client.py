@@ -1,4 +1,4 @@
-"""The library for people: publish pictures and texts, pull versions, follow new ones, deal with dead letters.
+"""The library for people: publish pictures and texts, pull versions, ask the sampler, deal with dead letters.
 
 from pathlib import Path
 
@@ -9,31 +9,26 @@ with Client(load(Path("headrace.toml"), environ={})) as client:
     client.publish_image("digits", Path("seven.png"), label="7")
     newest = client.pull("digits")
     print(newest.manifest.version, newest.tensors())
+    print(client.classify("digits", Path("seven.png")).label)
 """
 
 from __future__ import annotations
 
-import io
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from pipeline.codec import Encoded
 from pipeline.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
-from pipeline.errors import ConfigError, RecordError, StoreError
+from pipeline.errors import StoreError
 from pipeline.log import Partition, Publisher, ensure_topics
 from pipeline.provenance import Blame, Commit, blame, commits, places_of
+from pipeline.sampling_client import Picture, SamplingClient, encoded
 from pipeline.store import Ref, Store, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from types import TracebackType
 
     import torch
     from redis import Redis
@@ -43,9 +38,6 @@ if TYPE_CHECKING:
     from pipeline.log import Receipt
     from pipeline.manifest import Manifest
 
-Picture = bytes | Path | Image.Image | NDArray[Any]
-#: dtype, number of axes and length of the last of three: the arrays that are pictures
-ARRAYS = {("uint8", 2), ("uint8", 3, 3), ("uint8", 3, 4), ("uint16", 2)}
 WAIT_MS = 1000  # how long one call waits for an event
 
 
@@ -68,23 +60,19 @@ class Pulled:
         return tensors(self.safetensors())
 
 
-class Client:
-    """Publishes to the log and reads the snapshot store; connects to each when it is first used.
+class Client(SamplingClient):
+    """Publishes to the log, reads the snapshot store, asks the sampler; connects to each when it is first used.
+
+    Args:
+        url: of the sampler; default: where the configuration has it, on this machine.
 
     Publishing does not wait: `flush`, `close` and the end of a `with` block do, and raise what went wrong.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, url: str | None = None) -> None:
+        super().__init__(url or config.sampler)
         self._config = config
         self._topics: set[str] = set()  # known to exist
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Waits until what was published is acknowledged, and disconnects.
@@ -95,6 +83,7 @@ class Client:
         """
         # What was used is entered and left at once: one that fails to close does not keep the other open.
         with ExitStack() as stack:
+            stack.callback(super().close)
             if "_redis" in vars(self):
                 stack.callback(self._redis.close)
             if "_publisher" in vars(self):
@@ -115,7 +104,7 @@ class Client:
             RecordError: no such array, a PIL image that PNG cannot hold, or more than `kafka.max_bytes`.
             LogUnavailable: Kafka cannot be reached, or does not make room in time.
         """
-        content, content_type = _picture(image)
+        content, content_type = encoded(image)
         return self._publish(topic, content, content_type, label, id)
 
     def publish_text(self, topic: str, text: str, *, label: str | None = None, id: str | None = None) -> Receipt:
@@ -296,26 +285,3 @@ def _by_topic(letters: Iterable[DeadLetter]) -> dict[str, list[DeadLetter]]:
     for letter in letters:
         topics.setdefault(letter.record.topic, []).append(letter)
     return topics
-
-
-def _picture(image: Picture) -> tuple[bytes, str | None]:
-    """The bytes to publish, and their content type where it is known."""
-    if isinstance(image, bytes):
-        return image, None
-    if isinstance(image, Path):
-        try:
-            return image.read_bytes(), None
-        except OSError as error:
-            raise ConfigError(f"{image} cannot be read: {error.strerror}. Name a file that can be.") from None
-    if isinstance(image, np.ndarray):
-        layout = (image.dtype.name, image.ndim, *image.shape[2:])
-        if layout not in ARRAYS or not image.size:
-            shown = f"an array {image.dtype} {image.shape}"
-            raise RecordError("undecodable", f"{shown} is no picture. Give one of the documented layouts.")
-        image = Image.fromarray(image)
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, "PNG")
-    except OSError as error:
-        raise RecordError("undecodable", f"{error}. Convert it, for instance to RGB.") from None
-    return buffer.getvalue(), "image/png"

@@ -110,8 +110,8 @@ class HoldOutConfig(Section):
 
     slots: int = Field(0, ge=0)  # records that are kept; 0: none is held out
     share: float = Field(0.02, gt=0, le=0.5)  # of the stream
-    every_s: float = Field(30.0, gt=0)  # how often the model is asked
-    features: str | None = None  # MODEL[@VERSION]: a classifier whose features drawings are judged by
+    every_s: float = Field(60.0, gt=0)  # how often the model is asked, between two updates
+    features: dict[str, Any] = {}  # a frozen network that drawings are judged by: source, or architecture and weights
     drawings: int = Field(500, ge=10)  # that are judged
 
 

@@ -100,3 +100,19 @@ class NotRepeatable(HeadraceError):
     """Learning again what a lineage records did not give what it gave the first time, or cannot be done."""
 
     exit_status = 8
+
+
+class SamplerError(HeadraceError):
+    """The sampler refused what was asked, or failed at it; `reason` is its constant slug: "wrong-kind", "label", …"""
+
+    exit_status = 9
+
+    def __init__(self, message: str, reason: str = "sampler") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class SamplerUnavailable(SamplerError):
+    """The sampler cannot be reached, is busy, has no version yet, or broke off."""
+
+    retriable = True

@@ -202,7 +202,7 @@ def test_models_say_what_they_are_and_what_is_missing(sampler: Running) -> None:
     models = {model["model"]: model for model in sampler.client.get("/models").json()}
     assert list(models) == ["empty", "marks", "sides", "squares", "tongues"]
     assert models["sides"]["answers"] == ["classify"]
-    assert models["squares"]["answers"] == ["generate"]
+    assert models["squares"]["answers"] == ["generate", "interpolate", "strip", "encode", "reconstruct", "vary"]
     assert models["sides"]["classes"] == ["left", "right"]
     assert models["sides"]["counts"] == {"learned": 20}
     assert models["empty"]["standing"] is None

@@ -1,0 +1,140 @@
+"""What a request carries: a record, or a picture of any size with the mask of what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+
+from consumers.gate import refusal
+from pipeline.config import ImageInput
+from pipeline.errors import RecordError
+from pipeline.images import DAMAGE, OPENERS, ORIENTATION, image_array
+
+if TYPE_CHECKING:
+    import numpy as np
+    from fastapi import Request
+    from numpy.typing import NDArray
+    from starlette.datastructures import FormData
+
+BODY_S = 30.0  # how long a client may take to send its body
+MIN_SIDE = 16  # pixels: what restorers and restylers take
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+MISSING = 128  # of a mask: this bright or brighter
+#: OpenAPI: what `payload` and `picture_and_mask` read
+INPUTS: dict[str, Any] = {"image/*": {}, "text/plain": {}, "application/json": {}, "multipart/form-data": {}}
+PICTURE: dict[str, Any] = {"image/*": {}, "multipart/form-data": {}}
+
+
+class _TextBody(BaseModel):
+    text: str
+
+
+async def payload(request: Request) -> tuple[bytes | str, str | None]:
+    """The payload of a request and its content type, if it is one that says something about the payload.
+
+    `curl --data-binary @file` calls every body a form; so only a multipart body is taken for one.
+
+    Raises:
+        HTTPException: 400 or 422 where there is none, 408 where it does not come.
+    """
+    body = await _body(request, 1)
+    if not isinstance(body, bytes):
+        for value in body.values():
+            return value, None
+        raise refusal(422, "invalid", "The form is empty. Send one field, image or text.")
+    if _media(request) == "application/json":
+        try:
+            return _TextBody.model_validate_json(body).text, None
+        except ValidationError as error:
+            first: Any = error.errors()[0]
+            raise refusal(422, "invalid", f'{first["msg"]}. Send {{"text": "…"}}.') from None
+    said = _media(request).startswith(("image/", "text/"))
+    return body, request.headers["content-type"] if said else None
+
+
+async def picture_and_mask(request: Request) -> tuple[bytes, bytes | None]:
+    """The files `image` and `mask` of a form, or the body itself as the picture.
+
+    Raises:
+        HTTPException: 400 or 422 where there is none, 408 where it does not come.
+    """
+    body = await _body(request, 2)
+    if isinstance(body, bytes):
+        return body, None
+    image, mask = body.get("image"), body.get("mask")
+    if not isinstance(image, bytes) or not isinstance(mask, bytes | None) or body.keys() - {"image", "mask"}:
+        raise refusal(422, "invalid", "Send a form with a file `image` and, if something is missing, a file `mask`.")
+    return image, mask
+
+
+def of_any_size(
+    content: bytes, mask: bytes | None, input: ImageInput, max_side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """The picture (C, H, W) uint8 upright at its own size, and what is missing (1, H, W) bool.
+
+    Args:
+        input: of the model: how a picture is read; its size does not count.
+        max_side: of the longer side in pixels; what is larger is scaled down.
+
+    Raises:
+        RecordError: "too-large", "too-small" or "undecodable".
+    """
+    image = _loaded(content, input)
+    width, height = image.size
+    if "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS:
+        width, height = height, width
+    scale = min(1.0, max_side / max(width, height))
+    size = (round(height * scale), round(width * scale))
+    if min(size) < MIN_SIDE:
+        shown = f"{width}×{height} pixels" + (f", scaled down to {size[1]}×{size[0]}" if scale < 1 else "")
+        raise RecordError("too-small", f"{shown}: both sides need at least {MIN_SIDE}.")
+    x = image_array(image, input.model_copy(update={"size": size}))
+    if mask is None:
+        return x, None
+    plain = ImageInput(size=size, channels=1, fit="resize", max_bytes=input.max_bytes, max_pixels=input.max_pixels)
+    return x, image_array(mask, plain) >= MISSING
+
+
+def _loaded(content: bytes, input: ImageInput) -> Image.Image:
+    """The picture with its pixels: only then are its size and orientation what they are, whatever its format."""
+    if len(content) > input.max_bytes:
+        raise RecordError("too-large", f"{len(content)} bytes, over max_bytes = {input.max_bytes}.")
+    opener = next((opener for magic, opener in OPENERS if content.startswith(magic)), None)
+    if opener is None:
+        raise RecordError("undecodable", "by its first bytes neither PNG, JPEG, WebP, GIF, BMP nor TIFF.")
+    try:
+        image = opener(io.BytesIO(content))
+        if image.width * image.height > input.max_pixels:
+            size = f"{image.width}×{image.height} pixels"
+            raise RecordError("too-large", f"{size}, over max_pixels = {input.max_pixels}.")
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise RecordError("too-large", f"{error}") from None
+    except DAMAGE as error:
+        raise RecordError("undecodable", f"the picture cannot be read ({type(error).__name__}: {error}).") from None
+    return image
+
+
+async def _body(request: Request, fields: int) -> bytes | dict[str, bytes | str]:
+    """The body, or the fields of the form that it is: files are bytes."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            if _media(request) != "multipart/form-data":
+                return await request.body()
+            async with request.form(max_files=fields, max_fields=fields) as form:
+                return await _fields(form)
+    except TimeoutError:
+        raise refusal(408, "timeout", f"The body did not come within {BODY_S:.0f} s. Send it again.") from None
+
+
+async def _fields(form: FormData) -> dict[str, bytes | str]:
+    return {name: await value.read() if isinstance(value, UploadFile) else value for name, value in form.multi_items()}
+
+
+def _media(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()

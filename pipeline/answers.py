@@ -1,0 +1,116 @@
+"""What the sampler answers, as it and its clients know it: one shape for each kind of answer."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def _decoded(value: bytes | str) -> bytes:
+    return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+
+
+Png = Annotated[
+    bytes,
+    BeforeValidator(_decoded),
+    PlainSerializer(lambda value: base64.b64encode(value).decode(), str, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}),
+]
+
+
+class Standing(BaseModel):
+    """Which version answers, and how new it is."""
+
+    model: str
+    version: int
+    digest: str = Field(description="SHA-256 of the version's manifest")
+    watermark: dict[str, dict[int, int]] = Field(description="topic → partition → the next offset to be read")
+    freshness_s: float | None = Field(None, description="age of the newest learned record; an idle topic is no alarm")
+    lag_records: int | None = Field(None, description="records that waited when the version was made")
+
+    def headers(self) -> dict[str, str]:
+        """The same for answers that are not JSON: all but what their body carries."""
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"images", "label", "text"})
+        return {_header(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+    @classmethod
+    def told(cls, headers: Mapping[str, str], **body: Any) -> Self:
+        """What the headers of an answer said, and what its body carried.
+
+        Raises:
+            ValidationError: they do not say it.
+        """
+        said = {name: headers[_header(name)] for name in cls.model_fields if _header(name) in headers}
+        values = {name: json.loads(value) if value.startswith(("{", "[")) else value for name, value in said.items()}
+        return cls.model_validate({**values, **body})
+
+
+def _header(name: str) -> str:
+    return f"X-Headrace-{name.replace('_', '-').title()}"
+
+
+class Classified(Standing):
+    """One record, classified."""
+
+    label: str | None = Field(description="the most probable class; null before any class was learned")
+    probability: float | None
+    probabilities: dict[str, float] = Field(description="by class, the most probable first")
+
+
+class Recognised(Classified):
+    """One record, recognised: `label` and `probability` are null where it resembles none of the classes."""
+
+    unknown: bool
+
+
+class Pictures(Standing):
+    """One picture or several."""
+
+    images: list[Png] = Field(description="PNG files in base64")
+
+
+class Drawn(Pictures):
+    """What was drawn. Image i of a seed and label is the same, whatever n is and whatever else is asked."""
+
+    seed: int
+    label: str | None = None
+
+
+class Interpolated(Drawn):
+    """The way from image 0 of one seed to image 0 of another."""
+
+    to: int
+
+
+class Strip(Drawn):
+    """The same codes drawn by many versions: image i by each version, then image i + 1."""
+
+    versions: list[int]
+
+
+class Code(Standing):
+    """A picture's latent code, as its posterior distribution."""
+
+    label: str | None = None
+    mean: list[float]
+    std: list[float]
+
+
+class Written(Standing):
+    """New texts. Text i of a seed is the same, whatever n is."""
+
+    seed: int
+    texts: list[str]
+
+
+class Completed(Standing):
+    """What follows a prompt."""
+
+    seed: int
+    text: str
