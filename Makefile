@@ -1,4 +1,4 @@
-# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, soak, check-deploy and lock.
+# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, bench-learners, soak, check-deploy and lock.
 PYTHON ?= python3
 ARGS ?=
 
@@ -8,10 +8,10 @@ UV := $(BIN)/uv
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format bench soak check-deploy lock clean
+.PHONY: help setup demo test format bench bench-learners soak check-deploy lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install everything into .venv: locked packages, then headrace itself
 	@echo ".venv is ready."
@@ -31,6 +31,9 @@ format: $(STAMP) ## format the code and apply the safe lint fixes
 
 bench: $(STAMP) ## measure what the README claims
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-learners: $(STAMP) ## measure what learners reach on real data, e.g. make bench-learners ARGS="--data data"
+	@$(BIN)/python -m benchmarks.learners $(ARGS)
 
 soak: $(STAMP) ## kill workers 200 times, harm their servers, recount every record; e.g. make soak ARGS="--kills 20"
 	@$(BIN)/python -m benchmarks.soak $(ARGS)

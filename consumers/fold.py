@@ -221,6 +221,7 @@ class Fold:
         pending: Runs,
         topic_ids: Mapping[str, str],
         lag_records: int,
+        examined: Mapping[str, float],
         keyframe: bool,
     ) -> Draft:
         """What becomes the next version; copies what changed, and starts the lineage anew.
@@ -244,7 +245,7 @@ class Fold:
             pending=pending,
             topic_ids=dict(topic_ids),
             newest_timestamp_ms=self.newest_timestamp_ms,
-            metrics={**self.prequential.metrics(), "lag_records": float(lag_records)},
+            metrics={**self.prequential.metrics(), **examined, "lag_records": float(lag_records)},
             environment=environment(self.device),
             meta=dict(state.meta),
             worker=self.books(),

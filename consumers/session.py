@@ -9,6 +9,7 @@ from threading import Event
 import torch
 
 from consumers.committer import Committer, Lease, Snapshot
+from consumers.examiner import Examiner
 from consumers.feed import Feed, Item, Uplink, collate
 from consumers.fold import HELD_OUT, Fold
 from consumers.guard import recover
@@ -34,6 +35,7 @@ class Session:
     Args:
         fold: at the version `manifest`.
         begin: makes the fold at a version, anew each time.
+        examiner: asks the model what it makes of what is held out; None where nothing is.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Session:
         reader: Reader,
         letters: Publisher,
         replay: Replay,
+        examiner: Examiner | None,
         metrics: WorkerMetrics,
         say: Callable[[str], None],
     ) -> None:
@@ -57,6 +60,8 @@ class Session:
         self._reader = reader
         self._letters = letters
         self._replay = replay
+        self._examiner = examiner
+        self._examined: dict[str, float] = {}  # what was found last
         self._metrics = metrics
         self._say = say
         self._trips = 0
@@ -84,6 +89,7 @@ class Session:
                 item = feed.take(TAKE_S)
                 if item is not None:
                     self._step(item)
+                self._examine()
                 self._watch(feed)
                 # Where a partition begins is kept before it has a record: "latest" moves on meanwhile.
                 self._dirty |= not feed.partitions <= self._begun
@@ -138,6 +144,8 @@ class Session:
             for alarm in update.alarms:
                 self._say(f"{self._fold.name}: {alarm} (update {self._fold.updates}).")
                 self._metrics.alarmed(alarm)
+        if self._examiner is not None:
+            self._examiner.learned([example.x for example in item.examples])
         self._metrics.updated(
             time.perf_counter() - started,
             [record.timestamp_ms for record in records],
@@ -178,6 +186,11 @@ class Session:
         self._say(f"{self._fold.name}: {len(culprits)} records are dead-lettered; going on.")
         return culprits
 
+    def _examine(self) -> None:
+        if self._examiner is not None and self._examiner.due:
+            self._examined = self._examiner.examine(self._fold)
+            self._metrics.examined(self._examined)
+
     # --- versions ---
 
     def _due(self) -> bool:
@@ -209,6 +222,7 @@ class Session:
             pending=pending,
             topic_ids=self._reader.topic_ids,
             lag_records=sum(lag.values()),
+            examined=self._examined,
             keyframe=keyframe,
         )
         self._dirty, self._begun = False, set(positions)

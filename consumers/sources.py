@@ -47,20 +47,25 @@ class Sources:
             ConfigError: a source is not there, cannot be read, or does not fit.
             NotRepeatable: a source is not what it was.
         """
-        references = fold.blueprint.sources(fold.options)
+        fold.begin(self.find(fold.blueprint.sources(fold.options), f"models.{fold.name}.options", recorded))
+
+    def find(
+        self, references: Mapping[str, Reference], where: str, recorded: Mapping[str, str] | None = None
+    ) -> dict[str, Source]:
+        """What these lead to; errors name them as keys of `where`. Else as `begin`."""
         found = {}
         for name, reference in references.items():
             before = (recorded or {}).get(name)
             try:
                 found[name] = self._found(reference, before)
             except (OSError, NotFound, SafetensorError, ValueError) as error:
-                raise ConfigError(f"models.{fold.name}.options.{name} = {reference.name!r}: {error}") from None
+                raise ConfigError(f"{where}.{name} = {reference.name!r}: {error}") from None
             if before not in (None, found[name].digest):
                 raise NotRepeatable(
-                    f"models.{fold.name}.options.{name} = {reference.name!r} is not what {fold.name} started from "
+                    f"{where}.{name} = {reference.name!r} is not what it was when the model started from it "
                     f"(its digest was {before[:12]}, is {found[name].digest[:12]}). Put the old one back."
                 )
-        fold.begin(found)
+        return found
 
     def _found(self, reference: Reference, before: str | None) -> Source:
         if reference.kind == "version":

@@ -21,6 +21,7 @@ from threading import Event
 import torch
 
 from consumers.committer import RETRY_S, Committer, Lease
+from consumers.examiner import Examiner, judge_of
 from consumers.feed import Feed, Uplink
 from consumers.fitting import config_changes, differences, validated_options
 from consumers.fold import Fold, environment, use_deterministic
@@ -180,7 +181,17 @@ class Worker:
             replay.topic_ids |= reader.topic_ids
             begins = reader.poll(0)  # its first chunk: where each partition begins
             session = Session(
-                fold, manifest, begin, self._store, committer, reader, letters, replay, self._metrics, self._say
+                fold,
+                manifest,
+                begin,
+                self._store,
+                committer,
+                reader,
+                letters,
+                replay,
+                self._examiner(),
+                self._metrics,
+                self._say,
             )
             feed = Feed(
                 reader,
@@ -228,6 +239,13 @@ class Worker:
                 fold.outcome("skipped/gone", *place)
                 self._metrics.outcome("skipped/gone")
         return records
+
+    def _examiner(self) -> Examiner | None:
+        settings = self._settings.hold_out
+        if not settings.slots:
+            return None
+        sources = Sources(self._store, self._config.family)
+        return Examiner(settings, judge_of(self._name, settings, sources, self._device))
 
     def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
         """The state of a version under the settings of now; of none, an untrained learner."""

@@ -69,6 +69,7 @@ class ClassifierLearner(ReplayingLearner):
         self, network: ClassifierNetwork, options: ClassifierOptions, memory: ReplayMemory, device: torch.device
     ) -> None:
         self.options = options
+        self._learning = network  # a subclass may serve another one
         super().__init__(
             network,
             memory,
@@ -88,15 +89,24 @@ class ClassifierLearner(ReplayingLearner):
         x = torch.cat([batch.x.to(self._device), replayed.x])  # (B + R, ...)
         y = torch.cat([torch.tensor(numbers, device=self._device), replayed.y])  # (B + R,)
 
-        logits = self.model(x)  # (B + R, K)
+        logits = self._learning(x)  # (B + R, K)
         losses = F.cross_entropy(logits, y, reduction="none")
         incoming = losses[: len(batch)].mean()
         loss = incoming + losses[len(batch) :].mean() if len(replayed.y) else incoming
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._loss(loss, rng).backward()  # type: ignore[no-untyped-call]
+        answers = self._answers(x[: len(batch)], logits[: len(batch)].detach())
         self._step()
 
         self._memory.add(batch, numbers, rng)
-        return Report(incoming.item(), self._predicted(logits[: len(batch)].detach(), known))
+        return Report(F.cross_entropy(answers, y[: len(batch)]).item(), self._predicted(answers, known))
+
+    def _loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
+        """What is minimised, from the loss of the incoming and replayed records."""
+        return loss
+
+    def _answers(self, x: Tensor, logits: Tensor) -> Tensor:
+        """The served model's logits of the incoming records, where those of the network that learns are given."""
+        return logits
 
     def _step(self) -> None:
         self._optimizer.step()

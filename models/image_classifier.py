@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.averaging import AveragedLearner, AveragedOptions
+from models.classifier import ClassifierNetwork
 from models.learner import Blueprint, module_on, structural
 from models.memory import ReplayMemory
 from models.network import pixels, seeded
@@ -26,7 +27,7 @@ from models.network import pixels, seeded
 GROUPS = 8
 
 
-class ImageClassifierOptions(ClassifierOptions):
+class ImageClassifierOptions(AveragedOptions):
     """`width` is the number of channels after the stem, and half of it after that."""
 
     width: int = structural(32, ge=GROUPS, multiple_of=GROUPS)
@@ -64,16 +65,20 @@ class ImageClassifier(ClassifierNetwork):
         self.dense = nn.Linear(wide * height * width, options.hidden)
 
     def features(self, x: Tensor) -> Tensor:
-        maps = self.blocks(pixels(x))  # (B, 2 · width, h, w), h and w at most 8
-        return torch.relu(self.dense(maps.flatten(1)))  # (B, hidden)
+        return self.encode(pixels(x))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """pictures (B, C, H, W) float32 in [0, 1] → features (B, hidden)"""
+        maps = self.blocks(pictures)  # (B, 2 · width, h, w), h and w at most 8
+        return torch.relu(self.dense(maps.flatten(1)))
 
 
 def learner(
     options: ImageClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> ClassifierLearner:
+) -> AveragedLearner:
     network = seeded(lambda: ImageClassifier(options, shape, ()), seed, device)
     memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
-    return ClassifierLearner(network, options, memory, device)
+    return AveragedLearner(network, options, memory, device)
 
 
 def model(options: ImageClassifierOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageClassifier:

@@ -3,35 +3,59 @@
 Kingma and Welling 2014, "Auto-encoding variational Bayes"; conditional as in Sohn et al. 2015. With pixels x in
 [0, 1], condition c and latent code z, an update minimises the mean over incoming and replayed records of
 
-    -log p(x | z, c) + β · KL(q(z | x, c) ‖ N(0, I)),    z = μ + σ ⊙ ε,  ε ~ N(0, I)
+    -log p(x | z, c) + w_u β · KL(q(z | x, c) ‖ N(0, I)) + f · ½ Σ_l |φ_l(x) - φ_l(x̂)|²,    z = μ + σ ⊙ ε,  ε ~ N(0, I)
 
-The reported loss has β = 1: the negative evidence lower bound, in nats per record. Likelihoods, summed over pixels:
-"bernoulli", -Σ x log p + (1 - x) log(1 - p), the cross-entropy with the pixel as a probability; "gaussian",
-Σ ½ ((x - m) / s)² + log s + ½ log 2π with one learned s a channel (σ-VAE, Rybkin et al. 2021). Norms are per record
-(GroupNorm), so that a drawing never depends on what else is drawn.
+The reported loss is the first two terms with w = β = 1: the negative evidence lower bound, in nats per record.
+Likelihoods, summed over pixels: "bernoulli", -Σ x log p + (1 - x) log(1 - p), the cross-entropy with the pixel as a
+probability; "gaussian", Σ ½ ((x - m) / s)² + log s + ½ log 2π with one learned s a channel (σ-VAE, Rybkin et al. 2021).
+Norms are per record (GroupNorm), so that a drawing never depends on what else is drawn.
+
+w_u rises from 0 to 1 over the first `kl_warmup_updates` (Bowman et al. 2016; Sønderby et al. 2016), so that codes are
+of use before they are dear. φ_l are the maps of a frozen backbone, x̂ the decoded picture (perceptual VAE: Hou et al.
+2017; as a likelihood of features, Larsen et al. 2016, f is one over its variance). Only training knows the backbone.
+
+Transfer: `source` names a version of another image-vae. Its weights and classes are where this one begins; blocks
+named in `freeze` do not learn. Drawings of the source, drawn once, go on as records: L = L_target + λ L_source.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.backbone import Backbone, BackboneOptions, references
 from models.generator import DrawingNetwork
 from models.labels import NONE
-from models.learner import Batch, Blueprint, Options, Report, module_on, structural
+from models.learner import (
+    Batch,
+    Blueprint,
+    Frozen,
+    Options,
+    Reference,
+    Report,
+    Source,
+    State,
+    copy_into,
+    module_on,
+    structural,
+)
 from models.memory import PolicyName, ReplayMemory
 from models.network import pixels, seeded
 from models.replaying import ReplayingLearner
 
 GROUPS = 8
 MIN_LOG_SCALE = math.log(1 / 255)  # a Gaussian is never narrower than one step of a pixel
+BLOCKS = ("down", "posterior", "dense", "up", "out")  # what can be frozen, whole or in parts: classes always learn
+SAME = ("likelihood", "latent", "width", "label_dim")  # a model and its source agree in these
+FEATURES = "features_"  # what the names of a backbone's references begin with
 
 
 class ImageVaeOptions(Options):
@@ -40,6 +64,7 @@ class ImageVaeOptions(Options):
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     beta: float = Field(1.0, ge=0)
+    kl_warmup_updates: int = Field(0, ge=0)  # over which the KL term's factor rises from 0; 0: it is there at once
     likelihood: Literal["bernoulli", "gaussian"] = structural("bernoulli")
     latent: int = structural(16, ge=1)
     width: int = structural(32, ge=GROUPS, multiple_of=GROUPS)
@@ -49,6 +74,21 @@ class ImageVaeOptions(Options):
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("reservoir")
     replay_draws: int = Field(96, ge=0)  # records replayed in each update
+    source: str | None = structural(None)  # MODEL or MODEL@VERSION: an image-vae
+    freeze: tuple[str, ...] = structural(())  # blocks that do not learn: "down", "posterior", "dense", "up.0", "out"
+    source_weight: float = Field(0.0, ge=0)  # λ
+    source_samples: int = structural(256, ge=0)  # drawings of the source that are kept
+    source_draws: int = Field(16, ge=1)  # of them in each update
+    features: BackboneOptions | None = structural(None)  # whose maps of a picture and its reconstruction are matched
+    feature_weight: float = Field(1.0, ge=0)  # f
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.source is None and self.source_weight:
+            raise ValueError("source_weight has no source whose drawings it could weigh. Name one.")
+        if self.source is None and self.freeze:
+            raise ValueError("freeze has no source: what is frozen would stay random. Name one.")
+        return self
 
 
 class Conditions(nn.Module):
@@ -109,21 +149,32 @@ class ImageVae(DrawingNetwork):
 
     def losses(self, x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) in [0, 1], numbers (B,), noise (B, Z) → (B,) -log p(x | z, c) and (B,) KL, in nats"""
+        decoded, kl = self.reconstructed(x, numbers, noise)
+        return self.surprise(x, decoded), kl
+
+    def reconstructed(self, x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W) in [0, 1], numbers (B,), noise (B, Z) → what z is decoded to, as `decode`, and (B,) KL"""
         condition = self.conditions(numbers)
         mean, log_variance = self.posterior_of(x, condition)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        decoded = self.decode(mean + (0.5 * log_variance).exp() * noise, condition)
+        return self.decode(mean + (0.5 * log_variance).exp() * noise, condition), kl
+
+    def surprise(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """x (B, C, H, W) in [0, 1] and what `decode` gave → (B,) -log p(x | z, c) in nats"""
         if self.log_scale is None:
             pixel_losses = F.binary_cross_entropy_with_logits(decoded, x, reduction="none")
         else:
             log_scale = self.log_scale.clamp_min(MIN_LOG_SCALE)[:, None, None]
             pixel_losses = 0.5 * ((x - decoded) / log_scale.exp()).square() + log_scale + 0.5 * math.log(2 * math.pi)
-        return pixel_losses.flatten(1).sum(1), kl
+        return pixel_losses.flatten(1).sum(1)
+
+    def picture(self, decoded: Tensor) -> Tensor:
+        """What `decode` gave → the mean pictures, of the same shape"""
+        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
 
     def shades(self, z: Tensor, numbers: Tensor) -> Tensor:
         """z (B, Z), class numbers (B,) → (B, C, H, W) the mean pictures"""
-        decoded = self.decode(z, self.conditions(numbers))
-        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
+        return self.picture(self.decode(z, self.conditions(numbers)))
 
     @torch.no_grad()
     def encode(self, x: Tensor, labels: Sequence[str | None]) -> tuple[Tensor, Tensor]:
@@ -133,7 +184,7 @@ class ImageVae(DrawingNetwork):
             KeyError: a label that was never learned.
         """
         device = self.dense.weight.device
-        condition = self.conditions(torch.tensor(self.numbers(labels), device=device))
+        condition = self.conditions(torch.tensor(self.numbers(labels), dtype=torch.int64, device=device))
         mean, log_variance = self.posterior_of(pixels(x.to(device)), condition)
         return mean.cpu(), (0.5 * log_variance).exp().cpu()
 
@@ -182,6 +233,7 @@ class ImageVaeLearner(ReplayingLearner):
 
     def __init__(self, network: ImageVae, options: ImageVaeOptions, memory: ReplayMemory, device: torch.device) -> None:
         self.options = options
+        _freeze(network, options.freeze)
         super().__init__(
             network,
             memory,
@@ -190,27 +242,132 @@ class ImageVaeLearner(ReplayingLearner):
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
         )
+        self._updates = 0
+        self._features: Backbone | None = None
+        self._sample: dict[str, Tensor] = {}
+        if options.source is not None and (kept := options.source_samples):
+            self._sample["source/x"] = torch.zeros(kept, *network.shape, dtype=torch.uint8, device=device)
+            self._sample["source/y"] = torch.full((kept,), NONE, device=device)
+        self._served, self._kept = Frozen(), Frozen()
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        """
+        Raises:
+            ValueError: the source is no image-vae, or of another shape, or was learned with other structural options.
+        """
+        if self.options.features is not None:
+            named = {name.removeprefix(FEATURES): s for name, s in sources.items() if name.startswith(FEATURES)}
+            self._features = Backbone.begun(self.options.features, named).to(self._device)
+        if self.options.source is not None:
+            self._start_from(sources["source"])
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
+        options, count = self.options, len(batch)
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
-        replayed = self._memory.draw(self.options.replay_draws, rng)
-        x = pixels(torch.cat([batch.x.to(self._device), replayed.x]))  # (B + R, C, H, W)
-        y = torch.cat([torch.tensor(numbers, device=self._device), replayed.y])  # (B + R,)
-        dropped = torch.rand(len(y), generator=rng) < self.options.label_dropout
+        replayed = self._memory.draw(options.replay_draws, rng)
+        pictures = [batch.x.to(self._device), replayed.x]
+        classes = [torch.tensor(numbers, device=self._device), replayed.y]
+        target = count + len(replayed.y)
+        if self._sample and options.source_weight:
+            rows = torch.randint(options.source_samples, (options.source_draws,), generator=rng).to(self._device)
+            pictures.append(self._sample["source/x"][rows])
+            classes.append(self._sample["source/y"][rows])
+        x, y = pixels(torch.cat(pictures)), torch.cat(classes)  # (N, C, H, W), (N,): incoming, replayed, the source's
+        dropped = torch.rand(len(y), generator=rng) < options.label_dropout
         y = y.masked_fill(dropped.to(self._device), NONE)
-        noise = torch.randn(len(y), self.options.latent, generator=rng).to(self._device)
+        noise = torch.randn(len(y), options.latent, generator=rng).to(self._device)
 
-        reconstruction, kl = self.model.losses(x, y, noise)
-        (reconstruction + self.options.beta * kl).mean().backward()  # type: ignore[no-untyped-call]
+        decoded, kl = self.model.reconstructed(x, y, noise)
+        surprise = self.model.surprise(x, decoded)
+        losses = surprise + self._warmth() * options.beta * kl  # (N,)
+        found = {"loss": surprise + kl, "kl_nats": kl}
+        if self._features is not None:
+            found["feature_distance"] = self._feature_distances(self._features, x, self.model.picture(decoded))
+            losses = losses + options.feature_weight * found["feature_distance"]
+        loss = losses[:target].mean()
+        if len(losses) > target:
+            loss = loss + options.source_weight * losses[target:].mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
+        self._updates += 1
         self._memory.add(batch, numbers, rng)
-        return Report((reconstruction + kl)[: len(batch)].mean().item())
+        means = torch.stack([each[:count].detach().mean() for each in found.values()]).tolist()
+        metrics = dict(zip(found, means, strict=True))
+        return Report(metrics.pop("loss"), metrics=metrics)
+
+    def _warmth(self) -> float:
+        """w_u: the factor on the KL term in the next update."""
+        return min(1.0, self._updates / self.options.kl_warmup_updates) if self.options.kl_warmup_updates else 1.0
+
+    @staticmethod
+    def _feature_distances(backbone: Backbone, x: Tensor, decoded: Tensor) -> Tensor:
+        """Pictures (N, C, H, W) and their reconstructions → (N,) ½ Σ_l |φ_l(x) - φ_l(x̂)|²"""
+        pairs = zip(backbone.maps(x), backbone.maps(decoded), strict=True)
+        return torch.stack([0.5 * (one - other).square().flatten(1).sum(1) for one, other in pairs]).sum(0)
+
+    def capture(self) -> State:
+        state = super().capture()
+        fixed = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        serving = {**state.serving, **self._served.rows(fixed)}
+        training = {**state.training, **self._kept.rows(self._constants())}
+        features = {} if self._features is None else {"features": self._features.describe()}
+        return State(serving, training, {**state.meta, **features})
+
+    def restore(self, state: State) -> None:
+        if "features" in state.meta:
+            self._features = Backbone.described(state.meta["features"]).to(self._device)
+        super().restore(state)
+        kept = {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/"))}
+        copy_into(self._constants(), kept)
+        self._updates = int(self._optimizer.capture()["optimizer/step"])  # exact to 2²⁴, when all is long warm
+        self._served.restored()
+        self._kept.restored()
+
+    def _constants(self) -> dict[str, Tensor]:
+        """What training needs and never changes: source/x and y, features/<entry of the backbone's state dict>."""
+        features = {} if self._features is None else self._features.state_dict()
+        return {**self._sample, **{f"features/{name}": tensor for name, tensor in features.items()}}
+
+    def _start_from(self, source: Source) -> None:
+        """Its weights, its classes, and a sample of what it draws."""
+        name = self.options.source
+        if source.learner != "image-vae":
+            raise ValueError(f"source = {name!r} was learned by {source.learner}, not by image-vae.")
+        if tuple(source.shape) != tuple(self.model.shape):
+            raise ValueError(f"source = {name!r} draws {source.shape}, and this stream has {self.model.shape}.")
+        theirs = ImageVaeOptions.model_validate(source.options)
+        for option in SAME:
+            there, here = getattr(theirs, option), getattr(self.options, option)
+            if there != here:
+                raise ValueError(f"{option} is {there} in source = {name!r}, and {here} here. Make them the same.")
+        network = model(theirs, self.model.shape, source.meta)
+        copy_into(network.state_dict(), source.tensors)
+        self._grow(self._labels.new(network.classes), None)
+        copy_into(self.model.state_dict(), network.state_dict())
+        if self._sample:
+            seeds = range(self.options.source_samples)
+            labels = [network.classes[seed % len(network.classes)] if network.classes else None for seed in seeds]
+            drawn = {"source/x": network.generate(seeds, labels), "source/y": torch.tensor(network.numbers(labels))}
+            copy_into(self._sample, drawn)
 
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
         shape = (classes, self.options.label_dim)
         self.model.conditions.grow(torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng))
+
+
+def _freeze(network: ImageVae, names: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: there is no such block.
+    """
+    blocks = {name: part for name, part in network.named_modules() if name.split(".")[0] in BLOCKS}
+    for name in names:
+        if name not in blocks:
+            near = ", ".join(difflib.get_close_matches(name, blocks, 5, 0.0))
+            raise ValueError(f"freeze: {name!r} is no block that could be frozen. Near it: {near}.")
+        blocks[name].requires_grad_(False)
 
 
 def learner(options: ImageVaeOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ImageVaeLearner:
@@ -223,4 +380,10 @@ def model(options: ImageVaeOptions, shape: tuple[int, ...], meta: Mapping[str, A
     return module_on(lambda: ImageVae(options, shape, meta["classes"]), torch.device("cpu")).eval()
 
 
-BLUEPRINT = Blueprint(ImageVaeOptions, learner, model, "image")
+def _sources(options: ImageVaeOptions) -> dict[str, Reference]:
+    named = {} if options.source is None else {"source": Reference("version", options.source)}
+    features = {} if options.features is None else references(options.features)
+    return named | {FEATURES + name: reference for name, reference in features.items()}
+
+
+BLUEPRINT = Blueprint(ImageVaeOptions, learner, model, "image", _sources)

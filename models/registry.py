@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from models import image_classifier, image_generator, text_classifier
+from models import (
+    image_classifier,
+    image_generator,
+    image_resnet,
+    image_transfer,
+    river_classifier,
+    text_classifier,
+    text_encoder,
+    text_generator,
+    text_gru,
+)
 from models.learner import Blueprint
 
 BUILTIN: dict[str, Blueprint] = {
     "image-classifier": image_classifier.BLUEPRINT,
+    "image-resnet": image_resnet.BLUEPRINT,
+    "image-transfer": image_transfer.BLUEPRINT,
     "image-vae": image_generator.BLUEPRINT,
+    "river-classifier": river_classifier.BLUEPRINT,
     "text-classifier": text_classifier.BLUEPRINT,
+    "text-encoder": text_encoder.BLUEPRINT,
+    "text-generator": text_generator.BLUEPRINT,
+    "text-gru": text_gru.BLUEPRINT,
 }

@@ -67,6 +67,12 @@ class WorkerMetrics:
             ["model", "metric"],
             registry=registry,
         )
+        self._held_out = Gauge(
+            "headrace_held_out_mean",
+            "What the model makes of records that it never learns; `metric` names it with its unit.",
+            ["model", "metric"],
+            registry=registry,
+        )
         self._alarms = Counter(
             "headrace_learner_alarms_total", "Alarms of the learner's own.", ["model", "alarm"], registry=registry
         )
@@ -136,6 +142,11 @@ class WorkerMetrics:
     def alarmed(self, alarm: str) -> None:
         """The learner has raised an alarm of its own."""
         self._alarms.labels(self._model, alarm).inc()
+
+    def examined(self, means: Mapping[str, float]) -> None:
+        """The model was asked what it makes of the records that are held out."""
+        for name, mean in means.items():
+            self._held_out.labels(self._model, name).set(mean)
 
     def guarded(self) -> None:
         """Something was not finite, and learning went back to the last version."""

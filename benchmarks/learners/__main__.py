@@ -18,7 +18,7 @@ from pipeline import __version__
 
 HERE = Path(__file__).parent
 #: modules of this package, each with `measure(data, sheets, say) -> Findings`
-PARTS = ("classifiers",)
+PARTS = ("classifiers", "transfer", "recognition", "texts", "writers", "vae", "gan", "restoration", "style")
 
 
 def say(line: str) -> None:

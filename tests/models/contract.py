@@ -213,7 +213,8 @@ class LearnerContract:
     def test_a_tensor_of_another_shape_is_named(self, case: Case) -> None:
         state = cloned(case.learned().capture())
         for kind in ("serving", "training"):
-            for name in getattr(state, kind):
+            names = list(getattr(state, kind))
+            for name in names[:: math.ceil(len(names) / 8) or 1]:  # of many, some
                 parts = {"serving": dict(state.serving), "training": dict(state.training)}
                 parts[kind][name] = torch.zeros(1, 2, 3, 4, 5)
                 with pytest.raises(ValueError, match=name.split("/")[-1]):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from models.image_classifier import ImageClassifierOptions, learner
 from models.learner import update_generator
 from models.registry import BUILTIN
-from tests.models.contract import CPU, SEED, Case, digits
+from tests.models.contract import CPU, SEED, Case, LearnerContract, digits
 
 BLUEPRINT = BUILTIN["image-classifier"]
 
@@ -21,6 +21,12 @@ def case(**options: object) -> Case:
         ImageClassifierOptions.model_validate({"width": 8, "hidden": 32, "learning_rate": 4e-3, **options}),
         *digits(),
     )
+
+
+class TestContractAveraged(LearnerContract):
+    @pytest.fixture
+    def case(self) -> Case:
+        return case(average=0.9, hidden=16, replay_slots=24, replay_draws=4)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +119,41 @@ def test_options_name_what_does_not_fit() -> None:
         ImageClassifierOptions(width=12)
     with pytest.raises(ValidationError, match="Extra inputs"):
         ImageClassifierOptions.model_validate({"widht": 16})
+
+
+def test_the_served_weights_are_the_average_of_those_that_learn() -> None:
+    one, plain = case(average=0.3, replay_slots=0), case(replay_slots=0)
+    ours, theirs = one.learner(), plain.learner()
+    labels = "0123456789ab"
+    mean = {name: value.clone() for name, value in theirs.model.state_dict().items()}  # type: ignore[attr-defined]
+    for update in range(8):
+        batch = one.batch(12 * update, 12, list(labels))
+        served = ours.model.classify(batch.x)  # type: ignore[attr-defined]
+        report = ours.learn(batch, update_generator(SEED, update))
+        if update:
+            y = torch.arange(12)
+            assert report.loss == pytest.approx(F.nll_loss(served.log(), y).item(), rel=1e-4)  # of what is served
+            assert report.predicted == [labels[k] for k in served.argmax(1)]
+        theirs.learn(batch, update_generator(SEED, update))
+        decay = min(0.3, (1 + update) / (10 + update))  # 0.3 from the fourth update on
+        for name, value in theirs.model.state_dict().items():  # type: ignore[attr-defined]
+            before = mean[name] if mean[name].shape == value.shape else torch.zeros_like(value)  # new rows of the head
+            mean[name] = decay * before + (1 - decay) * value
+    raw = {k.removeprefix("learning/"): v for k, v in ours.capture().training.items() if k.startswith("learning/")}
+    for name, value in theirs.model.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(raw[name], value)  # type: ignore[arg-type]
+        torch.testing.assert_close(ours.model.state_dict()[name], mean[name])  # type: ignore[attr-defined]
+
+
+def test_an_average_is_steadier_than_what_learns() -> None:
+    one = case(average=0.9, learning_rate=2e-2, replay_slots=0)
+    ours = one.learner()
+    for update in range(60):
+        ours.learn(one.batch(16 * update, 16), update_generator(SEED, update))
+    served = BLUEPRINT.model(one.options, (1, 8, 8), ours.capture().meta)
+    hits = []
+    for weights in (ours.model.state_dict(), ours._learning.state_dict()):  # type: ignore[attr-defined]
+        served.load_state_dict(weights)
+        chosen = served.classify(one.x[1200:]).argmax(1).tolist()  # type: ignore[attr-defined]
+        hits.append(sum(served.classes[k] == y for k, y in zip(chosen, one.labels[1200:], strict=True)) / 597)
+    assert hits[0] > hits[1]

@@ -155,7 +155,7 @@ def test_names_follow_the_conventions(registry: CollectorRegistry, make: Callabl
     for family in registry.collect():
         assert re.fullmatch(
             r"headrace(_[a-z]+)+_(seconds|bytes|records|ratio|nats|version|up|events|retries|failures|alarms|moves)"
-            r"|headrace_(records|keyframes|prequential_mean|(freshness|request|step|swap|snapshot)_seconds)",
+            r"|headrace_(records|keyframes|(prequential|held_out)_mean|(freshness|request|step|swap|snapshot)_seconds)",
             family.name,
         ), family.name
         assert re.fullmatch(r"[A-Z].*\.", family.documentation)
