@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from models import (
     image_classifier,
+    image_gan,
     image_generator,
+    image_recogniser,
     image_resnet,
+    image_restorer,
+    image_restyler,
     image_transfer,
     river_classifier,
     text_classifier,
@@ -17,7 +21,11 @@ from models.learner import Blueprint
 
 BUILTIN: dict[str, Blueprint] = {
     "image-classifier": image_classifier.BLUEPRINT,
+    "image-gan": image_gan.BLUEPRINT,
+    "image-recogniser": image_recogniser.BLUEPRINT,
     "image-resnet": image_resnet.BLUEPRINT,
+    "image-restorer": image_restorer.BLUEPRINT,
+    "image-restyler": image_restyler.BLUEPRINT,
     "image-transfer": image_transfer.BLUEPRINT,
     "image-vae": image_generator.BLUEPRINT,
     "river-classifier": river_classifier.BLUEPRINT,

@@ -87,6 +87,22 @@ def restores(client: httpx.Client) -> None:
     assert Image.open(io.BytesIO(answer.content)).size == (20, 20)
 
 
+def recognises(client: httpx.Client) -> None:
+    answer = client.post("/recognise", content=picture(1)).raise_for_status().json()
+    assert answer["unknown"] == (answer["label"] is None)
+    assert answer["probabilities"].keys() == {"class 0", "class 1", "class 2"}
+
+
+def restyles(client: httpx.Client) -> None:
+    answer = client.post("/restyle", content=picture(3, side=20)).raise_for_status()
+    assert Image.open(io.BytesIO(answer.content)).size == (20, 20)
+
+
+def pictures_and_styles() -> Iterator[Record]:
+    for number in range(1000):
+        yield picture(number), "style" if number % 2 else "anything else"
+
+
 TEXT = {"kind": "text", "max_chars": 32}
 NETWORK = {"width": 8, **REPLAY}
 CLASSES = classifies(picture(1))
@@ -96,6 +112,10 @@ WAYS = {
     "image-resnet": Way("image-resnet", NETWORK, pictures, CLASSES),
     "image-transfer": Way("image-transfer", {"source": JUDGE, "top_layers": (8,), **REPLAY}, pictures, CLASSES),
     "image-vae": Way("image-vae", {**NETWORK, "latent": 4, "label_dim": 4}, pictures, draws),
+    "image-gan": Way("image-gan", {**NETWORK, "latent": 4, "hidden": 8, "label_dim": 4}, pictures, draws),
+    "image-restorer": Way("image-restorer", {**NETWORK, "depth": 1}, pictures, restores),
+    "image-recogniser": Way("image-recogniser", {"source": JUDGE}, pictures, recognises),
+    "image-restyler": Way("image-restyler", {"source": JUDGE, **NETWORK}, pictures_and_styles, restyles),
     "text-classifier": Way("text-classifier", {"buckets": 64, "dim": 8, **REPLAY}, texts, WORDS, TEXT),
     "text-gru": Way("text-gru", {"dim": 8, "hidden": 8, **REPLAY}, texts, WORDS, TEXT),
     "text-encoder": Way("text-encoder", {"folder": FOLDER, **REPLAY}, texts, WORDS, TEXT),

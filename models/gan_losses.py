@@ -1,0 +1,93 @@
+"""What the two sides of a GAN minimise, its gradient penalties, and the sign that it collapses.
+
+With scores a = D(x, c) of a real picture and b = D(G(z, c), c) of a drawn one, paired under the same condition:
+
+- "relativistic" (Jolicoeur-Martineau 2019; with the penalties below, R3GAN: Huang et al. 2024, "The GAN is dead; long
+  live the GAN!"): the discriminator minimises softplus(b - a), the generator softplus(a - b). It asks only that a real
+  picture scores above the drawn one beside it, so that a generator that drops a mode has no minimum to rest in.
+- "minimax": softplus(-a) + softplus(b), and softplus(-b): Goodfellow et al. 2014, the generator's side in the form of
+  their section 3 that does not saturate.
+- "hinge": max(0, 1 - a) + max(0, 1 + b), and -b (Lim and Ye 2017).
+
+The penalties are R1 = |∇ₓ D|² at real pictures (Mescheder et al. 2018) and R2, the same at drawn ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LossName = Literal["relativistic", "minimax", "hinge"]
+
+
+def discriminator_losses(name: LossName, real: Tensor, fake: Tensor) -> Tensor:
+    """Scores (B,) of real and drawn pictures, paired → (B,) what the discriminator minimises."""
+    if name == "relativistic":
+        return F.softplus(fake - real)
+    if name == "minimax":
+        return F.softplus(-real) + F.softplus(fake)
+    return (1 - real).relu() + (1 + fake).relu()
+
+
+def generator_losses(name: LossName, real: Tensor, fake: Tensor) -> Tensor:
+    """Scores (B,) of real and drawn pictures, paired → (B,) what the generator minimises."""
+    if name == "relativistic":
+        return F.softplus(real - fake)
+    return F.softplus(-fake) if name == "minimax" else -fake
+
+
+def gradient_penalties(scores: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """scores (B,), each of its own row of the inputs (B, …) alone → (B,) |∇ D|², summed over inputs; differentiable."""
+    gradients = torch.autograd.grad(scores.sum(), list(inputs), create_graph=True)
+    return torch.stack([gradient.square().flatten(1).sum(1) for gradient in gradients]).sum(0)
+
+
+class Spread:
+    """How far drawings of one label lie apart, against real pictures of one label: a collapsed generator's do not.
+
+    Neighbours of the same label in a batch are compared, real with real and the drawings made for the same labels with
+    each other, so that the labels' shares cancel: root mean square over pixels, mean over the pairs, then over updates:
+    the mean of the first `HORIZON`, exponential after that. It costs no further pass.
+    """
+
+    HORIZON = 100  # updates
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.real = 0.0
+        self.drawn = 0.0
+
+    @property
+    def share(self) -> float:
+        """The drawings' spread, as a share of the real one."""
+        return self.drawn / max(self.real, 1e-6)
+
+    def update(self, real: Tensor, drawn: Tensor, numbers: Tensor) -> None:
+        """real and drawn (B, C, H, W) on one scale, numbers (B,) the classes of both."""
+        order = torch.argsort(numbers, stable=True)
+        one, other = order[:-1], order[1:]
+        pairs = numbers[one] == numbers[other]
+        one, other = one[pairs], other[pairs]
+        if not len(one):
+            return
+        self.updates += 1
+        rate = 1 / min(self.updates, self.HORIZON)
+        near = [(x[one] - x[other]).square().flatten(1).mean(1).sqrt().mean() for x in (real, drawn)]
+        found = torch.stack(near).tolist()
+        self.real += rate * (found[0] - self.real)
+        self.drawn += rate * (found[1] - self.drawn)
+
+    def collapsed(self, share: float) -> bool:
+        """Whether, over a whole horizon, the drawings' spread is less than this share of the real one."""
+        return self.updates >= self.HORIZON and self.drawn < share * self.real
+
+    def meta(self) -> list[float]:
+        """JSON."""
+        return [self.updates, self.real, self.drawn]
+
+    def restore(self, meta: Sequence[float]) -> None:
+        self.updates, self.real, self.drawn = int(meta[0]), meta[1], meta[2]
