@@ -61,20 +61,21 @@ class Examiner:
         self._judge = judge
         self._clock = clock
         self._examined_s = clock()
+        self._examined_updates = 0
         self._learned: deque[NDArray[np.uint8]] = deque(maxlen=LEARNED if judge else 0)
 
     def learned(self, xs: Sequence[NDArray[np.uint8]]) -> None:
         """These records, (C, H, W) each, were learned."""
         self._learned.extend(xs)
 
-    @property
-    def due(self) -> bool:
-        """Whether it is time."""
-        return self._clock() - self._examined_s >= self._settings.every_s
+    def due(self, updates: int) -> bool:
+        """Whether it is time, and the model has learned since it was asked last."""
+        waited = self._clock() - self._examined_s >= self._settings.every_s
+        return waited and updates != self._examined_updates
 
     def examine(self, fold: Fold) -> dict[str, float]:
         """What there is to say of the model at this moment, by name with the unit; empty while nothing is held out."""
-        self._examined_s = self._clock()
+        self._examined_s, self._examined_updates = self._clock(), fold.updates
         if fold.held_out is None or not len(fold.held_out):
             return {}
         x, labels = fold.held_out.records()

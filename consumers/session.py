@@ -187,9 +187,10 @@ class Session:
         return culprits
 
     def _examine(self) -> None:
-        if self._examiner is not None and self._examiner.due:
+        if self._examiner is not None and self._examiner.due(self._fold.updates):
             self._examined = self._examiner.examine(self._fold)
             self._metrics.examined(self._examined)
+            self._dirty |= bool(self._examined)  # a stream that pauses leaves a version that says it
 
     # --- versions ---
 

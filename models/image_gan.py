@@ -66,7 +66,7 @@ class ImageGanOptions(Options):
     learning_rate: float = Field(2e-3, gt=0)
     betas: tuple[float, float] = (0.0, 0.99)
     loss: LossName = "relativistic"
-    penalty: float = Field(1.0, ge=0)  # γ, of R1 and R2
+    penalty: float = Field(0.1, ge=0)  # γ, of R1 and R2
     penalty_every: int = Field(4, ge=1)  # one row of so many has penalties, that much heavier, in turn
     augmentation: tuple[Augmentation, ...] = ()
     latent: int = structural(64, ge=1)

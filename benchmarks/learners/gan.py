@@ -60,21 +60,19 @@ def on_clothes(data: Path, sheets: Path, say: Say, kept: Path | None) -> Finding
     judge = Judge(train, test, 1)
     say(f"clothes: the classifier is right about {judge.right:.1%} of the test set")
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    for name, blueprint, options in (
-        ("VAE", image_generator.BLUEPRINT, image_generator.ImageVaeOptions()),
-        ("GAN", image_gan.BLUEPRINT, CLOTHES),
+    for name, blueprint, options, batch_size in (
+        ("VAE", image_generator.BLUEPRINT, image_generator.ImageVaeOptions(), 64),
+        ("GAN", image_gan.BLUEPRINT, CLOTHES, BATCH),
     ):
-        learning = Learning(f"clothes-{name}", blueprint, options, train, kept)
+        learning = Learning(f"clothes-{name}", blueprint, options, train, batch_size, kept)
         found[name] = {}
         for passes in range(1, max(CLOTHES_PASSES) + 1):
             learning.until(passes, say)
             if passes in CLOTHES_PASSES:
-                drawn, labels = drawings(learning.model, DRAWINGS)
-                found[name][passes] = judge.distance(drawn), judge.agrees(drawn, labels)
-                distance, agrees = found[name][passes]
+                distance, agrees = found[name][passes] = learning.found(passes, judge, DRAWINGS)
                 say(f"clothes, {name}, pass {passes}: distance {distance:.1f}, as asked {agrees:.1%}")
-    path = sheets / "gan-clothes.png"
-    sheet(drawn.view(-1, 10, *drawn.shape[1:])[:10].transpose(0, 1), path)
+    drawn, _ = drawings(learning.model, 100)
+    sheet(drawn.view(10, 10, *drawn.shape[1:]).transpose(0, 1), sheets / "gan-clothes.png")
     figures = []
     for passes in CLOTHES_PASSES:
         (ours, agrees), (theirs, beside) = found["GAN"][passes], found["VAE"][passes]
@@ -95,12 +93,12 @@ def on_tiles(data: Path, sheets: Path, say: Say, kept: Path | None) -> Findings:
     train, held = records.take(range(TILES_SEEN)), records.take(range(TILES_SEEN, len(records)))
     judge = Judge(train, held, 12)
     say(f"tiles: the classifier is right about {judge.right:.1%} of {len(held)} held-out tiles")
-    learning = Learning("tiles-GAN", image_gan.BLUEPRINT, TILES, train, kept)
+    learning = Learning("tiles-GAN", image_gan.BLUEPRINT, TILES, train, BATCH, kept)
     for passes in range(1, TILES_PASSES + 1):
         learning.until(passes, say)
-        drawn, labels = drawings(learning.model, 1400)
-        agrees, distance = judge.agrees(drawn, labels), judge.distance(drawn)
+        distance, agrees = learning.found(passes, judge, 1400)
         say(f"tiles, pass {passes}: distance {distance:.1f}, as asked {agrees:.1%}")
+    drawn, _ = drawings(learning.model, 1400)
     kinds = len(learning.model.classes)
     sheet(drawn.view(-1, kinds, *drawn.shape[1:])[:10].transpose(0, 1), sheets / "gan-tiles.png")
     near, apart = nearest(drawn[: 2 * kinds], train.x)
@@ -150,8 +148,11 @@ class Judge:
 class Learning:
     """A learner and how many passes it has behind it."""
 
-    def __init__(self, name: str, blueprint: Blueprint, options: Options, train: sets.Set, kept: Path | None) -> None:
-        self._name, self._train = name, train
+    def __init__(
+        self, name: str, blueprint: Blueprint, options: Options, train: sets.Set, batch_size: int, kept: Path | None
+    ) -> None:
+        self._name, self._train, self._batch_size = name, train, batch_size
+        self._found: dict[str, tuple[float, float]] = {}
         self._learner: Learner = blueprint.learner(options, tuple(train.x.shape[1:]), 0, CPU)
         self._path = None if kept is None else kept / f"{name}.safetensors"
         self.passes = 0
@@ -160,7 +161,7 @@ class Learning:
             tensors = load_file(self._path)
             parts = [{n[2:]: t for n, t in tensors.items() if n[0] == part} for part in "st"]
             self._learner.restore(State(parts[0], parts[1], meta["meta"]))
-            self.passes = meta["passes"]
+            self.passes, self._found = meta["passes"], meta["found"]
 
     @property
     def model(self) -> DrawingNetwork:
@@ -168,14 +169,26 @@ class Learning:
         assert isinstance(model, DrawingNetwork)
         return model
 
+    def found(self, passes: int, judge: Judge, count: int) -> tuple[float, float]:
+        """Distance, and share of drawings as asked, right after that pass: kept, since later it cannot be found."""
+        if str(passes) not in self._found:
+            assert passes == self.passes
+            drawn, labels = drawings(self.model, count)
+            self._found[str(passes)] = judge.distance(drawn), judge.agrees(drawn, labels)
+            self._keep()
+        distance, agrees = self._found[str(passes)]
+        return distance, agrees
+
     def until(self, passes: int, say: Say) -> None:
         """Learns until there are so many."""
         while self.passes < passes:
             began, cpu = time.monotonic(), time.process_time()
-            updates = -(-len(self._train) // BATCH)
+            updates = -(-len(self._train) // self._batch_size)
             records = self._train.shuffled(self.passes) if self.passes else self._train
             alarms = 0
-            for report in sets.learn(self._learner, records, batch_size=BATCH, first_update=self.passes * updates):
+            for report in sets.learn(
+                self._learner, records, batch_size=self._batch_size, first_update=self.passes * updates
+            ):
                 alarms += bool(report.alarms)
             self.passes += 1
             rates = [len(self._train) / s for s in (time.monotonic() - began, time.process_time() - cpu)]
@@ -191,7 +204,9 @@ class Learning:
         whole = {n: (v.tensor if isinstance(v, Rows) else v).contiguous() for n, v in named.items()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save_file(whole, self._path)
-        self._path.with_suffix(".json").write_text(json.dumps({"meta": state.meta, "passes": self.passes}), "utf-8")
+        self._path.with_suffix(".json").write_text(
+            json.dumps({"meta": state.meta, "passes": self.passes, "found": self._found}), "utf-8"
+        )
 
 
 @torch.no_grad()

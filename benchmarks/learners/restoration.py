@@ -37,7 +37,7 @@ OPTIONS: Mapping[str, Any] = {"width": 16, "damages": ("holes", "noise", "fog", 
 CPU = torch.device("cpu")
 NEAR = 10 / 255  # root of the mean squared difference, colours times alpha: nearer tiles are variants of each other
 TUNING = 48  # training tiles on which the classic methods' settings are chosen
-SHOWN = 8  # tiles of each kind in the sheet
+SHOWN = 8  # tiles of each kind in the sheet, from all over what is held back: neighbours are variants
 PAIRS, UPDATES = 7, 6  # of learner and plain loop; in each
 
 
@@ -202,8 +202,8 @@ def compared(
     pictures |= {"ours": restored(model, damaged, damage.kind), "ours, blind": restored(model, damaged, None)}
     found = {name: scores(x, of) for name, of in pictures.items()}
     best = max(damage.classics, key=lambda name: found[name]["psnr_db"])
-    shown = [x, damaged.x, pictures[best], pictures["ours"]]
-    return {"scores": found, "settings": settings, "best": best}, rows_of([of[:SHOWN] for of in shown])
+    shown = [of[:: len(x) // SHOWN][:SHOWN] for of in (x, damaged.x, pictures[best], pictures["ours"])]
+    return {"scores": found, "settings": settings, "best": best}, rows_of(shown)
 
 
 def rows_of(rows: Sequence[Tensor], scale: int = 2, gap: int = 4) -> Image.Image:

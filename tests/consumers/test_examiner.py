@@ -103,9 +103,10 @@ def test_drawings_are_judged_by_the_features_of_the_judge() -> None:
 def test_it_asks_when_it_is_time() -> None:
     now_s = [100.0]
     examiner = Examiner(HoldOutConfig(slots=4, every_s=60), None, clock=lambda: now_s[0])
-    assert not examiner.due
+    assert not examiner.due(3)
     now_s[0] += 60
-    assert examiner.due
+    assert examiner.due(3)
+    assert not examiner.due(0)  # nothing was learned
 
 
 class Always:

@@ -185,6 +185,26 @@ def test_rows_take_turns_with_penalties_that_weigh_as_much() -> None:
     assert added[3] == pytest.approx(added[1], rel=1e-4)
 
 
+def test_penalties_are_taken_at_real_and_at_drawn_pictures() -> None:
+    """R1 and R2 of each row, against a backward pass for each picture alone."""
+    ours = case(replay_slots=0).learner()
+    real, drawn = 2 * pixels(case().x[:3]) - 1, 2 * pixels(case().x[3:6]) - 1
+    none = torch.full((1,), -1)
+    expected = []
+    for pair in zip(real, drawn, strict=True):
+        slopes = []
+        for picture in pair:
+            x = picture[None].clone().requires_grad_()
+            (slope,) = torch.autograd.grad(ours._networks["discriminator"](ours._views(x), none).sum(), x)
+            slopes.append(slope.square().sum().item())
+        expected.append(sum(slopes))
+    _, penalties = ours._step_discriminator(
+        ours._views(real), ours._views(drawn), none.repeat(3), torch.full((3,), 1 / 3)
+    )
+    assert penalties is not None
+    assert penalties.tolist() == pytest.approx(expected, rel=1e-4)
+
+
 def test_few_records_have_penalties_in_some_updates() -> None:
     one = case(penalty_every=3, replay_slots=0)
     ours = one.learner()

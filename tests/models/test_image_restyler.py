@@ -166,7 +166,9 @@ def test_an_untrained_network_is_the_identity() -> None:
     for channels in (1, 3, 4):
         model = learner_of(begun(channels)).model
         assert isinstance(model, Restyler)
-        assert torch.equal(model.restyle(coloured(channels)[:4]), coloured(channels)[:4])
+        every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, channels, 1, 1)
+        for x in (every, coloured(channels)[:4]):
+            assert torch.equal(model.restyle(x), x)
 
 
 def test_it_takes_the_style_and_keeps_the_content() -> None:
