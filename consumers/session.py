@@ -143,7 +143,7 @@ class Session:
                 self._metrics.far_above()
             for alarm in update.alarms:
                 self._say(f"{self._fold.name}: {alarm} (update {self._fold.updates}).")
-                self._metrics.alarmed(alarm)
+                self._metrics.alarmed()
         if self._examiner is not None:
             self._examiner.learned([example.x for example in item.examples])
         self._metrics.updated(

@@ -73,9 +73,7 @@ class WorkerMetrics:
             ["model", "metric"],
             registry=registry,
         )
-        self._alarms = Counter(
-            "headrace_learner_alarms_total", "Alarms of the learner's own.", ["model", "alarm"], registry=registry
-        )
+        self._alarms = counter("headrace_learner_alarms_total", "Alarms of the learner's own; its log says which.")
         self._drift = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
         self._far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
         self._guarded = counter("headrace_guard_events_total", "Times that a number was not finite, and was undone.")
@@ -139,9 +137,9 @@ class WorkerMetrics:
         """A loss was far above its recent range."""
         self._far_above.inc()
 
-    def alarmed(self, alarm: str) -> None:
+    def alarmed(self) -> None:
         """The learner has raised an alarm of its own."""
-        self._alarms.labels(self._model, alarm).inc()
+        self._alarms.inc()
 
     def examined(self, means: Mapping[str, float]) -> None:
         """The model was asked what it makes of the records that are held out."""
