@@ -39,7 +39,7 @@ class Update:
     loss: float  # mean over its records, from before it
     drifted: bool  # the prequential error rose for good
     far_above: bool  # the loss left its recent range
-    alarms: Sequence[str]  # the learner's own
+    alarms: Sequence[str]  # the learner's own that were not there before
 
 
 class Fold:
@@ -67,6 +67,7 @@ class Fold:
         self.newest_timestamp_ms: int | None = None
         self.prequential = Prequential()
         self.loss_range = LossRange()
+        self.alarms: list[str] = []  # of the last update
         self.drift = DriftDetector() if settings.drift_detector == "hddm" else None
         self.held_out = self._begin_held_out() if settings.hold_out.slots else None
         self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
@@ -112,6 +113,7 @@ class Fold:
         self._number_topics()
         self.prequential.restore(worker["prequential"])
         self.loss_range.restore(worker["loss_range"])
+        self.alarms = list(worker.get("alarms", ()))
         if self.drift is not None and worker["drift"] is not None:
             self.drift.restore(worker["drift"])
 
@@ -121,6 +123,7 @@ class Fold:
             "topics": dict(self.topics),
             "prequential": self.prequential.state(),
             "loss_range": self.loss_range.state(),
+            "alarms": list(self.alarms),
             "drift": self.drift.state() if self.drift is not None else None,
             "held_out": self.held_out.meta() if self.held_out is not None else None,
         }
@@ -132,7 +135,7 @@ class Fold:
         fold = self._copy(settings)
         fold.lineage, fold.counts = self.lineage, self.counts
         fold.newest_timestamp_ms = self.newest_timestamp_ms
-        fold.prequential, fold.loss_range = self.prequential, self.loss_range
+        fold.prequential, fold.loss_range, fold.alarms = self.prequential, self.loss_range, self.alarms
         if fold.drift is not None and self.drift is not None:
             fold.drift = self.drift
         fold.send_all()
@@ -189,9 +192,11 @@ class Fold:
         drifted = self.drift is not None and hits is not None and self.drift.update(hits)
         if drifted:
             self.lineage.change({"drift": {"update": self.updates}})
-        for alarm in report.alarms:
+        begun = [alarm for alarm in report.alarms if alarm not in self.alarms]
+        self.alarms = list(report.alarms)
+        for alarm in begun:
             self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
-        return Update(report.loss, drifted, far_above, report.alarms)
+        return Update(report.loss, drifted, far_above, begun)
 
     def hold_out(self, batch: Batch, records: Sequence[Record]) -> None:
         """Keeps a sample of these records, and learns none; `batch` is on the CPU."""

@@ -30,7 +30,7 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.augmentation import Augmentation, augmented
 from models.backbone import Backbone, BackboneOptions, references
@@ -53,7 +53,7 @@ from models.learner import (
 )
 from models.memory import PolicyName, ReplayMemory
 from models.network import pixels, seeded
-from models.optimizer import EPSILON, AdamW
+from models.optimizer import AdamW
 
 CPU = torch.device("cpu")
 SAME = ("latent", "width", "depth", "hidden", "label_dim")  # a model and its source agree in these
@@ -97,37 +97,6 @@ class ImageGanOptions(Options):
         return self
 
 
-class Adam(AdamW):
-    """AdamW with other betas: momentum makes a game of two run in circles (Huang et al. 2024 take none)."""
-
-    def __init__(self, module: nn.Module, *, learning_rate: float, betas: tuple[float, float]) -> None:
-        super().__init__(module, learning_rate=learning_rate, weight_decay=0.0)
-        self._betas = betas
-
-    @torch.no_grad()
-    def step(self) -> None:
-        self._step += 1
-        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        names = list(gradients)
-        torch._fused_adamw_(
-            [self._parameters[name] for name in names],
-            list(gradients.values()),
-            [self._exp_avg[name] for name in names],
-            [self._exp_avg_sq[name] for name in names],
-            [],
-            [self._step] * len(names),
-            lr=self._learning_rate,
-            beta1=self._betas[0],
-            beta2=self._betas[1],
-            weight_decay=0.0,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
-        )
-        for name in names:
-            self._parameters[name].grad = None
-
-
 class ImageGanLearner:
     """Learns an `ImageGan`: a step of the discriminator, then one of the generator, whose average is `model`."""
 
@@ -151,7 +120,7 @@ class ImageGanLearner:
         }
         self._served, self._fixed = Frozen(), Frozen()
         self._networks: dict[str, ImageGan | Discriminator] = {}  # generator and discriminator
-        self._optimizers: dict[str, Adam] = {}
+        self._optimizers: dict[str, AdamW] = {}
         if options.features is None:
             self._show(Pixels(shape))
 
@@ -332,8 +301,8 @@ class ImageGanLearner:
                 near = ", ".join(difflib.get_close_matches(block, blocks, 5, 0.0))
                 raise ValueError(f"freeze: {block!r} is no block that could be frozen. Near it: {near}.")
             blocks[block].requires_grad_(False)
-        settings: dict[str, Any] = {"learning_rate": options.learning_rate, "betas": options.betas}
-        self._optimizers = {part: Adam(network, **settings) for part, network in self._networks.items()}
+        settings: dict[str, Any] = {"learning_rate": options.learning_rate, "betas": options.betas, "weight_decay": 0.0}
+        self._optimizers = {part: AdamW(network, **settings) for part, network in self._networks.items()}
 
     def _start_from(self, source: Source) -> None:
         """Its average, its discriminator if that has seen the same, its classes, and a sample of what it draws."""

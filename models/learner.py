@@ -63,7 +63,7 @@ class Report:
     loss: float  # mean over the incoming records, in nats
     predicted: Sequence[str | None] | None = None  # B; None for learners that do not classify
     metrics: Mapping[str, float] = field(default_factory=dict)  # further means over the incoming records, by name
-    alarms: Sequence[str] = ()  # what an operator should look at; learning goes on
+    alarms: Sequence[str] = ()  # what an operator should look at; told when it begins
 
 
 @dataclass(frozen=True, slots=True)

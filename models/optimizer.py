@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from models.learner import Rows, copy_into
 from models.network import widened
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class AdamW:
     """Updates the parameters of `module` that require a gradient."""
 
-    def __init__(self, module: nn.Module, *, learning_rate: float, weight_decay: float) -> None:
+    def __init__(
+        self, module: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float] = BETAS
+    ) -> None:
         self._module = module
+        self._betas = betas
         self._learning_rate = learning_rate
         self._weight_decay = weight_decay
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -44,8 +47,8 @@ class AdamW:
             [],
             [self._step] * len(names),
             lr=self._learning_rate,
-            beta1=BETA1,
-            beta2=BETA2,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
             weight_decay=self._weight_decay,
             eps=EPSILON,
             amsgrad=False,
