@@ -182,8 +182,8 @@ class Backbone(nn.Module):
             module = self.network.get_submodule(owner)
             tensor = getattr(module, leaf)
             if tensor.is_floating_point():
-                tensor.data = tensor.data.float()
-                tensor.requires_grad_(isinstance(tensor, nn.Parameter))
+                learned = tensor.detach().float()
+                setattr(module, leaf, nn.Parameter(learned) if isinstance(tensor, nn.Parameter) else learned)
 
     @property
     def _body(self) -> nn.Module:

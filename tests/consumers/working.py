@@ -195,7 +195,13 @@ def publish(config: Config, topic: str, *records: bytes | tuple[bytes, str] | No
             publisher.publish(topic, value, key=b"key", headers=headers)
 
 
-def verified(run: Working, config: Config, version: int | str = "latest", start: int | None = None) -> Verification:
+def verified(
+    run: Working,
+    config: Config,
+    version: int | str = "latest",
+    start: int | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - never changes
+) -> Verification:
     """What `headrace verify` finds; torch keeps its number of threads."""
     settings, threads = config.model(run.name), torch.get_num_threads()
     target = run.store.manifest(version)
@@ -205,7 +211,7 @@ def verified(run: Working, config: Config, version: int | str = "latest", start:
                 run.store,
                 settings,
                 resolve_blueprint(settings.learner),
-                torch.device("cpu"),
+                device,
                 Replay(fetcher, target.topic_ids),
                 Sources(run.store, config.family),
                 target,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.learner import Batch, Blueprint, Options, Report, State, copy_into, module_on, structural
+from models.network import widened
 
 
 class MeansOptions(Options):
@@ -65,9 +66,9 @@ class MeansLearner:
         predicted = [known[k] for k in p.argmax(1)] if known else [None] * len(batch)
         hits = [p[row, known.index(label)] for row, label in enumerate(labels) if label in known]
         self._grow([label for label in dict.fromkeys(labels) if label not in known])
-        rows = torch.tensor([self.model.classes.index(label) for label in labels])
+        rows = torch.tensor([self.model.classes.index(label) for label in labels], device=batch.x.device)
         self.model.sums.index_add_(0, rows, self.model.project(batch.x))
-        self.model.counts.index_add_(0, rows, torch.ones(len(rows)))
+        self.model.counts.index_add_(0, rows, torch.ones(len(rows), device=rows.device))
         loss = -torch.stack(hits).clamp_min(1e-6).log().mean().item() if hits else 0.0
         return Report(loss, predicted)
 
@@ -80,8 +81,8 @@ class MeansLearner:
 
     def _grow(self, labels: Sequence[str]) -> None:
         self.model.classes.extend(labels)
-        self.model.sums = torch.cat([self.model.sums, torch.zeros(len(labels), self.model.sums.shape[1])])
-        self.model.counts = torch.cat([self.model.counts, torch.zeros(len(labels))])
+        self.model.sums = widened(self.model.sums, len(labels))
+        self.model.counts = widened(self.model.counts, len(labels))
 
 
 def model(options: MeansOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> Means:

@@ -41,8 +41,8 @@ class GanCase(Case):
 
     sources: dict[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED) -> ImageGanLearner:
-        ours = learner(self.options, tuple(self.x.shape[1:]), seed, CPU)  # type: ignore[arg-type]
+    def learner(self, seed: int = SEED, device: torch.device = CPU) -> ImageGanLearner:
+        ours = learner(self.options, tuple(self.x.shape[1:]), seed, device)  # type: ignore[arg-type]
         if self.sources:
             ours.begin(self.sources)
         return ours

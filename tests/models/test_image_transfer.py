@@ -30,8 +30,8 @@ class Begun(Case):
 
     sources: Mapping[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED) -> Learner:
-        made = super().learner(seed)
+    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+        made = super().learner(seed, device)
         assert isinstance(made, ImageTransferLearner)
         made.begin(self.sources)
         return made

@@ -1,0 +1,30 @@
+"""A worker on another device than the CPU: what it holds lives there, what it commits comes from there, and back."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.consumers.families import FAMILIES, records
+from tests.consumers.working import configuration, publish, verified, working
+from tests.elsewhere import ELSEWHERE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_learns_goes_on_and_is_proved_there(kafka: str, redis_url: str, topic: str, family: str) -> None:
+    table = {**FAMILIES[family], "device": "elsewhere", "hold_out": {"slots": 4, "share": 0.1, "every_s": 0.1}}
+    config = configuration(kafka, redis_url, topic, snapshot_every_updates=2, **table)
+    given = records(family)
+    with working(config) as run:
+        publish(config, topic, *[next(given) for _ in range(20)])
+        run.read(16)
+        run.crash()
+    with working(config) as run:
+        publish(config, topic, *[next(given) for _ in range(20)])
+        run.read(40)
+        head = run.finish()
+    assert head.environment["device"] == "elsewhere"
+    assert sorted(map(len, run.outcomes().values())) == [1] * 40
+    assert verified(run, config, device=ELSEWHERE).same
+    on_the_cpu = verified(run, config)
+    assert set(on_the_cpu.environment) == {"device"}
+    assert family != "counting" or on_the_cpu.same  # whole numbers are the same on every device
