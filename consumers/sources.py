@@ -72,7 +72,7 @@ class Sources:
             return self._version(reference.name, before)
         path = Path(reference.name)
         if reference.kind == "folder":
-            return _folder(path)
+            return read_folder(path)
         raw = path.read_bytes()
         return Source(hashlib.sha256(raw).hexdigest(), _weights(path, raw))
 
@@ -98,7 +98,7 @@ def _shape(described: Mapping[str, Any]) -> tuple[int, ...]:
     return INPUT.validate_python(described).shape
 
 
-def _folder(path: Path) -> Source:
+def read_folder(path: Path) -> Source:
     """Its small files by their relative names, and the tensors of its model.safetensors."""
     files = {
         file.relative_to(path).as_posix(): file.read_bytes()

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from river import feature_extraction, naive_bayes
+from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.learners.data import Set, batches, learn
 from benchmarks.report import Figure, Findings
-from models import river_classifier, text_classifier, text_gru
+from consumers.sources import read_folder
+from models import river_classifier, text_classifier, text_encoder, text_gru
 from models.capabilities import Classifier
-from models.learner import Blueprint, Learner, Rows, update_generator
+from models.classifier import ClassifierNetwork
+from models.learner import Batch, Beginning, Blueprint, Learner, Rows, update_generator
+from models.text_gru import strings
+from tests.models.encoders import save_encoder
 
 LENGTH, BATCH, SEED = 144, 64, 0  # characters (the longest text has 136), records, of stream and weights
 CPU = torch.device("cpu")
@@ -81,43 +90,92 @@ def one_pass(blueprint: Blueprint, options: Mapping[str, Any], train: Set, test:
     }
 
 
-def pairs(train: Set) -> list[float]:
-    """The learner's speed over that of a plain torch loop, in alternated pairs; neither replays.
+def pairs(train: Set) -> dict[str, list[float]]:
+    """Each learner's records a second of CPU over those of a plain loop, in alternated pairs; neither replays.
 
-    The loop has the same network and the same kernel for AdamW. It predicts each batch, and then learns it.
+    A plain loop has the same network or classifier and the same optimiser. It predicts each batch, and then learns it.
     """
-    options = {"replay_slots": 0}
-    learner = made(text_gru.BLUEPRINT, options)
-    warm = list(learn(learner, train.take(range(3000)), batch_size=BATCH))  # every class is known from here on
-    names = list(learner.model.classes)
-    network = text_gru.TextGru(text_gru.TextGruOptions.model_validate(options), names)
-    network.load_state_dict(learner.model.state_dict())  # type: ignore[attr-defined]
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-2, weight_decay=1e-4, fused=True)
-    stream = list(batches(train.take(range(3000, 3000 + UPDATES * BATCH)), BATCH))
-    numbers = {name: number for number, name in enumerate(names)}
-    targets = [torch.tensor([numbers[str(label)] for label in batch.labels]) for batch in stream]
+    before, stream = train.take(range(3000)), list(batches(train.take(range(3000, 3000 + UPDATES * BATCH)), BATCH))
+    texts = [text for batch in stream for text in strings(batch.x)]
+    labels = [str(label) for batch in stream for label in batch.labels]
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_encoder(Path(folder))
+        for name, blueprint, options in (
+            ("text-classifier", text_classifier.BLUEPRINT, {"replay_slots": 0}),
+            ("text-gru", text_gru.BLUEPRINT, {"replay_slots": 0}),
+            ("text-encoder", text_encoder.BLUEPRINT, {"replay_slots": 0, "folder": folder}),
+            ("river naive Bayes", river_classifier.BLUEPRINT, {}),
+        ):
+            learner = made(blueprint, options)
+            if isinstance(learner, Beginning):
+                learner.begin({"folder": read_folder(Path(folder))})
+            for _ in learn(learner, before, batch_size=BATCH):  # every class is known from here on
+                pass
+            if isinstance(learner, river_classifier.RiverLearner):
+                plain = partial(plain_river, river_pipeline(before), texts, labels)
+            else:
+                plain = partial(plain_torch, copy.deepcopy(learner), stream)
+            found[name] = alternated(partial(ours, learner, stream), plain)
+    return found
 
-    def plain() -> None:
-        for batch, y in zip(stream, targets, strict=True):
-            with torch.no_grad():
-                network(batch.x).argmax(1).tolist()
-            optimizer.zero_grad()
-            loss = F.cross_entropy(network(batch.x), y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()
 
-    def ours() -> None:
-        for update, batch in enumerate(stream, start=len(warm)):
-            learner.learn(batch, update_generator(SEED, update))
+def alternated(one: Callable[[], None], other: Callable[[], None]) -> list[float]:
+    """CPU time of the other over that of the one, turn by turn."""
 
     def seconds(run: Callable[[], None]) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         run()
-        return time.perf_counter() - started
+        return time.process_time() - started
 
-    plain()
-    return [1 / (seconds(ours) / seconds(plain)) for _ in range(PAIRS)]
+    one()
+    other()
+    return [1 / (seconds(one) / seconds(other)) for _ in range(PAIRS)]
+
+
+def ours(learner: Learner, stream: Sequence[Batch]) -> None:
+    """The seam: a generator for each update, predictions, the report."""
+    for update, batch in enumerate(stream):
+        learner.learn(batch, update_generator(SEED, update))
+
+
+def plain_torch(owner: Learner, stream: Sequence[Batch]) -> None:
+    """The network of a learner, in the loop that one writes without headrace."""
+    model = owner.model
+    top = model.top if isinstance(model, text_encoder.TextEncoder) else model
+    assert isinstance(top, ClassifierNetwork)
+    embed = model.embed if isinstance(model, text_encoder.TextEncoder) else nn.Identity()
+    rate = 1e-2 if isinstance(top, text_gru.TextGru) else 3e-3
+    dense = [parameter for parameter in top.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(dense, rate, weight_decay=1e-4, fused=True)
+    table = text_classifier.RowRms(top.table, 1e-2) if isinstance(top, text_classifier.TextClassifier) else None
+    numbers = {name: number for number, name in enumerate(top.classes)}
+    for batch in stream:
+        y = torch.tensor([numbers[str(label)] for label in batch.labels])
+        x = embed(batch.x)
+        with torch.no_grad():
+            top(x).argmax(1).tolist()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(top(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if table is not None:
+            table.step()
+        loss.item()
+
+
+def river_pipeline(before: Set) -> Any:
+    """River's own pipeline, which has learned the same records; its vocabulary has no bound."""
+    pipeline: Any = feature_extraction.BagOfWords(ngram_range=(1, 2)) | naive_bayes.MultinomialNB()  # type: ignore[no-untyped-call]
+    for text, label in zip(strings(before.x), before.labels, strict=True):
+        pipeline.learn_one(text, label)
+    return pipeline
+
+
+def plain_river(pipeline: Any, texts: Sequence[str], labels: Sequence[str]) -> None:
+    for text, label in zip(texts, labels, strict=True):
+        pipeline.predict_proba_one(text)
+        pipeline.learn_one(text, label)
 
 
 def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
@@ -133,12 +191,17 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
         say(f"{name}: {told}")
         figures.append(Figure(f"CLINC150, one shuffled pass: {name}", told))
     ratios = pairs(train)
-    ratio = statistics.median(ratios)
-    told = f"{ratio:.2f} (median of {PAIRS} alternated pairs, {min(ratios):.2f}–{max(ratios):.2f})"
-    figures.append(Figure("text-gru fed from RAM / the same network in a plain loop", told, "≥ 0.95", ratio >= 0.95))
+    for name, each in ratios.items():
+        ratio = statistics.median(each)
+        told = f"{ratio:.2f} (median of {PAIRS} alternated pairs, {min(each):.2f}–{max(each):.2f})"
+        say(f"{name}: {told}")
+        what = f"{name} fed from RAM / a plain loop that predicts first too, records a second of CPU"
+        figures.append(Figure(what, told, "≥ 0.95", ratio >= 0.95))
     notes = [
         "150 intents, 15,000 texts of a few words, 4,500 held out; chance is 0.7 %.",
         "A network over bytes must learn to spell first: one pass over so few texts is too little for it.",
         "River is Python throughout and its time grows with the number of classes.",
+        "The plain loops: the same network and optimisers in torch; for text-encoder, a BERT of two layers, 16 wide; "
+        "for river, its own pipeline, whose vocabulary has no bound and whose classes are names.",
     ]
     return Findings(figures, notes, {"runs": raw, "ratios": ratios})
