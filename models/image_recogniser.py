@@ -52,8 +52,8 @@ class ImageRecogniserOptions(BackboneOptions):
     cells: int = structural(3, ge=0, le=8)  # maps are averaged over so many parts of a side; 0: the backbone's features
     shift_pixels: int = structural(1, ge=0)  # pictures are seen in five places, so far from each other; 0: in one
     source_statistics: bool = structural(True)  # of a version: S₀ and d_0 from its replay memory
-    shrinkage: float = structural(3.0, gt=0)  # λ of what a source tells
-    prior_records: float = Field(100.0, gt=0)  # ν
+    shrinkage: float = structural(2.0, gt=0)  # λ of what a source tells
+    prior_records: float = Field(300.0, gt=0)  # ν
     false_rejection: float = Field(0.1, gt=0, lt=0.5)  # share of pictures of known classes that may be called unknown
     calibration_pictures: int = structural(8, ge=2)  # of a class, kept as features
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
