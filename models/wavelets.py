@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ANGLES = 8
-GRID, COARSE = 7, 3  # places of a side at which first and second order are averaged
+ANGLES = 6
+GRID, COARSE = 7, 3  # places of a side at which S₀ and S₁, and S₂, are averaged
 SIDE = 32  # larger pictures are averaged down to at most this
 WIDTHS = (0.8, 1.6)  # σ of the filters' envelopes, in pixels
 RADII = (3, 5)
@@ -65,8 +65,8 @@ class Wavelets(nn.Module):
         fine, coarse = modulus(x, self.fine), modulus(x, self.coarse)  # (B · C, A, h, w)
         halved = F.avg_pool2d(fine, 2, ceil_mode=True).flatten(0, 1)[:, None]
         second = modulus(halved, self.fine)  # at half the size, the fine filters are the coarse ones
-        parts = [averaged(maps, GRID) for maps in (x, fine, coarse)]
-        parts.append(averaged(second, COARSE).view(count * channels, -1))
+        parts = [averaged(maps) for maps in (x, fine, coarse)]
+        parts.append(F.adaptive_avg_pool2d(second, COARSE).view(count * channels, -1))
         return torch.cat(parts, 1).view(count, -1)
 
 
@@ -78,9 +78,11 @@ def modulus(x: Tensor, filters: Tensor) -> Tensor:
     return torch.hypot(real, imaginary)
 
 
-def averaged(maps: Tensor, places: int) -> Tensor:
-    """maps (B, A, h, w) → (B, A · places²)"""
-    return F.adaptive_avg_pool2d(maps, places).flatten(1)
+def averaged(maps: Tensor) -> Tensor:
+    """maps (B, A, h, w) → (B, A · GRID²): means over places that overlap by half with the next."""
+    places = F.adaptive_avg_pool2d(maps, 2 * GRID)
+    edges = F.pad(places, (1,) * 4)
+    return F.avg_pool2d(edges, 4, 2).flatten(1)
 
 
 def gabors(scale: int) -> Tensor:
