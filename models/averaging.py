@@ -1,11 +1,14 @@
-"""Classifiers that serve the moving average of their weights (Polyak and Juditsky 1992; Tarvainen and Valpola 2017).
+"""Image classifiers that serve the moving average of their weights, and learn pictures warped a little.
+
+The average (Polyak and Juditsky 1992; Tarvainen and Valpola 2017):
 
 After update t, counted from 0, with the weights w that learn and the average w̄ that is served:
 
     w̄ ← d_t w̄ + (1 - d_t) w,   d_t = min(average, (1 + t) / (10 + t))
 
 A stream has no end towards which a learning rate could fall; the average does what that fall would do. Predictions
-and the reported loss are those of w̄, from before the update, in a pass of its own without gradients.
+and the reported loss are those of w̄, from before the update, in a pass of its own without gradients. So they are where
+pictures are warped: what is predicted is the record as it is.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from torch import Tensor
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.learner import State, copy_into, structural
 from models.memory import ReplayMemory
+from models.warping import NONE, Warp, warped
 
 
 class AveragedOptions(ClassifierOptions):
-    """What every classifier can be told, and whether weights are averaged."""
+    """What every classifier can be told, whether weights are averaged and how far pictures are warped."""
 
     average: float = structural(0.0, ge=0, lt=1)  # d: 0.99 is the last hundred updates; 0: what learns is served
+    augment: Warp = Warp()  # of incoming and replayed pictures alike, anew in every update
 
 
 class AveragedLearner(ClassifierLearner):
@@ -34,15 +39,18 @@ class AveragedLearner(ClassifierLearner):
         self, network: ClassifierNetwork, options: AveragedOptions, memory: ReplayMemory, device: torch.device
     ) -> None:
         super().__init__(network, options, memory, device)
-        self._average = options.average
+        self._average, self._warp = options.average, options.augment
         self._updates = 0
         if self._average:
             self.model = copy.deepcopy(network).requires_grad_(False)
             self.model.classes = network.classes  # one list, which grows
 
+    def _shown(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        return warped(x, self._warp, rng)
+
     @torch.no_grad()
     def _answers(self, x: Tensor, logits: Tensor) -> Tensor:
-        return self.model(x) if self._average else logits
+        return self.model(x) if self._average or self._warp != NONE else logits
 
     @torch.no_grad()
     def _step(self) -> None:

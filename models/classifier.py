@@ -89,7 +89,7 @@ class ClassifierLearner(ReplayingLearner):
         x = torch.cat([batch.x.to(self._device), replayed.x])  # (B + R, ...)
         y = torch.cat([torch.tensor(numbers, device=self._device), replayed.y])  # (B + R,)
 
-        logits = self._learning(x)  # (B + R, K)
+        logits = self._learning(self._shown(x, rng))  # (B + R, K)
         losses = F.cross_entropy(logits, y, reduction="none")
         incoming = losses[: len(batch)].mean()
         loss = incoming + losses[len(batch) :].mean() if len(replayed.y) else incoming
@@ -99,6 +99,10 @@ class ClassifierLearner(ReplayingLearner):
 
         self._memory.add(batch, numbers, rng)
         return Report(F.cross_entropy(answers, y[: len(batch)]).item(), self._predicted(answers, known))
+
+    def _shown(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """What the network learns in place of the incoming and replayed records."""
+        return x
 
     def _loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
         """What is minimised, from the loss of the incoming and replayed records."""

@@ -1,10 +1,13 @@
 """Image recogniser: classes of which there are few pictures, by closed form over a frozen backbone.
 
-    u(x) = (pool(M_l(x)) / |pool(M_l(x))|)_l
+    u(x) = mean over moves v of (pool(M_l(v x)) / |pool(M_l(v x))|)_l
 
 M_l are the maps of a `Backbone`, averaged over `cells` × `cells` parts of the picture, each layer with length 1; with
-cells = 0, u is what the backbone's own head would be given. What is computed from u is in `recognition`: nothing is
-trained, an update adds to counts, sums and second moments, so that the order of records does not matter.
+cells = 0, u is what the backbone's own head would be given. v leaves the picture where it is, or moves it by
+`shift_pixels` to one of four sides: strided convolutions see a picture differently when it is moved by less than their
+stride (Zhang 2019, "Making convolutional networks shift-invariant again"), and a few pictures of a class are too few
+for that to average out. What is computed from u is in `recognition`: nothing is trained, an update adds to counts,
+sums and second moments, so that the order of records does not matter.
 
 Threshold and sharpness come from up to `calibration_pictures` records of each class, kept as features: those whose ids
 have the smallest digests, which is a uniform sample whatever the order (bottom-k, Cohen and Kaplan 2007).
@@ -47,9 +50,10 @@ class ImageRecogniserOptions(BackboneOptions):
     """What the backbone is, and how records are compared."""
 
     cells: int = structural(3, ge=0, le=8)  # maps are averaged over so many parts of a side; 0: the backbone's features
+    shift_pixels: int = structural(1, ge=0)  # pictures are seen in five places, so far from each other; 0: in one
     source_statistics: bool = structural(True)  # of a version: S₀ and d_0 from its replay memory
-    shrinkage: float = structural(3.0, gt=0)  # λ of what a source tells
-    prior_records: float = Field(100.0, gt=0)  # ν
+    shrinkage: float = structural(2.0, gt=0)  # λ of what a source tells
+    prior_records: float = Field(300.0, gt=0)  # ν
     false_rejection: float = Field(0.1, gt=0, lt=0.5)  # share of pictures of known classes that may be called unknown
     calibration_pictures: int = structural(8, ge=2)  # of a class, kept as features
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
@@ -66,11 +70,13 @@ class ImageRecogniser(nn.Module):
     sharpness: Tensor
     threshold: Tensor
 
-    def __init__(self, backbone: Backbone, cells: int, relative: bool, classes: Sequence[str]) -> None:
+    def __init__(
+        self, backbone: Backbone, cells: int, shift_pixels: int, relative: bool, classes: Sequence[str]
+    ) -> None:
         super().__init__()
         self.classes = list(classes)
         self.backbone = backbone
-        self._cells, self._relative = cells, relative
+        self._cells, self._shift, self._relative = cells, shift_pixels, relative
         self.dim = sum(backbone.channels) * cells**2 if cells else backbone.width
         if self.dim > MAX_DIM:
             raise ValueError(f"the backbone gives {self.dim} features, more than {MAX_DIM}: fewer layers or cells do.")
@@ -87,7 +93,10 @@ class ImageRecogniser(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) uint8 → u (B, D) float32"""
-        pictures = pixels(x.to(self.whitener.device))
+        seen = [self._seen(moved) for moved in shifted(pixels(x.to(self.whitener.device)), self._shift)]
+        return torch.stack(seen).mean(0)
+
+    def _seen(self, pictures: Tensor) -> Tensor:
         if not self._cells:
             return F.normalize(self.backbone(pictures))
         pooled = [F.adaptive_avg_pool2d(maps, self._cells).flatten(1) for maps in self.backbone.maps(pictures)]
@@ -119,6 +128,16 @@ class ImageRecogniser(nn.Module):
         """x (B, C, H, W) uint8 → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         logs, scores = self.answer(self.features(x))
         return logs.exp(), scores > self.threshold
+
+
+def shifted(x: Tensor, by: int) -> list[Tensor]:
+    """x (B, C, H, W), and x moved by so many pixels down, up, right and left; what is uncovered repeats the border."""
+    if not by:
+        return [x]
+    height, width = x.shape[2:]
+    wide = F.pad(x, (by, by, by, by), mode="replicate")
+    corners = [(by, by), (0, by), (2 * by, by), (by, 0), (by, 2 * by)]
+    return [wide[:, :, top : top + height, left : left + width] for top, left in corners]
 
 
 class ImageRecogniserLearner:
@@ -159,11 +178,13 @@ class ImageRecogniserLearner:
 
     def _build(self, backbone: Backbone, relative: bool) -> None:
         """Everything but what is learned."""
-        self.model = ImageRecogniser(backbone, self.options.cells, relative, ()).to(self._device).eval()
-        dim, slots, device = self.model.dim, self.options.calibration_pictures, self._device
+        options = self.options
+        model = ImageRecogniser(backbone, options.cells, options.shift_pixels, relative, ())
+        self.model = model.to(self._device).eval()
+        dim, slots, device = self.model.dim, options.calibration_pictures, self._device
         self._relative = relative
-        self._labels = Labels(self.model.classes, self.options.max_classes)
-        layers = len(backbone.channels) if self.options.cells else 1
+        self._labels = Labels(self.model.classes, options.max_classes)
+        layers = len(backbone.channels) if options.cells else 1
         # |u|² is the number of layers. Without a source, a tenth of it is within classes, in no direction more.
         self._within = 0.1 * layers / dim * torch.eye(dim, dtype=torch.float64, device=device)
         self._counts = torch.zeros(0, dtype=torch.int64, device=device)
@@ -292,7 +313,8 @@ def learner(
 def model(options: ImageRecogniserOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRecogniser:
     backbone = Backbone.described(meta["backbone"])
     return module_on(
-        lambda: ImageRecogniser(backbone, options.cells, meta["relative"], meta["classes"]), torch.device("cpu")
+        lambda: ImageRecogniser(backbone, options.cells, options.shift_pixels, meta["relative"], meta["classes"]),
+        torch.device("cpu"),
     ).eval()
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
+from torch.nn import functional as F
 
 from models import image_recogniser
 from models.backbone import torchvision_network
@@ -25,6 +26,7 @@ from models.recognition import NEVER, background, distances, fit, limit, shrunk
 from models.registry import BUILTIN
 from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same
 
+FIVE = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))
 SMALL: Mapping[str, Any] = {"source": "before", "cells": 1, "calibration_pictures": 3}
 
 
@@ -69,7 +71,7 @@ def begun(**options: object) -> Begun:
 
 CASES = {
     "version": begun(),
-    "version, its features, no statistics": begun(cells=0, source_statistics=False, half=True),
+    "version, its features, no statistics": begun(cells=0, shift_pixels=0, source_statistics=False, half=True),
 }
 
 
@@ -231,6 +233,16 @@ def test_the_background_is_a_gaussian_around_all_of_it() -> None:
     away = torch.cat([u[y == c] - u[y == c].mean(0) for c in (0, 1)])
     scatter = away.T @ away
     torch.testing.assert_close(told.within, shrunk(scatter / 68, 0.5), rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_means_of_five_places() -> None:
+    x = digits()[0][:6]
+    still, moved = learner_of(begun(shift_pixels=0)).model, learner_of(begun(shift_pixels=2)).model
+    wide = F.pad(x.float(), (2, 2, 2, 2), mode="replicate").to(torch.uint8)
+    places = [wide[:, :, 2 + down : 10 + down, 2 + right : 10 + right] for down, right in FIVE]
+    expected = torch.stack([still.features(place) for place in places]).mean(0)
+    torch.testing.assert_close(moved.features(x), expected)
+    assert not torch.allclose(moved.features(x), still.features(x), atol=1e-3)
 
 
 def test_the_order_of_records_and_their_batches_do_not_matter() -> None:
