@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 with warnings.catch_warnings():  # kafka-python reads its schemas with what Python 3.11 and 3.12 call deprecated
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
@@ -15,6 +17,52 @@ from redis import Redis
 from pipeline.config import KafkaConfig
 from pipeline.local import EmbeddedKafka, EmbeddedRedis
 from tests.services import Topics, unique
+
+# Of torch, here and in what tests start: they run beside each other, and its tensors are tiny.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: Files that take long begin first, so that what ends last is short; the longest of them are the first.
+LONG = (
+    "test_demo.py",
+    "test_types.py",
+    "test_readme.py",
+    "test_chaos.py",
+    "test_local.py",
+    "test_verify.py",
+    "test_standby.py",
+    "test_dead_letters.py",
+    "test_log_security.py",
+    "test_log_ends.py",
+    "test_keyframes.py",
+    "test_ends.py",
+    "test_store_stateful.py",
+    "test_image_gan.py",
+    "test_every_learner.py",
+    "test_worker_kill.py",
+    "test_swaps.py",
+    "test_image_restorer.py",
+    "test_sampler_service.py",
+    "test_packaging.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long files first."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out whole files, and tests/doors as one: its tests share a worker that has learned."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/doors" if file.startswith("tests/doors/") else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -216,8 +216,9 @@ def _notes() -> list[str]:
         "Each mode has six settings (batch size 2 or 5, three learning rates); the best on 1,000 other records of "
         "the training set, mean of two seeds, is run on the test set with three more, each with its own records.",
         "Five passes are a looping stream with the settings of one pass, one seed.",
-        "The features are the maps of block 2 on 4 × 4 places, the best of ten choices on the records for tuning. The "
-        "last layer's 128 numbers are poor ones for digits: frozen, 14 % errors after twenty passes.",
-        "The advantage shrinks with more passes: on the records for tuning, with maps of blocks 0 and 2, after twenty "
-        "passes, 4.7 % from scratch, 4.4 % frozen, 3.9 % unfrozen.",
+        "The features are the maps of block 2 on 4 × 4 places, the best of ten choices on the records for tuning. Over "
+        "a source after one pass without `augment`, the last layer's 128 numbers were poor ones for digits: frozen, "
+        "14 % errors after twenty passes.",
+        "The advantage shrinks with more passes: over that source, on the records for tuning, with maps of blocks 0 "
+        "and 2, after twenty passes, 4.7 % from scratch, 4.4 % frozen, 3.9 % unfrozen.",
     ]

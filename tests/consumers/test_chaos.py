@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
+def forgotten(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Has them collected here."""
+    caplog.set_level(logging.CRITICAL, "kafka")  # its messages would keep them
     yield
     gc.collect()
 

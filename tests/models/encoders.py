@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
 
 from tests.models.contract import GREETINGS
 
@@ -26,6 +25,8 @@ def bert_tokenizer() -> Tokenizer:
 
 def save_encoder(path: Path) -> None:
     """A BERT of two layers, 16 wide, as transformers saves it."""
+    from transformers import BertConfig, BertModel  # here: it takes seconds, and every process collects all tests
+
     tokenizer = bert_tokenizer()
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,

@@ -33,6 +33,11 @@ def test_interrupted_after_every_batch_it_is_rivers_detector(stream: list[tuple[
         restored = DriftDetector()
         restored.restore(json.loads(json.dumps(ours.state())))
         assert restored.update(found[start : start + size]) == any(alarms)
+        means = {"best": theirs._x_min, "worst": theirs._x_max, "all": theirs._z}
+        assert restored.state() == {
+            "alarm": theirs.drift_detected,
+            **{name: [mean.n, mean.get()] for name, mean in means.items()},
+        }
         ours = restored
     straight = DriftDetector()
     straight.update(found)

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertModel
 
 from models.learner import Blueprint, Learner, Reference, Rows, Source, update_generator
 from models.text_encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions
@@ -85,6 +84,8 @@ def test_embeddings_are_those_of_transformers(folder: Path, modules: tuple[str, 
     }
     ours = TextEncoderLearner(options(folder), (64,), SEED, CPU)
     ours.begin({"folder": source(folder, **files)})
+    from transformers import BertModel
+
     reference, tokenizer, expected = BertModel.from_pretrained(folder), bert_tokenizer(), []
     for text in SOME:
         ids = tokenizer.encode(text).ids

