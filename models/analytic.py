@@ -131,6 +131,7 @@ def _factor(matrix: Tensor, ridge: float) -> Tensor:
     scale = matrix.diagonal().mean().clamp_min(1e-12)
     while True:
         raised = matrix + ridge * scale * torch.eye(len(matrix), dtype=matrix.dtype)
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(raised)
         if not failed:
             return factor
