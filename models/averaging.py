@@ -29,7 +29,8 @@ class AveragedOptions(ClassifierOptions):
     """What every classifier can be told, whether weights are averaged and how far pictures are warped."""
 
     average: float = structural(0.0, ge=0, lt=1)  # d: 0.99 is the last hundred updates; 0: what learns is served
-    augment: Warp = Warp()  # of incoming and replayed pictures alike, anew in every update
+    augment: Warp = Warp()  # of pictures, anew in every update
+    augment_incoming: bool = True  # or of replayed ones alone
 
 
 class AveragedLearner(ClassifierLearner):
@@ -39,18 +40,20 @@ class AveragedLearner(ClassifierLearner):
         self, network: ClassifierNetwork, options: AveragedOptions, memory: ReplayMemory, device: torch.device
     ) -> None:
         super().__init__(network, options, memory, device)
-        self._average, self._warp = options.average, options.augment
+        self._average = options.average
+        self._warp, self._warp_incoming = options.augment, options.augment_incoming
         self._updates = 0
         if self._average:
             self.model = copy.deepcopy(network).requires_grad_(False)
             self.model.classes = network.classes  # one list, which grows
 
-    def _shown(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        return warped(x, self._warp, rng)
+    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor:
+        plain = 0 if self._warp_incoming else incoming
+        return torch.cat([x[:plain], warped(x[plain:], self._warp, rng)]) if plain else warped(x, self._warp, rng)
 
     @torch.no_grad()
     def _answers(self, x: Tensor, logits: Tensor) -> Tensor:
-        return self.model(x) if self._average or self._warp != NONE else logits
+        return self.model(x) if self._average or (self._warp_incoming and self._warp != NONE) else logits
 
     @torch.no_grad()
     def _step(self) -> None:

@@ -1,20 +1,17 @@
 """What image and text classifiers share: the head that grows, the update with experience replay, the state.
 
-The loss of an update is
-
-    L = mean CE(incoming) + mean CE(replayed)
-
-(experience replay; Chaudhry et al. 2019, "On tiny episodic memories in continual learning"). Both parts go through
-the network in one pass. Nothing in it depends on the other rows of the pass or on chance, so that its logits of the
-incoming records, from before the update, are the prequential prediction as well: evaluation costs nothing.
+What an update minimises is a strategy's business (`strategies`). Incoming and replayed records go through the network
+in one pass. Nothing in it depends on the other rows of the pass or on chance, so that its logits of the incoming
+records, from before the update, are the prequential prediction as well: evaluation costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +19,7 @@ from models.learner import Batch, Options, Report, structural
 from models.memory import PolicyName, ReplayMemory
 from models.network import Head
 from models.replaying import LabelledNetwork, ReplayingLearner
+from models.strategies import KEEPING_LOGITS, STRATEGIES, Seen, StrategyName
 
 
 class ClassifierOptions(Options):
@@ -33,6 +31,21 @@ class ClassifierOptions(Options):
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("balanced")
     replay_draws: int = Field(16, ge=0)  # records replayed in each update
+    strategy: StrategyName = structural("er")
+    logits_weight: float = structural(0.0, ge=0)  # α: how much replayed records keep the logits that they came with
+    logits_classes: int = structural(200, ge=1)  # of how many classes, the first ones, they are kept
+
+    @model_validator(mode="after")
+    def _kept(self) -> Self:
+        if self.logits_weight and self.strategy not in KEEPING_LOGITS:
+            raise ValueError(f"logits_weight is for the strategies {', '.join(KEEPING_LOGITS)}, not {self.strategy!r}.")
+        return self
+
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> ReplayMemory:
+        """An empty replay memory for records of this shape; a naive learner has none."""
+        slots = 0 if self.strategy == "naive" else self.replay_slots
+        logits = self.logits_classes if self.logits_weight else 0
+        return ReplayMemory(slots, shape, dtype, device, self.replay_policy, logits)
 
 
 class ClassifierNetwork(LabelledNetwork):
@@ -85,23 +98,25 @@ class ClassifierLearner(ReplayingLearner):
         known = list(self.model.classes)
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
+        count = len(batch)
         replayed = self._memory.draw(self.options.replay_draws, rng)
         x = torch.cat([batch.x.to(self._device), replayed.x])  # (B + R, ...)
         y = torch.cat([torch.tensor(numbers, device=self._device), replayed.y])  # (B + R,)
 
-        logits = self._learning(self._shown(x, rng))  # (B + R, K)
-        losses = F.cross_entropy(logits, y, reduction="none")
-        incoming = losses[: len(batch)].mean()
-        loss = incoming + losses[len(batch) :].mean() if len(replayed.y) else incoming
+        logits = self._learning(self._shown(x, count, rng))  # (B + R, K)
+        kept = self._memory.logits(replayed.slots)
+        seen = Seen(logits[:count], y[:count], logits[count:], y[count:], *(kept or ()))
+        loss = STRATEGIES[self.options.strategy](seen, self.options.logits_weight)
         self._loss(loss, rng).backward()  # type: ignore[no-untyped-call]
-        answers = self._answers(x[: len(batch)], logits[: len(batch)].detach())
+        came_with = logits[:count].detach()
+        answers = self._answers(x[:count], came_with)
         self._step()
 
-        self._memory.add(batch, numbers, rng)
-        return Report(F.cross_entropy(answers, y[: len(batch)]).item(), self._predicted(answers, known))
+        self._memory.add(batch, numbers, rng, came_with)
+        return Report(F.cross_entropy(answers, y[:count]).item(), self._predicted(answers, known))
 
-    def _shown(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """What the network learns in place of the incoming and replayed records."""
+    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor:
+        """What the network learns in place of the records, of which so many are incoming, the others replayed."""
         return x
 
     def _loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:

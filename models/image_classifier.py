@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from models.averaging import AveragedLearner, AveragedOptions
 from models.classifier import ClassifierNetwork
 from models.learner import Blueprint, module_on, structural
-from models.memory import ReplayMemory
 from models.network import pixels, seeded
 
 GROUPS = 8
@@ -77,7 +76,7 @@ def learner(
     options: ImageClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> AveragedLearner:
     network = seeded(lambda: ImageClassifier(options, shape, ()), seed, device)
-    memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
+    memory = options.memory(shape, torch.uint8, device)
     return AveragedLearner(network, options, memory, device)
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from models.averaging import AveragedLearner, AveragedOptions
 from models.classifier import ClassifierNetwork
 from models.learner import Blueprint, module_on, structural
-from models.memory import ReplayMemory
 from models.network import pixels, seeded
 
 GROUPS = 4
@@ -79,7 +78,7 @@ class ImageResnet(ClassifierNetwork):
 
 def learner(options: ImageResnetOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AveragedLearner:
     network = seeded(lambda: ImageResnet(options, shape, ()), seed, device)
-    memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
+    memory = options.memory(shape, torch.uint8, device)
     return AveragedLearner(network, options, memory, device)
 
 

@@ -38,7 +38,6 @@ from models.learner import (
     module_on,
     structural,
 )
-from models.memory import ReplayMemory
 from models.network import pixels, seeded
 from models.optimizer import AdamW
 from models.source_task import SourceTask
@@ -130,7 +129,7 @@ class ImageTransferLearner(ClassifierLearner):
         size = width(backbone, options, self._shape)
         network = seeded(lambda: ImageTransfer(options, size, ()), self._seed, self._device)
         network.backbone = backbone.to(self._device)
-        memory = ReplayMemory(options.replay_slots, self._shape, torch.uint8, self._device, options.replay_policy)
+        memory = options.memory(self._shape, torch.uint8, self._device)
         super().__init__(network, options, memory, self._device)
         self._updates = 0
         self._thawed: dict[str, list[str]] = {}  # block → its entries in the state dict of the backbone's network

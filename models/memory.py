@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.labels import NONE
 from models.learner import Batch, Rows, copy_into
@@ -163,10 +164,17 @@ class ReplayMemory:
     Args:
         slots: the most records that are kept; 0 keeps none.
         shape, dtype: of one record.
+        logits: of so many classes the logits that a record came with are kept; 0: of none.
     """
 
     def __init__(
-        self, slots: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, policy: PolicyName
+        self,
+        slots: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        policy: PolicyName,
+        logits: int = 0,
     ) -> None:
         self.slots = slots
         self.size = 0
@@ -179,9 +187,12 @@ class ReplayMemory:
             "origins": torch.zeros(slots, 3, dtype=torch.int64, device=device),
             "ids": torch.zeros(slots, 16, dtype=torch.uint8, device=device),
         }
+        if logits:
+            self._columns["logits"] = torch.zeros(slots, logits, device=device)
+            self._columns["known"] = torch.zeros(slots, dtype=torch.int64, device=device)  # classes when it came
 
-    def add(self, batch: Batch, y: Sequence[int], rng: torch.Generator) -> None:
-        """Offers the records of a batch, in order, one random number each."""
+    def add(self, batch: Batch, y: Sequence[int], rng: torch.Generator, logits: Tensor | None = None) -> None:
+        """Offers the records of a batch, in order, one random number each; with logits (B, K), where they are kept."""
         if not self.slots:
             return
         chances = torch.rand(len(batch), generator=rng, dtype=torch.float64).tolist()
@@ -197,6 +208,10 @@ class ReplayMemory:
         slots = torch.tensor(list(taken), device=self._device)
         rows = torch.tensor(list(taken.values()))
         values = {"x": batch.x, "y": torch.tensor(y), "origins": batch.origins, "ids": batch.ids}
+        if logits is not None and "logits" in self._columns:
+            width = self._columns["logits"].shape[1]
+            values["logits"] = F.pad(logits[:, :width], (0, max(0, width - logits.shape[1])))
+            values["known"] = torch.full((len(batch),), min(width, logits.shape[1]))
         for name, value in values.items():
             self._columns[name][slots] = value[rows.to(value.device)].to(self._device)
 
@@ -205,6 +220,13 @@ class ReplayMemory:
         count = min(count, self.size)
         slots = torch.randint(max(self.size, 1), (count,), generator=rng).to(self._device)
         return Replayed(self._columns["x"][slots], self._columns["y"][slots], slots)
+
+    def logits(self, slots: Tensor) -> tuple[Tensor, Tensor] | None:
+        """slots (R,) → the logits (R, L) that these records came with, and (R, L) bool: which of them there are."""
+        if "logits" not in self._columns:
+            return None
+        kept = self._columns["logits"][slots]
+        return kept, torch.arange(kept.shape[1], device=kept.device) < self._columns["known"][slots][:, None]
 
     def columns(self) -> dict[str, Tensor]:
         """What is kept, a row a record: x, y, origins and ids. Views."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models import (
+    image_analytic,
     image_classifier,
     image_gan,
     image_generator,
@@ -20,6 +21,7 @@ from models import (
 from models.learner import Blueprint
 
 BUILTIN: dict[str, Blueprint] = {
+    "image-analytic": image_analytic.BLUEPRINT,
     "image-classifier": image_classifier.BLUEPRINT,
     "image-gan": image_gan.BLUEPRINT,
     "image-recogniser": image_recogniser.BLUEPRINT,

@@ -176,7 +176,7 @@ def learner(
     network = seeded(lambda: TextClassifier(options, ()), seed, device)
     generator = torch.Generator("cpu").manual_seed(seed)
     network.table.weight.copy_(0.1 * torch.randn(network.table.weight.shape, generator=generator))
-    memory = ReplayMemory(options.replay_slots, shape, torch.int32, device, options.replay_policy)
+    memory = options.memory(shape, torch.int32, device)
     return TextClassifierLearner(network, options, memory, device)
 
 

@@ -38,7 +38,6 @@ from models.learner import (
     module_on,
     structural,
 )
-from models.memory import ReplayMemory
 from models.network import seeded
 from models.text_gru import strings
 
@@ -266,13 +265,7 @@ class TextEncoderLearner:
 
     def _equip(self, files: Mapping[str, bytes]) -> ClassifierLearner:
         top = self.model.equip(files, self._device, self._seed)
-        memory = ReplayMemory(
-            self.options.replay_slots,
-            (self.model.encoder.width,),
-            torch.float32,
-            self._device,
-            self.options.replay_policy,
-        )
+        memory = self.options.memory((self.model.encoder.width,), torch.float32, self._device)
         self._learner = ClassifierLearner(top, self.options, memory, self._device)
         return self._learner
 

@@ -22,7 +22,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.learner import Blueprint, module_on, structural
-from models.memory import ReplayMemory
 from models.network import seeded
 
 END = 256
@@ -112,7 +111,7 @@ def initialise(network: TextGru, seed: int) -> None:
 def learner(options: TextGruOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ClassifierLearner:
     network = seeded(lambda: TextGru(options, ()), seed, device)
     initialise(network, seed)
-    memory = ReplayMemory(options.replay_slots, shape, torch.int32, device, options.replay_policy)
+    memory = options.memory(shape, torch.int32, device)
     return ClassifierLearner(network, options, memory, device)
 
 

@@ -35,7 +35,7 @@ NONE = Warp()
 
 def warped(x: Tensor, warp: Warp, rng: torch.Generator) -> Tensor:
     """x (B, C, H, W) uint8 → the same shape and type, by random numbers from the CPU; x itself where warp is `NONE`."""
-    if warp == NONE:
+    if warp == NONE or not len(x):
         return x
     height, width = x.shape[2:]
     turn, scale, right, down, side = torch.rand(5, len(x), generator=rng) * 2 - 1  # (B,) each, in [-1, 1)

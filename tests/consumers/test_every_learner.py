@@ -108,6 +108,7 @@ NETWORK = {"width": 8, **REPLAY}
 CLASSES = classifies(picture(1))
 WORDS = classifies("早上 day".encode())
 WAYS = {
+    "image-analytic": Way("image-analytic", {"width": 16}, pictures, CLASSES),
     "image-classifier": Way("image-classifier", {**NETWORK, "hidden": 8}, pictures, CLASSES),
     "image-resnet": Way("image-resnet", NETWORK, pictures, CLASSES),
     "image-transfer": Way("image-transfer", {"source": JUDGE, "top_layers": (8,), **REPLAY}, pictures, CLASSES),

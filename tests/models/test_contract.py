@@ -11,6 +11,7 @@ from models.image_classifier import ImageClassifierOptions
 from models.image_generator import ImageVaeOptions
 from models.registry import BUILTIN
 from models.text_classifier import TextClassifierOptions
+from models.warping import Warp
 from tests.models import class_means
 from tests.models.contract import Case, LearnerContract, digits, texts
 
@@ -34,6 +35,17 @@ def vae_case(options: ImageVaeOptions) -> Case:
 CASES = {
     "image-classifier": image_case(IMAGE),
     "image-classifier, reservoir": image_case(IMAGE.model_copy(update={"replay_policy": "reservoir"})),
+    "image-classifier, er-ace with logits": image_case(
+        IMAGE.model_copy(update={"strategy": "er-ace", "logits_weight": 0.3, "logits_classes": 3})
+    ),
+    "image-classifier, der++, average, warped": image_case(
+        IMAGE.model_copy(
+            update={"strategy": "der++", "logits_weight": 0.5, "average": 0.9, "augment": Warp(turn_degrees=15)}
+        )
+    ),
+    "image-classifier, replayed ones warped": image_case(
+        IMAGE.model_copy(update={"augment": Warp(shift_pixels=1), "augment_incoming": False})
+    ),
     "image-classifier, no memory": image_case(IMAGE.model_copy(update={"replay_slots": 0})),
     "text-classifier": text_case(TEXT),
     "image-vae": vae_case(VAE),

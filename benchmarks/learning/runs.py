@@ -1,0 +1,89 @@
+"""One learner over one stream: what it knows after every stretch, what it predicted, what it keeps, how fast it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.learners.data import Set, batches
+from benchmarks.learning.streams import Stream
+from models.capabilities import Classifier
+from models.learner import Blueprint, Learner, Rows, update_generator
+
+BATCH = 10
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one pass over a stream came to. Accuracies are shares of the test records."""
+
+    final: float  # over all classes, after the stream
+    incremental: (
+        float  # mean, over the stretches, of the accuracy over all classes that have come (Rebuffi et al. 2017)
+    )
+    forgetting: float  # mean, over all stretches but the last, of the best accuracy there was less the last one
+    prequential: float  # over all records, each predicted before it was learned
+    records_per_s: float  # of CPU time
+    stored_bytes: int  # of pictures and texts
+    state_bytes: int  # of everything
+    by_part: Sequence[Sequence[float]]  # after each stretch, over the classes of each that has come
+
+    def json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def run(blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: Set, seed: int) -> Run:
+    """Learns the stream once, in batches of `BATCH`."""
+    shape = tuple(stream.records.x.shape[1:])
+    learner: Learner = blueprint.learner(blueprint.options.model_validate(options), shape, seed, CPU)
+    hits, spent_s, update, start = 0, 0.0, 0, 0
+    by_part: list[list[float]] = []
+    for number, (_, end) in enumerate(stream.parts):
+        part = stream.records.take(range(start, end))
+        began_s = time.process_time()
+        for batch in batches(part, BATCH):
+            report = learner.learn(batch, update_generator(seed, update))
+            assert report.predicted is not None
+            hits += sum(map(lambda a, b: a == b, report.predicted, batch.labels))
+            update += 1
+        spent_s += time.process_time() - began_s
+        by_part.append([accuracy(learner, of_classes(test, classes)) for classes, _ in stream.parts[: number + 1]])
+        start = end
+    counts = [len(of_classes(test, classes)) for classes, _ in stream.parts]
+    overall = [sum(a * n for a, n in zip(row, counts, strict=False)) / sum(counts[: len(row)]) for row in by_part]
+    last = by_part[-1]
+    best = [max(row[number] for row in by_part[:-1] if len(row) > number) for number in range(len(last) - 1)]
+    state = learner.capture()
+    tensors = {
+        name: value.tensor if isinstance(value, Rows) else value
+        for name, value in {**state.serving, **state.training}.items()
+    }
+    return Run(
+        final=overall[-1],
+        incremental=sum(overall) / len(overall),
+        forgetting=sum(b - a for b, a in zip(best, last[:-1], strict=True)) / max(1, len(best)),
+        prequential=hits / len(stream.records),
+        records_per_s=len(stream.records) / spent_s,
+        stored_bytes=sum(tensor.nbytes for name, tensor in tensors.items() if name == "memory/x"),
+        state_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        by_part=by_part,
+    )
+
+
+def of_classes(records: Set, classes: Sequence[str]) -> Set:
+    return records.take([row for row, label in enumerate(records.labels) if label in classes])
+
+
+def accuracy(learner: Learner, records: Set) -> float:
+    """Share of the records that the model of now puts into their class."""
+    model, hits = learner.model, 0
+    assert isinstance(model, Classifier)
+    for batch in batches(records, 500):
+        found = [model.classes[k] for k in model.classify(batch.x).argmax(1).tolist()]
+        hits += sum(a == b for a, b in zip(found, batch.labels, strict=True))
+    return hits / len(records)

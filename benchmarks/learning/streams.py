@@ -1,0 +1,33 @@
+"""Streams whose classes come in turn, a few at a time, without a word about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.learners.data import Set
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Records in the order in which they come; `parts` are the classes of each stretch and where it ends."""
+
+    records: Set
+    parts: Sequence[tuple[Sequence[str], int]]
+
+
+def sorted_by_class(records: Set, groups: Sequence[Sequence[str]], seed: int) -> Stream:
+    """The records of the first group's classes in random order, then those of the second, …"""
+    group_of = {label: number for number, group in enumerate(groups) for label in group}
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+    rows = [[row for row in order if group_of[records.labels[row]] == number] for number in range(len(groups))]
+    ends = torch.tensor([len(each) for each in rows]).cumsum(0).tolist()
+    return Stream(records.take([row for each in rows for row in each]), list(zip(groups, ends, strict=True)))
+
+
+def pairs(labels: Sequence[str], size: int = 2) -> list[list[str]]:
+    """The class names in order, so many in each group."""
+    names = sorted(set(labels))
+    return [names[start : start + size] for start in range(0, len(names), size)]

@@ -1,0 +1,160 @@
+"""A head in closed form: sums over everything learned, so that nothing is forgotten and order does not matter.
+
+Of features φ (D) of records with labels, the sums
+
+    G = Σ φ φᵀ,   S_c = Σ_{y=c} φ,   n_c
+
+are all that ridge regression to one-hot targets, linear discriminant analysis and the nearest class mean need. With the
+mean m = Σ_c S_c / n, the scatter G̃ = G - n m mᵀ and the classes' means μ_c = S_c / n_c:
+
+    ridge:  w_c = (G̃ + λ g I)⁻¹ n_c (μ_c - m),   score_c = w_cᵀ(φ - m) + n_c / n
+    lda:    w_c = (Σ + λ g I)⁻¹ μ_c,              score_c = w_cᵀφ - ½ w_cᵀμ_c
+    means:  w_c = μ_c,                            score_c = w_cᵀφ - ½ w_cᵀμ_c
+
+where Σ = (G - Σ_c n_c μ_c μ_cᵀ) / n is the scatter within classes, g the mean of the diagonal of what is inverted, and
+every class as likely as the next for the last two. Ridge from such sums is analytic class-incremental learning (Zhuang
+et al. 2022, "ACIL: analytic class-incremental learning with absolute memorization"), and LDA from them is streaming LDA
+(Hayes and Kanan 2020, "Lifelong machine learning with deep streaming LDA").
+
+Sums add up: two heads merge by adding theirs, and a record is taken out by subtracting its own. With a forgetting
+factor γ < 1 what was there before a record counts γ times as much: then order matters, as it should under drift.
+
+G is kept whole for the product that adds to it, and stored as the half that says it all (`packed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.learner import Rows, copy_into
+from models.network import widened
+
+HeadName = Literal["ridge", "lda", "means"]
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A linear head: scores are φ Wᵀ + b."""
+
+    weight: Tensor  # (K, D) float32
+    bias: Tensor  # (K,) float32
+
+
+class Sums:
+    """The sums over records of up to now, of features of width D.
+
+    G, to which D² numbers are added for every record, is on the device, in single precision. S and n are on the CPU in
+    double precision, and so is solving: not every device has that.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.width = width
+        self.gram = torch.zeros(width, width, device=device)  # G
+        self.by_class = torch.zeros(0, width, dtype=torch.float64)  # S
+        self.counts = torch.zeros(0, dtype=torch.float64)  # n
+
+    def grow(self, classes: int) -> None:
+        """Room for so many more classes."""
+        self.by_class = widened(self.by_class, classes)
+        self.counts = widened(self.counts, classes)
+
+    def add(self, features: Tensor, y: Tensor, *, sign: int = 1, forgetting: float = 1.0) -> None:
+        """Adds records, or takes them out with the sign -1.
+
+        Args:
+            features: (B, D) float32
+            y: (B,) class numbers, on the CPU
+            forgetting: γ; the records of a call are as old as each other.
+        """
+        kept = forgetting ** len(y)
+        self.gram.addmm_(features.T, features, beta=kept, alpha=sign)
+        self.by_class *= kept
+        self.counts *= kept
+        self.by_class.index_add_(0, y, features.cpu().double(), alpha=sign)
+        self.counts.index_add_(0, y, torch.ones(len(y), dtype=torch.float64), alpha=sign)
+
+    def merge(self, other: Sums, numbers: Tensor) -> None:
+        """Adds the sums of others; numbers (K',) say which of these classes each of theirs is."""
+        self.gram += other.gram.to(self.gram.device)
+        self.by_class[numbers] += other.by_class
+        self.counts[numbers] += other.counts
+
+    def solve(self, head: HeadName, ridge: float) -> Solved:
+        """The head of these sums; a class without a record has no weights."""
+        n = self.counts.sum()
+        means = self.by_class / self.counts.clamp_min(1)[:, None]  # (K, D)
+        if head == "means" or n < 1:
+            return Solved(means.float(), -0.5 * means.square().sum(1).float())
+        mean = self.by_class.sum(0) / n
+        gram = self.gram.cpu().double()
+        if head == "ridge":
+            factor = _factor(gram - n * torch.outer(mean, mean), ridge)
+            targets = self.by_class - self.counts[:, None] * mean
+            weight = torch.cholesky_solve(targets.T, factor).T
+            return Solved(weight.float(), (self.counts / n - weight @ mean).float())
+        factor = _factor((gram - means.T @ self.by_class) / n, ridge)
+        weight = torch.cholesky_solve(means.T, factor).T
+        return Solved(weight.float(), -0.5 * (weight * means).sum(1).float())
+
+    def copy(self) -> Sums:
+        """The sums of now, which later records do not change."""
+        made = Sums(0, self.gram.device)
+        made.width, made.gram = self.width, self.gram.clone()
+        made.by_class, made.counts = self.by_class.clone(), self.counts.clone()
+        return made
+
+    def capture(self) -> dict[str, Tensor]:
+        """sums/gram (⌈D/2⌉, D + 1) packed, sums/by_class (K, D) and sums/counts (K,) float64."""
+        named = {"sums/gram": packed(self.gram), "sums/by_class": self.by_class, "sums/counts": self.counts}
+        return {name: tensor.clone() for name, tensor in named.items()}
+
+    def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
+        """
+        Raises:
+            ValueError: a tensor is missing or does not fit.
+        """
+        gram = torch.zeros((self.width + 1) // 2, self.width + 1, device=self.gram.device)
+        copy_into({"sums/gram": gram, "sums/by_class": self.by_class, "sums/counts": self.counts}, state)
+        self.gram = unpacked(gram)
+
+
+def _factor(matrix: Tensor, ridge: float) -> Tensor:
+    """matrix (D, D) float64, with λ of its mean diagonal more on the diagonal → its lower Cholesky factor.
+
+    Where that is too little for what rounding has left of the sums, ten times as much, and so on.
+    """
+    scale = matrix.diagonal().mean().clamp_min(1e-12)
+    while True:
+        raised = matrix + ridge * scale * torch.eye(len(matrix), dtype=matrix.dtype)
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(raised)
+        if not failed:
+            return factor
+        ridge *= 10
+
+
+def packed(matrix: Tensor) -> Tensor:
+    """A symmetric (D, D) → (⌈D/2⌉, D + 1): the upper half of row i, and that of row D - 1 - i behind it."""
+    width = len(matrix)
+    rows = matrix.new_zeros((width + 1) // 2, width + 1)
+    for i, row in enumerate(rows):
+        row[: width - i] = matrix[i, i:]
+        if width - 1 - i != i:
+            row[width - i :] = matrix[width - 1 - i, width - 1 - i :]
+    return rows
+
+
+def unpacked(rows: Tensor) -> Tensor:
+    """The symmetric matrix that was `packed`."""
+    width = rows.shape[1] - 1
+    upper = rows.new_zeros(width, width)
+    for i, row in enumerate(rows):
+        upper[i, i:] = row[: width - i]
+        if width - 1 - i != i:
+            upper[width - 1 - i, width - 1 - i :] = row[width - i :]
+    return upper + upper.triu(1).T

@@ -1,0 +1,17 @@
+"""DER++ (Buzzega et al. 2020, "Dark experience for general continual learning: a strong, simple baseline", eq. 6).
+
+    L = mean CE(f(x), y) + α mean |f(x') - z'|² + mean CE(f(x''), y'')
+
+z' are the logits that a record had when it came; x' and x'' are the same draws here, where the paper draws twice.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.strategies.er import experience_replay
+from models.strategies.seen import Seen
+
+
+def dark_experience(seen: Seen, logits_weight: float) -> Tensor:
+    return experience_replay(seen, logits_weight) + logits_weight * seen.to_kept()

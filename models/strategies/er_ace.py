@@ -1,0 +1,25 @@
+"""ER-ACE (Caccia et al. 2022, "New insights on reducing abrupt representation change in online continual learning").
+
+    L = mean CE(f(x)|_C, y) + mean CE(f(x'), y') + α mean |f(x') - z'|²
+
+C are the classes of the incoming batch: incoming records compete among these alone, so that they do not push down the
+logits of all that is not coming just now; the replayed ones compete among all (asymmetric cross-entropy, eqs. 3–4).
+With α, `logits_weight`, replayed records also keep the logits z' that they came with, as in DER (`der`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.strategies.seen import Seen
+
+
+def asymmetric(seen: Seen, logits_weight: float) -> Tensor:
+    here = torch.zeros(seen.logits.shape[1], dtype=torch.bool, device=seen.y.device)
+    here[seen.y] = True
+    loss = F.cross_entropy(seen.logits.masked_fill(~here, -torch.inf), seen.y)
+    if len(seen.replayed_y):
+        loss = loss + F.cross_entropy(seen.replayed, seen.replayed_y)
+    return loss + logits_weight * seen.to_kept() if logits_weight else loss

@@ -1,0 +1,29 @@
+"""What a strategy sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One pass over the incoming and the replayed records of an update."""
+
+    logits: Tensor  # (B, K) of incoming records
+    y: Tensor  # (B,) their classes
+    replayed: Tensor  # (R, K) of replayed records; R is 0 while there are none
+    replayed_y: Tensor  # (R,)
+    kept: Tensor | None = None  # (R, L) logits of replayed records when they came
+    compared: Tensor | None = None  # (R, L) bool: which of these there are; classes that came up later have none
+
+    def to_kept(self) -> Tensor:
+        """Mean squared difference of the replayed records' logits from those that were kept; 0 where there are none."""
+        if self.kept is None or self.compared is None or not self.compared.any():
+            return self.logits.new_zeros(())
+        ours = self.replayed[:, : self.kept.shape[1]]
+        missing = self.kept.shape[1] - ours.shape[1]
+        squares = (F.pad(ours, (0, missing)) - self.kept).square().masked_fill(~self.compared, 0.0)
+        return squares.sum() / self.compared.sum()

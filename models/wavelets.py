@@ -1,0 +1,113 @@
+"""Fixed features of pictures: wavelet moduli at two scales and of second order, projected at random.
+
+A picture's channels (colours times alpha, and alpha itself) are convolved with complex Gabor filters ψ of `ANGLES`
+directions at two scales, and averaged over a grid:
+
+    S₀ = x,   S₁ = |x * ψ_{j,θ}|,   S₂ = ||x * ψ_{0,θ}| * ψ_{1,θ'}|
+
+the scattering transform up to its second order (Bruna and Mallat 2013, "Invariant scattering convolution networks").
+z is the square root of all of them, less its own mean, with length 1; what is given are random features of it,
+
+    φ(x) = ReLU(P z),   P ∈ {-1, 1}^{D × d}
+
+(random projection before a ridge: McDonnell et al. 2023, "RanPAC"). P's signs come from a hash of their places, so that
+they are the same everywhere and are never stored.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ANGLES = 6
+GRID, COARSE = 7, 3  # places of a side at which S₀ and S₁, and S₂, are averaged
+SIDE = 32  # larger pictures are averaged down to at most this
+WIDTHS = (0.8, 1.6)  # σ of the filters' envelopes, in pixels
+RADII = (3, 5)
+WAVENUMBERS = (0.75 * math.pi, 0.375 * math.pi)  # radians a pixel
+MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
+
+
+class Wavelets(nn.Module):
+    """Features of pictures of one shape (C, H, W). They have no parameters; buffers are made again, never stored."""
+
+    fine: Tensor
+    coarse: Tensor
+    projection: Tensor
+
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.channels, self.shrink = shape[0], max(1, math.ceil(max(shape[1:]) / SIDE))
+        self.dim = self.channels * (GRID**2 * (1 + 2 * ANGLES) + COARSE**2 * ANGLES**2)
+        self.width = width
+        self.register_buffer("fine", gabors(0), persistent=False)
+        self.register_buffer("coarse", gabors(1), persistent=False)
+        self.register_buffer("projection", signs(width, self.dim), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures (B, C, H, W) float32 in [0, 1] → φ (B, D) float32"""
+        z = self.scattered(pictures).sqrt()
+        z = F.normalize(z - z.mean(1, keepdim=True))
+        return torch.relu(z @ self.projection.T)
+
+    def scattered(self, pictures: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, d) of S₀, S₁ and S₂, none below 0"""
+        count, channels = pictures.shape[:2]
+        if channels in (2, 4):
+            pictures = torch.cat([pictures[:, :-1] * pictures[:, -1:], pictures[:, -1:]], 1)
+        if self.shrink > 1:
+            pictures = F.avg_pool2d(pictures, self.shrink, ceil_mode=True)
+        x = pictures.flatten(0, 1)[:, None]  # (B · C, 1, h, w)
+        fine, coarse = modulus(x, self.fine), modulus(x, self.coarse)  # (B · C, A, h, w)
+        halved = F.avg_pool2d(fine, 2, ceil_mode=True).flatten(0, 1)[:, None]
+        second = modulus(halved, self.fine)  # at half the size, the fine filters are the coarse ones
+        parts = [averaged(maps) for maps in (x, fine, coarse)]
+        parts.append(F.adaptive_avg_pool2d(second, COARSE).view(count * channels, -1))
+        return torch.cat(parts, 1).view(count, -1)
+
+
+def modulus(x: Tensor, filters: Tensor) -> Tensor:
+    """x (B, 1, h, w), filters (2A, 1, k, k), real parts before imaginary ones → (B, A, h, w)"""
+    radius = filters.shape[-1] // 2
+    edges = F.pad(x, (radius,) * 4, mode="replicate")
+    real, imaginary = F.conv2d(edges, filters).chunk(2, 1)
+    return torch.hypot(real, imaginary)
+
+
+def averaged(maps: Tensor) -> Tensor:
+    """maps (B, A, h, w) → (B, A · GRID²): means over places that overlap by half with the next."""
+    places = F.adaptive_avg_pool2d(maps, 2 * GRID)
+    edges = F.pad(places, (1,) * 4)
+    return F.avg_pool2d(edges, 4, 2).flatten(1)
+
+
+def gabors(scale: int) -> Tensor:
+    """(2A, 1, k, k): Gabor filters of all directions; the real parts have mean 0, so that an even picture gives 0."""
+    radius, sigma, wavenumber = RADII[scale], WIDTHS[scale], WAVENUMBERS[scale]
+    steps = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    rows = []
+    for part in (torch.cos, torch.sin):
+        for number in range(ANGLES):
+            angle = math.pi * number / ANGLES
+            along = x * math.cos(angle) + y * math.sin(angle)
+            across = (y * math.cos(angle) - x * math.sin(angle)) * 0.5  # twice as long as wide
+            envelope = torch.exp(-(along**2 + across**2) / (2 * sigma**2))
+            envelope = envelope / envelope.sum()
+            wave = part(wavenumber * along) * envelope
+            rows.append(wave - wave.sum() * envelope)
+    return torch.stack(rows)[:, None].float()
+
+
+def signs(rows: int, columns: int) -> Tensor:
+    """(rows, columns) float32 of -1 and 1: the highest bit of a hash of each place."""
+    places = torch.arange(rows * columns, dtype=torch.int64)
+    mixed = places * (0x9E3779B97F4A7C15 - (1 << 64))
+    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * MIX[0]
+    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * MIX[1]
+    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+    return torch.where(mixed < 0, -1.0, 1.0).view(rows, columns)

@@ -1,0 +1,137 @@
+"""Strategies beside their equations, written out record by record; and what each promises on a sorted stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from models.image_classifier import BLUEPRINT, ImageClassifierOptions
+from models.learner import update_generator
+from models.memory import ReplayMemory
+from models.strategies import STRATEGIES, Seen, StrategyName
+from tests.models.contract import CPU, SEED, Case, digits
+
+ALPHA = 0.3
+
+
+def seen(replayed: int = 4) -> Seen:
+    """Five classes; incoming are of 1 and 3; the kept logits are of the first three, or fewer, of four classes."""
+    rng = torch.Generator().manual_seed(1)
+    return Seen(
+        torch.randn(6, 5, generator=rng, requires_grad=True),
+        torch.tensor([1, 3, 3, 1, 1, 3]),
+        torch.randn(replayed, 5, generator=rng, requires_grad=True),
+        torch.tensor([0, 4, 2, 1])[:replayed],
+        torch.randn(replayed, 4, generator=rng),
+        torch.arange(4) < torch.tensor([3, 2, 0, 3])[:replayed, None],
+    )
+
+
+def cross_entropy(logits: Tensor, y: Tensor, among: set[int] | None = None) -> float:
+    """Mean over records, by hand."""
+    total = 0.0
+    for row, label in zip(logits.tolist(), y.tolist(), strict=True):
+        total += math.log(sum(math.exp(value) for k, value in enumerate(row) if among is None or k in among))
+        total -= row[label]
+    return total / len(y)
+
+
+def distance(given: Seen) -> float:
+    """Mean over the logits that were kept, by hand."""
+    assert given.kept is not None
+    assert given.compared is not None
+    squares = [
+        (given.replayed[row, k].item() - given.kept[row, k].item()) ** 2
+        for row in range(len(given.kept))
+        for k in range(4)
+        if given.compared[row, k]
+    ]
+    return sum(squares) / len(squares)
+
+
+def replayed_as_well(given: Seen) -> float:
+    return cross_entropy(given.logits, given.y) + cross_entropy(given.replayed, given.replayed_y)
+
+
+EXPECTED: dict[StrategyName, Callable[[Seen], float]] = {
+    "naive": lambda s: cross_entropy(s.logits, s.y),
+    "er": replayed_as_well,
+    "er-ace": lambda s: (
+        cross_entropy(s.logits, s.y, {1, 3}) + cross_entropy(s.replayed, s.replayed_y) + ALPHA * distance(s)
+    ),
+    "der++": lambda s: replayed_as_well(s) + ALPHA * distance(s),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_it_minimises_its_equation(name: StrategyName) -> None:
+    given = seen()
+    assert STRATEGIES[name](given, ALPHA).item() == pytest.approx(EXPECTED[name](given), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_without_a_past_the_incoming_records_count_alone(name: StrategyName) -> None:
+    given = seen(replayed=0)
+    among = {1, 3} if name == "er-ace" else None
+    assert STRATEGIES[name](given, ALPHA).item() == pytest.approx(cross_entropy(given.logits, given.y, among), rel=1e-5)
+
+
+def test_er_ace_lets_incoming_records_push_no_class_that_is_not_coming() -> None:
+    given = seen()
+    STRATEGIES["er-ace"](given, 0.0).backward()  # type: ignore[no-untyped-call]
+    assert given.logits.grad is not None
+    assert torch.equal(given.logits.grad[:, [0, 2, 4]], torch.zeros(6, 3))
+    assert (given.logits.grad[:, [1, 3]] != 0).all()
+
+
+def test_fewer_classes_than_are_kept() -> None:
+    given = Seen(torch.randn(2, 1), torch.tensor([0, 0]), torch.ones(1, 1), torch.tensor([0]), torch.zeros(1, 4),
+                 torch.tensor([[True, False, False, False]]))  # fmt: skip
+    assert given.to_kept().item() == 1.0
+
+
+def test_a_memory_keeps_the_logits_that_records_came_with() -> None:
+    case = Case(BLUEPRINT, ImageClassifierOptions(), *digits())
+    memory = ReplayMemory(4, (1, 8, 8), torch.uint8, CPU, "reservoir", logits=3)
+    memory.add(case.batch(0, 2), [0, 1], update_generator(SEED, 0), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    memory.add(case.batch(2, 1), [3], update_generator(SEED, 1), torch.tensor([[5.0, 6.0, 7.0, 8.0]]))
+    found = memory.logits(torch.tensor([2, 0]))
+    assert found is not None
+    assert found[0].tolist() == [[5, 6, 7], [1, 2, 0]]
+    assert found[1].tolist() == [[True, True, True], [True, True, False]]
+    assert ReplayMemory(4, (1, 8, 8), torch.uint8, CPU, "reservoir").logits(torch.tensor([0])) is None
+
+
+def test_logits_are_kept_for_strategies_that_compare_them() -> None:
+    with pytest.raises(ValidationError, match="er-ace, der"):
+        ImageClassifierOptions(strategy="er", logits_weight=0.3)
+
+
+SORTED: dict[str, dict[str, Any]] = {
+    "naive": {"strategy": "naive"},
+    "er": {"strategy": "er"},
+    "er-ace": {"strategy": "er-ace", "logits_weight": ALPHA},
+    "der++": {"strategy": "der++", "logits_weight": ALPHA},
+}
+
+
+@pytest.mark.parametrize("name", SORTED)
+def test_on_a_sorted_stream_naive_forgets_and_the_others_do_not(name: str) -> None:
+    x, labels = digits()
+    rows = sorted(range(1400), key=lambda row: int(labels[row]) // 2)
+    options = ImageClassifierOptions(width=8, hidden=32, learning_rate=3e-3, replay_slots=200, **SORTED[name])
+    case = Case(BLUEPRINT, options, x[rows], [labels[row] for row in rows])
+    learner = case.learner()
+    for update in range(140):
+        learner.learn(case.batch(10 * update, 10), update_generator(SEED, update))
+    model = learner.model
+    assert hasattr(model, "classify")
+    found = [model.classes[k] for k in model.classify(x[1400:]).argmax(1).tolist()]
+    right = sum(a == b for a, b in zip(found, labels[1400:], strict=True)) / len(found)
+    assert right < 0.3 if name == "naive" else right > 0.7
