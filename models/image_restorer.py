@@ -8,12 +8,12 @@ with the holes m (`degradations`), and minimises the mean over records of
 (learned from its own damage, as Pathak et al. 2016 learned inpainting). The root lets a picture that is little damaged
 count as much as one that is much: the gradient of its square would be dominated by the latter. y' is y with its holes
 filled by averages of what lies around them (pull-push, Gortler et al. 1996), so that a network adds what is missing and
-begins as the identity. f_k is a plain residual network (DnCNN: Zhang et al. 2017) at full size, without norms, since
-what it adds is proportional to the damage; its blocks (He et al. 2016) see further by dilated convolutions (Yu and
-Koltun 2016). For the kind "holes" all that is not missing is kept as it is.
+begins as the identity. f_k is a plain residual network without norms (EDSR: Lim et al. 2017) that stays at full size,
+since a step of one pixel in drawn pictures is what they consist of; its blocks (He et al. 2016) see further by dilated
+convolutions (Yu and Koltun 2016). For the kind "holes" all that is not missing is kept as it is.
 
-Kinds share no weight. In one network they got into each other's way (docs), and what is learned of one kind can so
-never be lost to another. A record passes through one network, so that eight cost the time of one.
+Kinds share no weight. In one network they got into each other's way (figures in docs), and so nothing that is learned
+of one kind is lost to another. A record passes through one of the networks: eight take the time of one.
 
 Blind, the kind is that which a small classifier q(k | y, m) finds likeliest; it learns from the same records, by
 cross-entropy. Reported: the loss, PSNR and SSIM of x̂ for the incoming records, the PSNR of y, and how often the kind
@@ -84,13 +84,20 @@ class Residual(nn.Sequential):
         super().__init__(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), out=out))
 
 
-class Recogniser(nn.Sequential):
+class Recogniser(nn.Module):
     """q: maps (B, C + 1, H, W) → (B, kinds) logits"""
 
     def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
         widths = (channels + 1, width, 2 * width, 4 * width)
-        halved = [nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()) for a, b in pairwise(widths)]
-        super().__init__(*halved, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], len(KINDS)))
+        self.halved = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.out = nn.Linear(widths[-1], len(KINDS))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        for halved in self.halved:
+            maps = F.relu(halved(maps))
+        logits: Tensor = self.out(maps.mean((2, 3)))
+        return logits
 
 
 class ImageRestorer(LabelledNetwork):
@@ -109,11 +116,11 @@ class ImageRestorer(LabelledNetwork):
     def forward(self, x: Tensor, numbers: Tensor, holes: Tensor) -> Tensor:
         """x (B, C, H, W) in [0, 1], numbers (B,) of `KINDS`, holes (B, 1, H, W) bool → (B, C, H, W)"""
         missing = holes.to(x.dtype)
-        restored = fill(x, 1 - missing)
-        maps = seen(restored, missing)
+        filled = fill(x, 1 - missing)
+        maps, restored = seen(filled, missing), filled.clone()
         for number in sorted(set(numbers.tolist())):
             rows = (numbers == number).nonzero()[:, 0]
-            restored[rows] += STEP * self.networks[KINDS[number]](maps[rows])
+            restored[rows] = filled[rows] + STEP * self.networks[KINDS[number]](maps[rows])
         kept = ~holes & (numbers == KINDS.index("holes"))[:, None, None, None]
         return torch.where(kept, x, restored)
 
