@@ -32,7 +32,7 @@ from models.learner import update_generator
 from models.network import pixels
 
 Picture = NDArray[np.float64]  # (H, W, C) in [0, 1]
-SEED, LOOPS, BATCH = 0, 24, 32
+SEED, LOOPS, BATCH = 0, 16, 32
 OPTIONS: Mapping[str, Any] = {"damages": ("holes", "noise", "fog", "resolution"), "replay_draws": 0}
 CPU = torch.device("cpu")
 NEAR = 10 / 255  # root of the mean squared difference, colours times alpha: nearer tiles are variants of each other

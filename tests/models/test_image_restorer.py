@@ -147,6 +147,13 @@ def test_holes_are_filled_by_what_lies_around_them() -> None:
     assert torch.equal(fill(x.masked_fill(~kept, 5.0), known.float()), filled)
 
 
+def test_a_ramp_goes_on_through_a_hole() -> None:
+    ramp = torch.linspace(0, 1, 16).expand(1, 1, 16, 16)
+    known = torch.ones(1, 1, 16, 16)
+    known[:, :, 4:9, 6:11] = 0
+    torch.testing.assert_close(fill(ramp, known), ramp, atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 17, 40), (4, 33, 21)])
 def test_any_size_and_number_of_channels_and_each_picture_by_itself(shape: tuple[int, ...]) -> None:
     options = ImageRestorerOptions.model_validate({**SMALL, "depth": 3, "learning_rate": 0.02})
