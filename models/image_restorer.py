@@ -9,7 +9,7 @@ with the holes m (`degradations`), and minimises the mean over records of
 count as much as one that is much: the gradient of its square would be dominated by the latter. y' is y with its holes
 filled smoothly from what lies around them (pull-push, Gortler et al. 1996, relaxed), so that a network adds what is
 missing and begins as the identity. f_k is a plain residual network without norms (EDSR: Lim et al. 2017) that stays at
-full size, where drawn pictures have their edges; its blocks (He et al. 2016) see further by dilated convolutions (Yu and
+full size, where drawn pictures have their edges; blocks (He et al. 2016) see further by dilated convolutions (Yu and
 Koltun 2016). For the kind "holes" all that is not missing is kept as it is.
 
 Kinds share no weight. In one network they got into each other's way (figures in docs), and so nothing that is learned
