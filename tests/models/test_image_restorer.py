@@ -12,7 +12,6 @@ from models.capabilities import Restorer
 from models.degradations import KINDS, damaged
 from models.image_metrics import psnr, ssim
 from models.image_restorer import BLUEPRINT, ImageRestorerLearner, ImageRestorerOptions, fill, learner
-from models.labels import NONE
 from models.learner import State, structural_fields, update_generator
 from models.network import pixels
 from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits
@@ -43,7 +42,7 @@ class TestContract(LearnerContract):
 
 
 def test_the_report_is_of_the_damage_drawn_and_from_before_the_update() -> None:
-    one = case(kind_dropout=0.5)
+    one = case()
     ours = made(one)
     one.learn(ours, range(5))
     network, batch, rng = copy.deepcopy(ours._learning), one.batch(40), update_generator(SEED, 5)
@@ -58,14 +57,14 @@ def test_the_report_is_of_the_damage_drawn_and_from_before_the_update() -> None:
     one.learn(other, range(5))
     x = torch.cat([x, pixels(other._memory.columns()["x"][slots])])
     kinds = torch.randint(len(KINDS), (12,), generator=rng)
-    blind = torch.rand(12, generator=rng) < 0.5
     y, holes = damaged(x, kinds, rng)
     with torch.no_grad():
-        restored = network(y, kinds.masked_fill(blind, NONE), holes)
+        restored, found = network(y, kinds, holes), network.recognise(y, holes).argmax(1)
     errors = (x - restored)[:8]
     assert report.loss == pytest.approx(((errors**2).mean((1, 2, 3)) + 1e-4).sqrt().mean().item())
     assert report.metrics["psnr_db"] == pytest.approx(psnr(x, restored.clamp(0, 1))[:8].mean().item(), rel=1e-5)
     assert report.metrics["ssim"] == pytest.approx(ssim(x, restored.clamp(0, 1))[:8].mean().item(), rel=1e-5)
+    assert report.metrics["kind_accuracy"] == (found == kinds)[:8].float().mean().item()
     assert report.metrics["input_psnr_db"] == pytest.approx(psnr(x, y)[:8].mean().item(), rel=1e-5)
 
 
@@ -82,13 +81,41 @@ def test_it_learns_to_undo_what_it_is_told_and_what_it_is_not() -> None:
         for found in (told, blind):
             assert psnr(x, found).mean() > psnr(x, y).mean() + 1, kind
             assert ssim(x, found).mean() > ssim(x, y).mean(), kind
-        assert not torch.equal(told, blind)
+
+
+def test_what_is_learned_of_one_kind_changes_no_other() -> None:
+    one = case(damages=("noise", "fog"))
+    ours = made(one)
+    one.learn(ours, range(3))
+    later = case(damages=("fog", "blur"))
+    other = made(later)
+    other.restore(cloned(ours.capture()))
+    later.learn(other, range(3, 6))
+    x, holes = pixels(one.x[:4]), torch.zeros(4, 1, 16, 16, dtype=torch.bool)
+    for kind, same in (("noise", True), ("fog", False), ("blur", False)):
+        number = torch.full((4,), KINDS.index(kind))
+        with torch.no_grad():
+            before, after = (each._learning(x, number, holes) for each in (ours, other))
+        assert torch.equal(before, after) == same, kind
+
+
+def test_blind_is_as_told_what_the_recogniser_finds() -> None:
+    one = case(damages=("holes", "fog"), average_records=0)
+    ours = made(one)
+    one.learn(ours, range(5))
+    x, holes = one.x[:20], torch.zeros(20, 1, 16, 16, dtype=torch.bool)
+    holes[::2, :, 3:9, 4:7] = True
+    logits = ours.model.recognise(pixels(x), holes)
+    assert set(logits.argmax(1).tolist()) <= {KINDS.index("holes"), KINDS.index("fog")}
+    assert torch.isneginf(logits[:, KINDS.index("noise")]).all()
+    found: list[str | None] = [KINDS[number] for number in logits.argmax(1).tolist()]
+    assert torch.equal(ours.model.restore(x, [None] * 20, holes), ours.model.restore(x, found, holes))
 
 
 def test_it_begins_as_the_identity() -> None:
-    for sides in ((16, 16), (21, 18)):  # the second is padded and cut back
+    for sides in ((16, 16), (21, 18)):
         x = random(3, 1, *sides)
-        assert torch.equal(made(case(depth=3)).model.restore(x, ["noise", "fog", None]), x)
+        assert torch.equal(made(case(depth=4)).model.restore(x, ["noise", "fog", None]), x)
 
 
 def test_only_what_is_missing_is_filled() -> None:
@@ -102,7 +129,7 @@ def test_only_what_is_missing_is_filled() -> None:
     assert not torch.equal(found[holes], x[holes])
     assert torch.equal(ours.model.restore(x.masked_fill(holes, 77), ["holes", "holes"], holes), found)
     assert torch.equal(ours.model.restore(x, ["holes", "holes"]), x)
-    assert not torch.equal(ours.model.restore(x, ["noise", None], holes)[~holes], x[~holes])
+    assert not torch.equal(ours.model.restore(x, ["noise", "noise"], holes)[~holes], x[~holes])
 
 
 def test_holes_are_filled_by_what_lies_around_them() -> None:
@@ -118,6 +145,13 @@ def test_holes_are_filled_by_what_lies_around_them() -> None:
     flat = fill(torch.full_like(x, 0.3), known.float())[:3]
     torch.testing.assert_close(flat, torch.full_like(flat, 0.3))
     assert torch.equal(fill(x.masked_fill(~kept, 5.0), known.float()), filled)
+
+
+def test_a_ramp_goes_on_through_a_hole() -> None:
+    ramp = torch.linspace(0, 1, 16).expand(1, 1, 16, 16)
+    known = torch.ones(1, 1, 16, 16)
+    known[:, :, 4:9, 6:11] = 0
+    torch.testing.assert_close(fill(ramp, known), ramp, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 17, 40), (4, 33, 21)])
@@ -171,7 +205,7 @@ def test_what_is_served_is_the_average_of_what_learns() -> None:
     for name, p in ours.model.named_parameters():
         assert not p.requires_grad
         torch.testing.assert_close(p, expected[name])
-    assert not torch.equal(ours.model.out.weight, ours._learning.out.weight)
+    assert not torch.equal(*(each.recogniser(torch.ones(1, 2, 16, 16)) for each in (ours.model, ours._learning)))
 
 
 def test_labels_are_ignored() -> None:
