@@ -62,7 +62,7 @@ class Residual(nn.Module):
 
 
 class Modulated(nn.Module):
-    """A block whose norms' scales and shifts are linear in a code, (1 + a) · norm(x) + b with a and b at first 0."""
+    """A block whose norms' scales and shifts are linear in a code: (1 + a) · norm(x) + b."""
 
     def __init__(self, width: int, code: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Modulated(nn.Module):
 
     def forward(self, maps: Tensor, code: Tensor) -> Tensor:
         """maps (B, c, h, w), code (B, Z + D) → maps"""
-        a, b, c, d = self.code(code)[..., None, None].chunk(4, 1)  # (B, c, 1, 1) each
+        a, b, c, d = (0.5 * self.code(code))[..., None, None].chunk(4, 1)  # (B, c, 1, 1) each
         update = self.first(F.silu((1 + a) * self.norm(maps) + b))
         update = self.last(F.silu((1 + c) * self.norm(update) + d))
         moved: Tensor = maps + update
@@ -123,7 +123,6 @@ def begun(module: M) -> M:
             nn.init.zeros_(part.last[1].get_parameter("weight"))
         elif isinstance(part, Modulated):
             nn.init.zeros_(part.last.weight)
-            nn.init.zeros_(part.code.weight)
     return module
 
 

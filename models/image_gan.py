@@ -81,7 +81,7 @@ class ImageGanOptions(Options):
     label_dim: int = structural(32, ge=1)
     label_dropout: float = Field(0.1, ge=0, lt=1)  # share of records that are learned as if they had no label
     average_records: int = Field(10_000, ge=0)  # half-life of the generator's average
-    collapse_share: float = Field(0.25, ge=0)  # of the real pictures' spread, below which the alarm is raised
+    collapse_share: float = Field(0.4, ge=0)  # of the real pictures' spread, below which the alarm is raised
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("reservoir")
