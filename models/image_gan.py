@@ -65,7 +65,7 @@ FEATURES = "features_"  # what the names of a backbone's references begin with
 
 
 class ImageGanOptions(Options):
-    """`width` is the number of channels at half the size, and half of it after that."""
+    """`width` is the number of channels at half of the size; there are half as many at the full one, twice below."""
 
     learning_rate: float = Field(2e-3, gt=0)
     betas: tuple[float, float] = (0.0, 0.99)
