@@ -99,7 +99,7 @@ def on_clothes(data: Path, sheets: Path, say: Say, kept: Path | None) -> Finding
                 f"{what}: drawings classified as asked (VAE: {beside:.1%})", f"{agrees:.1%}", "≥ 90 %", agrees >= 0.9
             ),
         ]
-    note = f"Of real test pictures the classifier takes {judge.right:.1%} for what they are."
+    note = f"Clothes: of real test pictures the classifier takes {judge.right:.1%} for what they are."
     return Findings(figures, [note], {name: {str(k): v for k, v in each.items()} for name, each in found.items()})
 
 
@@ -131,7 +131,12 @@ def on_tiles(data: Path, sheets: Path, say: Say, kept: Path | None) -> Findings:
             f"{nearest(drawn, train.x)[1].median().item():.3f} ({real_apart.median().item():.3f})",
         ),
     ]
-    return Findings(figures, [], {"distance": distance, "as asked": agrees, "to nearest": apart.tolist()})
+    note = (
+        f"Tiles: from pass {TILES_SOFT + 1} on with γ = {TILES_LATER.penalty} and matching = {TILES_LATER.matching} in place "
+        f"of {TILES.penalty} and {TILES.matching}, chosen with these very figures in view; what drawings look like, and that "
+        "three categories have nearly one picture each, is on the learner's page."
+    )
+    return Findings(figures, [note], {"distance": distance, "as asked": agrees, "to nearest": apart.tolist()})
 
 
 SETS = {"clothes": on_clothes, "tiles": on_tiles}
