@@ -132,9 +132,9 @@ def on_tiles(data: Path, sheets: Path, say: Say, kept: Path | None) -> Findings:
         ),
     ]
     note = (
-        f"Tiles: from pass {TILES_SOFT + 1} on with γ = {TILES_LATER.penalty} and matching = {TILES_LATER.matching} in place "
-        f"of {TILES.penalty} and {TILES.matching}, chosen with these very figures in view; what drawings look like, and that "
-        "three categories have nearly one picture each, is on the learner's page."
+        f"Tiles: from pass {TILES_SOFT + 1} on with γ = {TILES_LATER.penalty} and matching = {TILES_LATER.matching} in "
+        f"place of {TILES.penalty} and {TILES.matching}, chosen with these very figures in view; what drawings look "
+        "like, and that three categories have nearly one picture each, is on the learner's page."
     )
     return Findings(figures, [note], {"distance": distance, "as asked": agrees, "to nearest": apart.tolist()})
 
