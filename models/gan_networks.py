@@ -3,13 +3,17 @@
 A block is x + conv 3 × 3(φ(conv 3 × 3(φ(x)))) and begins as the identity (`begun`); φ is SiLU of a GroupNorm, which
 knows one record alone. R3GAN has leaky ReLUs and no norms. In networks as narrow as these, with steps as large as a
 short stream asks for, R1 and R2 then grew without bound, whatever their weight: the gradient of a gradient knows
-nothing of kinks, and without norms a step changes the scores by more the larger the weights have become.
+nothing of kinks, and without norms a step changes the scores by more the larger the weights have become. In the
+generator's blocks each norm is followed by a scale and a shift for z and c (Dumoulin et al. 2017, "A learned
+representation for artistic style"; Brock et al. 2019), so that they are heard at every size and not at the least alone.
 
-    generator:      z, c → dense → (2·width, h, w) → blocks → [1 × 1, double → blocks]* → φ → 3 × 3 → tanh → 2 × 2
-    discriminator:  view → 3 × 3 → blocks → [halve, 1 × 1 → blocks]* → φ → dense → ψ → s(h) + h · v_c / √|h|
+    generator:      z, c → dense → (2·width, h, w) → blocks → [1 × 1, double → blocks]* → 3 × 3, double → SiLU → 3 × 3
+    discriminator:  view → stem → blocks → [halve, 1 × 1 → blocks]* → φ → dense → ψ → s(h) + h · v_c / √|h|
 
-h and w are at most 8; all sizes but the finest have 2·width channels, and what is finer than half of the picture is
-done by moving 2 × 2 pixels into channels, so that no convolution runs at its full size: that is what two cores afford.
+h and w are at most 8; all sizes but the finest two have 2·width channels, half of the picture's size has `width`, and
+its full size width/2, with one convolution 3 × 3 in each network and no block: that is what two cores afford. Without
+it both know full size only as 2 × 2 pixels in channels, and surfaces get a grid of two pixels, which the discriminator
+does not see. Doubling is bilinear: repetition leaves a grid of its own.
 ψ(x) = x/5 + 4/5 softplus(x), a smooth leaky ReLU: its slope is nowhere 0.
 
 Views are what the discriminator is shown of a picture. `Pixels` shows it all. `Projected` shows maps of a frozen
@@ -34,9 +38,14 @@ from models.learner import M
 from models.network import seeded
 
 
+def norm(width: int, *, affine: bool = True) -> nn.GroupNorm:
+    """Of up to eight groups."""
+    return nn.GroupNorm(math.gcd(8, width), width, affine=affine)
+
+
 def normed(width: int) -> nn.Module:
-    """φ, with up to eight groups."""
-    return nn.Sequential(nn.GroupNorm(math.gcd(8, width), width), nn.SiLU())
+    """φ."""
+    return nn.Sequential(norm(width), nn.SiLU())
 
 
 class Residual(nn.Module):
@@ -52,6 +61,38 @@ class Residual(nn.Module):
         return maps + update
 
 
+class Modulated(nn.Module):
+    """A block whose norms' scales and shifts are linear in a code: (1 + a) · norm(x) + b."""
+
+    def __init__(self, width: int, code: int) -> None:
+        super().__init__()
+        self.norm = norm(width, affine=False)
+        self.code = nn.Linear(code, 4 * width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, maps: Tensor, code: Tensor) -> Tensor:
+        """maps (B, c, h, w), code (B, Z + D) → maps"""
+        a, b, c, d = (0.5 * self.code(code))[..., None, None].chunk(4, 1)  # (B, c, 1, 1) each
+        update = self.first(F.silu((1 + a) * self.norm(maps) + b))
+        update = self.last(F.silu((1 + c) * self.norm(update) + d))
+        moved: Tensor = maps + update
+        return moved
+
+
+def doubled(maps: Tensor) -> Tensor:
+    """(B, c, h, w) → (B, c, 2h, 2w), bilinear: products, whose gradients have a fixed order of summation everywhere."""
+    down, right = (_between(side).to(maps) for side in maps.shape[2:])
+    return down @ maps @ right.T
+
+
+def _between(side: int) -> Tensor:
+    """(2 · side, side): ¾ of the nearest place and ¼ of the next one, at the border all of the nearest."""
+    places = ((torch.arange(2 * side) - 0.5) / 2).clamp(0, side - 1)
+    apart = (places[:, None] - torch.arange(side)).abs()
+    return F.relu(1 - apart)
+
+
 class Doubled(nn.Module):
     """Twice the size; a 1 × 1 convolution before it changes the number of channels."""
 
@@ -60,7 +101,7 @@ class Doubled(nn.Module):
         self.convolution = nn.Conv2d(before, after, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return F.interpolate(self.convolution(maps), scale_factor=2, mode="nearest")
+        return doubled(self.convolution(maps))
 
 
 class Halved(nn.Module):
@@ -80,7 +121,14 @@ def begun(module: M) -> M:
     for part in module.modules():
         if isinstance(part, Residual):
             nn.init.zeros_(part.last[1].get_parameter("weight"))
+        elif isinstance(part, Modulated):
+            nn.init.zeros_(part.last.weight)
     return module
+
+
+def fine(width: int) -> int:
+    """Channels at the full size."""
+    return math.ceil(width / 2)
 
 
 class ImageGan(DrawingNetwork):
@@ -104,14 +152,19 @@ class ImageGan(DrawingNetwork):
         stages: list[nn.Module] = []
         for level, after in enumerate(widths):
             stages += [Doubled(widths[level - 1], after)] if level else []
-            stages += [Residual(after) for _ in range(depth)]
-        self.stages = nn.Sequential(*stages, normed(width))
-        self.out = nn.Conv2d(width, 4 * channels, 3, padding=1)
+            stages += [Modulated(after, latent + label_dim) for _ in range(depth)]
+        self.stages = nn.ModuleList(stages)
+        self.narrow = nn.Sequential(normed(width), nn.Conv2d(width, fine(width), 3, padding=1))
+        self.out = nn.Conv2d(fine(width), channels, 3, padding=1)
 
     def forward(self, z: Tensor, numbers: Tensor) -> Tensor:
         """z (B, Z), class numbers (B,) → (B, C, H, W) in [-1, 1]"""
-        maps = self.dense(torch.cat([z, self.conditions(numbers)], 1)).view(-1, *self.base)
-        return F.pixel_shuffle(self.out(self.stages(maps)), 2).tanh()
+        code = torch.cat([z, self.conditions(numbers)], 1)
+        maps = self.dense(code).view(-1, *self.base)
+        for stage in self.stages:
+            maps = stage(maps, code) if isinstance(stage, Modulated) else stage(maps)
+        drawn: Tensor = self.out(F.silu(doubled(self.narrow(maps))))
+        return drawn.tanh()
 
     def shades(self, z: Tensor, numbers: Tensor) -> Tensor:
         drawn: Tensor = self(z, numbers)
@@ -119,12 +172,16 @@ class ImageGan(DrawingNetwork):
 
 
 class Critic(nn.Module):
-    """The discriminator of views (B, c, h, w)."""
+    """The features of views (B, c, h, w), and the score of them; its stem halves the size of `whole` pictures."""
 
-    def __init__(self, shape: Sequence[int], *, width: int, depth: int, hidden: int) -> None:
+    def __init__(self, shape: Sequence[int], *, whole: bool, width: int, depth: int, hidden: int) -> None:
         super().__init__()
         channels, height, wide = shape
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.stem: nn.Module = nn.Conv2d(channels, width, 3, padding=1)
+        if whole:
+            height, wide, narrow = height // 2, wide // 2, nn.Conv2d(channels, fine(width), 3, padding=1)
+            after = nn.Conv2d(4 * fine(width), width, 3, padding=1)
+            self.stem = nn.Sequential(narrow, nn.SiLU(), nn.PixelUnshuffle(2), after)
         stages: list[nn.Module] = [Residual(width) for _ in range(depth)]
         before = width
         while max(height, wide) > 8:
@@ -134,39 +191,52 @@ class Critic(nn.Module):
         self.dense = nn.Linear(before * height * wide, hidden)
         self.score = nn.Linear(hidden, 1)
 
-    def forward(self, view: Tensor, wanted: Tensor) -> Tensor:
-        """view (B, c, h, w), wanted (B, hidden) the classes' vectors → (B,)"""
-        x = self.dense(self.stages(self.stem(view)).flatten(1))
-        h = 0.2 * x + 0.8 * F.softplus(x)
+    def features(self, view: Tensor) -> Tensor:
+        """view (B, c, h, w) → (B, hidden)"""
+        x: Tensor = self.dense(self.stages(self.stem(view)).flatten(1))
+        return 0.2 * x + 0.8 * F.softplus(x)
+
+    def forward(self, h: Tensor, wanted: Tensor) -> Tensor:
+        """h (B, hidden) features, wanted (B, hidden) the classes' vectors → (B,)"""
         score: Tensor = self.score(h).squeeze(1) + (h * wanted).sum(1) / math.sqrt(h.shape[1])
         return score
 
 
 class Discriminator(nn.Module):
-    """One critic a view; the score is their mean."""
+    """One critic a view; the score is their mean. Its features can be scored under more than one condition."""
 
-    def __init__(self, shapes: Sequence[Sequence[int]], classes: int, *, width: int, depth: int, hidden: int) -> None:
+    def __init__(
+        self, shapes: Sequence[Sequence[int]], classes: int, *, whole: bool, width: int, depth: int, hidden: int
+    ) -> None:
         super().__init__()
         self.conditions = Conditions(classes, hidden)
-        self.critics = nn.ModuleList(Critic(shape, width=width, depth=depth, hidden=hidden) for shape in shapes)
+        sizes = {"width": width, "depth": depth, "hidden": hidden}
+        self.critics = nn.ModuleList(Critic(shape, whole=whole, **sizes) for shape in shapes)
+
+    def features(self, views: Sequence[Tensor]) -> Tensor:
+        """views, each (B, c, h, w) → (B, V, hidden)"""
+        return torch.stack([critic.features(view) for critic, view in zip(self.critics, views, strict=True)], 1)  # type: ignore[operator]
+
+    def scores(self, h: Tensor, numbers: Tensor) -> Tensor:
+        """h (B, V, hidden) and class numbers (B,) → (B,)"""
+        wanted = self.conditions(numbers)
+        return torch.stack([critic(h[:, view], wanted) for view, critic in enumerate(self.critics)]).mean(0)
 
     def forward(self, views: Sequence[Tensor], numbers: Tensor) -> Tensor:
         """views, each (B, c, h, w), and class numbers (B,) → (B,)"""
-        wanted = self.conditions(numbers)
-        return torch.stack([critic(view, wanted) for critic, view in zip(self.critics, views, strict=True)]).mean(0)
+        return self.scores(self.features(views), numbers)
 
 
 class Pixels(nn.Module):
-    """All of a picture, 2 × 2 pixels in the channels."""
+    """All of a picture."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        channels, height, width = shape
-        self.shapes = [(4 * channels, height // 2, width // 2)]
+        self.shapes = [shape]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, H, W) in [-1, 1] → [(B, 4C, H/2, W/2)]"""
-        return [F.pixel_unshuffle(x, 2)]
+        """x (B, C, H, W) in [-1, 1] → [x]"""
+        return [x]
 
 
 class Mixing(nn.Module):

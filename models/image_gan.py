@@ -5,13 +5,17 @@ as the identity (Fixup, Zhang et al. 2019), no batch norm, Adam without momentum
 `gan_losses`, what the discriminator is shown in `augmentation`. With weights w of the rows (below), an update
 
 1. draws x̂ = G(z, c) for the conditions of the incoming and the replayed records x,
-2. steps the discriminator on Σ w [L_D(D(T x, c), D(T' x̂, c)) + γ/2 (R1 + R2)], T and T' augmentations,
+2. steps the discriminator on Σ w [L_D(D(T x, c), D(T' x̂, c)) + m L_D(D(T x, c), D(T x, c')) + γ/2 (R1 + R2)], T
+   and T' augmentations, m = `matching`, c' another class than c (no such term without a label),
 3. steps the generator on Σ w L_G(D(T x, c), D(T" x̂, c)), with the discriminator of 2,
 4. moves the average of the generator, which is what is served, towards it.
 
 The reported loss is the mean of L_D over the incoming records, in step 2, before anything has moved. It is no
 likelihood: near 0.69 (relativistic) the two are even. The discriminator adds to its score the product of its features
-with a vector of the class (Miyato and Koyama 2018). Classes come up as in `image_generator`.
+with a vector of the class (Miyato and Koyama 2018). The term with c' is Reed et al.'s 2016 ("Generative adversarial
+text to image synthesis"): a real picture under another label is as wrong as a drawn one, so that the vectors learn from
+the first update on what tells classes apart, and not only once drawings confuse them. It is the same features times
+another vector: next to nothing. Classes come up as in `image_generator`.
 
 Transfer: `source` names a version of another image-gan. Its weights, its discriminator and its classes are where this
 one begins; blocks named in `freeze` do not learn. A sample of the source's own drawings, drawn once, goes on as rows
@@ -61,11 +65,12 @@ FEATURES = "features_"  # what the names of a backbone's references begin with
 
 
 class ImageGanOptions(Options):
-    """`width` is the number of channels at half the size, and half of it after that."""
+    """`width` is the number of channels at half of the size; there are half as many at the full one, twice below."""
 
     learning_rate: float = Field(2e-3, gt=0)
     betas: tuple[float, float] = (0.0, 0.99)
     loss: LossName = "relativistic"
+    matching: float = Field(0.3, ge=0)  # m, of real pictures under another label
     penalty: float = Field(0.1, ge=0)  # γ, of R1 and R2
     penalty_every: int = Field(4, ge=1)  # one row of so many has penalties, that much heavier, in turn
     augmentation: tuple[Augmentation, ...] = ()
@@ -76,7 +81,7 @@ class ImageGanOptions(Options):
     label_dim: int = structural(32, ge=1)
     label_dropout: float = Field(0.1, ge=0, lt=1)  # share of records that are learned as if they had no label
     average_records: int = Field(10_000, ge=0)  # half-life of the generator's average
-    collapse_share: float = Field(0.25, ge=0)  # of the real pictures' spread, below which the alarm is raised
+    collapse_share: float = Field(0.4, ge=0)  # of the real pictures' spread, below which the alarm is raised
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("reservoir")
@@ -119,7 +124,7 @@ class ImageGanLearner:
             "source/y": torch.full((kept,), NONE, device=device),
         }
         self._served, self._fixed = Frozen(), Frozen()
-        self._networks: dict[str, ImageGan | Discriminator] = {}  # generator and discriminator
+        self._networks: dict[str, Any] = {}  # generator and discriminator
         self._optimizers: dict[str, AdamW] = {}
         if options.features is None:
             self._show(Pixels(shape))
@@ -152,12 +157,13 @@ class ImageGanLearner:
         numbers = self._labels.numbers(batch.labels)
         real, y, w = self._rows(batch.x, numbers, rng)
         z = torch.randn(len(y), options.latent, generator=rng).to(self._device)
+        other = self._others(y, rng)
 
         drawn = self.generator(z, y)  # (N, C, H, W)
         with torch.no_grad():
             real_views = self._views(augmented(real, options.augmentation, rng))
             drawn_views = self._views(augmented(drawn, options.augmentation, rng))
-        losses, penalties = self._step_discriminator(real_views, drawn_views, y, w)
+        losses, penalties = self._step_discriminator(real_views, drawn_views, y, other, w)
 
         with torch.no_grad():
             real_scores = self._networks["discriminator"](real_views, y)
@@ -193,14 +199,25 @@ class ImageGanLearner:
         dropped = torch.rand(len(w), generator=rng) < self.options.label_dropout
         return 2 * pixels(torch.cat(pictures)) - 1, torch.cat(y).masked_fill(dropped.to(self._device), NONE), w
 
+    def _others(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        """Classes (N,) → another one for each, every other one as likely; NONE where there is none."""
+        classes = len(self.model.classes)
+        if classes < 2:
+            return torch.full_like(y, NONE)
+        steps = torch.randint(1, classes, y.shape, generator=rng).to(y.device)
+        return torch.where(y == NONE, NONE, (y + steps) % classes)
+
     def _step_discriminator(
-        self, real: Sequence[Tensor], drawn: Sequence[Tensor], y: Tensor, w: Tensor
+        self, real: Sequence[Tensor], drawn: Sequence[Tensor], y: Tensor, other: Tensor, w: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Views of both → (N,) losses before the step, and R1 + R2 of the rows whose turn it is."""
+        """Views of both, classes and other ones → (N,) losses before the step, R1 + R2 of the rows whose turn it is."""
         options, discriminator = self.options, self._networks["discriminator"]
-        scores = discriminator([torch.cat(pair) for pair in zip(real, drawn, strict=True)], y.repeat(2))  # (2N,)
-        losses = discriminator_losses(options.loss, *scores.chunk(2))
-        total, penalties = (w * losses).sum(), None
+        h = discriminator.features([torch.cat(pair) for pair in zip(real, drawn, strict=True)])  # (2N, V, hidden)
+        scores = discriminator.scores(torch.cat([h, h[: len(y)]]), torch.cat([y, y, other]))
+        true, fake, wrong = scores.chunk(3)
+        losses = discriminator_losses(options.loss, true, fake)
+        mismatched = discriminator_losses(options.loss, true, wrong) * (other != NONE)
+        total, penalties = (w * (losses + options.matching * mismatched)).sum(), None
         turn = slice(self._updates % options.penalty_every, None, options.penalty_every)
         if options.penalty > 0 and len(y[turn]):
             views = [torch.cat([a[turn], b[turn]]).requires_grad_() for a, b in zip(real, drawn, strict=True)]
@@ -219,9 +236,9 @@ class ImageGanLearner:
 
     @torch.no_grad()
     def _average(self, records: int) -> None:
-        """Its half-life is `average_records`, and a twentieth of what was seen until there is that much."""
+        """Its half-life is `average_records`, and a tenth of what was seen until there is that much."""
         self._seen += records
-        half_life = min(self.options.average_records, self._seen / 20)
+        half_life = min(self.options.average_records, self._seen / 10)
         moved = 1 - 0.5 ** (records / half_life) if half_life else 1.0
         torch._foreach_lerp_(list(self.model.parameters()), list(self.generator.parameters()), moved)
 
@@ -292,7 +309,8 @@ class ImageGanLearner:
         """Builds the discriminator of these views, and both optimisers."""
         options, self._views = self.options, views
         sizes = {"width": options.width, "depth": options.depth, "hidden": options.hidden}
-        build = partial(Discriminator, views.shapes, len(self.model.classes), **sizes)
+        whole = isinstance(views, Pixels)
+        build = partial(Discriminator, views.shapes, len(self.model.classes), whole=whole, **sizes)
         discriminator = begun(seeded(build, self._seed + 1, self._device))
         self._networks = {"generator": self.generator, "discriminator": discriminator}
         blocks = {f"{part}.{name}": m for part, each in self._networks.items() for name, m in each.named_modules()}

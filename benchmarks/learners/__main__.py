@@ -17,8 +17,9 @@ from benchmarks.report import Findings, keep
 from pipeline import __version__
 
 HERE = Path(__file__).parent
-#: modules of this package, each with `measure(data, sheets, say) -> Findings`
+#: modules of this package, each with `measure(data, sheets, say) -> Findings`; those of KEEPING take a folder as well
 PARTS = ("classifiers", "transfer", "recognition", "texts", "writers", "vae", "gan", "restoration", "style")
+KEEPING = ("gan",)
 
 
 def say(line: str) -> None:
@@ -31,6 +32,7 @@ def main(
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("data"),
     to: Annotated[Path, typer.Option(help="Where README.md, results.json and the sheets are written.")] = HERE,
     threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
+    kept: Annotated[Path | None, typer.Option(help=f"Where {', '.join(KEEPING)} keeps learners and goes on.")] = None,
 ) -> None:
     """Measures and keeps the table. Nothing else should run meanwhile."""
     torch.set_num_threads(threads)
@@ -39,7 +41,8 @@ def main(
             raise typer.BadParameter(f"{part} is none of {', '.join(PARTS)}.")
         started_s, started_cpu_s = time.monotonic(), time.process_time()
         with others() as taken:
-            findings: Findings = importlib.import_module(f"benchmarks.learners.{part}").measure(data, to, say)
+            folders = (kept,) if part in KEEPING else ()
+            findings: Findings = importlib.import_module(f"benchmarks.learners.{part}").measure(data, to, say, *folders)
         circumstances = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "machine": machine(),

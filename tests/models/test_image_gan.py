@@ -177,7 +177,7 @@ def test_rows_take_turns_with_penalties_that_weigh_as_much() -> None:
         ours._step = lambda part, loss, totals=totals: totals.append(loss.detach())  # type: ignore[method-assign, misc]
         for turn in range(3):
             ours._updates = turn
-            losses, slopes = ours._step_discriminator(ours._views(real), views, y, w)
+            losses, slopes = ours._step_discriminator(ours._views(real), views, y, y, w)
             assert slopes is not None
             assert len(slopes) == 9 // every
             totals[-1] -= losses.mean().detach()
@@ -199,10 +199,28 @@ def test_penalties_are_taken_at_real_and_at_drawn_pictures() -> None:
             slopes.append(slope.square().sum().item())
         expected.append(sum(slopes))
     _, penalties = ours._step_discriminator(
-        ours._views(real), ours._views(drawn), none.repeat(3), torch.full((3,), 1 / 3)
+        ours._views(real), ours._views(drawn), none.repeat(3), none.repeat(3), torch.full((3,), 1 / 3)
     )
     assert penalties is not None
     assert penalties.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_real_picture_under_another_label_counts_as_drawn() -> None:
+    """What `matching` adds to the loss, from scores by another way; records without a label have no part in it."""
+    ours = case(replay_slots=0, penalty=0.0, matching=0.5).learner()
+    ours._grow(["a", "b", "c"], torch.Generator().manual_seed(1))
+    real = 2 * pixels(case().x[:4]) - 1
+    y, w = torch.tensor([0, 1, 2, -1]), torch.full((4,), 0.25)
+    other = ours._others(y, torch.Generator().manual_seed(2))
+    assert other[3] == -1
+    assert all(there in {0, 1, 2} - {here} for here, there in zip(y[:3].tolist(), other[:3].tolist(), strict=True))
+    discriminator = ours._networks["discriminator"]
+    true, wrong = (discriminator(ours._views(real), numbers).detach() for numbers in (y, other))
+    totals: list[torch.Tensor] = []
+    ours._step = lambda part, loss: totals.append(loss.detach())  # type: ignore[method-assign]
+    losses, _ = ours._step_discriminator(ours._views(real), ours._views(-real), y, other, w)
+    added = 0.5 * F.softplus(wrong - true)[:3].sum() / 4
+    assert (totals[0] - losses.mean().detach()).item() == pytest.approx(added.item(), rel=1e-4)
 
 
 def test_few_records_have_penalties_in_some_updates() -> None:
@@ -220,7 +238,7 @@ def test_served_is_the_average_of_the_generator() -> None:
     for update in range(12):
         ours.learn(one.batch(8 * update), update_generator(SEED, update))
         seen += 8
-        kept = 0.5 ** (8 / min(2, seen / 20))
+        kept = 0.5 ** (8 / min(2, seen / 10))
         for name, value in expected.items():
             raw = ours._weights()[f"generator/{name}"]
             expected[name] = kept * value + (1 - kept) * raw
@@ -329,7 +347,7 @@ def test_lambda_keeps_the_source_in_the_loss() -> None:
     source = version(case())
     totals: dict[str, list[float]] = {"generator": [], "discriminator": []}
     for weight in (1.0, 2.0, 4.0):
-        one = case({"source": source}, source="digits", source_weight=weight, replay_slots=0, penalty=0.0)
+        one = case({"source": source}, source="digits", source_weight=weight, replay_slots=0, penalty=0.0, matching=0.0)
         ours = one.learner()
         ours._step = lambda part, loss: totals[part].append(loss.item())  # type: ignore[method-assign]
         report = ours.learn(one.batch(0), update_generator(SEED, 0))
