@@ -1,4 +1,4 @@
-"""What is kept of a stream sorted by class: `python -m benchmarks.learning --data FOLDER`, or one part of it by name."""
+"""What is kept of a stream sorted by class: `python -m benchmarks.learning --data FOLDER`, or one part by name."""
 
 from __future__ import annotations
 
