@@ -1,0 +1,135 @@
+"""What is kept of a stream sorted by class: `python -m benchmarks.learning --data FOLDER`, or one part by name."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.learners.__main__ import say
+from benchmarks.learners.data import Set, clothes, digits
+from benchmarks.learning.runs import Run, run
+from benchmarks.learning.streams import pairs, sorted_by_class
+from benchmarks.machine import machine, others
+from benchmarks.report import Figure, Findings, keep
+from models.registry import BUILTIN
+from pipeline import __version__
+
+HERE = Path(__file__).parent
+#: what is tried out is judged on these, the last so many of the training set: they are never learned
+TUNING = 5000
+DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
+CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One line of the table."""
+
+    what: str
+    records: Callable[..., Set]
+    learner: str
+    options: Mapping[str, Any]
+    wanted: float | None = None  # final accuracy
+
+
+def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "strategy": "er-ace",
+        "logits_weight": 0.3,
+        "logits_classes": 10,
+        "replay_slots": slots,
+        "replay_draws": 32,
+        "augment": warp,
+        "augment_incoming": False,
+    }
+
+
+PARTS = {
+    "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", {"strategy": "naive"}),
+    "mnist-replay-200": Part(
+        "Split-MNIST, replay memory 200", digits, "image-classifier", replaying(200, DIGITS_WARP), 0.975
+    ),
+    "mnist-replay-1000": Part(
+        "Split-MNIST, replay memory 1000", digits, "image-classifier", replaying(1000, DIGITS_WARP), 0.985
+    ),
+    "mnist-analytic": Part("Split-MNIST, no stored data", digits, "image-analytic", {"width": 3900}, 0.993),
+    "mnist-analytic-small": Part("Split-MNIST, no stored data, small", digits, "image-analytic", {"width": 290}, 0.98),
+    "fashion-replay-200": Part(
+        "Split-Fashion-MNIST, replay memory 200", clothes, "image-classifier", replaying(200, CLOTHES_WARP), 0.81
+    ),
+    "fashion-replay-1000": Part(
+        "Split-Fashion-MNIST, replay memory 1000", clothes, "image-classifier", replaying(1000, CLOTHES_WARP), 0.865
+    ),
+    "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
+}
+
+
+def main(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}; default: all.")] = None,
+    data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("data"),
+    to: Annotated[Path, typer.Option(help="Where README.md and results.json are written.")] = HERE,
+    seeds: Annotated[int, typer.Option(help="Of weights, order and replay.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
+    tuning: Annotated[bool, typer.Option("--tuning", help="Judge on training records that are not learned.")] = False,
+) -> None:
+    """Measures and keeps the table, or with --tuning only says what it found."""
+    torch.set_num_threads(threads)
+    for name in parts or PARTS:
+        if name not in PARTS:
+            raise typer.BadParameter(f"{name} is none of {', '.join(PARTS)}.")
+        part = PARTS[name]
+        began_s = time.monotonic()
+        train = part.records(data)
+        held = range(len(train) - TUNING, len(train))
+        test = train.take(held) if tuning else part.records(data, "test")
+        learned = train.take(range(held.start)) if tuning else train
+        runs = []
+        with others() as taken:
+            for seed in range(seeds):
+                stream = sorted_by_class(learned, pairs(learned.labels), seed)
+                runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
+                told = {key: value for key, value in runs[-1].json().items() if key != "by_part"}
+                say(f"{name}, seed {seed}: {told}")
+        if not tuning:
+            circumstances = {
+                "date": f"{datetime.now(UTC):%Y-%m-%d}",
+                "machine": machine(),
+                "versions": {"headrace": __version__, "torch": version("torch"), "threads": str(threads)},
+                **taken,
+            }
+            keep(to, name, Findings([figure(part, runs)], [], {"runs": [one.json() for one in runs]}), circumstances)
+        say(f"{name}: {time.monotonic() - began_s:.0f} s")
+
+
+def figure(part: Part, runs: list[Run]) -> Figure:
+    """Final accuracy first, then what else there is to know."""
+    final = spread([one.final for one in runs])
+    mean = {key: statistics.mean(one.json()[key] for one in runs) for key in runs[0].json() if key != "by_part"}
+    found = (
+        f"**{final}** (incremental {mean['incremental']:.1%}, forgetting {mean['forgetting']:.1%}, prequential "
+        f"{mean['prequential']:.1%}); {mean['records_per_s']:,.0f} records a second of CPU; state "
+        f"{mean['state_bytes'] / 1e6:,.1f} MB, of it stored pictures {mean['stored_bytes'] / 1e6:.2f} MB; "
+        f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    )
+    what = f"{part.what}: `{part.learner}`"
+    if part.wanted is None:
+        return Figure(what, found)
+    return Figure(what, found, f"≥ {part.wanted:.1%}", statistics.mean(one.final for one in runs) >= part.wanted)
+
+
+def spread(values: list[float]) -> str:
+    mean = 100 * statistics.mean(values)
+    return f"{mean:.1f} ± {100 * statistics.stdev(values):.1f} %" if len(values) > 1 else f"{mean:.1f} %"
+
+
+if __name__ == "__main__":
+    typer.run(main)
