@@ -47,7 +47,7 @@ JUDGE = image_classifier.ImageClassifierOptions(learning_rate=2e-3, average=0.99
 BATCH = 16
 TILES_BATCH = 32  # nothing is replayed: all of the set comes around again
 CHUNK = 250
-CLOTHES_PASSES = (1,)
+CLOTHES_PASSES = (1, 3)
 TILES_PASSES = 30
 TILES_SEEN = 4700  # of 5,518; the others tell how often the classifier is right about real ones
 DRAWINGS = 10_000
