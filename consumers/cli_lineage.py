@@ -91,6 +91,9 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
         "code": "  ".join(f"{key} {value}" for key, value in manifest.environment.items()),
         "options": "  ".join(f"{key}={value}" for key, value in manifest.options.items()),
     }
+    if manifest.probes:
+        each = (f"{label} {kept['now']:.1%} (best {kept['best']:.1%})" for label, kept in manifest.probes.items())
+        lines["held out"] = "  ".join(each)
     for name, value in lines.items():
         typer.echo(f"{name:<11}{value}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -23,6 +23,7 @@ from models.backbone import Backbone, BackboneOptions, references
 from models.capabilities import Classifier, Evaluated, Generator
 from models.network import pixels
 from models.quality import NEIGHBOURS, bits_per_dimension, quality
+from models.retention import Retention
 from pipeline.config import HoldOutConfig
 from pipeline.errors import ConfigError
 
@@ -63,6 +64,7 @@ class Examiner:
         self._examined_s = clock()
         self._examined_updates = 0
         self._learned: deque[NDArray[np.uint8]] = deque(maxlen=LEARNED if judge else 0)
+        self.retention = Retention()
 
     def learned(self, xs: Sequence[NDArray[np.uint8]]) -> None:
         """These records, (C, H, W) each, were learned."""
@@ -82,7 +84,10 @@ class Examiner:
         found: dict[str, float] = {}
         model = fold.learner.model
         if isinstance(model, Classifier) and any(labels):
-            found["held_out_accuracy"] = accuracy(model, x, labels)
+            hits = hits_by_class(model, x, labels)
+            found["held_out_accuracy"] = accuracy(hits)
+            known = {label: counts for label, counts in hits.items() if label in model.classes}
+            found |= self.retention.probed(known)
         if isinstance(model, Evaluated):
             starts = range(0, len(x), CHUNK)
             chunks = [(x[at : at + CHUNK], labels[at : at + CHUNK]) for at in starts]
@@ -106,17 +111,22 @@ class Examiner:
         return quality(*(features(judge, some) for some in (x, learned, drawn))).metrics()
 
 
-def accuracy(model: Classifier, x: Tensor, labels: Sequence[str | None]) -> float:
-    """Share of the labelled records that are put into their class."""
+def hits_by_class(model: Classifier, x: Tensor, labels: Sequence[str | None]) -> dict[str, tuple[int, int]]:
+    """Label → (records that are put into their class, records), of those with a label."""
     rows = [row for row, label in enumerate(labels) if label is not None]
-    hits = 0
+    right: Counter[str] = Counter()
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]
         probabilities = model.classify(x[some])  # (B, K)
         if probabilities.shape[1]:
             found = [model.classes[number] for number in probabilities.argmax(1).tolist()]
-            hits += sum(label == labels[row] for row, label in zip(some, found, strict=True))
-    return hits / len(rows)
+            right.update(label for row, label in zip(some, found, strict=True) if label == labels[row])
+    return {label: (right[label], count) for label, count in Counter(label for label in labels if label).items()}
+
+
+def accuracy(hits: Mapping[str, tuple[int, int]]) -> float:
+    """Share of the records that are put into their class."""
+    return sum(right for right, _ in hits.values()) / sum(count for _, count in hits.values())
 
 
 @torch.no_grad()

@@ -227,6 +227,7 @@ class Fold:
         topic_ids: Mapping[str, str],
         lag_records: int,
         examined: Mapping[str, float],
+        probes: Mapping[str, Mapping[str, Any]],
         keyframe: bool,
     ) -> Draft:
         """What becomes the next version; copies what changed, and starts the lineage anew.
@@ -254,6 +255,7 @@ class Fold:
             environment=environment(self.device),
             meta=dict(state.meta),
             worker=self.books(),
+            probes=probes,
             lineage=self.lineage.build(),
             serving=copied(state.serving),
             training=copied(state.training) if keyframe else None,

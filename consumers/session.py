@@ -62,6 +62,8 @@ class Session:
         self._replay = replay
         self._examiner = examiner
         self._examined: dict[str, float] = {}  # what was found last
+        if examiner is not None and manifest is not None:
+            examiner.retention.restore(manifest.probes)
         self._metrics = metrics
         self._say = say
         self._trips = 0
@@ -189,7 +191,7 @@ class Session:
     def _examine(self) -> None:
         if self._examiner is not None and self._examiner.due(self._fold.updates):
             self._examined = self._examiner.examine(self._fold)
-            self._metrics.examined(self._examined)
+            self._metrics.examined(self._examined, self._examiner.retention.state())
             self._dirty |= bool(self._examined)  # a stream that pauses leaves a version that says it
 
     # --- versions ---
@@ -224,6 +226,7 @@ class Session:
             topic_ids=self._reader.topic_ids,
             lag_records=sum(lag.values()),
             examined=self._examined,
+            probes=self._examiner.retention.state() if self._examiner is not None else {},
             keyframe=keyframe,
         )
         self._dirty, self._begun = False, set(positions)

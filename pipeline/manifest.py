@@ -109,6 +109,7 @@ class Manifest(Stored):
     environment: dict[str, Any]  # headrace, torch, python, device, threads
     meta: dict[str, Any]  # the learner's own
     worker: dict[str, Any]  # the worker's own: what it needs to go on
+    probes: dict[str, dict[str, Any]] = {}  # class → accuracy on held-out records: now, best, first; records
     lineage: str  # SHA-256 of the version's entry in the history
     serving: dict[str, TensorEntry]
     training: dict[str, TensorEntry]

@@ -73,6 +73,12 @@ class WorkerMetrics:
             ["model", "metric"],
             registry=registry,
         )
+        self._held_out_class = Gauge(
+            "headrace_held_out_class_accuracy_ratio",
+            "Accuracy on the held-out records of a class.",
+            ["model", "class"],
+            registry=registry,
+        )
         self._alarms = counter("headrace_learner_alarms_total", "Alarms of the learner's own; its log says which.")
         self._drift = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
         self._far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
@@ -141,10 +147,12 @@ class WorkerMetrics:
         """The learner has raised an alarm of its own."""
         self._alarms.inc()
 
-    def examined(self, means: Mapping[str, float]) -> None:
-        """The model was asked what it makes of the records that are held out."""
+    def examined(self, means: Mapping[str, float], probes: Mapping[str, Mapping[str, float]]) -> None:
+        """The model was asked what it makes of the records that are held out, and of those of each class."""
         for name, mean in means.items():
             self._held_out.labels(self._model, name).set(mean)
+        for label, kept in probes.items():
+            self._held_out_class.labels(self._model, label).set(kept["now"])
 
     def guarded(self) -> None:
         """Something was not finite, and learning went back to the last version."""

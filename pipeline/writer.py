@@ -68,6 +68,7 @@ class Draft:
     training: Mapping[str, Array | Delta] | None  # None: this version is no keyframe
     topic_ids: dict[str, str] = field(default_factory=dict)
     pending: Runs = field(default_factory=Runs)
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,7 @@ class Writer:
             environment=draft.environment,
             meta=draft.meta,
             worker=draft.worker,
+            probes={label: dict(kept) for label, kept in draft.probes.items()},
             lineage=sha256(history_raw),
             serving={n: entry for (group, n), entry in entries.items() if group == "serving"},
             training={n: entry for (group, n), entry in entries.items() if group == "training"},

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from consumers.examiner import Examiner, accuracy, features, mean_bytes
+from consumers.examiner import Examiner, accuracy, features, hits_by_class, mean_bytes
 from consumers.fold import HELD_OUT, whole
 from models.backbone import Backbone, BackboneOptions
 from models.image_classifier import ImageClassifierOptions
@@ -61,6 +61,14 @@ def test_a_classifier_and_a_generator_judged_by_it(kafka: str, redis_url: str, t
     assert 0 <= found <= 1
     assert run.metric("headrace_held_out_mean", metric="held_out_accuracy") is not None
     assert 25 <= head.counts[HELD_OUT] <= 75
+    last = run.store.manifest()
+    assert set(last.probes) <= set(last.classes)
+    for label, kept in last.probes.items():
+        assert 0 <= kept["first"] <= kept["best"] <= 1
+        found = run.registry.get_sample_value(
+            "headrace_held_out_class_accuracy_ratio", {"model": judge, "class": label}
+        )
+        assert found == kept["now"]
 
     held = {place for place, [outcome] in run.outcomes().items() if outcome == HELD_OUT}
     assert len(held) == run.store.manifest().counts[HELD_OUT]
@@ -81,6 +89,22 @@ def test_a_classifier_and_a_generator_judged_by_it(kafka: str, redis_url: str, t
     distance = head.metrics["frechet_distance"]
     assert distance is not None
     assert distance > 0
+
+
+def test_what_was_probed_before_a_restart_counts(kafka: str, redis_url: str, topic: str) -> None:
+    hold_out = {"slots": 40, "share": 0.3, "every_s": 0.05}
+    config = configuration(kafka, redis_url, topic, **CLASSIFIER, hold_out=hold_out)
+    publish(config, topic, *digits(120))
+    with working(config) as run:
+        run.until(lambda manifest: bool(manifest.probes))
+        run.read(120)
+        before = run.finish().probes
+    publish(config, topic, *digits(240)[120:])
+    with working(config) as run:
+        head = run.until(lambda m: sum(m.counts.values()) == 240 and "held_out_forgetting" in m.metrics)
+    for label, kept in before.items():
+        assert head.probes[label]["first"] == kept["first"]
+        assert head.probes[label]["best"] >= kept["best"]
 
 
 def test_drawings_are_judged_by_the_features_of_the_judge() -> None:
@@ -121,7 +145,9 @@ class Always:
 def test_accuracy_is_of_the_labelled_records_also_of_classes_that_are_unknown() -> None:
     x = torch.zeros(300, 1)
     labels = ["a"] * 150 + ["never seen"] * 50 + [None] * 100
-    assert accuracy(Always(), x, labels) == pytest.approx(0.75)  # type: ignore[arg-type]
+    hits = hits_by_class(Always(), x, labels)  # type: ignore[arg-type]
+    assert hits == {"a": (150, 150), "never seen": (0, 50)}
+    assert accuracy(hits) == pytest.approx(0.75)
 
 
 def test_bytes_are_those_of_utf_8() -> None:
