@@ -1,4 +1,4 @@
-# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, bench-learners, soak, check-deploy and lock.
+# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, bench-learners, bench-learning, soak, check-deploy and lock.
 PYTHON ?= python3
 ARGS ?=
 
@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles what
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format bench bench-learners soak check-deploy lock clean
+.PHONY: help setup demo test format bench bench-learners bench-learning soak check-deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: $(STAMP) ## measure what the README claims
 
 bench-learners: $(STAMP) ## measure what learners reach on real data, e.g. make bench-learners ARGS="--data data"
 	@$(BIN)/python -m benchmarks.learners $(ARGS)
+
+bench-learning: $(STAMP) ## measure what is kept of a stream sorted by class, e.g. make bench-learning ARGS="--data data"
+	@$(BIN)/python -m benchmarks.learning $(ARGS)
 
 soak: $(STAMP) ## kill workers 200 times, harm their servers, recount every record; e.g. make soak ARGS="--kills 20"
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
