@@ -126,7 +126,7 @@ def test_what_the_learned_state_cannot_follow_is_refused(
             r'models\.wrong\.input\.kind = "image": .* learns from texts\. Set it to "text"',
         ),
         ({"device": "abacus"}, r'device = "abacus" cannot be used here: .* Use "auto" or "cpu"'),
-        ({"learner": "no-such"}, r'learner = "no-such" is not built in\. Use one of image-classifier, '),
+        ({"learner": "no-such"}, r'learner = "no-such" is not built in\. Use one of image-analytic, '),
         ({"learner": "no.such:thing"}, r'learner = "no\.such:thing" cannot be imported: '),
         ({"learner": "json:dumps"}, r'learner = "json:dumps" is a function, not a Blueprint'),
     ],
