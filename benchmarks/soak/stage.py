@@ -26,8 +26,6 @@ from pipeline.local import Local
 from pipeline.log import Publisher, Receipt, ensure_topics
 
 POLL_S = 0.01
-# What multiprocessing says of a child whose status another thread has read: `Process.start` looks at all children.
-UNKNOWN = 255
 PATIENCE_S = 180.0
 COUNTS = {"learner": f"{workers.COUNTING}:blueprint", "decoder": "benchmarks.soak.traffic:numbered"}
 NUMBERS: dict[str, Any] = {"kind": "text", "max_chars": 16}
@@ -179,7 +177,7 @@ class Handle:
         assert self.process is not None
         self.process.kill()
         self.process.join()
-        if self.process.exitcode not in (-signal.SIGKILL, UNKNOWN):
+        if self.process.exitcode != -signal.SIGKILL:
             self.ended[self.process.exitcode or 0] += 1
         self.kafka.cut()
         self.redis.cut()

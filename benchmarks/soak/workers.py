@@ -22,6 +22,8 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.store import Store, connect
 
 COUNTING = "tests.consumers.counting"  # as a user's own learner: by its import path
+# A child's status can be read once, and starting one reads those of all others: two threads that do it at once lose it.
+READING = threading.RLock()
 WARM = ["consumers.trainer", "benchmarks.soak.workers", COUNTING]
 
 
@@ -30,7 +32,17 @@ def start(config: Config, name: str, log: Path, owner: str = "worker") -> ForkSe
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(WARM)
     process = context.Process(target=_work, args=(config.model_dump(), name, str(log), owner), daemon=True)
-    process.start()
+    with READING:
+        process.start()
+    popen: Any = process._popen  # type: ignore[attr-defined]
+    poll = popen.poll
+
+    def alone(flag: int = os.WNOHANG) -> int | None:
+        with READING:
+            found: int | None = poll(flag)
+            return found
+
+    popen.poll = alone
     return process
 
 
