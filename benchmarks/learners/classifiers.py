@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.learners.data import Set, batches, clothes, learn
+from benchmarks.learners.data import Set, accuracy, batches, clothes, learn
 from benchmarks.report import Figure, Findings
 from models import image_classifier, image_resnet
 from models.averaging import AveragedLearner
-from models.capabilities import Classifier
 from models.classifier import ClassifierNetwork
 from models.learner import Blueprint, update_generator
 
@@ -80,13 +79,6 @@ def run(blueprint: Blueprint, train: Set, test: Set, seed: int) -> dict[str, flo
     assert isinstance(learner, AveragedLearner)
     model.load_state_dict({name.removeprefix("learning/"): value for name, value in weights.items()})
     return {"served": accuracy(learner.model, test), "learning": accuracy(model, test), "records_per_s": rate}
-
-
-def accuracy(model: Classifier, test: Set) -> float:
-    """Share of the records that the model puts into their class."""
-    chosen = [k for start in range(0, len(test), 500) for k in model.classify(test.x[start : start + 500]).argmax(1)]
-    hits = [model.classes[k] == label for k, label in zip(chosen, test.labels, strict=True)]
-    return float(sum(hits) / len(hits))
 
 
 def pair(blueprint: Blueprint, options: Mapping[str, Any], records: Set) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.capabilities import Classifier, Model
 from models.learner import Batch, Learner, Report, update_generator
 
 
@@ -80,3 +81,11 @@ def learn(
     """One pass over the records: an update for each batch, and what it tells."""
     for update, batch in enumerate(batches(records, batch_size), start=first_update):
         yield learner.learn(batch, update_generator(seed, update))
+
+
+def accuracy(model: Model, records: Set) -> float:
+    """Share of the records that the model puts into their class."""
+    assert isinstance(model, Classifier)
+    parts = [records.x[start : start + 500] for start in range(0, len(records), 500)]
+    found = [model.classes[k] for part in parts for k in model.classify(part).argmax(1).tolist()]
+    return sum(map(str.__eq__, found, records.labels)) / len(records)

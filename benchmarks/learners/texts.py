@@ -17,11 +17,10 @@ from river import feature_extraction, naive_bayes
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.learners.data import Set, batches, learn
+from benchmarks.learners.data import Set, accuracy, batches, learn
 from benchmarks.report import Figure, Findings
 from consumers.sources import read_folder
 from models import river_classifier, text_classifier, text_encoder, text_gru
-from models.capabilities import Classifier
 from models.classifier import ClassifierNetwork
 from models.learner import Batch, Beginning, Blueprint, Learner, Rows, update_generator
 from models.text_gru import strings
@@ -61,16 +60,6 @@ def made(blueprint: Blueprint, options: Mapping[str, Any]) -> Learner:
     return blueprint.learner(blueprint.options.model_validate(options), (LENGTH,), SEED, CPU)
 
 
-def accuracy(learner: Learner, records: Set) -> float:
-    """Of the live model on records that it has not learned."""
-    model, hits = learner.model, 0
-    assert isinstance(model, Classifier)
-    for batch in batches(records, 500):
-        found = [model.classes[k] for k in model.classify(batch.x).argmax(1).tolist()]
-        hits += sum(a == b for a, b in zip(found, batch.labels, strict=True))
-    return hits / len(records)
-
-
 def one_pass(blueprint: Blueprint, options: Mapping[str, Any], train: Set, test: Set) -> dict[str, float]:
     """Learns the stream once: final and prequential accuracy, records/s and per second of CPU, megabytes of state."""
     learner, hits, started, started_cpu = made(blueprint, options), 0, time.perf_counter(), time.process_time()
@@ -82,7 +71,7 @@ def one_pass(blueprint: Blueprint, options: Mapping[str, Any], train: Set, test:
     values = (*state.serving.values(), *state.training.values())
     tensors = [value.tensor if isinstance(value, Rows) else value for value in values]
     return {
-        "final": accuracy(learner, test),
+        "final": accuracy(learner.model, test),
         "prequential": hits / len(train),
         "records_per_s": len(train) / taken_s,
         "records_per_cpu_s": len(train) / taken_cpu_s,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.learners.classifiers import BATCH, CPU, OPTIONS, PAIRS, WANTED_SPEED, accuracy
-from benchmarks.learners.data import Set, batches, clothes, digits, learn
+from benchmarks.learners.classifiers import BATCH, CPU, OPTIONS, PAIRS, WANTED_SPEED
+from benchmarks.learners.data import Set, accuracy, batches, clothes, digits, learn
 from benchmarks.report import Figure, Findings
 from models import image_classifier, image_transfer
 from models.image_transfer import ImageTransferLearner
@@ -56,7 +56,7 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
             for value in RATES:
                 settings = {**options, rate: value}
                 tried[batch_size, value] = statistics.mean(
-                    1 - accuracy(learned(before, settings, few(train, seed), batch_size, seed).model, held_out)  # type: ignore[arg-type]
+                    1 - accuracy(learned(before, settings, few(train, seed), batch_size, seed).model, held_out)
                     for seed in (10, 11)
                 )
         batch_size, value = min(tried, key=lambda setting: tried[setting])
@@ -68,7 +68,7 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
             found = []
             for seed in seeds:
                 made = learned(before, settings, few(train, seed), batch_size, seed, passes)
-                found.append(100 * (1 - accuracy(made.model, test)))  # type: ignore[arg-type]
+                found.append(100 * (1 - accuracy(made.model, test)))
             errors[f"{mode}, {passes}"] = found
             say(f"{mode}, passes {passes}: {found}")
     kept = {"before": 100 * source_accuracy(before.tensors, data, before)}

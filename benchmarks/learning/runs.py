@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.learners.data import Set, batches
+from benchmarks.learners.data import Set, accuracy, batches
 from benchmarks.learning.streams import Stream
-from models.capabilities import Classifier
 from models.learner import Blueprint, Learner, Rows, update_generator
 
 BATCH = 10
@@ -52,7 +51,9 @@ def run(blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: 
             hits += sum(map(lambda a, b: a == b, report.predicted, batch.labels))
             update += 1
         spent_s += time.process_time() - began_s
-        by_part.append([accuracy(learner, of_classes(test, classes)) for classes, _ in stream.parts[: number + 1]])
+        by_part.append(
+            [accuracy(learner.model, of_classes(test, classes)) for classes, _ in stream.parts[: number + 1]]
+        )
         start = end
     counts = [len(of_classes(test, classes)) for classes, _ in stream.parts]
     overall = [sum(a * n for a, n in zip(row, counts, strict=False)) / sum(counts[: len(row)]) for row in by_part]
@@ -77,13 +78,3 @@ def run(blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: 
 
 def of_classes(records: Set, classes: Sequence[str]) -> Set:
     return records.take([row for row, label in enumerate(records.labels) if label in classes])
-
-
-def accuracy(learner: Learner, records: Set) -> float:
-    """Share of the records that the model of now puts into their class."""
-    model, hits = learner.model, 0
-    assert isinstance(model, Classifier)
-    for batch in batches(records, 500):
-        found = [model.classes[k] for k in model.classify(batch.x).argmax(1).tolist()]
-        hits += sum(a == b for a, b in zip(found, batch.labels, strict=True))
-    return hits / len(records)
