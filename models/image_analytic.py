@@ -192,7 +192,7 @@ class ImageAnalyticLearner:
         counts, fresh = self._sums.counts, self._fresh
         if (fresh.gt(0) & (fresh >= SHARE_OF_CLASS * counts)).any():
             return True
-        return bool(fresh.sum() >= max(SHARE * counts.sum(), FEWEST * self.options.width))
+        return fresh.sum().item() >= max(SHARE * counts.sum().item(), FEWEST * self.options.width)
 
     def _solve(self) -> None:
         sums = self._sums.copy()
