@@ -25,10 +25,11 @@ from consumers.examiner import Examiner, judge_of
 from consumers.feed import Feed, Uplink
 from consumers.fitting import config_changes, differences, validated_options
 from consumers.fold import Fold, environment, use_deterministic
+from consumers.joiner import Joiner
 from consumers.replay import Replay, at_version, decoder_of
 from consumers.session import Session
 from consumers.sources import Sources
-from models.learner import Blueprint
+from models.learner import Blueprint, Correcting
 from pipeline.config import Config
 from pipeline.dead_letters import dead_letter_topic
 from pipeline.errors import ConfigError, HeadMoved, LogUnavailable, OffsetsGone, StoreUnavailable
@@ -105,7 +106,7 @@ class Worker:
         """
         torch.set_num_threads(self._settings.threads)
         use_deterministic(self._settings.deterministic)
-        kafka, topics = self._config.kafka, self._settings.topics
+        kafka, topics = self._config.kafka, self._settings.read_topics
         while (fence := self._take_place()) is not None:
             try:
                 with Lease(self._store, fence, self._settings.lease_s, self._metrics) as lease:
@@ -155,7 +156,7 @@ class Worker:
             config_changes(manifest, settings, self._blueprint)  # before anything is read or learned again
         reader = Reader(
             kafka,
-            settings.topics,
+            settings.read_topics,
             positions=manifest.positions() if manifest else {},
             topic_ids=manifest.topic_ids if manifest else {},
             start=settings.start,
@@ -204,6 +205,7 @@ class Worker:
                 hold_out=settings.hold_out.share if settings.hold_out.slots else 0.0,
                 positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
                 backlog=backlog,
+                joiner=_joiner(fold),
             )
             session.run(self._stop, lease, feed)
 
@@ -262,3 +264,10 @@ class Worker:
             if change:
                 fold.lineage.change({kind: change})
         return fold
+
+
+def _joiner(fold: Fold) -> Joiner | None:
+    """What brings records and labels together, where these are in a topic of their own."""
+    if fold.settings.labels is None:
+        return None
+    return Joiner(fold.settings.labels, fold.learner.remembered() if isinstance(fold.learner, Correcting) else ())

@@ -15,11 +15,21 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import LogError
 from pipeline.fetcher import Fetcher
 from pipeline.kafka_client import connect, missing_topics, translated
-from pipeline.offsets import Partition
+from pipeline.offsets import Partition, Place, place_of
 from pipeline.publisher import Publisher, Receipt
 from pipeline.reader import Polled, Reader
 
-__all__ = ["Fetcher", "Partition", "Polled", "Publisher", "Reader", "Receipt", "ensure_topics"]
+__all__ = [
+    "Fetcher",
+    "Partition",
+    "Place",
+    "Polled",
+    "Publisher",
+    "Reader",
+    "Receipt",
+    "ensure_topics",
+    "place_of",
+]
 
 BATCH_OVERHEAD = 1 << 20  # bytes that key, headers and framing may take beside a value of `max_bytes`
 TOPIC_EXISTS = 36  # Kafka's error code
