@@ -22,7 +22,7 @@ from models.held_out import is_held_out
 from models.learner import Batch, id_digest
 from pipeline.errors import RecordError
 from pipeline.lineage import Runs
-from pipeline.log import Partition, Polled, Reader, place_of
+from pipeline.log import AlignedReader, Partition, Polled, Reader, place_of
 from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
 
 DEPTH = 4  # batches that wait in memory for the learner
@@ -134,7 +134,7 @@ class Feed:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Reader | AlignedReader,
         decoder: RecordDecoder,
         uplink: Uplink,
         *,
@@ -246,7 +246,8 @@ class Feed:
                 yield from self._joiner.add(one)
             else:
                 yield one
-        yield from self._joiner.fallen(at for at, records in self._reader.lag().items() if records)
+        if isinstance(self._reader, AlignedReader):
+            yield from self._joiner.fallen(self._reader.read_up_to_ms())
 
     def _decode(self, polled: Polled) -> list[Decoded]:
         if self._pool is None:

@@ -9,12 +9,11 @@ one would have: what waits falls out when everything up to `window_s` after it h
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from models.learner import id_digest
 from pipeline.config import LabelsConfig
-from pipeline.log import Partition
 from pipeline.records import Example, Label, Record, Skipped
 
 LATE, ORPHANED = "skipped/label-late", "skipped/label-orphaned"  # outcomes of labels
@@ -47,21 +46,14 @@ class Joiner:
         self._records: OrderedDict[str, Example] = OrderedDict()  # by id, in the order in which they were read
         self._labels: OrderedDict[str, Label] = OrderedDict()
         self._gone: OrderedDict[bytes, None] = OrderedDict.fromkeys(known)
-        self._newest_ms: dict[Partition, int] = {}
 
     def add(self, one: Example | Label) -> list[Left]:
         """What leaves now that this one has been read."""
-        at = Partition(one.record.topic, one.record.partition)
-        self._newest_ms[at] = max(one.record.timestamp_ms, self._newest_ms.get(at, one.record.timestamp_ms))
         return self._record(one) if isinstance(one, Example) else self._label(one)
 
-    def fallen(self, lagging: Iterable[Partition]) -> list[Left]:
-        """What falls out, where all partitions but these have been read to their ends."""
-        if not self._newest_ms:
-            return []
-        # A partition of which nothing was read yet may hold anything.
-        behind = [self._newest_ms.get(at, float("-inf")) for at in lagging]
-        horizon_ms = min([max(self._newest_ms.values()), *behind]) - self._window_ms
+    def fallen(self, read_up_to_ms: float) -> list[Left]:
+        """What falls out now that all up to this time, in ms since the epoch, has been read."""
+        horizon_ms = read_up_to_ms - self._window_ms
         left: list[Left] = []
         while self._records and _oldest_ms(self._records) < horizon_ms:
             left.append(self._drop_record())

@@ -17,7 +17,7 @@ from consumers.joiner import Correction
 from consumers.replay import Replay
 from pipeline.dead_letters import publish_dead_letter
 from pipeline.errors import Diverged, RecordError
-from pipeline.log import Partition, Place, Publisher, Reader, place_of
+from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
 from pipeline.records import Example, Record, labelled
@@ -46,7 +46,7 @@ class Session:
         begin: Callable[[Manifest | None], Fold],
         store: Store,
         committer: Committer,
-        reader: Reader,
+        reader: Reader | AlignedReader,
         letters: Publisher,
         replay: Replay,
         examiner: Examiner | None,

@@ -1,7 +1,7 @@
 """The log: Kafka through kafka-python, and nothing else. One writer, one reader, and the topics.
 
-`Publisher` is in pipeline/publisher.py, `Reader` in pipeline/reader.py, `Fetcher`, which reads named records again, in
-pipeline/fetcher.py; import them from here.
+`Publisher` is in pipeline/publisher.py, `Reader` in pipeline/reader.py, `AlignedReader`, which makes one of two, in
+pipeline/aligned.py, `Fetcher`, which reads named records again, in pipeline/fetcher.py; import them from here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from pipeline.aligned import AlignedReader
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError
 from pipeline.fetcher import Fetcher
@@ -20,6 +21,7 @@ from pipeline.publisher import Publisher, Receipt
 from pipeline.reader import Polled, Reader
 
 __all__ = [
+    "AlignedReader",
     "Fetcher",
     "Partition",
     "Place",

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from consumers.joiner import LATE, ORPHANED, Correction, Joiner, Left
 from models.learner import id_digest
 from pipeline.config import LabelsConfig
-from pipeline.log import Partition
 from pipeline.records import Example, Label, Record
 
 WINDOW_S = 5.0
@@ -84,24 +83,11 @@ def test_what_waits_falls_out_when_the_stream_has_gone_past_it() -> None:
     ours = joiner()
     ours.add(example("a", 1.0))
     ours.add(answer("b", at_s=2.0))
-    ours.add(example("c", 6.0))
-    assert told(ours.fallen([])) == []
-    assert told(ours.add(example("d", 6.001))) == []
-    assert told(ours.fallen([])) == [("skipped", "unlabelled")]
+    ours.add(example("c", 2.0))
+    assert told(ours.fallen(float("-inf"))) == told(ours.fallen(6000)) == []
+    assert told(ours.fallen(6001)) == [("skipped", "unlabelled")]
     assert told(ours.add(answer("a", at_s=5.0))) == [("a", LATE)]
-    ours.add(example("e", 7.001))
-    assert told(ours.fallen([])) == [("b", ORPHANED)]
-
-
-def test_time_stands_still_where_a_partition_is_behind() -> None:
-    """A worker that catches up reads one topic before the other."""
-    ours = joiner()
-    for number in range(100):
-        assert ours.add(example(str(number), number)) == []
-        assert ours.fallen([Partition("answers", 0)]) == []
-    for number in range(100):
-        assert told(ours.add(answer(str(number), at_s=number + 1))) == [(f"{number}=cat", "joined")]
-        assert ours.fallen([Partition("answers", 0)] if number < 99 else []) == []
+    assert told(ours.fallen(7001)) == [("skipped", "unlabelled"), ("b", ORPHANED)]
 
 
 def test_of_two_under_one_id_the_later_stays() -> None:
@@ -153,8 +139,8 @@ def read(ours: Joiner, stream: Stream, data: st.DataObject) -> list[Left]:
         chunk, ahead[number] = ahead[number][:size], ahead[number][size:]
         for one in chunk:
             left += ours.add(one)
-        lagging = [one[0].record for one in ahead if one]
-        left += ours.fallen([Partition(record.topic, record.partition) for record in lagging])
+        # All up to the least timestamp that is still to come has been read, and how would a reader know more?
+        left += ours.fallen(min((one[0].record.timestamp_ms for one in ahead if one), default=40_000))
     return left
 
 
