@@ -246,8 +246,7 @@ class Feed:
                 yield from self._joiner.add(one)
             else:
                 yield one
-        if isinstance(self._reader, AlignedReader):
-            yield from self._joiner.fallen(self._reader.read_up_to_ms())
+        yield from self._joiner.fallen()
 
     def _decode(self, polled: Polled) -> list[Decoded]:
         if self._pool is None:

@@ -9,7 +9,7 @@ one would have: what waits falls out when everything up to `window_s` after it h
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from models.learner import id_digest
@@ -36,11 +36,15 @@ class Joiner:
     Ids name one record each: of two that wait under the same one, records or labels, the later stays.
 
     Args:
+        read_up_to_ms: tells the stream's time, in ms since the epoch: all up to it has been read.
         known: digests of ids of records that went on already. Of the newest ids, as many as `max_records` are known:
             a label for one of them is a correction at once, any other waits for its record first.
     """
 
-    def __init__(self, settings: LabelsConfig, known: Collection[bytes] = ()) -> None:
+    def __init__(
+        self, settings: LabelsConfig, read_up_to_ms: Callable[[], float], known: Collection[bytes] = ()
+    ) -> None:
+        self._read_up_to_ms = read_up_to_ms
         self._window_ms = settings.window_s * 1000
         self._most = settings.max_records
         self._records: OrderedDict[str, Example] = OrderedDict()  # by id, in the order in which they were read
@@ -51,9 +55,9 @@ class Joiner:
         """What leaves now that this one has been read."""
         return self._record(one) if isinstance(one, Example) else self._label(one)
 
-    def fallen(self, read_up_to_ms: float) -> list[Left]:
-        """What falls out now that all up to this time, in ms since the epoch, has been read."""
-        horizon_ms = read_up_to_ms - self._window_ms
+    def fallen(self) -> list[Left]:
+        """What falls out by now."""
+        horizon_ms = self._read_up_to_ms() - self._window_ms
         left: list[Left] = []
         while self._records and _oldest_ms(self._records) < horizon_ms:
             left.append(self._drop_record())

@@ -198,7 +198,7 @@ class Worker:
                 hold_out=settings.hold_out.share if settings.hold_out.slots else 0.0,
                 positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
                 backlog=backlog,
-                joiner=_joiner(fold),
+                joiner=_joiner(fold, reader),
             )
             session.run(self._stop, lease, feed)
 
@@ -277,8 +277,10 @@ class Worker:
         return fold
 
 
-def _joiner(fold: Fold) -> Joiner | None:
+def _joiner(fold: Fold, reader: Reader | AlignedReader) -> Joiner | None:
     """What brings records and labels together, where these are in a topic of their own."""
-    if fold.settings.labels is None:
+    labels = fold.settings.labels
+    if labels is None or isinstance(reader, Reader):
         return None
-    return Joiner(fold.settings.labels, fold.learner.remembered() if isinstance(fold.learner, Correcting) else ())
+    known = fold.learner.remembered() if isinstance(fold.learner, Correcting) else ()
+    return Joiner(labels, reader.read_up_to_ms, known)

@@ -29,9 +29,18 @@ def answer(id_: str, label: str = "cat", at_s: float = 0.0, partition: int = 0) 
     return Label(Record("answers", partition, next(offsets), round(1000 * at_s), None, b"x"), label, id_)
 
 
-def joiner(most: int = 100, known: Iterable[str] = ()) -> Joiner:
+class Time:
+    """The stream's."""
+
+    read_up_to_ms = float("-inf")
+
+    def __call__(self) -> float:
+        return self.read_up_to_ms
+
+
+def joiner(most: int = 100, known: Iterable[str] = (), time: Time | None = None) -> Joiner:
     table = LabelsConfig(topic="answers", window_s=WINDOW_S, max_records=most)
-    return Joiner(table, [id_digest(name) for name in known])
+    return Joiner(table, time or Time(), [id_digest(name) for name in known])
 
 
 def told(left: Iterable[Left]) -> list[tuple[str, str]]:
@@ -80,14 +89,19 @@ def test_a_label_for_what_went_on_is_a_correction_at_once() -> None:
 
 
 def test_what_waits_falls_out_when_the_stream_has_gone_past_it() -> None:
-    ours = joiner()
+    time = Time()
+    ours = joiner(time=time)
     ours.add(example("a", 1.0))
     ours.add(answer("b", at_s=2.0))
     ours.add(example("c", 2.0))
-    assert told(ours.fallen(float("-inf"))) == told(ours.fallen(6000)) == []
-    assert told(ours.fallen(6001)) == [("skipped", "unlabelled")]
+    assert told(ours.fallen()) == []
+    time.read_up_to_ms = 6000
+    assert told(ours.fallen()) == []
+    time.read_up_to_ms = 6001
+    assert told(ours.fallen()) == [("skipped", "unlabelled")]
     assert told(ours.add(answer("a", at_s=5.0))) == [("a", LATE)]
-    assert told(ours.fallen(7001)) == [("skipped", "unlabelled"), ("b", ORPHANED)]
+    time.read_up_to_ms = 7001
+    assert told(ours.fallen()) == [("skipped", "unlabelled"), ("b", ORPHANED)]
 
 
 def test_of_two_under_one_id_the_later_stays() -> None:
@@ -129,7 +143,7 @@ def streams(draw: st.DrawFn, unique: bool) -> Stream:
     return found
 
 
-def read(ours: Joiner, stream: Stream, data: st.DataObject) -> list[Left]:
+def read(ours: Joiner, time: Time, stream: Stream, data: st.DataObject) -> list[Left]:
     """Everything that leaves when the stream is read in chunks of one partition after the other, in whatever order."""
     left: list[Left] = []
     ahead = [list(partition) for partition in stream]
@@ -140,7 +154,8 @@ def read(ours: Joiner, stream: Stream, data: st.DataObject) -> list[Left]:
         for one in chunk:
             left += ours.add(one)
         # All up to the least timestamp that is still to come has been read, and how would a reader know more?
-        left += ours.fallen(min((one[0].record.timestamp_ms for one in ahead if one), default=40_000))
+        time.read_up_to_ms = min((one[0].record.timestamp_ms for one in ahead if one), default=40_000)
+        left += ours.fallen()
     return left
 
 
@@ -155,7 +170,8 @@ def test_in_whatever_order_it_is_read_the_same_are_joined(stream: Stream, data: 
         for name in records.keys() & labels.keys()
         if abs(records[name].record.timestamp_ms - labels[name].record.timestamp_ms) <= 1000 * WINDOW_S
     }
-    left = read(joiner(), stream, data)
+    time = Time()
+    left = read(joiner(time=time), time, stream, data)
     assert {one.id for one in left if isinstance(one, Example)} == shall
     late = {one.label.id for one in left if isinstance(one, Correction) and one.otherwise == LATE}
     assert late <= records.keys() - shall
@@ -164,8 +180,9 @@ def test_in_whatever_order_it_is_read_the_same_are_joined(stream: Stream, data: 
 @settings(deadline=None, max_examples=200)
 @given(streams(unique=False), st.integers(1, 4), st.data())
 def test_each_leaves_once_and_what_waits_is_bounded(stream: Stream, most: int, data: st.DataObject) -> None:
-    ours = joiner(most)
-    left = places(read(ours, stream, data))
+    time = Time()
+    ours = joiner(most, time=time)
+    left = places(read(ours, time, stream, data))
     waiting = [one.record.offset for kept in (ours._records, ours._labels) for one in kept.values()]
     assert sorted(left + waiting) == sorted(one.record.offset for partition in stream for one in partition)
     assert len(ours._records) <= most

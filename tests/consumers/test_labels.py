@@ -112,7 +112,7 @@ def test_labels_that_come_later_in_any_order(
             ("r1", 54, None, "skipped/tombstone"),
             ("late", 16 + WINDOW_S + 1, b"class 1", "skipped/label-late"),
         )
-        run.read(16 + 6 + 16)
+        run.read(16 + 7 + 16)  # the correction at once, too
         labels.publish((second, 80, b"class 0", "corrected"), (second, 81, b"another", "corrected"))
         records.publish(("early", 85, text(1), "learned"), ("early, twice", 85, text(2), "learned"))
         records.publish(("own", 86, text(3), "learned"), ("end", 1000, text(4), "learned"), label="class 2")
