@@ -150,6 +150,24 @@ def publish(
 
 
 @app.command()
+def label(
+    topic: Annotated[str, typer.Argument(help="A model's topic of labels.")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The id of the record.")],
+    label: Annotated[str, typer.Argument(help="Its label, or the one that replaces it.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Publish the label of a record that was published without one, or under a wrong one.
+
+    Example: headrace label answers photo-17 cat
+    """
+    from pipeline.client import Client
+
+    with Client(load_config(config)) as client:
+        client.publish_label(topic, id_, label)
+    typer.echo(f"{id_} is {label}: published to {topic}.")
+
+
+@app.command()
 def train(
     model: ModelName,
     jump: Annotated[

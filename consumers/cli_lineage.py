@@ -119,7 +119,7 @@ def blame(
     if (place is None) == (id_ is None):
         raise ConfigError("Name one record: headrace blame TOPIC:PARTITION:OFFSET, or headrace blame --id ID.")
     if id_ is not None:
-        topics = sorted({topic for table in settings.models.values() for topic in table.topics})
+        topics = sorted({topic for table in settings.models.values() for topic in table.read_topics})
         places = [found for topic in topics for found in places_of(settings.kafka, topic, id_)]
     else:
         topic, number, offset = _place(place or "")
@@ -128,7 +128,7 @@ def blame(
         blamed(open_store(settings, name), partition, offset)
         for partition, offset in places
         for name, table in settings.models.items()
-        if partition.topic in table.topics
+        if partition.topic in table.read_topics
     ]
     if json_:
         print_json([one.json() for one in found])

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from pipeline.errors import HeadraceError, StoreError, StoreUnavailable
-from pipeline.log import Partition, Publisher, Reader
+from pipeline.log import AlignedReader, Partition, Publisher, Reader
 from pipeline.metrics import WorkerMetrics
 from pipeline.store import Draft, Fence, Store
 
@@ -92,7 +92,7 @@ class Committer:
         store: Store,
         fence: Fence,
         noted: int,
-        reader: Reader,
+        reader: Reader | AlignedReader,
         dead_letters: Publisher,
         metrics: WorkerMetrics,
         say: Callable[[str], None],

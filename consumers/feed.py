@@ -1,29 +1,29 @@
-"""From the log to batches: poll → decode → batch, on threads of their own, while the updates run.
+"""From the log to batches: poll → decode → join → batch, on threads of their own, while the updates run.
 
-Every record that is read leaves the feed in exactly one `Item`, in the order in which it was read: as a row of a batch,
-as held out, as skipped, or as dead. Until then it is *pending*: a version says so, and the next worker begins with it.
+Every record that is read leaves the feed in exactly one `Item`: as a row of a batch, as held out, as skipped, as dead,
+or as a label; in the order in which it was read, but where labels come later (`joiner`). Until then it is *pending*: a
+version says so, and the next worker begins with it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from consumers.joiner import Correction, Joiner, Left
 from models.held_out import is_held_out
-from models.learner import Batch
+from models.learner import Batch, id_digest
 from pipeline.errors import RecordError
 from pipeline.lineage import Runs
-from pipeline.log import Partition, Polled, Reader
-from pipeline.records import Example, Record, RecordDecoder, Skipped
+from pipeline.log import AlignedReader, Partition, Polled, Reader, place_of
+from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
 
 DEPTH = 4  # batches that wait in memory for the learner
 
@@ -34,9 +34,10 @@ class Dead:
 
     record: Record
     error: RecordError
+    label_record: Record | None = None  # as an example's
 
 
-Decoded = Example | Skipped | Dead
+Decoded = Example | Label | Skipped | Dead
 
 
 @dataclass(slots=True)
@@ -47,23 +48,31 @@ class Item:
     skipped: list[Skipped] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
     held_out: list[Example] = field(default_factory=list)
-    records: int = 0  # in all
+    corrections: list[Correction] = field(default_factory=list)  # of what was learned up to this batch
+    records: list[Record] = field(default_factory=list)  # all of these
     batch: Batch | None = None  # of `examples`; its x is on the device, or on its way
 
-    def add(self, decoded: Decoded, hold_out: float) -> None:
-        if isinstance(decoded, Example):
-            held_out = hold_out > 0 and is_held_out(decoded.id, hold_out)
-            (self.held_out if held_out else self.examples).append(decoded)
-        elif isinstance(decoded, Skipped):
-            self.skipped.append(decoded)
+    def add(self, one: Left | Dead, hold_out: float) -> None:
+        if isinstance(one, Example):
+            held_out = hold_out > 0 and is_held_out(one.id, hold_out)
+            (self.held_out if held_out else self.examples).append(one)
+            self.records += one.records
+        elif isinstance(one, Correction):
+            self.corrections.append(one)
+            self.records.append(one.label.record)
         else:
-            self.dead.append(decoded)
-        self.records += 1
+            if isinstance(one, Skipped):
+                self.skipped.append(one)
+            else:
+                self.dead.append(one)
+            self.records.append(one.record)
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Turns the rows that a learner refuses into dead ones, before they are learned."""
         kept = [row for row in range(len(self.examples)) if row not in reasons]
-        self.dead += [Dead(self.examples[row].record, RecordError("label", why)) for row, why in reasons.items()]
+        for row, why in reasons.items():
+            example = self.examples[row]
+            self.dead.append(Dead(example.record, RecordError("label", why), example.label_record))
         self.examples = [self.examples[row] for row in kept]
         if self.batch is not None:
             labels = [self.batch.labels[row] for row in kept]
@@ -101,7 +110,7 @@ def collate(examples: Sequence[Example], topics: Mapping[str, int], uplink: Upli
     records = [example.record for example in examples]
     x = np.stack([example.x for example in examples])  # (B, C, H, W) uint8 or (B, L) int32
     origins = np.array([(topics[r.topic], r.partition, r.offset) for r in records], dtype=np.int64)  # (B, 3)
-    digests = b"".join(hashlib.blake2b(example.id.encode(), digest_size=16).digest() for example in examples)
+    digests = b"".join(id_digest(example.id) for example in examples)
     ids = np.frombuffer(bytearray(digests), dtype=np.uint8).reshape(-1, 16)  # (B, 16)
     return Batch(
         x=uplink.send(torch.from_numpy(x)),
@@ -120,11 +129,12 @@ class Feed:
         positions: where the reader begins.
         hold_out: the share of the records that are not learned.
         backlog: records from before those positions that come first.
+        joiner: brings records and labels together, where these are in a topic of their own.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Reader | AlignedReader,
         decoder: RecordDecoder,
         uplink: Uplink,
         *,
@@ -135,6 +145,7 @@ class Feed:
         hold_out: float = 0.0,
         positions: Mapping[Partition, int],
         backlog: Sequence[Record] = (),
+        joiner: Joiner | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader = reader
@@ -144,10 +155,11 @@ class Feed:
         self._batch_size = batch_size
         self._max_wait_s = max_wait_ms / 1000
         self._hold_out = hold_out
+        self._joiner = joiner
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
         self._positions = dict(positions)  # next offset to read
-        self._pending = deque((Partition(r.topic, r.partition), r.offset) for r in backlog)  # read and not taken
+        self._pending = dict.fromkeys(map(place_of, backlog))  # read and not taken, in order
         self._backlog = list(backlog)
         self._items: queue.Queue[Item | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
@@ -168,8 +180,8 @@ class Feed:
         if isinstance(item, BaseException):
             raise item
         with self._lock:
-            for _ in range(item.records):
-                self._pending.popleft()
+            for record in item.records:
+                del self._pending[place_of(record)]
         if item.batch is not None:
             self._uplink.arrive(item.batch.x)
         return item
@@ -201,8 +213,8 @@ class Feed:
     def _loop(self) -> None:
         item = Item()
         deadline: float | None = None  # when the open item must go out
-        for record in self._backlog:
-            item.add(self._one(record), self._hold_out)
+        for one in self._joined(map(self._one, self._backlog)):
+            item.add(one, self._hold_out)
             if len(item.examples) == self._batch_size:
                 self._close(item)
                 item = Item()
@@ -213,16 +225,28 @@ class Feed:
             polled = self._reader.poll(wait_s)
             if polled is not None:
                 with self._lock:
-                    self._pending.extend((Partition(r.topic, r.partition), r.offset) for r in polled.records)
+                    self._pending |= dict.fromkeys(map(place_of, polled.records))
                     self._positions |= polled.positions
-                for decoded in self._decode(polled):
-                    item.add(decoded, self._hold_out)
+                for one in self._joined(self._decode(polled)):
+                    item.add(one, self._hold_out)
                     if len(item.examples) == self._batch_size:
                         self._close(item)
                         item, deadline = Item(), None
             if item.records and deadline is not None and self._clock() >= deadline:
                 self._close(item)
                 item, deadline = Item(), None
+
+    def _joined(self, some: Iterable[Decoded]) -> Iterator[Left | Dead]:
+        """What goes on of these, and of those that waited for them."""
+        if self._joiner is None:
+            yield from some  # type: ignore[misc]  # labels are decoded for a joiner alone
+            return
+        for one in some:
+            if isinstance(one, Example | Label):
+                yield from self._joiner.add(one)
+            else:
+                yield one
+        yield from self._joiner.fallen()
 
     def _decode(self, polled: Polled) -> list[Decoded]:
         if self._pool is None:

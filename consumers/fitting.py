@@ -52,6 +52,9 @@ def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Bluepri
         fixed.add("learner")
     if "hold_out" in changes and changes["hold_out"][0]["slots"] not in (0, settings.hold_out.slots):
         fixed.add("hold_out.slots")
+    labels = (manifest.config.get("labels") or {}).get("topic")
+    if labels is not None and (settings.labels is None or settings.labels.topic != labels):  # its records may wait
+        fixed.add("labels.topic")
     if "input" in changes:
         fixed |= {f"input.{key}" for key in differences(*changes["input"])} - BOUNDS
     if fixed:

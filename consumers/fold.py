@@ -14,21 +14,35 @@ from torch import Tensor
 
 from consumers.bridge import copied
 from consumers.fitting import mismatch, validated_options
+from consumers.joiner import Correction
 from models.drift import DriftDetector
 from models.evaluation import LossRange, Prequential
 from models.held_out import PREFIX, HeldOut
-from models.learner import Batch, Beginning, Blueprint, Learner, Rows, Source, State, update_generator
+from models.learner import (
+    Batch,
+    Beginning,
+    Blueprint,
+    Correcting,
+    Learner,
+    Rows,
+    Source,
+    State,
+    id_digest,
+    update_generator,
+)
 from models.memory import PolicyName
 from pipeline import __version__
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
 from pipeline.lineage import LineageBuilder, Runs
-from pipeline.log import Partition
+from pipeline.log import Partition, Place, place_of
 from pipeline.manifest import Group, Manifest
-from pipeline.records import Record
+from pipeline.records import Example
 from pipeline.store import Draft
 
 HELD_OUT = "held-out"  # the outcome of records that are kept aside
+JOINED = "joined"  # the outcome of a label that completed a record; what was learned has it right behind the record
+CORRECTED = "corrected"  # of a label that replaced another one
 NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
@@ -61,6 +75,8 @@ class Fold:
             self.learner: Learner = blueprint.learner(self.options, settings.input.shape, settings.seed, device)
         except ValueError as error:  # a learner that cannot take records of this shape
             raise ConfigError(f"models.{name}: {error} Change its input or its options.") from None
+        if settings.labels is not None and not self.learner.needs_label:
+            raise ConfigError(f"models.{name}.labels: {settings.learner} does not wait for labels. Remove the table.")
         self.lineage = LineageBuilder()
         self.counts: Counter[str] = Counter()
         self.updates = 0
@@ -168,8 +184,8 @@ class Fold:
 
     # --- records ---
 
-    def learn(self, batch: Batch, records: Sequence[Record]) -> Update:
-        """One update on the batch of these records.
+    def learn(self, batch: Batch, examples: Sequence[Example]) -> Update:
+        """One update on the batch of these examples.
 
         Raises:
             Diverged: the loss is not finite. The learner cannot be used any more.
@@ -178,14 +194,14 @@ class Fold:
         if self.settings.guard and not math.isfinite(report.loss):
             raise Diverged(f"{self.name}: the loss of update {self.updates} is {report.loss}.")
         self.updates += 1
-        self.lineage.learned([(Partition(r.topic, r.partition), r.offset) for r in records])
-        self.counts["learned"] += len(records)
-        newest = max(record.timestamp_ms for record in records)
+        self.lineage.learned([place_of(record) for example in examples for record in example.records])
+        self._count("learned", examples)
+        newest = max(example.record.timestamp_ms for example in examples)
         self.newest_timestamp_ms = max(newest, self.newest_timestamp_ms or newest)
         hits = None
         if report.predicted is not None:
             hits = [predicted == label for predicted, label in zip(report.predicted, batch.labels, strict=True)]
-        self.prequential.update(report.loss, hits, records=len(records), metrics=report.metrics)
+        self.prequential.update(report.loss, hits, records=len(examples), metrics=report.metrics)
         far_above = self.loss_range.update(report.loss)
         if far_above:
             self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
@@ -198,12 +214,37 @@ class Fold:
             self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
         return Update(report.loss, drifted, far_above, begun)
 
-    def hold_out(self, batch: Batch, records: Sequence[Record]) -> None:
-        """Keeps a sample of these records, and learns none; `batch` is on the CPU."""
+    def correct(self, corrections: Sequence[Correction]) -> list[str]:
+        """Replaces labels in the replay memory, in one update if it has any of their records; gives their outcomes."""
+        rng = update_generator(self.settings.seed, self.updates)
+        outcomes, found = list[str](), list[Place]()
+        for correction in corrections:
+            label, place = correction.label, place_of(correction.label.record)
+            if isinstance(self.learner, Correcting) and self.learner.correct(id_digest(label.id), label.label, rng):
+                outcomes.append(CORRECTED)
+                found.append(place)
+            else:
+                outcomes.append(correction.otherwise)
+                self.outcome(correction.otherwise, *place)
+        if found:
+            self.updates += 1
+            self.lineage.learned(found)
+            self.counts[CORRECTED] += len(found)
+        return outcomes
+
+    def hold_out(self, batch: Batch, examples: Sequence[Example]) -> None:
+        """Keeps a sample of these examples, and learns none; `batch` is on the CPU."""
         if self.held_out is not None:  # else they were held out under former settings
             self.held_out.add(batch)
-        for record in records:
-            self.outcome(HELD_OUT, Partition(record.topic, record.partition), record.offset)
+        for example in examples:
+            for record in example.records:
+                self.lineage.outcome(HELD_OUT, *place_of(record))
+        self._count(HELD_OUT, examples)
+
+    def _count(self, outcome: str, examples: Sequence[Example]) -> None:
+        self.counts[outcome] += len(examples)
+        if joined := sum(example.label_record is not None for example in examples):
+            self.counts[JOINED] += joined
 
     def outcome(self, name: str, partition: Partition, offset: int) -> None:
         """A record that was read and not learned; `name` is kind/reason."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from consumers.fold import Fold
-from consumers.replay import Place, Replay
+from consumers.replay import Replay, joined
 from pipeline.errors import Diverged
+from pipeline.log import Place
 
-Breaks = Callable[[Sequence[Place]], bool]
+Row = tuple[Place, ...]  # of a batch: a record, and its label's
+Breaks = Callable[[Sequence[Row]], bool]
 
 
-def recover(begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], replay: Replay) -> tuple[Fold, list[Place]]:
-    """The state after these updates without the records that break it, and those records.
+def recover(begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], replay: Replay) -> tuple[Fold, list[Row]]:
+    """The state after these updates without the rows that break it, and those rows.
 
     Args:
         begin: makes the fold at the last good version, anew each time.
@@ -25,8 +27,8 @@ def recover(begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], repla
         Diverged: more than half of a batch breaks it: the weights are at fault, or the settings.
         OffsetsGone, NotRepeatable: as `Replay.learn`.
     """
-    left, found = [list(update) for update in updates], list[Place]()
     fold, done = begin(), 0
+    left, found = [joined(update, fold.settings) for update in updates], list[Row]()
     while True:
         done += _learned(fold, left[done:], replay)
         if done == len(left):
@@ -39,11 +41,11 @@ def recover(begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], repla
         left = [update for update in left if update]
 
 
-def _learned(fold: Fold, updates: Sequence[Sequence[Place]], replay: Replay) -> int:
+def _learned(fold: Fold, updates: Sequence[Sequence[Row]], replay: Replay) -> int:
     """Learns the updates up to the first one that breaks the state; how many were good."""
     good = 0
     try:
-        for _ in replay.learn(fold, updates):
+        for _ in replay.learn(fold, [[place for row in update for place in row] for update in updates]):
             fold.check_finite()
             good += 1
     except Diverged:
@@ -51,11 +53,11 @@ def _learned(fold: Fold, updates: Sequence[Sequence[Place]], replay: Replay) -> 
     return good
 
 
-def _all_culprits(fold: Fold, rows: list[Place], replay: Replay) -> list[Place]:
+def _all_culprits(fold: Fold, rows: list[Row], replay: Replay) -> list[Row]:
     """Rows of the fold's next update without which the others do not break it."""
-    found: list[Place] = []
+    found: list[Row] = []
 
-    def breaks(some: Sequence[Place]) -> bool:
+    def breaks(some: Sequence[Row]) -> bool:
         return _learned(fold.trial(), [[row for row in rows if row in some]], replay) == 0
 
     while (left := [row for row in rows if row not in found]) and breaks(left):
@@ -68,7 +70,7 @@ def _all_culprits(fold: Fold, rows: list[Place], replay: Replay) -> list[Place]:
     return found
 
 
-def _culprits(breaks: Breaks, rows: list[Place]) -> list[Place]:
+def _culprits(breaks: Breaks, rows: list[Row]) -> list[Row]:
     """Of rows that break it, those that do so alone, by halving; else a smallest set that does so together."""
     if len(rows) == 1:
         return rows
@@ -76,7 +78,7 @@ def _culprits(breaks: Breaks, rows: list[Place]) -> list[Place]:
     return [row for half in halves for row in _culprits(breaks, half)] if halves else _together(breaks, [], [], rows)
 
 
-def _together(breaks: Breaks, fixed: list[Place], added: list[Place], rows: list[Place]) -> list[Place]:
+def _together(breaks: Breaks, fixed: list[Row], added: list[Row], rows: list[Row]) -> list[Row]:
     """A smallest set of the rows that breaks it beside those that are fixed (Junker 2004, "QuickXplain").
 
     Args:
@@ -91,6 +93,6 @@ def _together(breaks: Breaks, fixed: list[Place], added: list[Place], rows: list
     return _together(breaks, fixed + of_second, of_second, first) + of_second
 
 
-def _halves(rows: list[Place]) -> tuple[list[Place], list[Place]]:
+def _halves(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     middle = len(rows) // 2
     return rows[:middle], rows[middle:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,19 @@ import torch
 from consumers.bridge import array, tensor, tensors
 from consumers.feed import Uplink, collate
 from consumers.fitting import differences
-from consumers.fold import HELD_OUT, Fold, Update, environment, whole
-from models.learner import Batch
+from consumers.fold import HELD_OUT, Fold, environment, whole
+from consumers.joiner import Correction
 from pipeline.codec import Array
 from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
 from pipeline.lineage import Lineage
-from pipeline.log import Fetcher, Partition
+from pipeline.log import Fetcher, Place
 from pipeline.manifest import Group, HistoryEntry, Manifest
-from pipeline.records import Example, Record, RecordDecoder, load_decoder
+from pipeline.records import Example, Label, Record, RecordDecoder, load_decoder
 from pipeline.store import Store
 
-LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift_detector", "hold_out"}  # what an update depends on
-Place = tuple[Partition, int]
+#: what an update depends on
+LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift_detector", "hold_out", "labels"}
 
 
 class Replay:
@@ -47,7 +48,7 @@ class Replay:
         """
         return self._fetcher.records(places, self.topic_ids)
 
-    def learn(self, fold: Fold, updates: Iterable[Sequence[Place]]) -> Iterator[Update]:
+    def learn(self, fold: Fold, updates: Iterable[Sequence[Place]]) -> Iterator[None]:
         """One update after the other, each when the next one is asked for.
 
         Raises:
@@ -55,8 +56,15 @@ class Replay:
             NotRepeatable: a record does not decode any more.
             Diverged: as `Fold.learn`.
         """
-        for batch, records in self._batches(fold, updates, Uplink(fold.device)):
-            yield fold.learn(batch, records)
+        uplink = Uplink(fold.device)
+        for examples, corrections in self._updates(fold, updates):
+            if examples:
+                batch = collate(examples, fold.topics, uplink)
+                uplink.arrive(batch.x)
+                fold.learn(batch, examples)
+            else:
+                fold.correct(corrections)
+            yield
 
     def entries(self, fold: Fold, entries: Iterable[HistoryEntry]) -> Fold:
         """The fold after these versions, with their changes of configuration, threads and topics.
@@ -87,23 +95,44 @@ class Replay:
             OffsetsGone, NotRepeatable: as `learn`, for those that were held out.
         """
         aside = [(partition, offset) for name, partition, offset in lineage.others() if name == HELD_OUT]
-        for batch, records in self._batches(fold, [[place] for place in aside], Uplink(torch.device("cpu"))):
-            fold.hold_out(batch, records)
+        uplink = Uplink(torch.device("cpu"))
+        for examples, _ in self._updates(fold, joined(aside, fold.settings)):
+            fold.hold_out(collate(examples, fold.topics, uplink), examples)
         for name, partition, offset in lineage.others():
             if name != HELD_OUT:
                 fold.outcome(name, partition, offset)
 
-    def _batches(
-        self, fold: Fold, updates: Iterable[Sequence[Place]], uplink: Uplink
-    ) -> Iterator[tuple[Batch, list[Record]]]:
+    def _updates(
+        self, fold: Fold, updates: Iterable[Sequence[Place]]
+    ) -> Iterator[tuple[list[Example], list[Correction]]]:
+        """What each update learned, or else what it corrected."""
         decoder = decoder_of(fold)
         sizes, wanted = itertools.tee(updates)
         records = self.records(itertools.chain.from_iterable(wanted))
         for update in sizes:
-            examples = [_example(decoder, record) for record in itertools.islice(records, len(update))]
-            batch = collate(examples, fold.topics, uplink)
-            uplink.arrive(batch.x)
-            yield batch, [example.record for example in examples]
+            examples: list[Example] = []
+            corrections: list[Correction] = []
+            for record in itertools.islice(records, len(update)):
+                decoded = _decoded(decoder, record)
+                if isinstance(decoded, Example):
+                    examples.append(decoded)
+                elif examples:
+                    examples[-1] = replace(examples[-1], label=decoded.label, label_record=record)
+                else:
+                    corrections.append(Correction(decoded))
+            yield examples, corrections
+
+
+def joined(places: Iterable[Place], settings: ModelConfig) -> list[tuple[Place, ...]]:
+    """Places of records as a lineage lists them, each with that of its label where this came later."""
+    found: list[tuple[Place, ...]] = []
+    for place in places:
+        is_label = settings.labels is not None and place[0].topic == settings.labels.topic
+        if is_label and found and len(found[-1]) == 1 and found[-1][0][0].topic != place[0].topic:
+            found[-1] += (place,)
+        else:
+            found.append((place,))
+    return found
 
 
 def decoder_of(fold: Fold) -> RecordDecoder:
@@ -114,17 +143,18 @@ def decoder_of(fold: Fold) -> RecordDecoder:
         needs_label=fold.learner.needs_label,
         decode=load_decoder(settings.decoder) if settings.decoder else None,
         model=fold.name,
+        labels=settings.labels.topic if settings.labels else None,
     )
 
 
-def _example(decoder: RecordDecoder, record: Record) -> Example:
+def _decoded(decoder: RecordDecoder, record: Record) -> Example | Label:
     decoded: object = None
     try:
         decoded = decoder(record)
         why = "it would be skipped"
     except RecordError as error:
         why = str(error)
-    if not isinstance(decoded, Example):
+    if not isinstance(decoded, Example | Label):
         place = f"{record.topic}:{record.partition}:{record.offset}"
         raise NotRepeatable(f"{place} was learned and cannot be any more: {why}. Put the decoder back that was used.")
     return decoded

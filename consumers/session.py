@@ -11,15 +11,16 @@ import torch
 from consumers.committer import Committer, Lease, Snapshot
 from consumers.examiner import Examiner
 from consumers.feed import Feed, Item, Uplink, collate
-from consumers.fold import HELD_OUT, Fold
-from consumers.guard import recover
-from consumers.replay import Place, Replay
+from consumers.fold import HELD_OUT, JOINED, Fold
+from consumers.guard import Row, recover
+from consumers.joiner import Correction
+from consumers.replay import Replay
 from pipeline.dead_letters import publish_dead_letter
 from pipeline.errors import Diverged, RecordError
-from pipeline.log import Partition, Publisher, Reader
+from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
-from pipeline.records import Record
+from pipeline.records import Example, Record, labelled
 from pipeline.store import Store
 
 TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
@@ -45,7 +46,7 @@ class Session:
         begin: Callable[[Manifest | None], Fold],
         store: Store,
         committer: Committer,
-        reader: Reader,
+        reader: Reader | AlignedReader,
         letters: Publisher,
         replay: Replay,
         examiner: Examiner | None,
@@ -112,28 +113,30 @@ class Session:
         if item.batch is not None and (refused := self._fold.learner.refuses(item.batch.labels)):
             item.refuse(refused)
         for dead in item.dead:
-            self._bury(dead.record, dead.error)
+            self._bury(dead.error, dead.record, dead.label_record)
         if item.held_out:
-            records = [example.record for example in item.held_out]
-            self._fold.hold_out(collate(item.held_out, self._fold.topics, Uplink(torch.device("cpu"))), records)
-            for _ in records:
+            self._fold.hold_out(collate(item.held_out, self._fold.topics, Uplink(torch.device("cpu"))), item.held_out)
+            for _ in item.held_out:
                 self._metrics.outcome(HELD_OUT)
+            self._joined(item.held_out)
         for skipped in item.skipped:
             self._outcome(f"skipped/{skipped.reason}", skipped.record)
         if item.batch is not None:
             self._learn(item)
+        if item.corrections:
+            self._correct(item.corrections)
         self._dirty = True
 
     def _learn(self, item: Item) -> None:
         assert item.batch is not None  # noqa: S101 - the caller looked
-        started = time.perf_counter()
-        records = [example.record for example in item.examples]
+        started, examples = time.perf_counter(), item.examples
         try:
-            update = self._fold.learn(item.batch, records)
+            update = self._fold.learn(item.batch, examples)
         except Diverged as error:
-            culprits = self._recover(error, [_place(record) for record in records])
-            records = [record for record in records if _place(record) not in culprits]
-            if not records:
+            failed = [place_of(record) for example in examples for record in example.records]
+            culprits = {place for place, *_ in self._recover(error, failed)}
+            examples = [example for example in examples if place_of(example.record) not in culprits]
+            if not examples:
                 return
         else:
             self._trips = 0
@@ -150,23 +153,39 @@ class Session:
             self._examiner.learned([example.x for example in item.examples])
         self._metrics.updated(
             time.perf_counter() - started,
-            [record.timestamp_ms for record in records],
+            [example.record.timestamp_ms for example in examples],
             loss=self._fold.prequential.loss or 0.0,
             accuracy=self._fold.prequential.accuracy,
             means=self._fold.prequential.own(),
             replay_records=self._fold.learner.replay_size,
         )
+        self._joined(examples)
 
-    def _bury(self, record: Record, error: RecordError) -> None:
-        publish_dead_letter(self._letters, record, error, self._fold.name)
+    def _correct(self, corrections: Sequence[Correction]) -> None:
+        refused = self._fold.learner.refuses([correction.label.label for correction in corrections])
+        for row, why in refused.items():
+            self._bury(RecordError("label", why), corrections[row].label.record)
+        for outcome in self._fold.correct([one for row, one in enumerate(corrections) if row not in refused]):
+            self._metrics.outcome(outcome)
+
+    def _joined(self, examples: Iterable[Example]) -> None:
+        for _ in filter(lambda example: example.label_record is not None, examples):
+            self._metrics.outcome(JOINED)
+
+    def _bury(self, error: RecordError, record: Record, label_record: Record | None = None) -> None:
+        """The letter has the label that came later: it may not come again."""
+        letter = labelled(record, label_record) if label_record else record
+        publish_dead_letter(self._letters, letter, error, self._fold.name)
         self._outcome(f"dead-lettered/{error.reason}", record)
+        if label_record is not None:
+            self._outcome(JOINED, label_record)
 
     def _outcome(self, name: str, record: Record) -> None:
-        self._fold.outcome(name, *_place(record))
+        self._fold.outcome(name, *place_of(record))
         self._metrics.outcome(name)
 
-    def _recover(self, error: Diverged, failed: Sequence[Place]) -> list[Place]:
-        """Back to the head, and on without the records that break the state: those."""
+    def _recover(self, error: Diverged, failed: Sequence[Place]) -> list[Row]:
+        """Back to the head, and on without the rows that break the state: those."""
         self._trips += 1
         if self._trips > TRIPS:
             raise Diverged(f"{error} Again and again: lower the learning rate, or look at what is published.")
@@ -181,8 +200,9 @@ class Session:
         for change in lineage.changes:
             if not MADE_AGAIN & change.keys():
                 self._fold.lineage.change(change)
-        for record in self._replay.records(culprits):
-            self._bury(record, RecordError("non-finite", "learning it gives numbers that are not finite."))
+        why = RecordError("non-finite", "learning it gives numbers that are not finite.")
+        for row in culprits:
+            self._bury(why, *self._replay.records(row))
         self._fold.lineage.change({"guard": {"update": self._fold.updates, "records": len(culprits)}})
         self._metrics.guarded()
         self._say(f"{self._fold.name}: {len(culprits)} records are dead-lettered; going on.")
@@ -243,7 +263,8 @@ class Session:
         if now - self._watched_s < WATCH_S:
             return
         self._watched_s = now
-        firsts, (positions, _) = self._reader.firsts(), feed.standing()
+        firsts, (positions, pending) = self._reader.firsts(), feed.standing()
+        self._metrics.pending(sum(count for *_, count in pending.runs))
         left = {at: begin - firsts[at] for at, begin in self._keyframe.items() if at in firsts}
         if left:
             self._metrics.headroom(min(left.values()))
@@ -255,10 +276,6 @@ class Session:
                     f"keyframe needs it from {self._keyframe[at]} on: the next version is a keyframe. "
                     f"Lower keyframe_every, or keep the topic longer."
                 )
-
-
-def _place(record: Record) -> Place:
-    return Partition(record.topic, record.partition), record.offset
 
 
 def _begins(positions: dict[Partition, int], pending: Iterable[Place]) -> dict[Partition, int]:

@@ -14,7 +14,8 @@ The order of a commit, and what a crash leaves between each two steps:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from threading import Event
 
@@ -25,14 +26,15 @@ from consumers.examiner import Examiner, judge_of
 from consumers.feed import Feed, Uplink
 from consumers.fitting import config_changes, differences, validated_options
 from consumers.fold import Fold, environment, use_deterministic
+from consumers.joiner import Joiner
 from consumers.replay import Replay, at_version, decoder_of
 from consumers.session import Session
 from consumers.sources import Sources
-from models.learner import Blueprint
+from models.learner import Blueprint, Correcting
 from pipeline.config import Config
 from pipeline.dead_letters import dead_letter_topic
 from pipeline.errors import ConfigError, HeadMoved, LogUnavailable, OffsetsGone, StoreUnavailable
-from pipeline.log import Fetcher, Publisher, Reader, ensure_topics
+from pipeline.log import AlignedReader, Fetcher, Publisher, Reader, ensure_topics
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
 from pipeline.records import Record
@@ -105,7 +107,7 @@ class Worker:
         """
         torch.set_num_threads(self._settings.threads)
         use_deterministic(self._settings.deterministic)
-        kafka, topics = self._config.kafka, self._settings.topics
+        kafka, topics = self._config.kafka, self._settings.read_topics
         while (fence := self._take_place()) is not None:
             try:
                 with Lease(self._store, fence, self._settings.lease_s, self._metrics) as lease:
@@ -153,22 +155,14 @@ class Worker:
             self._say(f"{name}: no version yet; beginning at {settings.start} on {self._device}.")
         else:
             config_changes(manifest, settings, self._blueprint)  # before anything is read or learned again
-        reader = Reader(
-            kafka,
-            settings.topics,
-            positions=manifest.positions() if manifest else {},
-            topic_ids=manifest.topic_ids if manifest else {},
-            start=settings.start,
-            jump=self._jump,
-            group=f"headrace-{name}",
-        )
-        noted = int(reader.noted or 0)
-        known = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
-        with (
-            reader,
-            Publisher(kafka) as letters,
-            Committer(self._store, fence, noted, reader, letters, self._metrics, self._say) as committer,
-        ):
+        with ExitStack() as opened:
+            reader = self._reader(manifest, opened)
+            noted = int(reader.noted or 0)
+            known = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
+            letters = opened.enter_context(Publisher(kafka))
+            committer = opened.enter_context(
+                Committer(self._store, fence, noted, reader, letters, self._metrics, self._say)
+            )
             replay = Replay(fetcher, manifest.topic_ids if manifest else {})
             begin = partial(self._at, replay=replay)
             fold = begin(manifest)
@@ -204,10 +198,29 @@ class Worker:
                 hold_out=settings.hold_out.share if settings.hold_out.slots else 0.0,
                 positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
                 backlog=backlog,
+                joiner=_joiner(fold, reader),
             )
             session.run(self._stop, lease, feed)
 
-    def _tell_jumps(self, fold: Fold, reader: Reader, noted: int, known: int) -> None:
+    def _reader(self, manifest: Manifest | None, opened: ExitStack) -> Reader | AlignedReader:
+        """Of the model's topics; labels are read by one of their own, so that they do not run ahead."""
+
+        def reading(topics: Sequence[str]) -> Reader:
+            reader = Reader(
+                self._config.kafka,
+                topics,
+                positions=manifest.positions() if manifest else {},
+                topic_ids=manifest.topic_ids if manifest else {},
+                start=self._settings.start,
+                jump=self._jump,
+                group=f"headrace-{self._name}",
+            )
+            return opened.enter_context(reader)
+
+        records, labels = reading(self._settings.topics), self._settings.labels
+        return records if labels is None else AlignedReader(records, reading([labels.topic]))
+
+    def _tell_jumps(self, fold: Fold, reader: Reader | AlignedReader, noted: int, known: int) -> None:
         for jump in reader.jumps:
             self._say(
                 f"{self._name}: jumps over what is gone: {jump['topic']} partition {jump['partition']}, "
@@ -262,3 +275,12 @@ class Worker:
             if change:
                 fold.lineage.change({kind: change})
         return fold
+
+
+def _joiner(fold: Fold, reader: Reader | AlignedReader) -> Joiner | None:
+    """What brings records and labels together, where these are in a topic of their own."""
+    labels = fold.settings.labels
+    if labels is None or isinstance(reader, Reader):
+        return None
+    known = fold.learner.remembered() if isinstance(fold.learner, Correcting) else ()
+    return Joiner(labels, reader.read_up_to_ms, known)

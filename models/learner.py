@@ -12,7 +12,7 @@ update and never hidden state. And there is no `fit`: the stream does not end.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -50,10 +50,15 @@ class Batch:
     x: Tensor  # images (B, C, H, W) uint8, or texts (B, L) int32 Unicode code points, zero-padded
     labels: Sequence[str | None]  # B
     origins: Tensor  # (B, 3) int64 on the CPU: index into the topics of the model, partition, offset
-    ids: Tensor  # (B, 16) uint8 on the CPU: blake2b-128 of the record's id
+    ids: Tensor  # (B, 16) uint8 on the CPU: `id_digest` of the record's id
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def id_digest(id_: str) -> bytes:
+    """A record's id as `Batch.ids` holds it: its blake2b-128."""
+    return hashlib.blake2b(id_.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +193,25 @@ class Beginning(Protocol):
 
         Raises:
             ValueError: a source does not fit: the message names it and what is wrong.
+        """
+        ...
+
+
+@runtime_checkable
+class Correcting(Protocol):
+    """A learner that can replace the label of a record which it remembers."""
+
+    def remembered(self) -> Collection[bytes]:
+        """The ids, 16 bytes each, of the records in the replay memory. A view: read it only between updates."""
+        ...
+
+    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        """Gives the record of this id (16 bytes) another label from now on; False: it is not in the replay memory.
+
+        A class that is new may need random numbers, from `rng` alone.
+
+        Raises:
+            ValueError: `refuses` names the label, and the record is there. Nothing was changed.
         """
         ...
 

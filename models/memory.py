@@ -8,7 +8,7 @@ room where the stream has enough of them, and each class's share is a uniform sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -43,6 +43,10 @@ class Policy(Protocol):
         """The slot for the next record of the stream, or None; `chance` is uniform in [0, 1)."""
         ...
 
+    def relabel(self, slot: int, label: int) -> None:
+        """The record in this slot, which is used, is of another class from now on."""
+        ...
+
     def meta(self) -> dict[str, Any]:
         """Counters, as JSON."""
         ...
@@ -63,6 +67,9 @@ class Reservoir:
         self._seen += 1
         slot = self._seen - 1 if self._seen <= self._slots else int(chance * self._seen)
         return slot if slot < self._slots else None
+
+    def relabel(self, slot: int, label: int) -> None:
+        pass  # which class a record is of makes no difference
 
     def meta(self) -> dict[str, Any]:
         return {"seen": self._seen}
@@ -112,6 +119,17 @@ class Balanced:
         self._remove(slot)
         self._append(label, slot)
         return slot
+
+    def relabel(self, slot: int, label: int) -> None:
+        """As if the record had come with this label: it counts as seen of that class, and of the other no more."""
+        before = self._owner[slot]
+        self._seen[before] -= 1
+        self._seen[label] = self._seen.get(label, 0) + 1
+        self._members.setdefault(label, [])
+        self._remove(slot)
+        self._append(label, slot)
+        if not self._members[before]:
+            self._full.discard(before)  # a reservoir of no slots would never take a record again
 
     def _append(self, label: int, slot: int) -> None:
         members = self._members[label]
@@ -181,6 +199,8 @@ class ReplayMemory:
         self._device = device
         self._policy: Policy = POLICIES[policy](slots)
         self._changed = Changed()
+        self._ids: list[bytes] = []  # slot → id, as in the column
+        self._slots_of: dict[bytes, set[int]] = {}  # and back; a record that was published twice may be there twice
         self._columns = {
             "x": torch.zeros(slots, *shape, dtype=dtype, device=device),
             "y": torch.full((slots,), NONE, dtype=torch.int64, device=device),
@@ -205,6 +225,10 @@ class ReplayMemory:
             return
         self.size = max(self.size, max(taken) + 1)  # slots fill from the first to the last
         self._changed.add(*taken)
+        ids = _split(batch.ids)
+        self._ids += [b""] * (self.size - len(self._ids))
+        for slot, row in taken.items():
+            self._index(slot, ids[row])
         slots = torch.tensor(list(taken), device=self._device)
         rows = torch.tensor(list(taken.values()))
         values = {"x": batch.x, "y": torch.tensor(y), "origins": batch.origins, "ids": batch.ids}
@@ -214,6 +238,25 @@ class ReplayMemory:
             values["known"] = torch.full((len(batch),), min(width, logits.shape[1]))
         for name, value in values.items():
             self._columns[name][slots] = value[rows.to(value.device)].to(self._device)
+
+    def remembered(self) -> Collection[bytes]:
+        """The ids, 16 bytes each, of the records that are kept. A view."""
+        return self._slots_of.keys()
+
+    def relabel(self, id_: bytes, y: int) -> None:
+        """The record of this id, one of `remembered`, is of class y; where it is kept twice, both are."""
+        for slot in sorted(self._slots_of[id_]):  # in an order that outlives a restart
+            self._policy.relabel(slot, y)
+            self._columns["y"][slot] = y
+            self._changed.add(slot)
+
+    def _index(self, slot: int, id_: bytes) -> None:
+        if twins := self._slots_of.get(self._ids[slot]):
+            twins.remove(slot)
+            if not twins:
+                del self._slots_of[self._ids[slot]]
+        self._ids[slot] = id_
+        self._slots_of.setdefault(id_, set()).add(slot)
 
     def draw(self, count: int, rng: torch.Generator) -> Replayed:
         """Draws uniformly, with replacement (without it a draw would cost O(slots)); never more than there are."""
@@ -252,3 +295,12 @@ class ReplayMemory:
         self._changed.take()
         self.size = meta["size"]
         self._policy.restore(meta, self._columns["y"][: self.size], tensors)
+        self._ids, self._slots_of = [b""] * self.size, {}
+        for slot, id_ in enumerate(_split(self._columns["ids"][: self.size].cpu())):
+            self._index(slot, id_)
+
+
+def _split(ids: Tensor) -> list[bytes]:
+    """(N, 16) uint8 on the CPU → N times 16 bytes."""
+    whole = ids.numpy().tobytes()
+    return [whole[at : at + 16] for at in range(0, len(whole), 16)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,16 @@ class ReplayingLearner:
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return self._labels.refuses(labels)
+
+    def remembered(self) -> Collection[bytes]:
+        return self._memory.remembered()
+
+    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        found = id_ in self._memory.remembered()
+        if found:
+            self._grow(self._labels.new([label]), rng)
+            self._memory.relabel(id_, *self._labels.numbers([label]))
+        return found
 
     def capture(self) -> State:
         training: dict[str, Tensor | Rows] = {**self._optimizer.capture(), **self._memory.capture()}

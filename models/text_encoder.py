@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -279,6 +279,12 @@ class TextEncoderLearner:
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         return self._begun().learn(replace(batch, x=self.model.embed(batch.x)), rng)
+
+    def remembered(self) -> Collection[bytes]:
+        return self._begun().remembered()
+
+    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        return self._begun().correct(id_, label, rng)
 
     def capture(self) -> State:
         state = self._begun().capture()

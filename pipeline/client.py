@@ -111,6 +111,14 @@ class Client(SamplingClient):
         """Publishes one text; the rest is as for `publish_image`."""
         return self._publish(topic, text.encode(), "text/plain", label, id)
 
+    def publish_label(self, topic: str, id: str, label: str) -> Receipt:
+        """Publishes the label of the record with this id, which came or comes without, to a topic of labels.
+
+        Raises:
+            RecordError, LogUnavailable: as `publish_image`.
+        """
+        return self._publish(topic, label.encode(), None, None, None, key=id.encode())
+
     def flush(self, timeout_s: float = 30.0) -> None:
         """Waits until what was published is acknowledged.
 
@@ -270,14 +278,20 @@ class Client(SamplingClient):
         return Store(self._redis, self._config.family(model), model)
 
     def _publish(
-        self, topic: str, value: bytes, content_type: str | None, label: str | None, id: str | None
+        self,
+        topic: str,
+        value: bytes,
+        content_type: str | None,
+        label: str | None,
+        id: str | None,
+        key: bytes | None = None,
     ) -> Receipt:
         if topic not in self._topics:
             ensure_topics(self._config.kafka, [topic])
             self._topics.add(topic)
         named = {"content-type": content_type, "label": label, "id": id}
         headers = [(name, text.encode()) for name, text in named.items() if text is not None]
-        return self._publisher.publish(topic, value, headers=headers)
+        return self._publisher.publish(topic, value, key=key, headers=headers)
 
 
 def _by_topic(letters: Iterable[DeadLetter]) -> dict[str, list[DeadLetter]]:

@@ -115,6 +115,14 @@ class HoldOutConfig(Section):
     drawings: int = Field(500, ge=10)  # that are judged
 
 
+class LabelsConfig(Section):
+    """Where labels come from that are known later than their records; ids say which record a label is for."""
+
+    topic: str
+    window_s: float = Field(3600.0, gt=0)  # the most that the timestamps of a record and its label are apart
+    max_records: int = Field(10_000, ge=1)  # records that wait, and as many labels
+
+
 class ModelConfig(Section):
     """One model: what it reads, what it is, how often it is snapshot, what is kept."""
 
@@ -143,6 +151,7 @@ class ModelConfig(Section):
     )
     drift_detector: Literal["hddm", "none"] = "hddm"
     hold_out: HoldOutConfig = HoldOutConfig()
+    labels: LabelsConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")
@@ -150,6 +159,17 @@ class ModelConfig(Section):
         if self.snapshot_every_updates is None and self.snapshot_every_s is None:
             raise ValueError("set snapshot_every_updates or snapshot_every_s, or nothing learned is ever kept")
         return self
+
+    @model_validator(mode="after")
+    def _labels(self) -> ModelConfig:
+        if self.labels is not None and self.labels.topic in self.topics:
+            raise ValueError("give labels.topic a topic of its own, not one of topics")
+        return self
+
+    @property
+    def read_topics(self) -> tuple[str, ...]:
+        """All that a worker reads."""
+        return self.topics if self.labels is None else (*self.topics, self.labels.topic)
 
 
 class Config(Section):

@@ -1,7 +1,7 @@
 """The log: Kafka through kafka-python, and nothing else. One writer, one reader, and the topics.
 
-`Publisher` is in pipeline/publisher.py, `Reader` in pipeline/reader.py, `Fetcher`, which reads named records again, in
-pipeline/fetcher.py; import them from here.
+`Publisher` is in pipeline/publisher.py, `Reader` in pipeline/reader.py, `AlignedReader`, which makes one of two, in
+pipeline/aligned.py, `Fetcher`, which reads named records again, in pipeline/fetcher.py; import them from here.
 """
 
 from __future__ import annotations
@@ -11,15 +11,27 @@ from collections.abc import Iterable
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from pipeline.aligned import AlignedReader
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError
 from pipeline.fetcher import Fetcher
 from pipeline.kafka_client import connect, missing_topics, translated
-from pipeline.offsets import Partition
+from pipeline.offsets import Partition, Place, place_of
 from pipeline.publisher import Publisher, Receipt
 from pipeline.reader import Polled, Reader
 
-__all__ = ["Fetcher", "Partition", "Polled", "Publisher", "Reader", "Receipt", "ensure_topics"]
+__all__ = [
+    "AlignedReader",
+    "Fetcher",
+    "Partition",
+    "Place",
+    "Polled",
+    "Publisher",
+    "Reader",
+    "Receipt",
+    "ensure_topics",
+    "place_of",
+]
 
 BATCH_OVERHEAD = 1 << 20  # bytes that key, headers and framing may take beside a value of `max_bytes`
 TOPIC_EXISTS = 36  # Kafka's error code

@@ -84,6 +84,7 @@ class WorkerMetrics:
         self._far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
         self._guarded = counter("headrace_guard_events_total", "Times that a number was not finite, and was undone.")
         self._replay = gauge("headrace_replay_records", "Records in the replay memory.")
+        self._pending = gauge("headrace_pending_records", "Records that were read and wait: for room, or a label.")
         self._version = gauge("headrace_head_version", "Number of the newest version that was committed.")
         self._keyframes = counter("headrace_keyframes_total", "Versions that hold all that going on needs.")
         self._headroom = gauge(
@@ -134,6 +135,10 @@ class WorkerMetrics:
         """Records not yet read, per partition."""
         for partition, records in lag.items():
             self._lag.labels(self._model, partition.topic, partition.number).set(records)
+
+    def pending(self, records: int) -> None:
+        """So many records were read, and are neither learned nor anything else yet."""
+        self._pending.labels(self._model).set(records)
 
     def drifted(self) -> None:
         """The drift detector has raised its alarm."""

@@ -28,6 +28,14 @@ class Partition(NamedTuple):
     number: int
 
 
+Place = tuple[Partition, int]  # of a record: with its offset
+
+
+def place_of(record: Record) -> Place:
+    """Where the record is."""
+    return Partition(record.topic, record.partition), record.offset
+
+
 @dataclass(frozen=True, slots=True)
 class Topic:
     """A topic as it is now. Its id tells it from an earlier one of the same name."""

@@ -33,6 +33,9 @@ A record that cannot be learned raises `RecordError` with one of these reasons, 
 | `id` | the same, for the id |
 | `decoder` | the user's decoder raised, or gave something else than a `Payload` that fits the model |
 
+Where a model has a topic of labels (`models.NAME.labels`), a record of that topic is a label: its value is the label,
+its `id` header, or else its key, the id of the record that it is for; all UTF-8.
+
 One that is fine but not for this model is `Skipped`: `tombstone` (no value), `requeued` (`headrace-for` names
 another model) or `unlabelled` (the learner needs a label); nothing else of the record is looked at.
 
@@ -51,7 +54,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +107,21 @@ class Example:
     x: NDArray[Any]  # (C, H, W) uint8, or (L,) int32
     label: str | None
     id: str
+    label_record: Record | None = None  # that the label came with, where it came later
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The record, and the label's behind it."""
+        return (self.record,) if self.label_record is None else (self.record, self.label_record)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label that comes by itself."""
+
+    record: Record
+    label: str
+    id: str  # of the record that it is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +129,14 @@ class Skipped:
     """A record that is fine, but not for this model."""
 
     record: Record
-    reason: str  # "tombstone", "requeued" or "unlabelled"
+    reason: str  # "tombstone", "requeued", "unlabelled" or "label-replaced"
 
 
 class RecordDecoder:
     """Record → example, for one model. Holds no state: threads may share it.
 
-    Without the `model`'s name it decodes what was requeued for any model.
+    Without the `model`'s name it decodes what was requeued for any model. With `labels`, the topic of labels, records
+    may come without one.
     """
 
     def __init__(
@@ -127,13 +146,15 @@ class RecordDecoder:
         needs_label: bool,
         decode: PayloadDecoder | None = None,
         model: str | None = None,
+        labels: str | None = None,
     ) -> None:
         self._input = input
-        self._needs_label = needs_label
+        self._needs_label = needs_label and labels is None
+        self._labels = labels
         self._decode = decode or from_headers
         self._model = None if model is None else model.encode()
 
-    def __call__(self, record: Record) -> Example | Skipped:
+    def __call__(self, record: Record) -> Example | Label | Skipped:
         """
         Raises:
             RecordError: with a reason of the table above.
@@ -142,6 +163,8 @@ class RecordDecoder:
             return Skipped(record, "tombstone")
         if self._model is not None and record.headers and _requeued_for(record) not in (None, self._model):
             return Skipped(record, "requeued")
+        if record.topic == self._labels:
+            return label_in(record)
         payload = self._decode(record)
         label, id_ = payload.label, payload.id
         if label is None and self._needs_label:
@@ -153,6 +176,30 @@ class RecordDecoder:
         else:
             id_ = f"{record.topic}:{record.partition}:{record.offset}"
         return Example(record, input_array(payload.content, self._input, payload.content_type), label, id_)
+
+
+def label_in(record: Record) -> Label:
+    """The label in a record of a topic of labels that has a value.
+
+    Raises:
+        RecordError: "label" or "id".
+    """
+    assert record.value is not None  # noqa: S101 - tombstones are not decoded
+    id_ = _text(dict(record.headers), "id")
+    if id_ is None:
+        if record.key is None:
+            raise RecordError("id", "a label without id header and key. Name the record that it is for.")
+        id_ = _utf8("id", record.key)
+    label = _utf8("label", record.value)
+    _check_name("id", id_)
+    _check_name("label", label)
+    return Label(record, label, id_)
+
+
+def labelled(record: Record, label: Record) -> Record:
+    """The record with a label of its own, from a record of a topic of labels that was decoded."""
+    assert label.value is not None  # noqa: S101 - it was decoded
+    return replace(record, headers=(*record.headers, ("label", label.value)))
 
 
 def from_headers(record: Record) -> Payload:
@@ -255,12 +302,14 @@ def _is_payload(value: object) -> bool:
 
 def _text(headers: dict[str, bytes], name: str) -> str | None:
     raw = headers.get(name)
-    if raw is None:
-        return None
+    return None if raw is None else _utf8(name, raw)
+
+
+def _utf8(name: str, raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise RecordError(name, f"the header is not UTF-8: {error}.") from None
+        raise RecordError(name, f"it is not UTF-8: {error}.") from None
 
 
 def _check_name(kind: str, text: str) -> None:

@@ -77,12 +77,14 @@ def recount(
     model: str,
     wanted: Mapping[Place, str],
     letters: Mapping[Place, Seen],
+    labels: str | None = None,
 ) -> Recount:
     """Compares all that a model wrote with what was published.
 
     Args:
         wanted: every record of the model's topics, with the outcome that it must have.
         letters: every record of their dead-letter topics.
+        labels: the one of these topics that has labels alone.
     """
     prefix = f"headrace:{{{family}}}:model:{model}:"
     report = Recount(model)
@@ -93,7 +95,7 @@ def recount(
     by_number = {manifest["version"]: manifest for manifest in kept.values()}
     counts: Counter[str] = Counter()
     for entry in entries:
-        for place, outcome in _outcomes(entry["lineage"]):
+        for place, outcome in _outcomes(entry["lineage"], labels):
             if place in outcomes:
                 report.problems.append(f"{place} is {outcomes[place]}, and {outcome} in version {entry['version']}")
             outcomes[place] = outcome
@@ -209,14 +211,17 @@ def _letters(model: str, outcomes: Mapping[Place, str], letters: Mapping[Place, 
             report.problems.append(f"{place}: the lineage says {dead.get(place)}, the letters {sent.get(place)}")
 
 
-def _outcomes(lineage: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+def _outcomes(lineage: Mapping[str, Any], labels: str | None) -> Iterator[tuple[Place, str]]:
+    """A label behind a record completed it; in an update without records it corrected one."""
     ends: dict[int, int] = {}
     for update in lineage["updates"]:
-        for place in _runs(lineage["partitions"], update, ends):
-            yield place, "learned"
+        places = list(_runs(lineage["partitions"], update, ends))
+        of_labels = "corrected" if all(place[0] == labels for place in places) else "joined"
+        for place in places:
+            yield place, of_labels if place[0] == labels else "learned"
     for outcome, runs in lineage["outcomes"].items():
         for place in _runs(lineage["partitions"], runs, {}):
-            yield place, outcome
+            yield place, "joined" if place[0] == labels and outcome == "held-out" else outcome
 
 
 def _runs(partitions: list[Any], runs: list[Any], ends: dict[int, int]) -> Iterator[Place]:

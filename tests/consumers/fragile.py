@@ -86,3 +86,12 @@ def _model(options: FragileOptions, shape: tuple[int, ...], meta: Mapping[str, A
 
 
 blueprint = Blueprint(FragileOptions, FragileLearner, _model, "text")
+
+
+class LabelledFragileLearner(FragileLearner):
+    """It waits for labels, and does nothing with them."""
+
+    needs_label = True
+
+
+labelled = Blueprint(FragileOptions, LabelledFragileLearner, _model, "text")

@@ -39,8 +39,9 @@ def told(fold: Fold) -> list[str]:
     record = Record("numbers", 0, fold.updates, 0, None, b"1")
     x = torch.zeros(16, dtype=torch.int32).numpy()
     x[0] = ord("1")
-    batch = collate([Example(record, x, None, "1")], fold.topics, Uplink(torch.device("cpu")))
-    return list(fold.learn(batch, [record]).alarms)
+    example = Example(record, x, None, "1")
+    batch = collate([example], fold.topics, Uplink(torch.device("cpu")))
+    return list(fold.learn(batch, [example]).alarms)
 
 
 def test_an_alarm_is_told_once_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,16 @@ def test_publish_files_folders_lines_and_texts(
     assert entry == (b"c", {"content-type": b"text/plain", "label": b"x", "id": b"7"})
 
 
+def test_publish_a_label(headrace: Headrace, folder: Path, topic: str, kafka_config: KafkaConfig) -> None:
+    assert headrace("label", topic, "photo-17", "été").out == f"photo-17 is été: published to {topic}.\n"
+    with Reader(kafka_config, [topic], group="test") as reader:
+        polled = None
+        while not (polled and polled.records):
+            polled = reader.poll(PATIENCE_S)
+            assert polled is not None
+    assert [(r.key, r.value, r.headers) for r in polled.records] == [(b"photo-17", "été".encode(), ())]
+
+
 def test_publish_standard_input(folder: Path, topic: str, kafka_config: KafkaConfig) -> None:
     command = [str(HEADRACE), "publish", topic, "-", "--label", "en"]
     done = subprocess.run(command, input="one\n\ntwo\n", capture_output=True, text=True, timeout=PATIENCE_S, check=True)

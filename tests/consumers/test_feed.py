@@ -197,4 +197,4 @@ def test_refused_rows_become_dead_and_the_others_stay_a_batch() -> None:
     item.refuse({0: "all", 1: "all"})
     assert item.batch is None
     assert (len(item.examples), len(item.dead)) == (0, 4)
-    assert item.records == 4
+    assert len(item.records) == 4

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consumers.guard import _culprits
+from consumers.guard import Row, _culprits
 from pipeline.dead_letters import read_dead_letters
 from pipeline.errors import Diverged
 from pipeline.log import Partition
@@ -152,16 +152,16 @@ def test_a_new_class_stops_nothing(kafka: str, redis_url: str, topic: str) -> No
     "sets", [[{3}], [{0}, {63}], [{1, 2}], [{0, 63}], [{5, 31, 32}], [{7}, {9}, {20, 40}], [set(range(0, 64, 3))]]
 )
 def test_the_smallest_sets_of_rows_that_break_it_are_found(sets: list[set[int]]) -> None:
-    rows = [(Partition("topic", 0), offset) for offset in range(64)]
+    rows: list[Row] = [((Partition("topic", 0), offset),) for offset in range(64)]
     asked = 0
 
-    def breaks(some: Sequence[tuple[Partition, int]]) -> bool:
+    def breaks(some: Sequence[Row]) -> bool:
         nonlocal asked
         asked += 1
-        return any(bad <= {offset for _, offset in some} for bad in sets)
+        return any(bad <= {offset for [(_, offset)] in some} for bad in sets)
 
     found: list[int] = []
-    while breaks(left := [row for row in rows if row[1] not in found]):
-        found += [offset for _, offset in _culprits(breaks, left)]
+    while breaks(left := [row for row in rows if row[0][1] not in found]):
+        found += [offset for [(_, offset)] in _culprits(breaks, left)]
     assert sorted(found) == sorted(set[int]().union(*sets))
     assert asked <= 12 * sum(map(len, sets)) + 12

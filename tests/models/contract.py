@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from models.capabilities import Classifier, Evaluated, Generator, Restorer, Restyler, Sampling, TextGenerator
-from models.learner import Batch, Blueprint, Learner, Options, Rows, State, update_generator
+from models.learner import Batch, Blueprint, Correcting, Learner, Options, Rows, State, update_generator
 from tests.elsewhere import ELSEWHERE
 
 CPU = torch.device("cpu")
@@ -229,6 +229,31 @@ class LearnerContract:
         assert case.learn(restored, range(6, 16)) == case.learn(learner, range(6, 16))
         assert same(restored.capture(), learner.capture())
         assert restored.replay_size == learner.replay_size
+
+    def test_a_corrected_label_is_what_is_replayed_from_then_on(self, case: Case) -> None:
+        """Whatever became of the learner, the same follows: the class, the row that changed, the losses."""
+        learner, restored = case.learned(), case.learner(seed=SEED + 1)
+        if not (learner.needs_label and learner.replay_size):
+            return
+        before = cloned(learner.capture())
+        restored.restore(before)
+        assert isinstance(learner, Correcting)
+        assert isinstance(restored, Correcting)
+        id_ = sorted(learner.remembered())[0]
+        assert sorted(restored.remembered())[0] == id_
+        for one in (learner, restored):
+            assert not one.correct(bytes(16), "nobody's", update_generator(SEED, 6))
+            assert one.correct(id_, "another", update_generator(SEED, 6))
+        assert learner.model.classes == [*before.meta["classes"], "another"]
+        y = learner.capture().training["memory/y"]
+        assert isinstance(y, Rows)
+        assert y.changed is not None
+        assert len(y.changed)
+        for slot in y.changed.tolist():
+            assert y.tensor[slot] == len(learner.model.classes) - 1
+            assert bytes(tensors(before)["memory/ids"][slot].tolist()) == id_
+        assert case.learn(restored, range(7, 12)) == case.learn(learner, range(7, 12))
+        assert same(restored.capture(), learner.capture())
 
     def test_a_restart_copies_what_it_is_given(self, case: Case) -> None:
         state = cloned(case.learned().capture())

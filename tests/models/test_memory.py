@@ -128,6 +128,93 @@ def test_only_rows_that_are_named_change(stream: list[list[int]], slots: int, po
             assert torch.equal(before[name], rows.tensor)
 
 
+def corrected(one: ReplayMemory, number: int, label: int) -> bool:
+    """Gives record `number` another class, if it is there."""
+    id_ = bytes([number]) * 16
+    found = id_ in one.remembered()
+    if found:
+        one.relabel(id_, label)
+    return found
+
+
+Step = list[int] | tuple[int, int]  # a batch of class numbers, or the number of a record and its new class
+STEPS = st.lists(
+    st.lists(st.integers(-1, 4), min_size=1, max_size=6) | st.tuples(st.integers(0, 40), st.integers(0, 5))
+)
+
+
+def go(one: ReplayMemory, steps: list[Step], rng: torch.Generator, first: int = 0) -> int:
+    for step in steps:
+        if isinstance(step, list):
+            first = fill(one, [step], rng, first)
+        else:
+            corrected(one, *step)
+    return first
+
+
+@settings(deadline=None, max_examples=100)
+@given(STEPS, st.integers(1, 12), st.sampled_from(["reservoir", "balanced"]))
+def test_a_correction_changes_the_class_of_that_record_alone(steps: list[Step], slots: int, policy: PolicyName) -> None:
+    ours, rng, first, y = memory(slots, policy), seeded(), 0, dict[int, int]()
+    for step in steps:
+        if isinstance(step, list):
+            y |= dict(enumerate(step, first))
+            first = fill(ours, [step], rng, first)
+        else:
+            there = step[0] in kept(ours)["memory/x"][:, 0].tolist()
+            assert corrected(ours, *step) == there
+            y |= dict([step]) if there else {}
+        rows = kept(ours)
+        numbers = rows["memory/x"][:, 0].tolist()
+        assert {id_[0] for id_ in ours.remembered()} == set(numbers)
+        assert rows["memory/y"].tolist() == [y[number] for number in numbers]
+        assert rows["memory/ids"][:, 0].tolist() == numbers
+    if policy == "balanced":  # it counts what it would have, had the records come like that
+        seen = dict(ours.meta()["seen_of_class"])
+        assert {label: count for label, count in seen.items() if count} == Counter(y.values())
+
+
+@settings(deadline=None, max_examples=100)
+@given(STEPS, STEPS, st.integers(1, 12), st.sampled_from(["reservoir", "balanced"]))
+def test_after_corrections_it_goes_on_after_a_restart_and_names_the_rows_that_changed(
+    before: list[Step], after: list[Step], slots: int, policy: PolicyName
+) -> None:
+    ours, restored = memory(slots, policy), memory(slots, policy)
+    first = go(ours, before, seeded())
+    state = {name: rows.tensor.clone() for name, rows in ours.capture().items()}
+    restored.restore(json.loads(json.dumps(ours.meta())), state)
+    go(ours, after, seeded(1), first)
+    go(restored, after, seeded(1), first)
+    assert restored.meta() == ours.meta()
+    assert set(restored.remembered()) == set(ours.remembered())
+    captured = ours.capture()
+    for name, rows in restored.capture().items():
+        assert rows.changed is not None
+        state[name][rows.changed] = rows.tensor[rows.changed]
+        assert torch.equal(state[name], rows.tensor)
+        assert torch.equal(captured[name].tensor, rows.tensor)
+
+
+def test_a_record_that_is_kept_twice_is_corrected_twice_and_forgotten_once() -> None:
+    ours = memory(3, "balanced")
+    ours.add(batch(7, [0]), [0], seeded())
+    ours.add(batch(7, [0]), [0], seeded())
+    assert corrected(ours, 7, 1)
+    assert kept(ours)["memory/y"].tolist() == [1, 1]
+    fill(ours, [[2], [2]], seeded(), 20)  # one of them makes room
+    assert corrected(ours, 7, 3)
+    assert sorted(kept(ours)["memory/y"].tolist()) == [2, 2, 3]
+
+
+def test_a_class_that_was_corrected_away_is_kept_again_when_it_comes_again() -> None:
+    ours = memory(2, "balanced")
+    fill(ours, [[0] * 10], seeded())
+    for number in kept(ours)["memory/x"][:, 0].tolist():
+        assert corrected(ours, number, 1)
+    fill(ours, [[0]], seeded(), 20)
+    assert Counter(kept(ours)["memory/y"].tolist()) == {0: 1, 1: 1}
+
+
 def shares(policy: PolicyName, stream: list[list[int]], slots: int, runs: int) -> Tensor:
     """How often each record of the stream is in the memory at the end, over many seeds."""
     counts = torch.zeros(sum(map(len, stream)))

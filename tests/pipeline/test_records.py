@@ -19,6 +19,7 @@ from pipeline.config import ImageInput, TextInput
 from pipeline.errors import ConfigError, RecordError
 from pipeline.records import (
     Example,
+    Label,
     Payload,
     Record,
     RecordDecoder,
@@ -97,6 +98,44 @@ def test_what_is_requeued_for_one_model_is_skipped_by_the_others() -> None:
         assert RecordDecoder(GREY, needs_label=True, model=model)(broken) == Skipped(broken, "requeued")
     assert isinstance(RecordDecoder(GREY, needs_label=True)(requeued), Example)  # whoever has no name
     assert isinstance(RecordDecoder(GREY, needs_label=False, model="m")(record(PNG, id=b"x")), Example)
+
+
+def answer(value: bytes | None, key: bytes | None = None, *headers: tuple[str, bytes]) -> Record:
+    return Record("answers", 0, 3, 0, key, value, headers)
+
+
+def labels_of(one: Record, model: str | None = None) -> Example | Label | Skipped:
+    return RecordDecoder(GREY, needs_label=True, model=model, labels="answers")(one)
+
+
+def test_a_topic_of_labels_has_labels_with_the_id_of_their_record() -> None:
+    by_key = answer("été".encode(), b"scan 1")
+    assert labels_of(by_key) == Label(by_key, "été", "scan 1")
+    by_header = answer(b"cat", b"\xff", ("id", b"scan-2"), ("label", b"ignored"))
+    assert labels_of(by_header) == Label(by_header, "cat", "scan-2")
+    assert labels_of(answer(None, b"scan-1")) == Skipped(answer(None, b"scan-1"), "tombstone")
+    requeued = answer(b"cat", b"scan-1", ("headrace-origin", b"answers:0:1"), ("headrace-for", b"other"))
+    assert labels_of(requeued, "m") == Skipped(requeued, "requeued")
+    unlabelled = labels_of(record(PNG, id=b"scan-1"))
+    assert isinstance(unlabelled, Example)
+    assert (unlabelled.label, unlabelled.id) == (None, "scan-1")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (None, b"cat", "id"),
+        (b"\xff", b"cat", "id"),
+        (b"", b"cat", "id"),
+        (b"a", b"\xff", "label"),
+        (b"a", b"", "label"),
+        (b"a", b"x" * 201, "label"),
+    ],
+)
+def test_a_label_that_cannot_be_read_has_a_reason(key: bytes | None, value: bytes, reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        labels_of(answer(value, key))
+    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("name", ["label", "id"])
