@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from threading import Event
@@ -137,8 +138,8 @@ class Session:
                 return
         else:
             self._trips = 0
-            if update.drifted:
-                self._say(f"{self._fold.name}: drift: the prequential error rose (update {self._fold.updates}).")
+            if update.drift is not None:
+                self._say(f"{self._fold.name}: drift: the prequential error rose: {json.dumps(update.drift)}")
                 self._metrics.drifted()
             if update.far_above:
                 self._say(f"{self._fold.name}: the loss is far above its range (update {self._fold.updates}).")

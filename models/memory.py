@@ -43,6 +43,10 @@ class Policy(Protocol):
         """The slot for the next record of the stream, or None; `chance` is uniform in [0, 1)."""
         ...
 
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        """A class is gone: records of others `moved` (from → to) into its slots, and the first `size` are in use."""
+        ...
+
     def meta(self) -> dict[str, Any]:
         """Counters, as JSON."""
         ...
@@ -53,16 +57,27 @@ class Policy(Protocol):
 
 
 class Reservoir:
-    """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly."""
+    """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly.
+
+    After a flush t is scaled by the share of the memory that stayed, as if the class had never come.
+    """
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
+        self._used = 0
         self._seen = 0
 
     def slot(self, label: int, chance: float) -> int | None:
         self._seen += 1
-        slot = self._seen - 1 if self._seen <= self._slots else int(chance * self._seen)
+        if self._used < self._slots:
+            self._used += 1
+            return self._used - 1
+        slot = int(chance * self._seen)
         return slot if slot < self._slots else None
+
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        self._seen = round(self._seen * size / self._used)
+        self._used = size
 
     def meta(self) -> dict[str, Any]:
         return {"seen": self._seen}
@@ -72,6 +87,7 @@ class Reservoir:
 
     def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
         self._seen = meta["seen"]
+        self._used = len(y)
 
 
 class Balanced:
@@ -112,6 +128,17 @@ class Balanced:
         self._remove(slot)
         self._append(label, slot)
         return slot
+
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        self._seen[label] = 0
+        self._full.discard(label)
+        self._members[label].clear()
+        for slot, hole in moved.items():
+            owner, place = self._owner[slot], int(self._place[slot])
+            self._owner[hole], self._place[hole], self._members[owner][place] = owner, place, hole
+        self._changed.add(*moved.values())
+        del self._owner[size:]
+        self._used = size
 
     def _append(self, label: int, slot: int) -> None:
         members = self._members[label]
@@ -214,6 +241,24 @@ class ReplayMemory:
             values["known"] = torch.full((len(batch),), min(width, logits.shape[1]))
         for name, value in values.items():
             self._columns[name][slots] = value[rows.to(value.device)].to(self._device)
+
+    def flush(self, label: int) -> int:
+        """Drops the records of a class; how many that were.
+
+        The last records of others move into their slots, so that what is free stays last: no more than are dropped.
+        """
+        gone = (self._columns["y"][: self.size] == label).tolist()
+        size = self.size - sum(gone)
+        if size == self.size:
+            return 0
+        holes = [slot for slot in range(size) if gone[slot]]
+        last = [slot for slot in range(size, self.size) if not gone[slot]]
+        for column in self._columns.values():
+            column[holes] = column[last]
+        self._changed.add(*holes)
+        self._policy.flush(label, dict(zip(last, holes, strict=True)), size)
+        self.size = size
+        return sum(gone)
 
     def draw(self, count: int, rng: torch.Generator) -> Replayed:
         """Draws uniformly, with replacement (without it a draw would cost O(slots)); never more than there are."""
