@@ -15,7 +15,7 @@ class Drift:
     """Watches one learner, and reacts right after the update whose errors raised the alarm.
 
     - boost: the learning rate is `boost_factor` times its own, and falls back geometrically over `boost_updates`.
-    - flush: the replay memory drops the classes whose accuracy fell (`ClassHits`).
+    - flush: the replay memory drops the classes whose accuracy fell, each as soon as that is seen (`ClassHits`).
 
     All that it goes by is in its state and in the settings, so that a run from the log reacts as the live one did.
 
@@ -51,19 +51,19 @@ class Drift:
             self._learner.scale_learning_rate(self._settings.boost_factor ** (left / self._settings.boost_updates))
             self._boosted = self._boosted if left else None
 
-    def after(self, update: int, labels: Sequence[str | None], hits: Sequence[bool]) -> dict[str, Any] | None:
-        """Takes the predictions of the last update, of so many; at an alarm, what was done, for the lineage."""
-        reaction = self._settings.reaction
-        if reaction == "flush":
-            self._hits.update(labels, hits)
-        if self._detector is None or not self._detector.update(hits):
-            return None
-        done: dict[str, Any] = {"update": update, "reaction": reaction}
-        if reaction == "boost":
+    def after(self, update: int, labels: Sequence[str | None], hits: Sequence[bool]) -> dict[str, Any]:
+        """Takes the predictions of the last update, of so many. What happened, for the lineage: an alarm, a flush."""
+        reaction, changes = self._settings.reaction, dict[str, Any]()
+        alarm = self._detector is not None and self._detector.update(hits)
+        if alarm:
+            changes["drift"] = {"update": update, "reaction": reaction}
+        if alarm and reaction == "boost":
             self._boosted = update
-        elif reaction == "flush" and isinstance(self._learner, Reacting):
-            done["flushed"] = {label: self._learner.flush(label) for label in self._hits.fallen()}
-        return done
+        if reaction == "flush" and isinstance(self._learner, Reacting):
+            flushed = {label: self._learner.flush(label) for label in self._hits.update(labels, hits, alarm)}
+            if flushed:
+                changes["flush"] = {"update": update, "records": flushed}
+        return changes
 
     def state(self) -> dict[str, Any]:
         """JSON."""

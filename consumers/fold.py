@@ -37,7 +37,7 @@ class Update:
     """What one update tells."""
 
     loss: float  # mean over its records, from before it
-    drift: Mapping[str, Any] | None  # what was done as the prequential error rose for good
+    drift: Mapping[str, Any]  # "drift": the prequential error rose for good; "flush": what left the replay memory
     far_above: bool  # the loss left its recent range
     alarms: Sequence[str]  # the learner's own that were not there before
 
@@ -188,9 +188,9 @@ class Fold:
         far_above = self.loss_range.update(report.loss)
         if far_above:
             self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
-        drift = self.drift.after(self.updates, batch.labels, hits) if hits is not None else None
-        if drift is not None:
-            self.lineage.change({"drift": drift})
+        drift = self.drift.after(self.updates, batch.labels, hits) if hits is not None else {}
+        for kind, change in drift.items():
+            self.lineage.change({kind: change})
         begun = [alarm for alarm in report.alarms if alarm not in self.alarms]
         self.alarms = list(report.alarms)
         for alarm in begun:

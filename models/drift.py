@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,35 +80,50 @@ class DriftDetector:
 
 
 class ClassHits:
-    """The last 20 predictions on each class. It has *fallen* where the last 5 hit less than half as often as the rest.
+    """The last 20 predictions on each class, to tell which classes fell in a drift.
 
-    Five, since a sudden drift is noticed after some tens of records: of ten classes each has had a few by then.
+    A class *fell* where its last 5 predictions hit less than half as often as the 15 before. A sudden drift is noticed
+    after a few records, fewer than there are classes: so a class is looked at when the alarm rises and at each of its
+    next 5 predictions, until it fell.
     """
 
     LAST, REST = 5, 15
 
     def __init__(self) -> None:
         self._hits: dict[str, deque[bool]] = {}
+        self._looks: dict[str, int] = {}  # class → at how many of its next predictions it is looked at
 
-    def update(self, labels: Iterable[str | None], hits: Iterable[bool]) -> None:
+    def update(self, labels: Iterable[str | None], hits: Iterable[bool], alarm: bool) -> list[str]:
+        """Takes predictions; the classes that fell, in the order in which that was seen."""
+        fallen = []
         for label, hit in zip(labels, hits, strict=True):
-            if label is not None:
-                self._hits.setdefault(label, deque(maxlen=self.LAST + self.REST)).append(hit)
+            if label is None:
+                continue
+            self._hits.setdefault(label, deque(maxlen=self.LAST + self.REST)).append(hit)
+            if label in self._looks and self._fell(label):
+                fallen.append(label)
+        if alarm:
+            self._looks = {label: self.LAST + 1 for label in self._hits if label not in fallen}
+            fallen += [label for label in list(self._looks) if self._fell(label)]
+        return fallen
 
-    def fallen(self) -> list[str]:
-        """The classes that fell, of those with 20 predictions, in the order of first appearance."""
-        return [label for label, hits in self._hits.items() if self._fell(list(hits))]
-
-    def _fell(self, hits: Sequence[bool]) -> bool:
+    def _fell(self, label: str) -> bool:
+        """Looks at a class once."""
+        hits = list(self._hits[label])
         last, rest = sum(hits[self.REST :]), sum(hits[: self.REST])
-        return len(hits) == self.LAST + self.REST and 2 * last * self.REST < rest * self.LAST
+        fell = len(hits) == self.LAST + self.REST and 2 * last * self.REST < rest * self.LAST
+        self._looks[label] -= 1
+        if fell or not self._looks[label]:
+            del self._looks[label]
+        return fell
 
-    def state(self) -> dict[str, str]:
-        """JSON: for each class, a hit is "1", an error "0"."""
-        return {label: "".join("1" if hit else "0" for hit in hits) for label, hits in self._hits.items()}
+    def state(self) -> dict[str, Any]:
+        """JSON: for each class, a hit is "1", an error "0"; and how often it is still looked at."""
+        hits = {label: "".join("1" if hit else "0" for hit in each) for label, each in self._hits.items()}
+        return {"hits": hits, "looks": dict(self._looks)}
 
-    def restore(self, state: Mapping[str, str]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state`."""
-        self._hits = {
-            label: deque((hit == "1" for hit in hits), self.LAST + self.REST) for label, hits in state.items()
-        }
+        size = self.LAST + self.REST
+        self._hits = {label: deque((hit == "1" for hit in hits), size) for label, hits in state["hits"].items()}
+        self._looks = dict(state["looks"])

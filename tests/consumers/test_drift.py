@@ -57,18 +57,24 @@ def test_a_boost_goes_on_after_a_crash(folder: Path, headrace: Headrace, model: 
     assert f"drift      {drift}" in headrace("log", model).out
 
 
-def test_a_flush_drops_the_classes_that_turned(folder: Path, headrace: Headrace, model: str, topic: str) -> None:
-    config = turning(folder, model, 'detector = "ddm"\nreaction = "flush"')
+@pytest.mark.parametrize("detector", ["hddm", "ddm"])
+def test_a_flush_drops_the_classes_that_turned(
+    folder: Path, headrace: Headrace, model: str, topic: str, detector: str
+) -> None:
+    config = turning(folder, model, f'detector = "{detector}"\nreaction = "flush"')
     publish(config, topic, *AB * 100, *BA * 100)
+    with working(config) as run:
+        run.until(lambda head: head.worker["drift"]["errors"]["alarm"] or sum(head.counts.values()) == 400)
+        run.crash()
     with working(config) as run:
         run.read(400)
         run.finish()
-    drift = run.changes("drift")[0]
-    assert drift["flushed"].keys() == {"a", "b"}
-    assert sum(drift["flushed"].values()) == 32
-    assert any(json.dumps(drift) in line for line in run.said)
+    flushes = run.changes("flush")
+    assert sorted(label for flush in flushes for label in flush["records"]) == ["a", "b"]
+    assert all(flush["update"] > 25 and min(flush["records"].values()) > 0 for flush in flushes)
+    assert run.changes("drift")[0]["reaction"] == "flush"
     assert verified(run, config).same
-    assert f"drift      {drift}" in headrace("log", model).out
+    assert f"flush      {flushes[0]}" in headrace("log", model).out
 
 
 class Noting:
@@ -96,17 +102,17 @@ def test_a_boost_falls_geometrically_and_an_alarm_begins_it_anew() -> None:
     boost: Any = settings(reaction="boost", boost_factor=16, boost_updates=4)
     learner: Any = Noting()
     drift = Drift("model", boost, learner)
-    assert drift.after(1, ["a"] * 500, [True] * 500) is None
+    assert drift.after(1, ["a"] * 500, [True] * 500) == {}
     wrong = drift.after(2, ["a"] * 100, [False] * 100)
-    assert wrong == {"update": 2, "reaction": "boost"}
+    assert wrong == {"drift": {"update": 2, "reaction": "boost"}}
     for update in range(2, 9):
         restored = Drift("model", boost, learner)
         restored.restore(json.loads(json.dumps(drift.state())))
         drift = restored
         drift.before(update)
         if update == 3:
-            assert drift.after(update + 1, ["a"] * 1000, [True] * 1000) is None
-            assert drift.after(update + 1, ["a"] * 100, [False] * 100) is not None
+            assert drift.after(update + 1, ["a"] * 1000, [True] * 1000) == {}
+            assert "drift" in drift.after(update + 1, ["a"] * 100, [False] * 100)
     assert learner.factors == [16, 8, 16, 8, 4, 2, 1]
 
 
@@ -114,7 +120,7 @@ def test_an_alarm_alone_does_nothing() -> None:
     learner: Any = Noting()
     drift = Drift("model", settings(), learner)
     drift.after(1, ["a"] * 500, [True] * 500)
-    assert drift.after(2, ["a"] * 100, [False] * 100) == {"update": 2, "reaction": "alarm"}
+    assert drift.after(2, ["a"] * 100, [False] * 100) == {"drift": {"update": 2, "reaction": "alarm"}}
     drift.before(2)
     assert learner.factors == []
 
@@ -125,7 +131,7 @@ def test_what_another_detector_counted_begins_anew() -> None:
     one.after(1, ["a"] * 500, [True] * 500)
     fresh = other.state()
     other.restore(one.state())
-    assert other.state() == {**fresh, "classes": {"a": "1" * 20}}
+    assert other.state() == {**fresh, "classes": {"hits": {"a": "1" * 20}, "looks": {}}}
 
 
 @pytest.mark.parametrize(

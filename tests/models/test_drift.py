@@ -69,21 +69,29 @@ def test_a_rise_in_error_is_an_alarm_and_a_fall_is_none(name: DetectorName) -> N
     assert not detector.update(good)
 
 
-def test_a_class_fell_whose_last_five_hit_less_than_half_as_often() -> None:
-    fates = {
-        "fell": [*[True] * 15, *[False] * 3, *[True] * 2],
-        "half": [*[True] * 12, *[False] * 3, True, True, *[False] * 3],  # 2/5 of now and 12/15 of before
-        "never good": [False] * 20,
-        "too few": [*[True] * 14, *[False] * 5],
-        "long ago": [*[False] * 30, *[True] * 20],
-    }
+GOOD = [True] * 15
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "looked_at"),
+    [
+        ([*GOOD, *[False] * 5], [], 0),  # the alarm came late
+        ([*GOOD, False], [False] * 4, 4),  # with the twentieth prediction
+        ([True] * 20, [False, False, False, True, True], 3),  # 2/5 of now
+        ([*[True] * 12, *[False] * 3, True, True, *[False] * 3], [], None),  # 2/5 of now is half of 12/15
+        ([False] * 20, [False] * 5, None),  # never good
+        ([*[True] * 9, False], [False] * 5, None),  # too few
+        ([True] * 20, [*[True] * 5, *[False] * 5], None),  # later than its next five
+    ],
+)
+def test_which_classes_fell(before: list[bool], after: list[bool], looked_at: int | None) -> None:
     ours = ClassHits()
-    for label, fate in fates.items():
-        for hit in fate:
-            ours.update([label, None], [hit, True])
-            restored = ClassHits()
-            restored.restore(json.loads(json.dumps(ours.state())))
-            assert restored.state() == ours.state()
-            ours = restored
-    assert ours.fallen() == ["fell"]
-    assert all(len(kept) <= 20 for kept in ours.state().values())
+    assert ours.update([None, *["one"] * len(before)], [True, *before], alarm=False) == []
+    found = [ours.update(["other"], [True], alarm=True)]
+    for hit in after:
+        restored = ClassHits()
+        restored.restore(json.loads(json.dumps(ours.state())))
+        ours = restored
+        found.append(ours.update(["one"], [hit], alarm=False))
+    assert found == [["one"] if number == looked_at else [] for number in range(len(found))]
+    assert all(len(kept) <= 20 for kept in ours.state()["hits"].values())
