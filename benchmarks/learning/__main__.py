@@ -16,6 +16,7 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
+from benchmarks.learning import constant
 from benchmarks.learning.runs import Run, run
 from benchmarks.learning.streams import pairs, sorted_by_class
 from benchmarks.machine import machine, others
@@ -73,8 +74,12 @@ PARTS = {
 }
 
 
+#: what is measured beside streams
+BESIDE = {"constant": constant.measure}
+
+
 def main(
-    parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}; default: all.")] = None,
+    parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join([*PARTS, *BESIDE])}; default: all.")] = None,
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("data"),
     to: Annotated[Path, typer.Option(help="Where README.md and results.json are written.")] = HERE,
     seeds: Annotated[int, typer.Option(help="Of weights, order and replay.")] = 5,
@@ -83,22 +88,16 @@ def main(
 ) -> None:
     """Measures and keeps the table, or with --tuning only says what it found."""
     torch.set_num_threads(threads)
-    for name in parts or PARTS:
-        if name not in PARTS:
-            raise typer.BadParameter(f"{name} is none of {', '.join(PARTS)}.")
-        part = PARTS[name]
+    for name in parts or [*PARTS, *BESIDE]:
+        if name not in PARTS.keys() | BESIDE.keys():
+            raise typer.BadParameter(f"{name} is none of {', '.join([*PARTS, *BESIDE])}.")
         began_s = time.monotonic()
-        train = part.records(data)
-        held = range(len(train) - TUNING, len(train))
-        test = train.take(held) if tuning else part.records(data, "test")
-        learned = train.take(range(held.start)) if tuning else train
-        runs = []
         with others() as taken:
-            for seed in range(seeds):
-                stream = sorted_by_class(learned, pairs(learned.labels), seed)
-                runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
-                told = {key: value for key, value in runs[-1].json().items() if key != "by_part"}
-                say(f"{name}, seed {seed}: {told}")
+            if name in BESIDE:
+                findings = BESIDE[name]()
+            else:
+                runs = measure(name, data, seeds, tuning)
+                findings = Findings([figure(PARTS[name], runs)], [], {"runs": [one.json() for one in runs]})
         if not tuning:
             circumstances = {
                 "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -106,8 +105,23 @@ def main(
                 "versions": {"headrace": __version__, "torch": version("torch"), "threads": str(threads)},
                 **taken,
             }
-            keep(to, name, Findings([figure(part, runs)], [], {"runs": [one.json() for one in runs]}), circumstances)
+            keep(to, name, findings, circumstances)
         say(f"{name}: {time.monotonic() - began_s:.0f} s")
+
+
+def measure(name: str, data: Path, seeds: int, tuning: bool) -> list[Run]:
+    """One run a seed."""
+    part = PARTS[name]
+    train = part.records(data)
+    held = range(len(train) - TUNING, len(train))
+    test = train.take(held) if tuning else part.records(data, "test")
+    learned = train.take(range(held.start)) if tuning else train
+    runs = []
+    for seed in range(seeds):
+        stream = sorted_by_class(learned, pairs(learned.labels), seed)
+        runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
+        say(f"{name}, seed {seed}: { {key: value for key, value in runs[-1].json().items() if key != 'by_part'} }")
+    return runs
 
 
 def figure(part: Part, runs: list[Run]) -> Figure:
