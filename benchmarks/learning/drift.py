@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from benchmarks.learners.data import Set, accuracy, batches
+from benchmarks.learners.__main__ import say
+from benchmarks.learners.data import Set, accuracy, batches, clothes
 from benchmarks.learning.runs import BATCH, CPU
-from benchmarks.learning.streams import turned, turning
+from benchmarks.learning.streams import split, turned, turning
+from benchmarks.report import Figure, Findings
 from consumers.fold import Fold
 from models.registry import BUILTIN
 from pipeline.config import ModelConfig
@@ -17,11 +21,21 @@ from pipeline.records import Record
 TOPIC = "clothes"
 LEARNER = "image-classifier"
 AFTER = 5000  # records after the turn whose predictions count
-REACTIONS: Mapping[str, Mapping[str, Any]] = {
-    "alarm alone": {"reaction": "alarm"},
-    "boost": {"reaction": "boost"},
-    "flush": {"reaction": "flush"},
-}
+OPTIONS = {"replay_slots": 1000, "replay_draws": 32}
+
+
+def measure(data: Path, seeds: int, tuning: bool) -> Findings:
+    """What follows the turn, by reaction."""
+    learned, test = split(clothes, data, tuning)
+    figures, raw = [], {}
+    for reaction in ("alarm", "boost", "flush"):
+        turns = []
+        for seed in range(seeds):
+            turns.append(turn(OPTIONS, {"reaction": reaction}, learned, test, seed))
+            say(f"drift, {reaction}, seed {seed}: {turns[-1].json()}")
+        figures.append(figure(reaction, turns))
+        raw[reaction] = [one.json() for one in turns]
+    return Findings(figures, [], raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +69,17 @@ def turn(options: Mapping[str, Any], drift: Mapping[str, Any], records: Set, tes
         kept=accuracy(fold.learner.model, test),
         learned=accuracy(fold.learner.model, turned(test)),
         drifts=[change["drift"] for change in fold.lineage.build().changes if "drift" in change],
+    )
+
+
+def figure(reaction: str, turns: list[Turn]) -> Figure:
+    """A line of the table."""
+    before, after, kept, learned = (
+        statistics.mean(getattr(one, name) for one in turns) for name in ("before", "after", "kept", "learned")
+    )
+    return Figure(
+        f"Fashion-MNIST, turned and inverted from the middle on, replay memory 1000: `{LEARNER}`, `{reaction}`",
+        f"**{after:.1%}** of the {AFTER:,} records after the turn ({before:.1%} of the 1,000 before it); at the end "
+        f"{kept:.1%} of the test pictures as in the first half, {learned:.1%} as in the second; "
+        f"{len(turns)} seed{'s' if len(turns) > 1 else ''}",
     )
