@@ -103,7 +103,7 @@ class Balanced:
         self._slots = slots
         self._used = 0
         self._members: dict[int, list[int]] = {}  # class → its slots
-        self._owner: list[int] = []  # slot → class
+        self._owner = [NONE] * slots  # slot → class
         self._place = torch.zeros(slots, dtype=torch.int64)  # slot → its place in the class's list
         self._seen: dict[int, int] = {}  # class → records of the stream
         self._full: set[int] = set()
@@ -115,7 +115,6 @@ class Balanced:
         if self._used < self._slots:
             slot = self._used
             self._used += 1
-            self._owner.append(label)
             self._append(label, slot)
             return slot
         if label not in self._full:
@@ -137,7 +136,6 @@ class Balanced:
             owner, place = self._owner[slot], int(self._place[slot])
             self._owner[hole], self._place[hole], self._members[owner][place] = owner, place, hole
         self._changed.add(*moved.values())
-        del self._owner[size:]
         self._used = size
 
     def _append(self, label: int, slot: int) -> None:
@@ -167,8 +165,8 @@ class Balanced:
         self._changed.take()
         self._seen = dict(meta["seen_of_class"])
         self._full = set(meta["full"])
-        self._owner = y.tolist()
-        self._used = len(self._owner)
+        self._used = len(y)
+        self._owner[: self._used] = y.tolist()
         self._members = {label: [] for label in self._seen}
         for slot in torch.argsort(self._place[: self._used], stable=True).tolist():
             self._members[self._owner[slot]].append(slot)

@@ -134,6 +134,16 @@ def test_what_another_detector_counted_begins_anew() -> None:
     assert other.state() == {**fresh, "classes": {"hits": {"a": "1" * 20}, "looks": {}}}
 
 
+def test_other_settings_and_trials_go_on_with_a_boost() -> None:
+    table = settings(reaction="boost")
+    fold = Fold("model", table, BUILTIN[table.learner], torch.device("cpu"))
+    fold.drift.after(1, ["a"] * 500, [True] * 500)
+    fold.drift.after(2, ["a"] * 100, [False] * 100)
+    assert fold.drift.state()["boosted"] == 2
+    others = fold.trial(), fold.configured(table.model_copy(update={"guard": False}))
+    assert [other.drift.state() for other in others] == [fold.drift.state()] * 2
+
+
 @pytest.mark.parametrize(
     ("learner", "options", "reaction", "named"),
     [

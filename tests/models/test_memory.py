@@ -183,6 +183,21 @@ def test_a_flushed_reservoir_goes_on_as_if_the_class_had_never_come() -> None:
     assert shares[60:].mean() == pytest.approx(8 / 60, abs=0.02)
 
 
+def test_a_class_that_was_flushed_from_a_balanced_memory_comes_like_a_new_one() -> None:
+    counts = torch.zeros(40)
+    for seed in range(2000):
+        ours, rng = memory(8, "balanced"), seeded(seed)
+        first = fill(ours, [[0] * 20, [1] * 20], rng)
+        assert ours.flush(1) == 4
+        fill(ours, [[1] * 40], rng, first)
+        counts[[number - first for number, label in held(ours) if label == 1]] += 1
+    assert counts.sum() == 4 * 2000
+    assert (counts / 2000 - 4 / 40).abs().max() < 4.5 * (0.1 * 0.9 / 2000) ** 0.5
+    ours.flush(1)
+    fill(ours, [[0] * 4, [1] * 8], rng, first)  # others take its place, until it comes again
+    assert Counter(label for _, label in held(ours)) == {0: 4, 1: 4}
+
+
 def shares(policy: PolicyName, stream: list[list[int]], slots: int, runs: int) -> Tensor:
     """How often each record of the stream is in the memory at the end, over many seeds."""
     counts = torch.zeros(sum(map(len, stream)))
