@@ -120,7 +120,7 @@ class DriftConfig(Section):
 
     detector: Literal["hddm", "ddm", "page-hinkley", "none"] = "hddm"
     reaction: Literal["alarm", "boost", "flush"] = "alarm"  # all raise the alarm; boost and flush also do something
-    boost_factor: float = Field(4.0, gt=1)  # of the learning rate, right after an alarm
+    boost_factor: float = Field(2.0, gt=1)  # of the learning rate, right after an alarm
     boost_updates: int = Field(200, ge=1)  # until it is its own again
 
     @model_validator(mode="after")
