@@ -52,7 +52,7 @@ class Drift:
             self._boosted = self._boosted if left else None
 
     def after(self, update: int, labels: Sequence[str | None], hits: Sequence[bool]) -> dict[str, Any]:
-        """Takes the predictions of the last update, of so many. What happened, for the lineage: an alarm, a flush."""
+        """Takes what the last of so many updates predicted. What followed, for the lineage: an alarm, a flush."""
         reaction, changes = self._settings.reaction, dict[str, Any]()
         alarm = self._detector is not None and self._detector.update(hits)
         if alarm:
