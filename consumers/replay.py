@@ -26,7 +26,7 @@ from pipeline.records import Example, Label, Record, RecordDecoder, load_decoder
 from pipeline.store import Store
 
 #: what an update depends on
-LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift_detector", "hold_out", "labels"}
+LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift", "hold_out", "labels"}
 
 
 class Replay:

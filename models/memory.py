@@ -19,6 +19,7 @@ from models.labels import NONE
 from models.learner import Batch, Rows, copy_into
 
 PolicyName = Literal["reservoir", "balanced"]
+NO_ID = b""  # of a slot that holds no record
 
 
 class Changed:
@@ -47,6 +48,10 @@ class Policy(Protocol):
         """The record in this slot, which is used, is of another class from now on."""
         ...
 
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        """A class is gone: records of others `moved` (from → to) into its slots, and the first `size` are in use."""
+        ...
+
     def meta(self) -> dict[str, Any]:
         """Counters, as JSON."""
         ...
@@ -57,19 +62,30 @@ class Policy(Protocol):
 
 
 class Reservoir:
-    """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly."""
+    """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly.
+
+    After a flush t is scaled by the share of the memory that stayed, as if the class had never come.
+    """
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
+        self._used = 0
         self._seen = 0
 
     def slot(self, label: int, chance: float) -> int | None:
         self._seen += 1
-        slot = self._seen - 1 if self._seen <= self._slots else int(chance * self._seen)
+        if self._used < self._slots:
+            self._used += 1
+            return self._used - 1
+        slot = int(chance * self._seen)
         return slot if slot < self._slots else None
 
     def relabel(self, slot: int, label: int) -> None:
         pass  # which class a record is of makes no difference
+
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        self._seen = round(self._seen * size / self._used)
+        self._used = size
 
     def meta(self) -> dict[str, Any]:
         return {"seen": self._seen}
@@ -79,6 +95,7 @@ class Reservoir:
 
     def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
         self._seen = meta["seen"]
+        self._used = len(y)
 
 
 class Balanced:
@@ -94,7 +111,7 @@ class Balanced:
         self._slots = slots
         self._used = 0
         self._members: dict[int, list[int]] = {}  # class → its slots
-        self._owner: list[int] = []  # slot → class
+        self._owner = [NONE] * slots  # slot → class
         self._place = torch.zeros(slots, dtype=torch.int64)  # slot → its place in the class's list
         self._seen: dict[int, int] = {}  # class → records of the stream
         self._full: set[int] = set()
@@ -106,7 +123,6 @@ class Balanced:
         if self._used < self._slots:
             slot = self._used
             self._used += 1
-            self._owner.append(label)
             self._append(label, slot)
             return slot
         if label not in self._full:
@@ -130,6 +146,16 @@ class Balanced:
         self._append(label, slot)
         if not self._members[before]:
             self._full.discard(before)  # a reservoir of no slots would never take a record again
+
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        self._seen[label] = 0
+        self._full.discard(label)
+        self._members[label].clear()
+        for slot, hole in moved.items():
+            owner, place = self._owner[slot], int(self._place[slot])
+            self._owner[hole], self._place[hole], self._members[owner][place] = owner, place, hole
+        self._changed.add(*moved.values())
+        self._used = size
 
     def _append(self, label: int, slot: int) -> None:
         members = self._members[label]
@@ -158,8 +184,8 @@ class Balanced:
         self._changed.take()
         self._seen = dict(meta["seen_of_class"])
         self._full = set(meta["full"])
-        self._owner = y.tolist()
-        self._used = len(self._owner)
+        self._used = len(y)
+        self._owner[: self._used] = y.tolist()
         self._members = {label: [] for label in self._seen}
         for slot in torch.argsort(self._place[: self._used], stable=True).tolist():
             self._members[self._owner[slot]].append(slot)
@@ -200,7 +226,8 @@ class ReplayMemory:
         self._policy: Policy = POLICIES[policy](slots)
         self._changed = Changed()
         self._ids: list[bytes] = []  # slot → id, as in the column
-        self._slots_of: dict[bytes, set[int]] = {}  # and back; a record that was published twice may be there twice
+        #: and back; a record that was published twice may be there twice. (Tuples: garbage collection passes them by.)
+        self._slots_of: dict[bytes, tuple[int, ...]] = {}
         self._columns = {
             "x": torch.zeros(slots, *shape, dtype=dtype, device=device),
             "y": torch.full((slots,), NONE, dtype=torch.int64, device=device),
@@ -226,7 +253,7 @@ class ReplayMemory:
         self.size = max(self.size, max(taken) + 1)  # slots fill from the first to the last
         self._changed.add(*taken)
         ids = _split(batch.ids)
-        self._ids += [b""] * (self.size - len(self._ids))
+        self._ids += [NO_ID] * (self.size - len(self._ids))
         for slot, row in taken.items():
             self._index(slot, ids[row])
         slots = torch.tensor(list(taken), device=self._device)
@@ -250,13 +277,39 @@ class ReplayMemory:
             self._columns["y"][slot] = y
             self._changed.add(slot)
 
+    def flush(self, label: int) -> int:
+        """Drops the records of a class; how many that were.
+
+        The last records of others move into their slots, so that what is free stays last: no more than are dropped.
+        """
+        gone = (self._columns["y"][: self.size] == label).tolist()
+        size = self.size - sum(gone)
+        if size == self.size:
+            return 0
+        holes = [slot for slot in range(size) if gone[slot]]
+        last = [slot for slot in range(size, self.size) if not gone[slot]]
+        for column in self._columns.values():
+            column[holes] = column[last]
+        moved = [self._ids[slot] for slot in last]
+        for slot in [*holes, *range(size, self.size)]:
+            self._drop_index(slot)
+        del self._ids[size:]
+        for slot, id_ in zip(holes, moved, strict=True):
+            self._index(slot, id_)
+        self._changed.add(*holes)
+        self._policy.flush(label, dict(zip(last, holes, strict=True)), size)
+        self.size = size
+        return sum(gone)
+
     def _index(self, slot: int, id_: bytes) -> None:
-        if twins := self._slots_of.get(self._ids[slot]):
-            twins.remove(slot)
-            if not twins:
-                del self._slots_of[self._ids[slot]]
+        self._drop_index(slot)
         self._ids[slot] = id_
-        self._slots_of.setdefault(id_, set()).add(slot)
+        self._slots_of[id_] = (*self._slots_of.get(id_, ()), slot)
+
+    def _drop_index(self, slot: int) -> None:
+        id_, self._ids[slot] = self._ids[slot], NO_ID
+        if others := tuple(one for one in self._slots_of.pop(id_, ()) if one != slot):
+            self._slots_of[id_] = others
 
     def draw(self, count: int, rng: torch.Generator) -> Replayed:
         """Draws uniformly, with replacement (without it a draw would cost O(slots)); never more than there are."""
@@ -295,7 +348,7 @@ class ReplayMemory:
         self._changed.take()
         self.size = meta["size"]
         self._policy.restore(meta, self._columns["y"][: self.size], tensors)
-        self._ids, self._slots_of = [b""] * self.size, {}
+        self._ids, self._slots_of = [NO_ID] * self.size, {}
         for slot, id_ in enumerate(_split(self._columns["ids"][: self.size].cpu())):
             self._index(slot, id_)
 

@@ -16,17 +16,15 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
-from benchmarks.learning import constant
+from benchmarks.learning import constant, drift
 from benchmarks.learning.runs import Run, run
-from benchmarks.learning.streams import pairs, sorted_by_class
+from benchmarks.learning.streams import pairs, sorted_by_class, split
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
 from models.registry import BUILTIN
 from pipeline import __version__
 
 HERE = Path(__file__).parent
-#: what is tried out is judged on these, the last so many of the training set: they are never learned
-TUNING = 5000
 DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
 CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
 
@@ -74,8 +72,11 @@ PARTS = {
 }
 
 
-#: what is measured beside streams
-BESIDE = {"constant": constant.measure}
+#: what is measured beside streams that are sorted by class
+BESIDE: Mapping[str, Callable[[Path, int, bool], Findings]] = {
+    "constant": lambda data, seeds, tuning: constant.measure(),
+    "drift": drift.measure,
+}
 
 
 def main(
@@ -94,7 +95,7 @@ def main(
         began_s = time.monotonic()
         with others() as taken:
             if name in BESIDE:
-                findings = BESIDE[name]()
+                findings = BESIDE[name](data, seeds, tuning)
             else:
                 runs = measure(name, data, seeds, tuning)
                 findings = Findings([figure(PARTS[name], runs)], [], {"runs": [one.json() for one in runs]})
@@ -112,10 +113,7 @@ def main(
 def measure(name: str, data: Path, seeds: int, tuning: bool) -> list[Run]:
     """One run a seed."""
     part = PARTS[name]
-    train = part.records(data)
-    held = range(len(train) - TUNING, len(train))
-    test = train.take(held) if tuning else part.records(data, "test")
-    learned = train.take(range(held.start)) if tuning else train
+    learned, test = split(part.records, data, tuning)
     runs = []
     for seed in range(seeds):
         stream = sorted_by_class(learned, pairs(learned.labels), seed)

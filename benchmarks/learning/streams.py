@@ -1,13 +1,17 @@
-"""Streams whose classes come in turn, a few at a time, without a word about it."""
+"""Streams whose classes come in turn, or whose pictures turn, without a word about it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from benchmarks.learners.data import Set
+
+#: what is tried out is judged on these, the last so many of the training set: they are never learned
+TUNING = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,13 @@ class Stream:
 
     records: Set
     parts: Sequence[tuple[Sequence[str], int]]
+
+
+def split(records: Callable[..., Set], data: Path, tuning: bool) -> tuple[Set, Set]:
+    """What is learned, and what it is judged on."""
+    train = records(data)
+    held = range(len(train) - TUNING, len(train))
+    return (train.take(range(held.start)), train.take(held)) if tuning else (train, records(data, "test"))
 
 
 def sorted_by_class(records: Set, groups: Sequence[Sequence[str]], seed: int) -> Stream:
@@ -31,3 +42,16 @@ def pairs(labels: Sequence[str], size: int = 2) -> list[list[str]]:
     """The class names in order, so many in each group."""
     names = sorted(set(labels))
     return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def turned(records: Set) -> Set:
+    """The same pictures by 90° to the left, light for dark."""
+    return Set(255 - records.x.rot90(1, (2, 3)), records.labels)
+
+
+def turning(records: Set, seed: int) -> Set:
+    """All records in random order, from the middle on turned; the middle is a multiple of 1,000 records."""
+    stream = records.shuffled(seed)
+    middle = len(stream) // 2000 * 1000
+    then = turned(stream.take(range(middle, len(stream))))
+    return Set(torch.cat([stream.x[:middle], then.x]), stream.labels)
