@@ -197,15 +197,28 @@ def test_the_guard_takes_a_record_and_its_label_out_together(
     assert {dict(letter.record.headers)["label"] for letter in letters} == {b"label of 900", b"label of 901"}
 
 
-def test_what_does_not_fit_is_told(kafka: str, redis_url: str, topics: Topics) -> None:
-    config, records, labels, _ = labelled_by(topics, kafka, redis_url)
+def test_a_model_may_begin_to_wait_for_labels_and_not_end_it(
+    kafka: str, redis_url: str, redis: Redis, topics: Topics
+) -> None:
+    config, records, labels, wanted = labelled_by(topics, kafka, redis_url)
+    without = configuration(kafka, redis_url, records.name, input=TEXT, keep_last=1000, **CLASSIFIER)
     records.publish(("a", 0, text(0), "learned"), label="class 0")
-    with working(config) as run:
-        run.read(1)
+    records.publish(("b", 0, text(1), "skipped/unlabelled"))
+    with working(without) as run:
+        run.read(2)
         run.finish()
-    without = configuration(kafka, redis_url, records.name, input=TEXT, **CLASSIFIER)
+    records.publish(("c", 1, text(2), "learned"))
+    labels.publish(("c", 2, b"class 1", "joined"), ("a", 3, b"class 1", "corrected"))
+    with working(config) as run:
+        run.read(5)
+        run.finish()
+        checked(run, redis, config, labels, wanted)
     with working(without) as run, pytest.raises(StateMismatch, match=r"labels\.topic changed"):
         run.join()
+
+
+def test_a_learner_that_needs_no_labels_does_not_wait_for_them(kafka: str, redis_url: str, topics: Topics) -> None:
+    _, records, labels, _ = labelled_by(topics, kafka, redis_url)
     counts = configuration(kafka, redis_url, records.name, name="counts", labels={"topic": labels.name})
     with working(counts) as run, pytest.raises(ConfigError, match="does not wait for labels"):
         run.join()
