@@ -14,7 +14,6 @@ from benchmarks.learning.runs import BATCH, CPU
 from benchmarks.learning.streams import split, turned, turning
 from benchmarks.report import Figure, Findings
 from consumers.fold import Fold
-from models.learner import Batch
 from models.registry import BUILTIN
 from pipeline.config import ModelConfig
 from pipeline.records import Example, Record
@@ -60,7 +59,8 @@ def turn(options: Mapping[str, Any], drift: Mapping[str, Any], records: Set, tes
     fold = Fold(TOPIC, settings, BUILTIN[LEARNER], CPU)
     by_thousand = []
     for batch in batches(turning(records, seed), BATCH):
-        fold.learn(batch, examples(batch))
+        rows = zip(batch.origins[:, 2].tolist(), batch.x.numpy(), batch.labels, strict=True)
+        fold.learn(batch, [Example(Record(TOPIC, 0, at, 0, None, None), x, label, str(at)) for at, x, label in rows])
         if fold.updates * BATCH % 1000 == 0:
             by_thousand.append(fold.prequential.accuracy or 0.0)
     middle = len(by_thousand) // 2
@@ -71,14 +71,6 @@ def turn(options: Mapping[str, Any], drift: Mapping[str, Any], records: Set, tes
         learned=accuracy(fold.learner.model, turned(test)),
         drifts=[change["drift"] for change in fold.lineage.build().changes if "drift" in change],
     )
-
-
-def examples(batch: Batch) -> list[Example]:
-    """The batch's rows as the feed would give them."""
-    offsets = batch.origins[:, 2].tolist()
-    records = [Record(TOPIC, 0, offset, 0, None, None) for offset in offsets]
-    rows = zip(records, batch.x, batch.labels, strict=True)
-    return [Example(record, x.numpy(), label, str(record.offset)) for record, x, label in rows]
 
 
 def figure(reaction: str, turns: list[Turn]) -> Figure:
