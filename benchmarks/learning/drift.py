@@ -21,7 +21,7 @@ from pipeline.records import Example, Record
 TOPIC = "clothes"
 LEARNER = "image-classifier"
 AFTER = 5000  # records after the turn whose predictions count
-OPTIONS = {"replay_slots": 1000, "replay_draws": 32}
+OPTIONS = {"replay_slots": 1000, "replay_draws": 32, "average": 0.95}
 
 
 def measure(data: Path, seeds: int, tuning: bool) -> Findings:
