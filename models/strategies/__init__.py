@@ -17,12 +17,13 @@ from models.strategies.er_ace import asymmetric
 from models.strategies.naive import naive
 from models.strategies.seen import Seen
 
-StrategyName = Literal["naive", "er", "er-ace", "der++"]
+StrategyName = Literal["naive", "er", "er-ace", "der++", "dreams"]
 STRATEGIES: Mapping[StrategyName, Callable[[Seen, float], Tensor]] = {
     "naive": naive,
     "er": experience_replay,
     "er-ace": asymmetric,
     "der++": dark_experience,
+    "dreams": asymmetric,  # of what `models.dreams` draws
 }
 #: those that compare replayed records with the logits that they had
 KEEPING_LOGITS = ("er-ace", "der++")
