@@ -55,7 +55,13 @@ def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dreaming(warp: Mapping[str, Any]) -> dict[str, Any]:
-    return {"strategy": "dreams", "replay_draws": 32, "augment": warp, "augment_incoming": False}
+    return {
+        "strategy": "dreams",
+        "replay_draws": 32,
+        "average": 0.99,
+        "augment": warp,
+        "augment_incoming": False,
+    }
 
 
 PARTS = {
