@@ -35,7 +35,7 @@ class ClassifierOptions(Options):
     strategy: StrategyName = structural("er")
     logits_weight: float = structural(0.0, ge=0)  # α: how much replayed records keep the logits that they came with
     logits_classes: int = structural(200, ge=1)  # of how many classes, the first ones, they are kept
-    dream_components: int = structural(10, ge=1)  # of the distribution that `dreams` learns of each class
+    dream_components: int = structural(20, ge=1)  # of the distribution that `dreams` learns of each class
     dream_axes: int = structural(24, ge=1)  # of each component
 
     @model_validator(mode="after")

@@ -110,8 +110,8 @@ class Dreams:
 
     def _grow(self, classes: int) -> None:
         if classes > 0:
+            self._changed = Changed()  # tensors of another length are stored whole
             rows = classes * self._components
-            self._changed.add(*range(len(self._means), len(self._means) + rows))
             self._counts = widened(self._counts, classes)
             self._means, self._axes = widened(self._means, rows), widened(self._axes, rows)
 

@@ -113,6 +113,20 @@ def test_its_size_is_what_it_says() -> None:
     assert (dreams.slots, dreams.size) == (0, 0)
 
 
+def test_a_version_moves_what_changed_and_with_a_new_class_all() -> None:
+    dreams = learned(pictures(40, 7), [0, 1] * 20, components=3, axes=4)
+
+    def changed() -> list[list[int] | None]:
+        taken = [rows.changed for rows in dreams.capture().values()]
+        return [None if rows is None else rows.tolist() for rows in taken]
+
+    assert changed() == [None] * 3
+    dreams.add(batch(pictures(1, 8)), [1], RNG)
+    assert changed() == [[3]] * 3
+    dreams.add(batch(pictures(2, 9)), [1, 2], RNG)
+    assert changed() == [None] * 3  # of another length: there is nothing to add rows to
+
+
 def test_no_picture_can_be_found_in_the_state() -> None:
     x, labels = digits()
     options = ImageClassifierOptions(width=8, hidden=16, strategy="dreams", dream_components=4)
