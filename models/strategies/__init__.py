@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from models.strategies.der import dark_experience
+from models.strategies.dreams import generative_replay
 from models.strategies.er import experience_replay
 from models.strategies.er_ace import asymmetric
 from models.strategies.naive import naive
@@ -23,7 +24,7 @@ STRATEGIES: Mapping[StrategyName, Callable[[Seen, float], Tensor]] = {
     "er": experience_replay,
     "er-ace": asymmetric,
     "der++": dark_experience,
-    "dreams": asymmetric,  # of what `models.dreams` draws
+    "dreams": generative_replay,
 }
 #: those that compare replayed records with the logits that they had
 KEEPING_LOGITS = ("er-ace", "der++")
