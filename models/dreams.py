@@ -66,9 +66,7 @@ class Dreams:
         """Draws dreams; none before there is a class."""
         count = count if len(self._counts) else 0
         y = torch.randint(max(1, len(self._counts)), (count,), generator=rng)
-        rows = torch.empty(0, dtype=torch.int64)
-        if count:
-            rows = y * self._components + torch.multinomial(self._counts[y], 1, generator=rng)[:, 0]
+        rows = y * self._components + torch.multinomial(self._counts[y], 1, generator=rng)[:, 0]
         z = torch.randn(count, 1, self._axes.shape[1], generator=rng)
         x = self._means[rows] + (z @ self._axes[rows])[:, 0]  # (R, D)
         x = (255 * x.clamp(0, 1)).round_().to(torch.uint8).view(-1, *self._shape)
