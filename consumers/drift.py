@@ -38,7 +38,7 @@ class Drift:
                 f'models.{name}.drift.reaction = "boost": {settings.learner} is no classifier with a learning rate. '
                 f'Set it to "alarm".'
             )
-        if reaction == "flush" and not (isinstance(learner, Reacting) and learner.replay_capacity):
+        if reaction == "flush" and not (isinstance(learner, Reacting) and learner.replays):
             raise ConfigError(
                 f'models.{name}.drift.reaction = "flush": {settings.learner} is no classifier with a replay memory '
                 f'under these options. Set it to "alarm", or give it replay_slots.'

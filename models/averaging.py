@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.learner import State, copy_into, structural
-from models.memory import ReplayMemory
+from models.memory import Memory
 from models.warping import NONE, Warp, warped
 
 
@@ -37,7 +37,7 @@ class AveragedLearner(ClassifierLearner):
     """A `ClassifierLearner` that serves w̄, or w where `average` is 0."""
 
     def __init__(
-        self, network: ClassifierNetwork, options: AveragedOptions, memory: ReplayMemory, device: torch.device
+        self, network: ClassifierNetwork, options: AveragedOptions, memory: Memory, device: torch.device
     ) -> None:
         super().__init__(network, options, memory, device)
         self._average = options.average

@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.dreams import Dreams
 from models.learner import Batch, Options, Report, structural
-from models.memory import PolicyName, ReplayMemory
+from models.memory import Memory, PolicyName, ReplayMemory
 from models.network import Head
 from models.replaying import LabelledNetwork, ReplayingLearner
 from models.strategies import KEEPING_LOGITS, STRATEGIES, Seen, StrategyName
@@ -34,6 +35,8 @@ class ClassifierOptions(Options):
     strategy: StrategyName = structural("er")
     logits_weight: float = structural(0.0, ge=0)  # α: how much replayed records keep the logits that they came with
     logits_classes: int = structural(200, ge=1)  # of how many classes, the first ones, they are kept
+    dream_components: int = structural(20, ge=1)  # of the distribution that `dreams` learns of each class
+    dream_axes: int = structural(24, ge=1)  # of each component
 
     @model_validator(mode="after")
     def _kept(self) -> Self:
@@ -43,11 +46,19 @@ class ClassifierOptions(Options):
 
     @property
     def replay_capacity(self) -> int:
-        """Slots of the replay memory: a naive learner has none."""
-        return 0 if self.strategy == "naive" else self.replay_slots
+        """Slots of the replay memory: a naive learner has none, and one that dreams keeps no record."""
+        return 0 if self.strategy in ("naive", "dreams") else self.replay_slots
 
-    def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> ReplayMemory:
-        """An empty replay memory for records of this shape."""
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+        """An empty memory for records of this shape.
+
+        Raises:
+            ValueError: the records are no pictures, and only pictures can be dreamed.
+        """
+        if self.strategy == "dreams":
+            if dtype != torch.uint8:
+                raise ValueError("strategy 'dreams' draws pictures, and these records are none. Choose another one.")
+            return Dreams(shape, device, self.dream_components, self.dream_axes)
         logits = self.logits_classes if self.logits_weight else 0
         return ReplayMemory(self.replay_capacity, shape, dtype, device, self.replay_policy, logits)
 
@@ -83,7 +94,7 @@ class ClassifierLearner(ReplayingLearner):
     model: ClassifierNetwork
 
     def __init__(
-        self, network: ClassifierNetwork, options: ClassifierOptions, memory: ReplayMemory, device: torch.device
+        self, network: ClassifierNetwork, options: ClassifierOptions, memory: Memory, device: torch.device
     ) -> None:
         self.options = options
         self._learning = network  # a subclass may serve another one
@@ -135,6 +146,10 @@ class ClassifierLearner(ReplayingLearner):
     def _answers(self, x: Tensor, logits: Tensor) -> Tensor:
         """The served model's logits of the incoming records, where those of the network that learns are given."""
         return logits
+
+    @property
+    def replays(self) -> bool:
+        return self.options.strategy == "dreams" or self.options.replay_capacity > 0
 
     def scale_learning_rate(self, factor: float) -> None:
         self._rate_factor = factor

@@ -220,6 +220,11 @@ class Correcting(Protocol):
 class Reacting(Protocol):
     """A classifier that can do something about a drift."""
 
+    @property
+    def replays(self) -> bool:
+        """Whether it has anything that can be flushed."""
+        ...
+
     def scale_learning_rate(self, factor: float) -> None:
         """From the next update on its rates are so many times its own. No part of its state: the caller keeps it."""
         ...

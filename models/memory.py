@@ -202,6 +202,33 @@ class Replayed(NamedTuple):
     slots: Tensor  # (R,) int64
 
 
+class Memory(Protocol):
+    """What a classifier replays the past from: a `ReplayMemory`, or what stands in its place (`dreams`)."""
+
+    slots: int
+    size: int
+
+    def add(self, batch: Batch, y: Sequence[int], rng: torch.Generator, logits: Tensor | None = None) -> None: ...
+
+    def draw(self, count: int, rng: torch.Generator) -> Replayed: ...
+
+    def logits(self, slots: Tensor) -> tuple[Tensor, Tensor] | None: ...
+
+    def remembered(self) -> Collection[bytes]: ...
+
+    def relabel(self, id_: bytes, y: int) -> None: ...
+
+    def flush(self, label: int) -> int: ...
+
+    def columns(self) -> dict[str, Tensor]: ...
+
+    def capture(self) -> dict[str, Rows]: ...
+
+    def meta(self) -> dict[str, Any]: ...
+
+    def restore(self, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> None: ...
+
+
 class ReplayMemory:
     """Preallocated slots, each with the record, its class, where it came from and its id.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.labels import Labels
 from models.learner import Rows, State, copy_into
-from models.memory import ReplayMemory
+from models.memory import Memory
 from models.optimizer import AdamW
 
 
@@ -25,7 +25,7 @@ class ReplayingLearner:
     def __init__(
         self,
         network: LabelledNetwork,
-        memory: ReplayMemory,
+        memory: Memory,
         device: torch.device,
         *,
         max_classes: int,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
-from models.memory import Changed, ReplayMemory
+from models.memory import Changed, Memory
 from models.network import seeded
 
 BASE = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio as int64: the base of the rolling hash
@@ -148,7 +148,7 @@ class TextClassifierLearner(ClassifierLearner):
     options: TextClassifierOptions
 
     def __init__(
-        self, network: TextClassifier, options: TextClassifierOptions, memory: ReplayMemory, device: torch.device
+        self, network: TextClassifier, options: TextClassifierOptions, memory: Memory, device: torch.device
     ) -> None:
         super().__init__(network, options, memory, device)
         self._table_optimizer = RowRms(network.table, options.table_learning_rate)

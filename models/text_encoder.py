@@ -242,6 +242,7 @@ class TextEncoderLearner:
         self.options = options
         self.model = TextEncoder(options, ())
         self.replay_capacity = options.replay_capacity
+        self.replays = options.replay_capacity > 0
         self._seed = seed
         self._device = device
         self._frozen = Frozen()

@@ -52,6 +52,16 @@ def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def dreaming(warp: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "strategy": "dreams",
+        "replay_draws": 32,
+        "average": 0.99,
+        "augment": warp,
+        "augment_incoming": False,
+    }
+
+
 PARTS = {
     "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", {"strategy": "naive"}),
     "mnist-replay-200": Part(
@@ -62,6 +72,9 @@ PARTS = {
     ),
     "mnist-analytic": Part("Split-MNIST, no stored data", digits, "image-analytic", {"width": 3900}, 0.993),
     "mnist-analytic-small": Part("Split-MNIST, no stored data, small", digits, "image-analytic", {"width": 290}, 0.98),
+    "mnist-dreams": Part(
+        "Split-MNIST, a learned generator as the only memory", digits, "image-classifier", dreaming(DIGITS_WARP), 0.97
+    ),
     "fashion-replay-200": Part(
         "Split-Fashion-MNIST, replay memory 200", clothes, "image-classifier", replaying(200, CLOTHES_WARP), 0.81
     ),

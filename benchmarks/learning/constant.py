@@ -20,7 +20,7 @@ from models import image_classifier
 from models.classifier import ClassifierLearner
 from models.image_classifier import ImageClassifierOptions
 from models.learner import Batch, Learner, update_generator
-from models.memory import POLICIES, PolicyName, ReplayMemory
+from models.memory import POLICIES, Memory, PolicyName, ReplayMemory
 
 SHAPE = (1, 28, 28)
 FEW, MANY = 1_000, 1_000_000
@@ -79,7 +79,7 @@ def numbers_of(batch: Batch) -> list[int]:
     return [int(label) for label in batch.labels if label is not None]
 
 
-def offered(memory: ReplayMemory, records: int) -> None:
+def offered(memory: Memory, records: int) -> None:
     """Gives the memory so many records."""
     for number, batch in zip(range(-(-records // BATCH)), noise(), strict=False):
         memory.add(batch, numbers_of(batch), update_generator(0, number))

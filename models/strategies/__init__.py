@@ -12,17 +12,19 @@ from typing import Literal
 from torch import Tensor
 
 from models.strategies.der import dark_experience
+from models.strategies.dreams import generative_replay
 from models.strategies.er import experience_replay
 from models.strategies.er_ace import asymmetric
 from models.strategies.naive import naive
 from models.strategies.seen import Seen
 
-StrategyName = Literal["naive", "er", "er-ace", "der++"]
+StrategyName = Literal["naive", "er", "er-ace", "der++", "dreams"]
 STRATEGIES: Mapping[StrategyName, Callable[[Seen, float], Tensor]] = {
     "naive": naive,
     "er": experience_replay,
     "er-ace": asymmetric,
     "der++": dark_experience,
+    "dreams": generative_replay,
 }
 #: those that compare replayed records with the logits that they had
 KEEPING_LOGITS = ("er-ace", "der++")

@@ -17,9 +17,14 @@ from models.strategies.seen import Seen
 
 
 def asymmetric(seen: Seen, logits_weight: float) -> Tensor:
-    here = torch.zeros(seen.logits.shape[1], dtype=torch.bool, device=seen.y.device)
-    here[seen.y] = True
-    loss = F.cross_entropy(seen.logits.masked_fill(~here, -torch.inf), seen.y)
+    loss = among_incoming(seen)
     if len(seen.replayed_y):
         loss = loss + F.cross_entropy(seen.replayed, seen.replayed_y)
     return loss + logits_weight * seen.to_kept() if logits_weight else loss
+
+
+def among_incoming(seen: Seen) -> Tensor:
+    """mean CE(f(x)|_C, y)"""
+    here = torch.zeros(seen.logits.shape[1], dtype=torch.bool, device=seen.y.device)
+    here[seen.y] = True
+    return F.cross_entropy(seen.logits.masked_fill(~here, -torch.inf), seen.y)

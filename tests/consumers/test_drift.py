@@ -81,6 +81,7 @@ class Noting:
     """A learner that notes the factors of its learning rate."""
 
     replay_capacity = 1
+    replays = True
 
     def __init__(self) -> None:
         self.factors: list[float] = []

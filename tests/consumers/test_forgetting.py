@@ -22,6 +22,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "er": ("image-classifier", {**NETWORK, "strategy": "er"}),
     "er-ace": ("image-classifier", {**NETWORK, "strategy": "er-ace", "logits_weight": 0.3}),
     "der++": ("image-classifier", {**NETWORK, "strategy": "der++", "logits_weight": 0.3}),
+    "dreams": ("image-classifier", {**NETWORK, "strategy": "dreams"}),
     "analytic": ("image-analytic", {"width": 200}),
 }
 LEARNED = 1000

@@ -46,6 +46,7 @@ CASES = {
     "image-classifier, replayed ones warped": image_case(
         IMAGE.model_copy(update={"augment": Warp(shift_pixels=1), "augment_incoming": False})
     ),
+    "image-classifier, dreams": image_case(IMAGE.model_copy(update={"strategy": "dreams", "dream_components": 2})),
     "image-classifier, no memory": image_case(IMAGE.model_copy(update={"replay_slots": 0})),
     "text-classifier": text_case(TEXT),
     "image-vae": vae_case(VAE),
