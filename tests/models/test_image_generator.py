@@ -305,7 +305,8 @@ def test_the_loss_is_that_of_the_target_the_source_and_the_features() -> None:
         number, noise_row = torch.tensor([y[row]]), noise[row : row + 1]
         reconstruction, kl = twin.model.losses(picture, number, noise_row)
         mean, log_variance = twin.model.posterior_of(picture, twin.model.conditions(number))
-        drawn = twin.model.shades(mean + (log_variance / 2).exp() * noise_row, number)
+        z = mean + (log_variance / 2).exp() * noise_row
+        drawn = twin.model.picture(twin.model.decode(z, twin.model.conditions(number)))
         pairs = zip(backbone.maps(picture), backbone.maps(drawn), strict=True)
         distance = torch.stack([((a - b) ** 2).sum() / 2 for a, b in pairs]).sum()
         total = total + weight * (reconstruction + 1.5 * kl + 0.3 * distance).squeeze()
