@@ -10,6 +10,9 @@ Likelihoods, summed over pixels: "bernoulli", -Σ x log p + (1 - x) log(1 - p), 
 probability; "gaussian", Σ ½ ((x - m) / s)² + log s + ½ log 2π with one learned s a channel (σ-VAE, Rybkin et al. 2021).
 Norms are per record (GroupNorm), so that a drawing never depends on what else is drawn.
 
+A drawing is decoded from z = m_c + L_c ε, with m_c and L_c L_cᵀ the moving mean and covariance of the codes of records
+with its condition (`code_moments`): where z is, not where it should be. What is given and told as a code is ε.
+
 w_u rises from 0 to 1 over the first `kl_warmup_updates` (Bowman et al. 2016; Sønderby et al. 2016), so that codes are
 of use before they are dear. φ_l are the maps of a frozen backbone, x̂ the decoded picture (perceptual VAE: Hou et al.
 2017; as a likelihood of features, Larsen et al. 2016, f is one over its variance). Only training knows the backbone.
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone, BackboneOptions, references
+from models.code_moments import CodeMoments
 from models.generator import DrawingNetwork
 from models.labels import NONE
 from models.learner import (
@@ -127,6 +131,7 @@ class ImageVae(DrawingNetwork):
         size = math.prod(self.base)
 
         self.conditions = Conditions(len(self.classes), options.label_dim)
+        self.codes = CodeMoments(len(self.classes), options.latent)
         widths = [channels, narrow] + [wide] * (halvings - 1)
         self.down = nn.Sequential(*(Down(*pair) for pair in pairwise(widths)))
         self.posterior = nn.Linear(size + options.label_dim, 2 * options.latent)
@@ -149,15 +154,16 @@ class ImageVae(DrawingNetwork):
 
     def losses(self, x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) in [0, 1], numbers (B,), noise (B, Z) → (B,) -log p(x | z, c) and (B,) KL, in nats"""
-        decoded, kl = self.reconstructed(x, numbers, noise)
+        decoded, kl, _ = self.reconstructed(x, numbers, noise)
         return self.surprise(x, decoded), kl
 
-    def reconstructed(self, x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W) in [0, 1], numbers (B,), noise (B, Z) → what z is decoded to, as `decode`, and (B,) KL"""
+    def reconstructed(self, x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, C, H, W) in [0, 1], numbers (B,), noise (B, Z) → what z is decoded to, (B,) KL, and z (B, Z)"""
         condition = self.conditions(numbers)
         mean, log_variance = self.posterior_of(x, condition)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        return self.decode(mean + (0.5 * log_variance).exp() * noise, condition), kl
+        z = mean + (0.5 * log_variance).exp() * noise
+        return self.decode(z, condition), kl, z
 
     def surprise(self, x: Tensor, decoded: Tensor) -> Tensor:
         """x (B, C, H, W) in [0, 1] and what `decode` gave → (B,) -log p(x | z, c) in nats"""
@@ -173,20 +179,21 @@ class ImageVae(DrawingNetwork):
         return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
 
     def shades(self, z: Tensor, numbers: Tensor) -> Tensor:
-        """z (B, Z), class numbers (B,) → (B, C, H, W) the mean pictures"""
-        return self.picture(self.decode(z, self.conditions(numbers)))
+        """Codes ε (B, Z), class numbers (B,) → (B, C, H, W) the mean pictures"""
+        return self.picture(self.decode(self.codes.placed(z, numbers), self.conditions(numbers)))
 
     @torch.no_grad()
     def encode(self, x: Tensor, labels: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W) uint8 → mean and standard deviation of q(z | x, c), (B, Z) each.
+        """x (B, C, H, W) uint8 → mean and standard deviation of ε where z is of q(z | x, c), (B, Z) each.
 
         Raises:
             KeyError: a label that was never learned.
         """
         device = self.dense.weight.device
-        condition = self.conditions(torch.tensor(self.numbers(labels), dtype=torch.int64, device=device))
-        mean, log_variance = self.posterior_of(pixels(x.to(device)), condition)
-        return mean.cpu(), (0.5 * log_variance).exp().cpu()
+        numbers = torch.tensor(self.numbers(labels), dtype=torch.int64, device=device)
+        mean, log_variance = self.posterior_of(pixels(x.to(device)), self.conditions(numbers))
+        mean, deviation = self.codes.standardised(mean, (0.5 * log_variance).exp(), numbers)
+        return mean.cpu(), deviation.cpu()
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, labels: Sequence[str | None]) -> float:
@@ -278,7 +285,7 @@ class ImageVaeLearner(ReplayingLearner):
         y = y.masked_fill(dropped.to(self._device), NONE)
         noise = torch.randn(len(y), options.latent, generator=rng).to(self._device)
 
-        decoded, kl = self.model.reconstructed(x, y, noise)
+        decoded, kl, z = self.model.reconstructed(x, y, noise)
         surprise = self.model.surprise(x, decoded)
         losses = surprise + self._warmth() * options.beta * kl  # (N,)
         found = {"loss": surprise + kl, "kl_nats": kl}
@@ -290,6 +297,7 @@ class ImageVaeLearner(ReplayingLearner):
             loss = loss + options.source_weight * losses[target:].mean()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        self.model.codes.add(z.detach()[:target], y[:target])
 
         self._updates += 1
         self._memory.add(batch, numbers, rng)
@@ -355,6 +363,7 @@ class ImageVaeLearner(ReplayingLearner):
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
         shape = (classes, self.options.label_dim)
         self.model.conditions.grow(torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng))
+        self.model.codes.grow(classes)
 
 
 def _freeze(network: ImageVae, names: Sequence[str]) -> None:

@@ -166,4 +166,4 @@ def test_a_flushed_class_is_dreamed_no_more_until_it_comes_again() -> None:
     again = pictures(1, 4)
     dreams.add(batch(again), [1], RNG)
     drawn = dreams.draw(200, update_generator(SEED, 1))
-    assert torch.equal(drawn.x[drawn.y == 1].unique(dim=0), again)  # of one record, that is all there is
+    assert torch.equal(torch.unique(drawn.x[drawn.y == 1], dim=0), again)  # of one record, that is all there is

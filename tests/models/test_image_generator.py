@@ -162,6 +162,25 @@ def test_what_it_reconstructs_and_varies_is_the_picture_and_not_just_one_of_its_
         model.encode(x[:1], ["never"])
 
 
+def test_the_codes_of_each_class_are_spread_as_n_0_i() -> None:
+    one = case(replay_draws=64, label_dropout=0.5, learning_rate=1e-9)  # the encoder stays, where it begins: not there
+    ours = one.learner()
+    assert isinstance(ours, ImageVaeLearner)
+    for update in range(90):
+        ours.learn(one.batch(16 * update, 16), update_generator(SEED, update))
+    for label in (None, "0", "1", "7"):
+        mine = one.x[[row for row, y in enumerate(one.labels[:1440]) if label in (None, y)]]
+        mean, deviation = ours.model.encode(mine, [label] * len(mine))
+        assert mean.mean(0).abs().max() < 0.3
+        spread = mean.var(0) + deviation.square().mean(0)  # of what they are, and of what each may be
+        assert 0.6 < spread.min() < spread.max() < 1.6
+        numbers = torch.tensor(ours.model.numbers([label] * len(mine)))
+        condition = ours.model.conditions(numbers)
+        inside, _ = ours.model.posterior_of(pixels(mine), condition)
+        decoded = ours.model.picture(ours.model.decode(inside, condition))
+        assert (ours.model.shades(mean, numbers) - decoded).abs().max() < 1e-4
+
+
 def test_an_untrained_model_encodes_and_draws_numbers() -> None:
     model = case().learner().model
     assert isinstance(model, Autoencoder)
@@ -305,7 +324,8 @@ def test_the_loss_is_that_of_the_target_the_source_and_the_features() -> None:
         number, noise_row = torch.tensor([y[row]]), noise[row : row + 1]
         reconstruction, kl = twin.model.losses(picture, number, noise_row)
         mean, log_variance = twin.model.posterior_of(picture, twin.model.conditions(number))
-        drawn = twin.model.shades(mean + (log_variance / 2).exp() * noise_row, number)
+        z = mean + (log_variance / 2).exp() * noise_row
+        drawn = twin.model.picture(twin.model.decode(z, twin.model.conditions(number)))
         pairs = zip(backbone.maps(picture), backbone.maps(drawn), strict=True)
         distance = torch.stack([((a - b) ** 2).sum() / 2 for a, b in pairs]).sum()
         total = total + weight * (reconstruction + 1.5 * kl + 0.3 * distance).squeeze()
