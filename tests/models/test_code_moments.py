@@ -35,10 +35,12 @@ def test_until_the_horizon_they_are_numpys_whatever_the_batches(count: int, cuts
         ours.add(z[start:end], numbers[start:end])
     for row, number in enumerate((NONE, 0, 1)):
         mine = z[numbers == number].double().numpy()
-        squares = mine.T @ mine + LATENT * np.eye(LATENT)  # begun as so many codes of N(0, I)
-        np.testing.assert_allclose(ours.counts[row], LATENT + len(mine))
-        np.testing.assert_allclose(ours.means[row], mine.sum(0) / (LATENT + len(mine)), atol=1e-12)
-        np.testing.assert_allclose(ours.squares[row], squares / (LATENT + len(mine)), atol=1e-12)
+        total = LATENT + len(mine)
+        squares = (mine.T @ mine + LATENT * np.eye(LATENT)) / total  # begun as so many codes of N(0, I)
+        mean = mine.sum(0) / total
+        np.testing.assert_allclose(ours.counts[row], total)
+        np.testing.assert_allclose(ours.means[row], mean, atol=1e-5)
+        np.testing.assert_allclose(ours.covariances[row], squares - np.outer(mean, mean), atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [50, 4 * int(HORIZON)])
@@ -60,7 +62,7 @@ def test_drawn_codes_have_the_moments_of_the_class_and_go_back_to_where_they_cam
     noise = torch.randn(20000, LATENT, generator=torch.Generator().manual_seed(1))
     one = torch.ones(len(noise), dtype=torch.int64)
     drawn = ours.placed(noise, one)
-    wanted = ours.squares[2] - torch.outer(ours.means[2], ours.means[2])
+    wanted = ours.covariances[2].double()
     assert (drawn.mean(0) - ours.means[2]).abs().max() < 0.1
     assert (torch.cov(drawn.T).double() - wanted).abs().max() < 0.05 * wanted.abs().max()
     back, spread = ours.standardised(drawn, torch.ones_like(drawn), one)
