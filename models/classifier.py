@@ -8,10 +8,9 @@ records, from before the update, are the prequential prediction as well: evaluat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,17 +31,11 @@ class ClassifierOptions(Options):
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("balanced")
     replay_draws: int = Field(16, ge=0)  # records replayed in each update
-    strategy: StrategyName = structural("er")
-    logits_weight: float = structural(0.0, ge=0)  # α: how much replayed records keep the logits that they came with
-    logits_classes: int = structural(200, ge=1)  # of how many classes, the first ones, they are kept
+    strategy: StrategyName = structural("er-ace")
+    logits_weight: float = structural(0.3, ge=0)  # α, of er-ace and der++: how much replayed records keep their logits
+    logits_classes: int = structural(100, ge=1)  # of how many classes, the first ones, they are kept
     dream_components: int = structural(20, ge=1)  # of the distribution that `dreams` learns of each class
     dream_axes: int = structural(24, ge=1)  # of each component
-
-    @model_validator(mode="after")
-    def _kept(self) -> Self:
-        if self.logits_weight and self.strategy not in KEEPING_LOGITS:
-            raise ValueError(f"logits_weight is for the strategies {', '.join(KEEPING_LOGITS)}, not {self.strategy!r}.")
-        return self
 
     @property
     def replay_capacity(self) -> int:
@@ -59,7 +52,7 @@ class ClassifierOptions(Options):
             if dtype != torch.uint8:
                 raise ValueError("strategy 'dreams' draws pictures, and these records are none. Choose another one.")
             return Dreams(shape, device, self.dream_components, self.dream_axes)
-        logits = self.logits_classes if self.logits_weight else 0
+        logits = self.logits_classes if self.logits_weight and self.strategy in KEEPING_LOGITS else 0
         return ReplayMemory(self.replay_capacity, shape, dtype, device, self.replay_policy, logits)
 
 
@@ -124,9 +117,10 @@ class ClassifierLearner(ReplayingLearner):
         y = torch.cat([torch.tensor(numbers, device=self._device), replayed.y])  # (B + R,)
 
         logits = self._learning(self._shown(x, count, rng))  # (B + R, K)
-        kept = self._memory.logits(replayed.slots)
-        seen = Seen(logits[:count], y[:count], logits[count:], y[count:], *(kept or ()))
-        loss = STRATEGIES[self.options.strategy](seen, self.options.logits_weight)
+        kept, compared = self._memory.logits(replayed.slots) or (None, None)
+        alpha = self.options.logits_weight
+        seen = Seen(logits[:count], y[:count], logits[count:], y[count:], kept, compared, alpha)
+        loss = STRATEGIES[self.options.strategy](seen)
         self._loss(loss, rng).backward()  # type: ignore[no-untyped-call]
         came_with = logits[:count].detach()
         answers = self._answers(x[:count], came_with)

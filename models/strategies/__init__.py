@@ -19,7 +19,7 @@ from models.strategies.naive import naive
 from models.strategies.seen import Seen
 
 StrategyName = Literal["naive", "er", "er-ace", "der++", "dreams"]
-STRATEGIES: Mapping[StrategyName, Callable[[Seen, float], Tensor]] = {
+STRATEGIES: Mapping[StrategyName, Callable[[Seen], Tensor]] = {
     "naive": naive,
     "er": experience_replay,
     "er-ace": asymmetric,

@@ -13,5 +13,5 @@ from models.strategies.er import experience_replay
 from models.strategies.seen import Seen
 
 
-def dark_experience(seen: Seen, logits_weight: float) -> Tensor:
-    return experience_replay(seen, logits_weight) + logits_weight * seen.to_kept()
+def dark_experience(seen: Seen) -> Tensor:
+    return experience_replay(seen) + seen.from_kept()

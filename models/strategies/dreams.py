@@ -18,7 +18,7 @@ from models.strategies.er_ace import among_incoming
 from models.strategies.seen import Seen
 
 
-def generative_replay(seen: Seen, logits_weight: float) -> Tensor:
+def generative_replay(seen: Seen) -> Tensor:
     y = torch.cat([seen.y, seen.replayed_y])  # (B + R,)
     losses = F.cross_entropy(torch.cat([seen.logits, seen.replayed]), y, reduction="none")
     weights = 1 / (y[:, None] == y).sum(1)  # which sum to the number of classes

@@ -11,6 +11,6 @@ from torch.nn import functional as F
 from models.strategies.seen import Seen
 
 
-def experience_replay(seen: Seen, logits_weight: float) -> Tensor:
+def experience_replay(seen: Seen) -> Tensor:
     loss = F.cross_entropy(seen.logits, seen.y)
     return loss + F.cross_entropy(seen.replayed, seen.replayed_y) if len(seen.replayed_y) else loss

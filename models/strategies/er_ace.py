@@ -4,6 +4,7 @@
 
 C are the classes of the incoming batch: incoming records compete among these alone, so that they do not push down the
 logits of all that is not coming just now; the replayed ones compete among all (asymmetric cross-entropy, eqs. 3–4).
+Where nothing is replayed they compete among all: a batch of one class would teach nothing else.
 With α, `logits_weight`, replayed records also keep the logits z' that they came with, as in DER (`der`).
 """
 
@@ -16,11 +17,10 @@ from torch.nn import functional as F
 from models.strategies.seen import Seen
 
 
-def asymmetric(seen: Seen, logits_weight: float) -> Tensor:
-    loss = among_incoming(seen)
-    if len(seen.replayed_y):
-        loss = loss + F.cross_entropy(seen.replayed, seen.replayed_y)
-    return loss + logits_weight * seen.to_kept() if logits_weight else loss
+def asymmetric(seen: Seen) -> Tensor:
+    if not len(seen.replayed_y):
+        return F.cross_entropy(seen.logits, seen.y)
+    return among_incoming(seen) + F.cross_entropy(seen.replayed, seen.replayed_y) + seen.from_kept()
 
 
 def among_incoming(seen: Seen) -> Tensor:

@@ -18,12 +18,13 @@ class Seen:
     replayed_y: Tensor  # (R,)
     kept: Tensor | None = None  # (R, L) logits of replayed records when they came
     compared: Tensor | None = None  # (R, L) bool: which of these there are; classes that came up later have none
+    logits_weight: float = 0.0  # α
 
-    def to_kept(self) -> Tensor:
-        """Mean squared difference of the replayed records' logits from those that were kept; 0 where there are none."""
+    def from_kept(self) -> Tensor:
+        """α mean |f(x') - z'|², over the logits that were kept; 0 where there are none."""
         if self.kept is None or self.compared is None or not self.compared.any():
             return self.logits.new_zeros(())
         ours = self.replayed[:, : self.kept.shape[1]]
         missing = self.kept.shape[1] - ours.shape[1]
         squares = (F.pad(ours, (0, missing)) - self.kept).square().masked_fill(~self.compared, 0.0)
-        return squares.sum() / self.compared.sum()
+        return self.logits_weight * squares.sum() / self.compared.sum()
