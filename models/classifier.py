@@ -32,7 +32,7 @@ class ClassifierOptions(Options):
     replay_policy: PolicyName = structural("balanced")
     replay_draws: int = Field(16, ge=0)  # records replayed in each update
     strategy: StrategyName = structural("er-ace")
-    logits_weight: float = structural(0.3, ge=0)  # α, of er-ace and der++: how much replayed records keep their logits
+    logits_weight: float = structural(0.1, ge=0)  # α, of er-ace and der++: how much replayed records keep their logits
     logits_classes: int = structural(100, ge=1)  # of how many classes, the first ones, they are kept
     dream_components: int = structural(20, ge=1)  # of the distribution that `dreams` learns of each class
     dream_axes: int = structural(24, ge=1)  # of each component
