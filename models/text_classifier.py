@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.hashing import ngrams
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
 from models.memory import Changed, ReplayMemory
 from models.network import seeded
-
-BASE = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio as int64: the base of the rolling hash
-MIX = 0xBF58476D1CE4E5B9 - (1 << 64)  # from the finaliser of SplitMix64 (Steele et al. 2014)
 
 
 class TextClassifierOptions(ClassifierOptions):
@@ -35,34 +33,6 @@ class TextClassifierOptions(ClassifierOptions):
     buckets: int = structural(1 << 16, ge=2)
     dim: int = structural(32, ge=1)
     hidden: int = structural(128, ge=1)
-
-
-def ngrams(x: Tensor, orders: int, buckets: int) -> tuple[Tensor, Tensor]:
-    """The bucket of every n-gram of every text, without a loop over texts.
-
-    The hash of order n is the polynomial h_n(i) = h_{n-1}(i) · BASE + x(i + n - 1) + 1 modulo 2^64, begun at n, and
-    its bits are mixed before the modulus.
-
-    Args:
-        x: (B, L) code points, zero-padded at the end.
-
-    Returns:
-        (N,) int64 the buckets of all texts, one text after the other; (B,) int64 where each text begins.
-    """
-    points = x.to(torch.int64)
-    length = points.shape[1]
-    hashes, valid = [], []
-    rolling = torch.zeros_like(points)
-    for n in range(1, min(orders, length) + 1):
-        last = points[:, n - 1 :]  # (B, L - n + 1) the last code point of each n-gram
-        rolling = rolling[:, : length - n + 1] * BASE + last + 1
-        mixed = (rolling + n) * MIX
-        mixed = (mixed ^ (mixed >> 29)) * BASE
-        hashes.append((mixed >> 31) % buckets)  # % is never negative in torch
-        valid.append(last != 0)
-    found = torch.cat(valid, 1)  # (B, all n-grams)
-    counts = found.sum(1)
-    return torch.cat(hashes, 1)[found], counts.cumsum(0) - counts
 
 
 class HashTable(nn.Module):
@@ -137,7 +107,8 @@ class TextClassifier(ClassifierNetwork):
         self.dense = nn.Linear(options.dim, options.hidden)
 
     def features(self, x: Tensor) -> Tensor:
-        mean = self.table(*ngrams(x, self.orders, len(self.table.weight)))  # (B, dim)
+        found = ngrams(x, range(1, self.orders + 1))
+        mean = self.table(*found.rows(len(self.table.weight)))  # (B, dim)
         return torch.relu(self.dense(self.norm(mean)))  # (B, hidden)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,15 +16,16 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
+from benchmarks.learners.texts import intents
 from benchmarks.learning.runs import Run, run
-from benchmarks.learning.streams import pairs, sorted_by_class
+from benchmarks.learning.streams import domains, pairs, sorted_by_class
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
 from models.registry import BUILTIN
 from pipeline import __version__
 
 HERE = Path(__file__).parent
-#: what is tried out is judged on these, the last so many of the training set: they are never learned
+#: what is tried out is judged on the last so many of the training set, which are not learned, or on a validation set
 TUNING = 5000
 DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
 CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
@@ -39,6 +40,8 @@ class Part:
     learner: str
     options: Mapping[str, Any]
     wanted: float | None = None  # final accuracy
+    groups: Callable[[Path, Set], Sequence[Sequence[str]]] = lambda data, records: pairs(records.labels)  # in turn
+    validation: str | None = None  # what is tried out is judged on this part; None: see TUNING
 
 
 def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +54,10 @@ def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
         "augment": warp,
         "augment_incoming": False,
     }
+
+
+def by_domain(data: Path, records: Set) -> Sequence[Sequence[str]]:
+    return domains(data)
 
 
 PARTS = {
@@ -70,6 +77,9 @@ PARTS = {
         "Split-Fashion-MNIST, replay memory 1000", clothes, "image-classifier", replaying(1000, CLOTHES_WARP), 0.865
     ),
     "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
+    "clinc-analytic": Part(
+        "CLINC150 by domain, no stored data", intents, "text-analytic", {"width": 2048}, 0.923, by_domain, "val"
+    ),
 }
 
 
@@ -89,13 +99,16 @@ def main(
         part = PARTS[name]
         began_s = time.monotonic()
         train = part.records(data)
-        held = range(len(train) - TUNING, len(train))
-        test = train.take(held) if tuning else part.records(data, "test")
-        learned = train.take(range(held.start)) if tuning else train
+        learned, test = train, part.records(data, "test")
+        if tuning and part.validation:
+            test = part.records(data, part.validation)
+        elif tuning:
+            held = range(len(train) - TUNING, len(train))
+            learned, test = train.take(range(held.start)), train.take(held)
         runs = []
         with others() as taken:
             for seed in range(seeds):
-                stream = sorted_by_class(learned, pairs(learned.labels), seed)
+                stream = sorted_by_class(learned, part.groups(data, learned), seed)
                 runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
                 told = {key: value for key, value in runs[-1].json().items() if key != "by_part"}
                 say(f"{name}, seed {seed}: {told}")

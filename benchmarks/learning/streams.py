@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,9 @@ def pairs(labels: Sequence[str], size: int = 2) -> list[list[str]]:
     """The class names in order, so many in each group."""
     names = sorted(set(labels))
     return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def domains(data: Path) -> list[list[str]]:
+    """CLINC150's intents, fifteen in each of ten domains, which come in turn."""
+    found: dict[str, list[str]] = json.loads((data / "clinc150" / "domains.json").read_text("utf-8"))
+    return list(found.values())
