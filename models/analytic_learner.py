@@ -50,7 +50,7 @@ class AnalyticModel(nn.Module):
     def __init__(self, width: int, classes: Sequence[str]) -> None:
         super().__init__()
         self.classes = list(classes)
-        self.reads = (width,)  # what decides its features
+        self.reads: tuple[int, ...] = (width,)  # what decides its features
         self.register_buffer("weight", torch.zeros(len(self.classes), width))
         self.register_buffer("bias", torch.zeros(len(self.classes)))
         self.register_buffer("sharpness", torch.ones(()))

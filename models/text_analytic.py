@@ -65,7 +65,8 @@ class TextAnalytic(AnalyticModel):
         signs = torch.where(found.there, (mixed(found.hashes) >> 63) * 2 + 1, 0).float()
         v = torch.zeros(len(x), self.weight.shape[1], device=x.device)
         v.scatter_add_(1, bucket(found.hashes, v.shape[1]), signs)
-        return (v * (SCALE / v.norm(dim=1, keepdim=True).clamp_min(1))).round()
+        length: Tensor = v.norm(dim=1, keepdim=True)
+        return (v * (SCALE / length.clamp_min(1))).round()
 
     def prior(self, x: Tensor) -> Tensor:
         """β log p(x | c), less its mean over the classes."""
@@ -79,7 +80,7 @@ class TextAnalytic(AnalyticModel):
         """x (B, L) → N features of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
         found, buckets = hashes(x), len(self.counts)
         text = torch.arange(len(x), device=x.device)[:, None]
-        pairs = (text * buckets + bucket(found.hashes, buckets))[found.there].unique()
+        pairs: Tensor = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there])  # type: ignore[no-untyped-call]
         return pairs // buckets, pairs % buckets
 
     def grow(self, classes: int) -> None:

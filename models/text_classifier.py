@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
-from models.hashing import ngrams
+from models.hashing import Found, both, ngrams, words
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
 from models.memory import Changed, ReplayMemory
 from models.network import seeded
@@ -30,6 +30,8 @@ class TextClassifierOptions(ClassifierOptions):
     learning_rate: float = Field(3e-3, gt=0)  # of the dense layers
     table_learning_rate: float = Field(1e-2, gt=0)
     orders: int = structural(4, ge=1, le=8)
+    words: bool = structural(False)  # words and pairs of words as well
+    dropout: float = Field(0.0, ge=0, lt=1)  # of a replayed text's n-grams and words, the share that is left out
     buckets: int = structural(1 << 16, ge=2)
     dim: int = structural(32, ge=1)
     hidden: int = structural(128, ge=1)
@@ -101,13 +103,18 @@ class TextClassifier(ClassifierNetwork):
 
     def __init__(self, options: TextClassifierOptions, classes: Sequence[str]) -> None:
         super().__init__(options.hidden, classes)
-        self.orders = options.orders
+        self.orders = range(1, options.orders + 1)
+        self.words = options.words
         self.table = HashTable(options.buckets, options.dim)
         self.norm = nn.LayerNorm(options.dim)
         self.dense = nn.Linear(options.dim, options.hidden)
 
-    def features(self, x: Tensor) -> Tensor:
-        found = ngrams(x, range(1, self.orders + 1))
+    def found(self, x: Tensor) -> Found:
+        """x (B, L) code points → what is in each text."""
+        return both(ngrams(x, self.orders), words(x)) if self.words else ngrams(x, self.orders)
+
+    def features(self, x: Tensor | Found) -> Tensor:
+        found = self.found(x) if isinstance(x, Tensor) else x
         mean = self.table(*found.rows(len(self.table.weight)))  # (B, dim)
         return torch.relu(self.dense(self.norm(mean)))  # (B, hidden)
 
@@ -135,6 +142,14 @@ class TextClassifierLearner(ClassifierLearner):
         table = {name: training.pop(name) for name in ("optimizer/table.rows",) if name in training}
         super().restore(State(state.serving, training, state.meta))
         self._table_optimizer.restore(table)
+
+    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor | Found:
+        if not self.options.dropout:
+            return x
+        hashes, there = self.model.found(x)
+        kept = torch.rand(there.shape, generator=rng).to(there.device) >= self.options.dropout
+        kept[:incoming] = True  # so that their logits are the prediction
+        return Found(hashes, there & kept)
 
     def _step(self) -> None:
         super()._step()

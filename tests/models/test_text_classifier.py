@@ -7,11 +7,12 @@ import math
 import torch
 from torch.nn import functional as F
 
+from models.hashing import Found
 from models.learner import update_generator
 from models.registry import BUILTIN
-from models.text_classifier import HashTable, RowRms, TextClassifierOptions
+from models.text_classifier import HashTable, RowRms, TextClassifier, TextClassifierLearner, TextClassifierOptions
 from tests.models.contract import GREETINGS, SEED, Case, texts
-from tests.models.hashed import ngrams_of, padded
+from tests.models.hashed import ngrams_of, padded, words_of
 
 BLUEPRINT = BUILTIN["text-classifier"]
 
@@ -81,3 +82,25 @@ def test_a_commit_names_the_rows_that_were_seen_and_no_others() -> None:
     }
     assert set(changed.tolist()) <= seen  # type: ignore[union-attr]
     assert len(changed) > 50  # type: ignore[arg-type]
+
+
+def test_replayed_texts_lose_a_part_and_incoming_ones_nothing() -> None:
+    options = TextClassifierOptions(buckets=4096, dim=4, words=True, dropout=0.4)
+    case = Case(BLUEPRINT, options, *texts())
+    ours = case.learner()
+    assert isinstance(ours, TextClassifierLearner)
+    whole = ours.model.found(case.x)
+    shown = ours._shown(case.x, 100, update_generator(SEED, 0))
+    assert isinstance(shown, Found)
+    assert torch.equal(shown.hashes, whole.hashes)
+    assert torch.equal(shown.there[:100], whole.there[:100])
+    assert not (shown.there & ~whole.there).any()
+    kept = shown.there[100:].sum() / whole.there[100:].sum()
+    assert abs(kept.item() - 0.6) < 0.02
+
+
+def test_words_are_read_where_they_are_asked_for() -> None:
+    x = padded(["where is it"], 16)
+    with_words = TextClassifier(TextClassifierOptions(buckets=64, dim=4, orders=2, words=True), ()).found(x)
+    found = with_words.hashes[with_words.there].tolist()
+    assert found == [*ngrams_of("where is it", range(1, 3)), *words_of("where is it")]
