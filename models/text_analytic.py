@@ -80,7 +80,7 @@ class TextAnalytic(AnalyticModel):
         """x (B, L) → N features of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
         found, buckets = hashes(x), len(self.counts)
         text = torch.arange(len(x), device=x.device)[:, None]
-        pairs: Tensor = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there])  # type: ignore[no-untyped-call]
+        pairs: Tensor = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there])
         return pairs // buckets, pairs % buckets
 
     def grow(self, classes: int) -> None:
