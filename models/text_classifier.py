@@ -34,7 +34,7 @@ class TextClassifierOptions(ClassifierOptions):
     dropout: float = Field(0.0, ge=0, lt=1)  # of a replayed text's n-grams and words, the share that is left out
     buckets: int = structural(1 << 16, ge=2)
     dim: int = structural(32, ge=1)
-    hidden: int = structural(128, ge=1)
+    hidden: int = structural(128, ge=0)  # 0: the head is on the normalised mean itself
 
 
 class HashTable(nn.Module):
@@ -102,12 +102,13 @@ class TextClassifier(ClassifierNetwork):
     """The network. Texts are (B, L) int32."""
 
     def __init__(self, options: TextClassifierOptions, classes: Sequence[str]) -> None:
-        super().__init__(options.hidden, classes)
+        super().__init__(options.hidden or options.dim, classes)
         self.orders = range(1, options.orders + 1)
-        self.words = options.words
+        self.words, self.hidden = options.words, options.hidden
         self.table = HashTable(options.buckets, options.dim)
         self.norm = nn.LayerNorm(options.dim)
-        self.dense = nn.Linear(options.dim, options.hidden)
+        if options.hidden:
+            self.dense = nn.Linear(options.dim, options.hidden)
 
     def found(self, x: Tensor) -> Found:
         """x (B, L) code points → what is in each text."""
@@ -116,7 +117,8 @@ class TextClassifier(ClassifierNetwork):
     def features(self, x: Tensor | Found) -> Tensor:
         found = self.found(x) if isinstance(x, Tensor) else x
         mean = self.table(*found.rows(len(self.table.weight)))  # (B, dim)
-        return torch.relu(self.dense(self.norm(mean)))  # (B, hidden)
+        normalised: Tensor = self.norm(mean)
+        return torch.relu(self.dense(normalised)) if self.hidden else normalised  # (B, hidden)
 
 
 class TextClassifierLearner(ClassifierLearner):
