@@ -26,8 +26,6 @@ from models.learner import Batch, Options, Report, State, copy_into
 from models.network import widened
 
 SHARE = 0.1  # of all records: when so many are not in the head, it is solved anew
-#: from which the sharpness of answers is chosen
-SHARPNESS = tuple(2.0**k for k in range(-2, 10))
 HORIZON = 2000  # records over which it is judged
 
 
@@ -89,6 +87,8 @@ class AnalyticLearner:
     needs_label = True
     replay_capacity = 0
     replay_size = 0
+    #: τ is the one of these that the predictions of late would have fared best with
+    sharpness = tuple(2.0**k for k in range(-2, 10))
 
     def __init__(self, network: AnalyticModel, options: AnalyticOptions, device: torch.device) -> None:
         self.options = options
@@ -97,7 +97,7 @@ class AnalyticLearner:
         self._labels = Labels(network.classes, options.max_classes)
         self._sums = Sums(network.weight.shape[1], device)
         self._fresh = torch.zeros(0, dtype=torch.float64)  # of each class, records that the head was not solved from
-        self._losses = torch.zeros(len(SHARPNESS), dtype=torch.float64)  # of each sharpness: sums that fade
+        self._losses = torch.zeros(len(self.sharpness), dtype=torch.float64)  # of each sharpness: sums that fade
         self._solver = ThreadPoolExecutor(1, "solve", torch.set_num_threads, (torch.get_num_threads(),))
         self._solving: Future[Solved] | None = None
 
@@ -196,9 +196,9 @@ class AnalyticLearner:
         prior = F.pad(prior, (0, new)) if prior.dim() else prior
         loss = F.cross_entropy(model.sharpness.cpu() * scores + prior, y).item()
         kept = 0.5 ** (len(y) / HORIZON)
-        every = [F.cross_entropy(sharpness * scores + prior, y, reduction="sum") for sharpness in SHARPNESS]
+        every = [F.cross_entropy(sharpness * scores + prior, y, reduction="sum") for sharpness in self.sharpness]
         self._losses = kept * self._losses + torch.stack(every)
-        model.sharpness.fill_(SHARPNESS[int(self._losses.argmin())])
+        model.sharpness.fill_(self.sharpness[int(self._losses.argmin())])
         return loss
 
     def _due(self) -> bool:
