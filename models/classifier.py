@@ -8,6 +8,7 @@ records, from before the update, are the prequential prediction as well: evaluat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -129,7 +130,7 @@ class ClassifierLearner(ReplayingLearner):
         self._memory.add(batch, numbers, rng, came_with)
         return Report(F.cross_entropy(answers, y[:count]).item(), self._predicted(answers, known))
 
-    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor:
+    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Any:
         """What the network learns in place of the records, of which so many are incoming, the others replayed."""
         return x
 

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.hashing import Found, both, ngrams, words
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
 from models.memory import Changed, Memory
 from models.network import seeded
-
-BASE = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio as int64: the base of the rolling hash
-MIX = 0xBF58476D1CE4E5B9 - (1 << 64)  # from the finaliser of SplitMix64 (Steele et al. 2014)
 
 
 class TextClassifierOptions(ClassifierOptions):
@@ -32,37 +30,11 @@ class TextClassifierOptions(ClassifierOptions):
     learning_rate: float = Field(3e-3, gt=0)  # of the dense layers
     table_learning_rate: float = Field(1e-2, gt=0)
     orders: int = structural(4, ge=1, le=8)
+    words: bool = structural(False)  # words and pairs of words as well
+    dropout: float = Field(0.0, ge=0, lt=1)  # of a replayed text's n-grams and words, the share that is left out
     buckets: int = structural(1 << 16, ge=2)
     dim: int = structural(32, ge=1)
-    hidden: int = structural(128, ge=1)
-
-
-def ngrams(x: Tensor, orders: int, buckets: int) -> tuple[Tensor, Tensor]:
-    """The bucket of every n-gram of every text, without a loop over texts.
-
-    The hash of order n is the polynomial h_n(i) = h_{n-1}(i) · BASE + x(i + n - 1) + 1 modulo 2^64, begun at n, and
-    its bits are mixed before the modulus.
-
-    Args:
-        x: (B, L) code points, zero-padded at the end.
-
-    Returns:
-        (N,) int64 the buckets of all texts, one text after the other; (B,) int64 where each text begins.
-    """
-    points = x.to(torch.int64)
-    length = points.shape[1]
-    hashes, valid = [], []
-    rolling = torch.zeros_like(points)
-    for n in range(1, min(orders, length) + 1):
-        last = points[:, n - 1 :]  # (B, L - n + 1) the last code point of each n-gram
-        rolling = rolling[:, : length - n + 1] * BASE + last + 1
-        mixed = (rolling + n) * MIX
-        mixed = (mixed ^ (mixed >> 29)) * BASE
-        hashes.append((mixed >> 31) % buckets)  # % is never negative in torch
-        valid.append(last != 0)
-    found = torch.cat(valid, 1)  # (B, all n-grams)
-    counts = found.sum(1)
-    return torch.cat(hashes, 1)[found], counts.cumsum(0) - counts
+    hidden: int = structural(128, ge=0)  # 0: the head is on the normalised mean itself
 
 
 class HashTable(nn.Module):
@@ -130,15 +102,23 @@ class TextClassifier(ClassifierNetwork):
     """The network. Texts are (B, L) int32."""
 
     def __init__(self, options: TextClassifierOptions, classes: Sequence[str]) -> None:
-        super().__init__(options.hidden, classes)
-        self.orders = options.orders
+        super().__init__(options.hidden or options.dim, classes)
+        self.orders = range(1, options.orders + 1)
+        self.words, self.hidden = options.words, options.hidden
         self.table = HashTable(options.buckets, options.dim)
         self.norm = nn.LayerNorm(options.dim)
-        self.dense = nn.Linear(options.dim, options.hidden)
+        if options.hidden:
+            self.dense = nn.Linear(options.dim, options.hidden)
 
-    def features(self, x: Tensor) -> Tensor:
-        mean = self.table(*ngrams(x, self.orders, len(self.table.weight)))  # (B, dim)
-        return torch.relu(self.dense(self.norm(mean)))  # (B, hidden)
+    def found(self, x: Tensor) -> Found:
+        """x (B, L) code points → what is in each text."""
+        return both(ngrams(x, self.orders), words(x)) if self.words else ngrams(x, self.orders)
+
+    def features(self, x: Tensor | Found) -> Tensor:
+        found = self.found(x) if isinstance(x, Tensor) else x
+        mean = self.table(*found.rows(len(self.table.weight)))  # (B, dim)
+        normalised: Tensor = self.norm(mean)
+        return torch.relu(self.dense(normalised)) if self.hidden else normalised  # (B, hidden)
 
 
 class TextClassifierLearner(ClassifierLearner):
@@ -164,6 +144,14 @@ class TextClassifierLearner(ClassifierLearner):
         table = {name: training.pop(name) for name in ("optimizer/table.rows",) if name in training}
         super().restore(State(state.serving, training, state.meta))
         self._table_optimizer.restore(table)
+
+    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor | Found:
+        if not self.options.dropout:
+            return x
+        hashes, there = self.model.found(x)
+        kept = torch.rand(there.shape, generator=rng).to(there.device) >= self.options.dropout
+        kept[:incoming] = True  # so that their logits are the prediction
+        return Found(hashes, there & kept)
 
     def _step(self) -> None:
         super()._step()

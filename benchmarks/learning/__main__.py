@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,9 +16,10 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
+from benchmarks.learners.texts import intents
 from benchmarks.learning import constant, drift
 from benchmarks.learning.runs import Run, run
-from benchmarks.learning.streams import pairs, sorted_by_class, split
+from benchmarks.learning.streams import domains, pairs, sorted_by_class, split
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
 from models.registry import BUILTIN
@@ -27,6 +28,22 @@ from pipeline import __version__
 HERE = Path(__file__).parent
 DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
 CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
+
+#: of the text classifier: no dense layer, which forgets more than it learns
+REQUESTS = {
+    "strategy": "er-ace",
+    "logits_weight": 0.1,
+    "logits_classes": 150,
+    "replay_slots": 500,
+    "replay_draws": 100,
+    "dropout": 0.3,
+    "words": True,
+    "orders": 5,
+    "dim": 128,
+    "hidden": 0,
+    "learning_rate": 5e-4,
+    "table_learning_rate": 1e-3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,8 @@ class Part:
     learner: str
     options: Mapping[str, Any]
     wanted: float | None = None  # final accuracy
+    groups: Callable[[Path, Set], Sequence[Sequence[str]]] = lambda data, records: pairs(records.labels)  # in turn
+    validation: str | None = None  # what is tried out is judged on this part; None: on `TUNING` training records
 
 
 def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +81,10 @@ def dreaming(warp: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def by_domain(data: Path, records: Set) -> Sequence[Sequence[str]]:
+    return domains(data)
+
+
 PARTS = {
     "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", {"strategy": "naive"}),
     "mnist-replay-200": Part(
@@ -82,6 +105,12 @@ PARTS = {
         "Split-Fashion-MNIST, replay memory 1000", clothes, "image-classifier", replaying(1000, CLOTHES_WARP), 0.865
     ),
     "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
+    "clinc-replay-500": Part(
+        "CLINC150 by domain, replay memory 500", intents, "text-classifier", REQUESTS, 0.88, by_domain, "val"
+    ),
+    "clinc-analytic": Part(
+        "CLINC150 by domain, no stored data", intents, "text-analytic", {"width": 2048}, 0.923, by_domain, "val"
+    ),
 }
 
 
@@ -126,10 +155,10 @@ def main(
 def measure(name: str, data: Path, seeds: int, tuning: bool) -> list[Run]:
     """One run a seed."""
     part = PARTS[name]
-    learned, test = split(part.records, data, tuning)
+    learned, test = split(part.records, data, tuning, part.validation)
     runs = []
     for seed in range(seeds):
-        stream = sorted_by_class(learned, pairs(learned.labels), seed)
+        stream = sorted_by_class(learned, part.groups(data, learned), seed)
         runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
         say(f"{name}, seed {seed}: { {key: value for key, value in runs[-1].json().items() if key != 'by_part'} }")
     return runs

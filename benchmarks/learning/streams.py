@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ class Stream:
     parts: Sequence[tuple[Sequence[str], int]]
 
 
-def split(records: Callable[..., Set], data: Path, tuning: bool) -> tuple[Set, Set]:
-    """What is learned, and what it is judged on."""
+def split(records: Callable[..., Set], data: Path, tuning: bool, validation: str | None = None) -> tuple[Set, Set]:
+    """What is learned, and what it is judged on; in tuning that is the part `validation`, where a set has one."""
     train = records(data)
+    if tuning and validation:
+        return train, records(data, validation)
     held = range(len(train) - TUNING, len(train))
     return (train.take(range(held.start)), train.take(held)) if tuning else (train, records(data, "test"))
 
@@ -55,3 +58,9 @@ def turning(records: Set, seed: int) -> Set:
     middle = len(stream) // 2000 * 1000
     then = turned(stream.take(range(middle, len(stream))))
     return Set(torch.cat([stream.x[:middle], then.x]), stream.labels)
+
+
+def domains(data: Path) -> list[list[str]]:
+    """CLINC150's intents, fifteen in each of ten domains, which come in turn."""
+    found: dict[str, list[str]] = json.loads((data / "clinc150" / "domains.json").read_text("utf-8"))
+    return list(found.values())

@@ -4,9 +4,8 @@
 
 C are the classes of the incoming batch: incoming records compete among these alone, so that they do not push down the
 logits of all that is not coming just now; the replayed ones compete among all (asymmetric cross-entropy, eqs. 3–4).
-Where nothing is replayed they compete among all: a batch of one class would teach nothing else.
-Where nothing is replayed they compete among all: a batch of one class would teach nothing else. With α, `logits_weight`,
-replayed records also keep the logits z' that they came with, as in DER (`der`).
+Where nothing is replayed they compete among all: a batch of one class would teach nothing else. With α, that is
+`logits_weight`, replayed records also keep the logits z' that they came with, as in DER (`der`).
 """
 
 from __future__ import annotations

@@ -117,6 +117,7 @@ WAYS = {
     "image-restorer": Way("image-restorer", {**NETWORK, "depth": 1}, pictures, restores),
     "image-recogniser": Way("image-recogniser", {"source": JUDGE}, pictures, recognises),
     "image-restyler": Way("image-restyler", {"source": JUDGE, **NETWORK}, pictures_and_styles, restyles),
+    "text-analytic": Way("text-analytic", {"width": 16, "buckets": 64}, texts, WORDS, TEXT),
     "text-classifier": Way("text-classifier", {"buckets": 64, "dim": 8, **REPLAY}, texts, WORDS, TEXT),
     "text-gru": Way("text-gru", {"dim": 8, "hidden": 8, **REPLAY}, texts, WORDS, TEXT),
     "text-encoder": Way("text-encoder", {"folder": FOLDER, **REPLAY}, texts, WORDS, TEXT),

@@ -49,6 +49,9 @@ CASES = {
     "image-classifier, dreams": image_case(IMAGE.model_copy(update={"strategy": "dreams", "dream_components": 2})),
     "image-classifier, no memory": image_case(IMAGE.model_copy(update={"replay_slots": 0})),
     "text-classifier": text_case(TEXT),
+    "text-classifier, words, dropout, no dense layer": text_case(
+        TEXT.model_copy(update={"words": True, "dropout": 0.5, "hidden": 0})
+    ),
     "image-vae": vae_case(VAE),
     "image-vae, gaussian": vae_case(VAE.model_copy(update={"likelihood": "gaussian", "replay_policy": "balanced"})),
     "a user's own": Case(class_means.blueprint, class_means.MeansOptions(), *digits()),

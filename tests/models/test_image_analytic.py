@@ -12,7 +12,8 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from models.analytic import HeadName, Sums, packed, unpacked
-from models.image_analytic import BLUEPRINT, ImageAnalyticLearner, ImageAnalyticOptions
+from models.analytic_learner import AnalyticLearner
+from models.image_analytic import BLUEPRINT, ImageAnalyticOptions
 from models.learner import Batch, update_generator
 from tests.models.contract import CPU, SEED, Case, LearnerContract, digits, same
 
@@ -33,13 +34,13 @@ class TestContract(LearnerContract):
         assert same(case.learned().capture(), case.learned(seed=SEED + 1).capture())
 
 
-def learner_of(case: Case) -> ImageAnalyticLearner:
+def learner_of(case: Case) -> AnalyticLearner:
     learner = case.learner()
-    assert isinstance(learner, ImageAnalyticLearner)
+    assert isinstance(learner, AnalyticLearner)
     return learner
 
 
-def learned(case: Case, rows: list[int], size: int = 16) -> ImageAnalyticLearner:
+def learned(case: Case, rows: list[int], size: int = 16) -> AnalyticLearner:
     """After these records, in this order; the head of the end."""
     learner = learner_of(case)
     for update, start in enumerate(range(0, len(rows), size)):

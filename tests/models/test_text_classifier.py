@@ -1,62 +1,20 @@
-"""The text classifier alone: hashing against plain Python, the table's gradient and step against the equations."""
+"""The text classifier alone: the table's gradient and step against the equations."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from models.hashing import Found
 from models.learner import update_generator
 from models.registry import BUILTIN
-from models.text_classifier import BASE, MIX, HashTable, RowRms, TextClassifierOptions, ngrams
+from models.text_classifier import HashTable, RowRms, TextClassifier, TextClassifierLearner, TextClassifierOptions
 from tests.models.contract import GREETINGS, SEED, Case, texts
+from tests.models.hashed import ngrams_of, padded, words_of
 
 BLUEPRINT = BUILTIN["text-classifier"]
-TEXTS = st.lists(st.text(st.characters(min_codepoint=1, codec="utf-8"), max_size=12), min_size=1, max_size=5)
-
-
-def padded(some: list[str], length: int) -> torch.Tensor:
-    return torch.tensor([[ord(c) for c in text] + [0] * (length - len(text)) for text in some], dtype=torch.int32)
-
-
-def signed(value: int) -> int:
-    """As 64 bits with a sign."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def buckets_of(text: str, orders: int, buckets: int) -> list[int]:
-    """The hash of every n-gram, one at a time, shorter ones first."""
-    found = []
-    for n in range(1, orders + 1):
-        for start in range(len(text) - n + 1):
-            value = 0
-            for c in text[start : start + n]:
-                value = signed(value * BASE + ord(c) + 1)
-            value = signed((value + n) * MIX)
-            value = signed((value ^ (value >> 29)) * BASE)
-            found.append((value >> 31) % buckets)
-    return found
-
-
-@settings(deadline=None, max_examples=60)
-@given(TEXTS, st.integers(1, 5), st.integers(0, 3))
-def test_every_ngram_of_every_text_is_hashed_once(some: list[str], orders: int, padding: int) -> None:
-    rows, starts = ngrams(padded(some, 12 + padding), orders, 1000)
-    ends = [*starts.tolist()[1:], len(rows)]
-    for text, start, end in zip(some, starts.tolist(), ends, strict=True):
-        assert rows[start:end].tolist() == buckets_of(text, orders, 1000)
-
-
-def test_hashes_spread_over_the_table() -> None:
-    points = torch.arange(1, 20_001).view(-1, 4)
-    rows, _ = ngrams(points, 4, 1 << 10)
-    counts = torch.bincount(rows, minlength=1 << 10).double()  # 50,000 n-grams over 1,024 buckets
-    expected = len(rows) / (1 << 10)
-    chi_squared = ((counts - expected) ** 2 / expected).sum().item()
-    assert abs(chi_squared - 1023) < 6 * math.sqrt(2 * 1023)
 
 
 def test_the_gradient_of_the_touched_rows_is_the_tables() -> None:
@@ -119,6 +77,30 @@ def test_a_commit_names_the_rows_that_were_seen_and_no_others() -> None:
     ours.capture()
     case.learn(ours, range(1))
     changed = ours.capture().serving["table.weight"].changed  # type: ignore[union-attr]
-    seen = {row for some in GREETINGS.values() for text in some[:2] for row in buckets_of(text, 4, 4096)}
+    seen = {
+        (row >> 31) % 4096 for some in GREETINGS.values() for text in some[:2] for row in ngrams_of(text, range(1, 5))
+    }
     assert set(changed.tolist()) <= seen  # type: ignore[union-attr]
     assert len(changed) > 50  # type: ignore[arg-type]
+
+
+def test_replayed_texts_lose_a_part_and_incoming_ones_nothing() -> None:
+    options = TextClassifierOptions(buckets=4096, dim=4, words=True, dropout=0.4)
+    case = Case(BLUEPRINT, options, *texts())
+    ours = case.learner()
+    assert isinstance(ours, TextClassifierLearner)
+    whole = ours.model.found(case.x)
+    shown = ours._shown(case.x, 100, update_generator(SEED, 0))
+    assert isinstance(shown, Found)
+    assert torch.equal(shown.hashes, whole.hashes)
+    assert torch.equal(shown.there[:100], whole.there[:100])
+    assert not (shown.there & ~whole.there).any()
+    kept = shown.there[100:].sum() / whole.there[100:].sum()
+    assert abs(kept.item() - 0.6) < 0.02
+
+
+def test_words_are_read_where_they_are_asked_for() -> None:
+    x = padded(["where is it"], 16)
+    with_words = TextClassifier(TextClassifierOptions(buckets=64, dim=4, orders=2, words=True), ()).found(x)
+    found = with_words.hashes[with_words.there].tolist()
+    assert found == [*ngrams_of("where is it", range(1, 3)), *words_of("where is it")]
