@@ -3,7 +3,7 @@
 Whatever the order of the stream, the same sums; so a stream that is sorted by class is learned like a shuffled one, in
 one pass, at a constant cost a record.
 
-Adding a record costs D², solving D³/3: the head is solved anew after an update when a fifth of all records are not in
+Adding a record costs D², solving D³/3: the head is solved anew after an update when a tenth of all records are not in
 it, D / 16 at least, or three quarters of those of any class (of a new one, all are not). That is on a thread of its
 own, from a copy of the sums, while the next records arrive; whoever needs the head next, the next update or a version,
 waits for it. So what a version holds is a function of the updates alone.
@@ -25,7 +25,7 @@ from models.labels import Labels
 from models.learner import Batch, Options, Report, State, copy_into
 from models.network import widened
 
-SHARE, SHARE_OF_CLASS = 0.2, 0.75  # of the records: when so many are not in the head, it is solved anew
+SHARE, SHARE_OF_CLASS = 0.1, 0.75  # of the records: when so many are not in the head, it is solved anew
 FEWEST = 1 / 16  # of the width: with fewer new records, solving would cost more than all else
 HORIZON = 2000  # records over which it is judged
 

@@ -109,7 +109,7 @@ PARTS = {
         "CLINC150 by domain, replay memory 500", intents, "text-classifier", REQUESTS, 0.88, by_domain, "val"
     ),
     "clinc-analytic": Part(
-        "CLINC150 by domain, no stored data", intents, "text-analytic", {"width": 2048}, 0.923, by_domain, "val"
+        "CLINC150 by domain, no stored data", intents, "text-analytic", {"width": 4096}, 0.923, by_domain, "val"
     ),
 }
 
