@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ import typer
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
 from benchmarks.learning.runs import Run, run
-from benchmarks.learning.streams import pairs, sorted_by_class
+from benchmarks.learning.streams import Stream, in_turn, tiles_mixed
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
 from models.registry import BUILTIN
@@ -27,7 +27,10 @@ HERE = Path(__file__).parent
 #: what is tried out is judged on these, the last so many of the training set: they are never learned
 TUNING = 5000
 DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
+NAIVE = {"strategy": "naive"}
+TILES, SINGLY, SHUFFLED = "crawl_tiles, a category at a time", partial(in_turn, size=1), partial(in_turn, size=7)
 CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
+TILES_WARP = {"shift_pixels": 2, "mirror": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,15 @@ class Part:
     learner: str
     options: Mapping[str, Any]
     wanted: float | None = None  # final accuracy
+    stream: Callable[[Set, int], Stream] = in_turn
+
+    def sets(self, data: Path, tuning: bool) -> tuple[Set, Set]:
+        """What is learned, and what it is judged on."""
+        train = self.records(data)
+        if not tuning:
+            return train, self.records(data, "test")
+        kept = len(train) - min(TUNING, len(train) // 5)
+        return train.take(range(kept)), train.take(range(kept, len(train)))
 
 
 def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PARTS = {
-    "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", {"strategy": "naive"}),
+    "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", NAIVE),
     "mnist-replay-200": Part(
         "Split-MNIST, replay memory 200", digits, "image-classifier", replaying(200, DIGITS_WARP), 0.975
     ),
@@ -70,6 +82,11 @@ PARTS = {
         "Split-Fashion-MNIST, replay memory 1000", clothes, "image-classifier", replaying(1000, CLOTHES_WARP), 0.865
     ),
     "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
+    "tiles-shuffled": Part("crawl_tiles, shuffled, naive", tiles_mixed, "image-classifier", NAIVE, stream=SHUFFLED),
+    "tiles-replay-200": Part(
+        f"{TILES}, replay memory 200", tiles_mixed, "image-classifier", replaying(200, TILES_WARP), stream=SINGLY
+    ),
+    "tiles-analytic": Part(f"{TILES}, no stored data", tiles_mixed, "image-analytic", {"width": 3900}, stream=SINGLY),
 }
 
 
@@ -87,43 +104,38 @@ def main(
         if name not in PARTS:
             raise typer.BadParameter(f"{name} is none of {', '.join(PARTS)}.")
         part = PARTS[name]
-        began_s = time.monotonic()
-        train = part.records(data)
-        held = range(len(train) - TUNING, len(train))
-        test = train.take(held) if tuning else part.records(data, "test")
-        learned = train.take(range(held.start)) if tuning else train
+        learned, test = part.sets(data, tuning)
         runs = []
         with others() as taken:
             for seed in range(seeds):
-                stream = sorted_by_class(learned, pairs(learned.labels), seed)
-                runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
-                told = {key: value for key, value in runs[-1].json().items() if key != "by_part"}
-                say(f"{name}, seed {seed}: {told}")
+                runs.append(run(BUILTIN[part.learner], part.options, part.stream(learned, seed), test, seed))
+                say(f"{name}, seed {seed}: {runs[-1].numbers()}")
         if not tuning:
-            circumstances = {
-                "date": f"{datetime.now(UTC):%Y-%m-%d}",
-                "machine": machine(),
-                "versions": {"headrace": __version__, "torch": version("torch"), "threads": str(threads)},
-                **taken,
-            }
-            keep(to, name, Findings([figure(part, runs)], [], {"runs": [one.json() for one in runs]}), circumstances)
-        say(f"{name}: {time.monotonic() - began_s:.0f} s")
+            versions = {"headrace": __version__, "torch": version("torch"), "threads": str(threads)}
+            write(to, name, figure(f"{part.what}: `{part.learner}`", runs, part.wanted), runs, versions, taken)
 
 
-def figure(part: Part, runs: list[Run]) -> Figure:
+def write(
+    to: Path, name: str, found: Figure, runs: list[Run], versions: Mapping[str, str], taken: Mapping[str, float]
+) -> None:
+    """Into the table and results.json."""
+    circumstances = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "versions": versions, **taken}
+    keep(to, name, Findings([found], [], {"runs": [one.json() for one in runs]}), circumstances)
+
+
+def figure(what: str, runs: list[Run], wanted: float | None = None) -> Figure:
     """Final accuracy first, then what else there is to know."""
     final = spread([one.final for one in runs])
-    mean = {key: statistics.mean(one.json()[key] for one in runs) for key in runs[0].json() if key != "by_part"}
+    mean = {key: statistics.mean(one.numbers()[key] for one in runs) for key in runs[0].numbers()}
     found = (
         f"**{final}** (incremental {mean['incremental']:.1%}, forgetting {mean['forgetting']:.1%}, prequential "
         f"{mean['prequential']:.1%}); {mean['records_per_s']:,.0f} records a second of CPU; state "
         f"{mean['state_bytes'] / 1e6:,.1f} MB, of it stored pictures {mean['stored_bytes'] / 1e6:.2f} MB; "
         f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
     )
-    what = f"{part.what}: `{part.learner}`"
-    if part.wanted is None:
+    if wanted is None:
         return Figure(what, found)
-    return Figure(what, found, f"≥ {part.wanted:.1%}", statistics.mean(one.final for one in runs) >= part.wanted)
+    return Figure(what, found, f"≥ {wanted:.1%}", mean["final"] >= wanted)
 
 
 def spread(values: list[float]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from benchmarks.learners.data import Set
+from benchmarks.learners.data import Set, tiles_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,12 @@ def sorted_by_class(records: Set, groups: Sequence[Sequence[str]], seed: int) ->
     return Stream(records.take([row for each in rows for row in each]), list(zip(groups, ends, strict=True)))
 
 
-def pairs(labels: Sequence[str], size: int = 2) -> list[list[str]]:
-    """The class names in order, so many in each group."""
-    names = sorted(set(labels))
-    return [names[start : start + size] for start in range(0, len(names), size)]
+def tiles_mixed(data: Path, part: str = "train") -> Set:
+    """Tiles as `tiles_apart` splits them, in random order, so that the last ones are of all categories."""
+    return tiles_apart(data, part).shuffled(0)
+
+
+def in_turn(records: Set, seed: int, size: int = 2) -> Stream:
+    """So many classes in each stretch, in the order of their names."""
+    names = sorted(set(records.labels))
+    return sorted_by_class(records, [names[start : start + size] for start in range(0, len(names), size)], seed)
