@@ -91,13 +91,13 @@ class Sums:
         if head == "means" or n < 1:
             return Solved(means.float(), -0.5 * means.square().sum(1).float())
         mean = self.by_class.sum(0) / n
-        gram = self.gram.cpu().double()
+        gram = self.gram.to("cpu", torch.float64, copy=True)
         if head == "ridge":
-            factor = _factor(gram - n * torch.outer(mean, mean), ridge)
+            factor = _factor(gram.addr_(mean, mean, alpha=-n.item()), ridge)
             targets = self.by_class - self.counts[:, None] * mean
             weight = torch.cholesky_solve(targets.T, factor).T
             return Solved(weight.float(), (self.counts / n - weight @ mean).float())
-        factor = _factor((gram - means.T @ self.by_class) / n, ridge)
+        factor = _factor(gram.addmm_(means.T, self.by_class, alpha=-1).div_(n), ridge)
         weight = torch.cholesky_solve(means.T, factor).T
         return Solved(weight.float(), -0.5 * (weight * means).sum(1).float())
 
@@ -126,16 +126,17 @@ class Sums:
 def _factor(matrix: Tensor, ridge: float) -> Tensor:
     """matrix (D, D) float64, with λ of its mean diagonal more on the diagonal → its lower Cholesky factor.
 
-    Where that is too little for what rounding has left of the sums, ten times as much, and so on.
+    Where that is too little for what rounding has left of the sums, ten times as much, and so on. Changes the matrix.
     """
-    scale = matrix.diagonal().mean().clamp_min(1e-12)
+    diagonal = matrix.diagonal()
+    added, wanted = 0.0, ridge * diagonal.mean().clamp_min(1e-12).item()
     while True:
-        raised = matrix + ridge * scale * torch.eye(len(matrix), dtype=matrix.dtype)
+        diagonal += wanted - added
         factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(raised)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return factor
-        ridge *= 10
+        added, wanted = wanted, 10 * wanted
 
 
 def packed(matrix: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ Features are wavelet moduli behind a random projection (`wavelets`). The head is
 (`analytic`): whatever the order of the stream, the same sums; so a stream that is sorted by class is learned like a
 shuffled one, in one pass, at a constant cost a record.
 
-Adding a record costs D², solving D³/3: the head is solved anew after an update when a tenth of all records, or half of
-those of any class, are not in it (of a new class, all are not). That is on a thread of its own, from a copy of the
-sums, while the next records arrive; whoever needs the head next, the next update or a version, waits for it. So what a
-version holds is a function of the updates alone.
+Adding a record costs D², solving D³/3: the head is solved anew after an update when a fifth of all records are not in
+it, D / 16 at least, or three quarters of those of any class (of a new one, all are not). That is on a thread of its
+own, from a copy of the sums, while the next records arrive; whoever needs the head next, the next update or a version,
+waits for it. So what a version holds is a function of the updates alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from models.learner import Batch, Blueprint, Options, Report, State, copy_into, 
 from models.network import pixels, widened
 from models.wavelets import Wavelets
 
-SHARE = 0.1  # of all records: when so many are not in the head, it is solved anew
+SHARE, SHARE_OF_CLASS = 0.2, 0.75  # of the records: when so many are not in the head, it is solved anew
+FEWEST = 1 / 16  # of the width: with fewer new records, solving would cost more than all else
 #: from which the sharpness of answers is chosen: probabilities are softmax(τ · scores)
 SHARPNESS = tuple(2.0**k for k in range(-2, 10))
 HORIZON = 2000  # records over which it is judged
@@ -189,8 +190,9 @@ class ImageAnalyticLearner:
 
     def _due(self) -> bool:
         counts, fresh = self._sums.counts, self._fresh
-        doubled = fresh >= (counts - fresh).clamp_min(1)
-        return bool(fresh.sum() >= SHARE * counts.sum()) or bool(doubled.any())
+        if (fresh.gt(0) & (fresh >= SHARE_OF_CLASS * counts)).any():
+            return True
+        return fresh.sum().item() >= max(SHARE * counts.sum().item(), FEWEST * self.options.width)
 
     def _solve(self) -> None:
         sums = self._sums.copy()

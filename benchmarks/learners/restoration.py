@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.learners.data import Set, batches, learn, tiles_apart
+from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from models import degradations, image_restorer
 from models.image_metrics import psnr, ssim
@@ -239,13 +240,7 @@ def pairs(train: Set) -> list[float]:
         for update, batch in enumerate(stream):
             learner.learn(batch, update_generator(SEED, update))
 
-    def seconds(run: Callable[[], None]) -> float:
-        started = time.process_time()
-        run()
-        return time.process_time() - started
-
-    plain()
-    return [1 / (seconds(ours) / seconds(plain)) for _ in range(PAIRS)]
+    return [plain_s / ours_s for ours_s, plain_s in alternated(ours, plain, PAIRS)]
 
 
 def learned(train: Set, say: Callable[[str], None]) -> tuple[image_restorer.ImageRestorer, dict[str, float]]:

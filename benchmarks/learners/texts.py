@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.learners.data import Set, accuracy, batches, learn
+from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from consumers.sources import read_folder
 from models import river_classifier, text_classifier, text_encoder, text_gru
@@ -105,21 +106,9 @@ def pairs(train: Set) -> dict[str, list[float]]:
                 plain = partial(plain_river, river_pipeline(before), texts, labels)
             else:
                 plain = partial(plain_torch, copy.deepcopy(learner), stream)
-            found[name] = alternated(partial(ours, learner, stream), plain)
+            seconds = alternated(partial(ours, learner, stream), plain, PAIRS)
+            found[name] = [theirs_s / ours_s for ours_s, theirs_s in seconds]
     return found
-
-
-def alternated(one: Callable[[], None], other: Callable[[], None]) -> list[float]:
-    """CPU time of the other over that of the one, turn by turn."""
-
-    def seconds(run: Callable[[], None]) -> float:
-        started = time.process_time()
-        run()
-        return time.process_time() - started
-
-    one()
-    other()
-    return [1 / (seconds(one) / seconds(other)) for _ in range(PAIRS)]
 
 
 def ours(learner: Learner, stream: Sequence[Batch]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,21 +16,19 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
+from benchmarks.learning import constant
 from benchmarks.learning.runs import Run, run
-from benchmarks.learning.streams import Stream, in_turn, tiles_mixed
+from benchmarks.learning.streams import pairs, sorted_by_class, split, tiles_mixed
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
 from models.registry import BUILTIN
 from pipeline import __version__
 
 HERE = Path(__file__).parent
-#: what is tried out is judged on these, the last so many of the training set: they are never learned
-TUNING = 5000
 DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
-NAIVE = {"strategy": "naive"}
-TILES, SINGLY, SHUFFLED = "crawl_tiles, a category at a time", partial(in_turn, size=1), partial(in_turn, size=7)
 CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
 TILES_WARP = {"shift_pixels": 2, "mirror": True}
+TILES = "crawl_tiles, a category at a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +40,7 @@ class Part:
     learner: str
     options: Mapping[str, Any]
     wanted: float | None = None  # final accuracy
-    stream: Callable[[Set, int], Stream] = in_turn
-
-    def sets(self, data: Path, tuning: bool) -> tuple[Set, Set]:
-        """What is learned, and what it is judged on."""
-        train = self.records(data)
-        if not tuning:
-            return train, self.records(data, "test")
-        kept = len(train) - min(TUNING, len(train) // 5)
-        return train.take(range(kept)), train.take(range(kept, len(train)))
+    groups: Callable[[Path, Set], Sequence[Sequence[str]]] = lambda data, records: pairs(records.labels)  # in turn
 
 
 def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,8 +55,16 @@ def replaying(slots: int, warp: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def singly(data: Path, records: Set) -> Sequence[Sequence[str]]:
+    return pairs(records.labels, 1)
+
+
+def together(data: Path, records: Set) -> Sequence[Sequence[str]]:
+    return [sorted(set(records.labels))]
+
+
 PARTS = {
-    "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", NAIVE),
+    "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", {"strategy": "naive"}),
     "mnist-replay-200": Part(
         "Split-MNIST, replay memory 200", digits, "image-classifier", replaying(200, DIGITS_WARP), 0.975
     ),
@@ -82,16 +80,24 @@ PARTS = {
         "Split-Fashion-MNIST, replay memory 1000", clothes, "image-classifier", replaying(1000, CLOTHES_WARP), 0.865
     ),
     "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
-    "tiles-shuffled": Part("crawl_tiles, shuffled, naive", tiles_mixed, "image-classifier", NAIVE, stream=SHUFFLED),
-    "tiles-replay-200": Part(
-        f"{TILES}, replay memory 200", tiles_mixed, "image-classifier", replaying(200, TILES_WARP), stream=SINGLY
+    "tiles-shuffled": Part(
+        "crawl_tiles, shuffled, naive", tiles_mixed, "image-classifier", {"strategy": "naive"}, groups=together
     ),
-    "tiles-analytic": Part(f"{TILES}, no stored data", tiles_mixed, "image-analytic", {"width": 3900}, stream=SINGLY),
+    "tiles-replay-200": Part(
+        f"{TILES}, replay memory 200", tiles_mixed, "image-classifier", replaying(200, TILES_WARP), groups=singly
+    ),
+    "tiles-analytic": Part(
+        f"{TILES}, no stored data", tiles_mixed, "image-analytic", {"width": 3000, "ridge": 0.1}, groups=singly
+    ),
 }
 
 
+#: what is measured beside streams
+BESIDE = {"constant": constant.measure}
+
+
 def main(
-    parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}; default: all.")] = None,
+    parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join([*PARTS, *BESIDE])}; default: all.")] = None,
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("data"),
     to: Annotated[Path, typer.Option(help="Where README.md and results.json are written.")] = HERE,
     seeds: Annotated[int, typer.Option(help="Of weights, order and replay.")] = 5,
@@ -100,27 +106,40 @@ def main(
 ) -> None:
     """Measures and keeps the table, or with --tuning only says what it found."""
     torch.set_num_threads(threads)
-    for name in parts or PARTS:
-        if name not in PARTS:
-            raise typer.BadParameter(f"{name} is none of {', '.join(PARTS)}.")
-        part = PARTS[name]
-        learned, test = part.sets(data, tuning)
-        runs = []
+    for name in parts or [*PARTS, *BESIDE]:
+        if name not in PARTS.keys() | BESIDE.keys():
+            raise typer.BadParameter(f"{name} is none of {', '.join([*PARTS, *BESIDE])}.")
+        began_s = time.monotonic()
         with others() as taken:
-            for seed in range(seeds):
-                runs.append(run(BUILTIN[part.learner], part.options, part.stream(learned, seed), test, seed))
-                say(f"{name}, seed {seed}: {runs[-1].numbers()}")
+            if name in BESIDE:
+                findings = BESIDE[name]()
+            else:
+                part, runs = PARTS[name], measure(name, data, seeds, tuning)
+                findings = Findings(
+                    [figure(f"{part.what}: `{part.learner}`", runs, part.wanted)],
+                    [],
+                    {"runs": [one.json() for one in runs]},
+                )
         if not tuning:
             versions = {"headrace": __version__, "torch": version("torch"), "threads": str(threads)}
-            write(to, name, figure(f"{part.what}: `{part.learner}`", runs, part.wanted), runs, versions, taken)
+            keep(to, name, findings, {**circumstances(), "versions": versions, **taken})
+        say(f"{name}: {time.monotonic() - began_s:.0f} s")
 
 
-def write(
-    to: Path, name: str, found: Figure, runs: list[Run], versions: Mapping[str, str], taken: Mapping[str, float]
-) -> None:
-    """Into the table and results.json."""
-    circumstances = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "versions": versions, **taken}
-    keep(to, name, Findings([found], [], {"runs": [one.json() for one in runs]}), circumstances)
+def circumstances() -> dict[str, Any]:
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+
+
+def measure(name: str, data: Path, seeds: int, tuning: bool) -> list[Run]:
+    """One run a seed."""
+    part = PARTS[name]
+    learned, test = split(part.records, data, tuning)
+    runs = []
+    for seed in range(seeds):
+        stream = sorted_by_class(learned, part.groups(data, learned), seed)
+        runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
+        say(f"{name}, seed {seed}: {runs[-1].numbers()}")
+    return runs
 
 
 def figure(what: str, runs: list[Run], wanted: float | None = None) -> Figure:

@@ -65,12 +65,12 @@ NETWORKS = {"ours": ours, "simple": simple}
 
 
 def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
-    """One pass. `arrays`: x (N, C, H, W) uint8, y (N,), ends (S,), test_x, test_y, stretch (K,) of each class."""
+    """One pass. `arrays`: x (N, C, H, W) uint8, y (N,), ends (S,), test_x, test_y, test_stretch, each test record's."""
     for generator in (torch.manual_seed, random.seed, np.random.seed):  # Avalanche draws from all of these
         generator(seed)
     x, y = torch.from_numpy(arrays["x"]) / 255, torch.from_numpy(arrays["y"])
     test_x, test_y = torch.from_numpy(arrays["test_x"]) / 255, torch.from_numpy(arrays["test_y"])
-    network = NETWORKS[chosen.network](x.shape[1], len(arrays["stretch"]))
+    network = NETWORKS[chosen.network](x.shape[1], int(y.max()) + 1)
     network(x[:1])
     before = Before()
     plugins: list[Any] = [before]
@@ -91,7 +91,7 @@ def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
         strategy = Naive(**settings)
 
     ends = arrays["ends"].tolist()
-    of_stretch = torch.from_numpy(arrays["stretch"])[test_y]
+    of_stretch = torch.from_numpy(arrays["test_stretch"])
     stretches = [classified(x[a:b], y[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
     by_part: list[list[float]] = []
     learned, spent_s, began_s = 0, 0.0, time.process_time()

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set
-from benchmarks.learning.__main__ import HERE, PARTS, figure, write
-from benchmarks.learning.runs import Run, of_classes, summary
-from benchmarks.learning.streams import Stream
+from benchmarks.learning.__main__ import HERE, PARTS, circumstances, figure
+from benchmarks.learning.runs import of_classes, summary
+from benchmarks.learning.streams import Stream, sorted_by_class, split
 from benchmarks.machine import others
+from benchmarks.report import Findings, keep
 
 PYTHON = Path(".venv-avalanche/bin/python")
 
@@ -36,6 +36,9 @@ class Peer:
     slots: int
     rate: float  # of SGD
     draws: int = 10
+
+    def __str__(self) -> str:
+        return f"Avalanche's {self.strategy} (SGD {self.rate:g}, {self.draws} draws)"
 
 
 PEERS = {
@@ -61,31 +64,21 @@ def main(
             raise typer.BadParameter(f"{name} is none of {', '.join(PEERS)}.")
         peer = PEERS[name]
         part = PARTS[peer.beside]
-        learned, test = part.sets(data, tuning)
-        with others() as taken:
-            runs, versions = learn([part.stream(learned, seed) for seed in range(seeds)], test, peer, python, threads)
-        for seed, one in enumerate(runs):
-            say(f"{name}, seed {seed}: {one.numbers()}")
+        learned, test = split(part.records, data, tuning)
+        groups = part.groups(data, learned)
+        with others() as taken, tempfile.TemporaryDirectory() as folder:
+            for seed in range(seeds):
+                export(Path(folder) / f"{seed}.npz", sorted_by_class(learned, groups, seed), test)
+            found = learn(folder, peer, python, threads)
+        sizes = [len(of_classes(test, classes)) for classes in groups]
+        versions = [one.pop("versions") for one in found]
+        runs = [summary(sizes=sizes, **one) for one in found]
+        for seed, run in enumerate(runs):
+            say(f"{name}, seed {seed}: {run.numbers()}")
         if not tuning:
-            versions["threads"] = str(threads)
-            write(to, name, figure(f"{part.what}: Avalanche's {peer.strategy}", runs), runs, versions, taken)
-
-
-def learn(
-    streams: Sequence[Stream], test: Set, peer: Peer, python: Path, threads: int
-) -> tuple[list[Run], dict[str, str]]:
-    """A run for each stream, whose seed is its number, and versions."""
-    with tempfile.TemporaryDirectory() as folder:
-        for seed, stream in enumerate(streams):
-            export(Path(folder) / f"{seed}.npz", stream, test)
-        settings = {"slots": peer.slots, "rate": peer.rate, "draws": peer.draws, "threads": threads}
-        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        script = HERE / "avalanche_run.py"
-        subprocess.run([python, "-W", "ignore", script, folder, peer.strategy, *options], check=True)
-        found = [json.loads((Path(folder) / f"{seed}.json").read_text("utf-8")) for seed in range(len(streams))]
-    sizes = [len(of_classes(test, classes)) for classes, _ in streams[0].parts]
-    versions = [each.pop("versions") for each in found]
-    return [summary(sizes=sizes, **each) for each in found], versions[0]
+            findings = Findings([figure(f"{part.what}: {peer}", runs)], [], {"runs": [run.json() for run in runs]})
+            told = {**versions[0], "threads": str(threads)}
+            keep(to, name, findings, {**circumstances(), "versions": told, **taken})
 
 
 def export(path: Path, stream: Stream, test: Set) -> None:
@@ -99,8 +92,16 @@ def export(path: Path, stream: Stream, test: Set) -> None:
         ends=np.array([end for _, end in stream.parts]),
         test_x=test.x.numpy(),
         test_y=np.array([names.index(label) for label in test.labels]),
-        stretch=np.array([stretch[name] for name in names]),
+        test_stretch=np.array([stretch[label] for label in test.labels]),
     )
+
+
+def learn(folder: str, peer: Peer, python: Path, threads: int) -> list[dict[str, Any]]:
+    """What Avalanche came to on each of the streams in the folder."""
+    settings = {"slots": peer.slots, "rate": peer.rate, "draws": peer.draws, "threads": threads}
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    subprocess.run([python, "-W", "ignore", HERE / "avalanche_run.py", folder, peer.strategy, *options], check=True)
+    return [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).glob("*.json"))]
 
 
 if __name__ == "__main__":

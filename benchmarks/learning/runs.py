@@ -28,7 +28,6 @@ class Run:
     records_per_s: float  # of CPU time
     stored_bytes: int  # of pictures and texts
     state_bytes: int  # of everything
-    overall: Sequence[float]  # after each stretch, over all classes that have come
     by_part: Sequence[Sequence[float]]  # after each stretch, over the classes of each that has come
     by_thousand: Sequence[float]  # prequential, of each thousand records
 
@@ -93,7 +92,6 @@ def summary(
         forgetting=sum(b - a for b, a in zip(best, last[:-1], strict=True)) / max(1, len(best)),
         prequential=sum(hits) / len(hits),
         records_per_s=len(hits) / spent_s,
-        overall=overall,
         by_part=by_part,
         by_thousand=[sum(each) / len(each) for each in thousands],
         **stored,

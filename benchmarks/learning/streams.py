@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.learners.data import Set, tiles_apart
+
+#: what is tried out is judged on these, the last so many of the training set, at most a fifth: they are never learned
+TUNING = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,18 @@ class Stream:
 
     records: Set
     parts: Sequence[tuple[Sequence[str], int]]
+
+
+def split(records: Callable[..., Set], data: Path, tuning: bool) -> tuple[Set, Set]:
+    """What is learned, and what it is judged on."""
+    train = records(data)
+    kept = range(max(len(train) - TUNING, 4 * len(train) // 5))
+    return (train.take(kept), train.take(range(kept.stop, len(train)))) if tuning else (train, records(data, "test"))
+
+
+def tiles_mixed(data: Path, part: str = "train") -> Set:
+    """Tiles as `tiles_apart` splits them, in random order, so that the last ones are of all categories."""
+    return tiles_apart(data, part).shuffled(0)
 
 
 def sorted_by_class(records: Set, groups: Sequence[Sequence[str]], seed: int) -> Stream:
@@ -28,12 +43,7 @@ def sorted_by_class(records: Set, groups: Sequence[Sequence[str]], seed: int) ->
     return Stream(records.take([row for each in rows for row in each]), list(zip(groups, ends, strict=True)))
 
 
-def tiles_mixed(data: Path, part: str = "train") -> Set:
-    """Tiles as `tiles_apart` splits them, in random order, so that the last ones are of all categories."""
-    return tiles_apart(data, part).shuffled(0)
-
-
-def in_turn(records: Set, seed: int, size: int = 2) -> Stream:
-    """So many classes in each stretch, in the order of their names."""
-    names = sorted(set(records.labels))
-    return sorted_by_class(records, [names[start : start + size] for start in range(0, len(names), size)], seed)
+def pairs(labels: Sequence[str], size: int = 2) -> list[list[str]]:
+    """The class names in order, so many in each group."""
+    names = sorted(set(labels))
+    return [names[start : start + size] for start in range(0, len(names), size)]
