@@ -16,7 +16,7 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
-from benchmarks.learning import constant
+from benchmarks.learning import constant, plots
 from benchmarks.learning.runs import Run, run
 from benchmarks.learning.streams import pairs, sorted_by_class, split, tiles_mixed
 from benchmarks.machine import machine, others
@@ -123,6 +123,7 @@ def main(
         if not tuning:
             versions = {"headrace": __version__, "torch": version("torch"), "threads": str(threads)}
             keep(to, name, findings, {**circumstances(), "versions": versions, **taken})
+            plots.write(to)
         say(f"{name}: {time.monotonic() - began_s:.0f} s")
 
 

@@ -18,6 +18,7 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set
+from benchmarks.learning import plots
 from benchmarks.learning.__main__ import HERE, PARTS, circumstances, figure
 from benchmarks.learning.runs import of_classes, summary
 from benchmarks.learning.streams import Stream, sorted_by_class, split
@@ -79,6 +80,7 @@ def main(
             findings = Findings([figure(f"{part.what}: {peer}", runs)], [], {"runs": [run.json() for run in runs]})
             told = {**versions[0], "threads": str(threads)}
             keep(to, name, findings, {**circumstances(), "versions": told, **taken})
+            plots.write(to)
 
 
 def export(path: Path, stream: Stream, test: Set) -> None:
