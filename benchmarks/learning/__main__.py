@@ -27,7 +27,14 @@ from pipeline import __version__
 HERE = Path(__file__).parent
 DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
 CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
-TILES_WARP = {"shift_pixels": 2, "mirror": True}
+#: not ER-ACE, which asks an incoming record for its class among those of its batch: of one category it learns nothing
+TILES_REPLAY = {
+    "strategy": "er",
+    "replay_slots": 200,
+    "replay_draws": 32,
+    "augment": {"shift_pixels": 2, "mirror": True},
+    "augment_incoming": False,
+}
 TILES = "crawl_tiles, a category at a time"
 
 
@@ -84,7 +91,7 @@ PARTS = {
         "crawl_tiles, shuffled, naive", tiles_mixed, "image-classifier", {"strategy": "naive"}, groups=together
     ),
     "tiles-replay-200": Part(
-        f"{TILES}, replay memory 200", tiles_mixed, "image-classifier", replaying(200, TILES_WARP), groups=singly
+        f"{TILES}, replay memory 200", tiles_mixed, "image-classifier", TILES_REPLAY, groups=singly
     ),
     "tiles-analytic": Part(
         f"{TILES}, no stored data", tiles_mixed, "image-analytic", {"width": 3000, "ridge": 0.1}, groups=singly

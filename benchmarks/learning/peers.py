@@ -36,16 +36,15 @@ class Peer:
     strategy: str
     slots: int
     rate: float  # of SGD
-    draws: int = 10
+    draws: int = 32
 
     def __str__(self) -> str:
         return f"Avalanche's {self.strategy} (SGD {self.rate:g}, {self.draws} draws)"
 
 
-RATES = {"mnist": 0.03, "fashion": 0.03, "tiles": 0.03}
 PEERS = {
-    f"{data}-avalanche-{strategy}-{slots}": Peer(f"{data}-replay-{slots}", strategy, slots, rate)
-    for data, rate in RATES.items()
+    f"{data}-avalanche-{strategy}-{slots}": Peer(f"{data}-replay-{slots}", strategy, slots, 0.03)
+    for data in ("mnist", "fashion", "tiles")
     for strategy in ("er", "er-ace")
     for slots in (200, 1000)
     if f"{data}-replay-{slots}" in PARTS
