@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
 from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
-from avalanche.models import SimpleCNN
 from avalanche.training import ER_ACE, Naive
 from avalanche.training.plugins import ReplayPlugin, SupervisedPlugin
 from avalanche.training.storage_policy import ClassBalancedBuffer
@@ -42,7 +42,7 @@ class Before(SupervisedPlugin):  # type: ignore[misc]
         self.hits += (strategy.mb_output.argmax(1) == strategy.mb_y)[:count].tolist()
 
 
-def ours(channels: int, classes: int) -> nn.Sequential:
+def network_for(channels: int, classes: int) -> nn.Sequential:
     """The layers of headrace's image-classifier for pictures of 17 to 32 pixels a side."""
 
     def block(before: int, after: int, kernel: int, stride: int) -> list[nn.Module]:
@@ -53,23 +53,13 @@ def ours(channels: int, classes: int) -> nn.Sequential:
     return nn.Sequential(*maps, nn.Flatten(), nn.LazyLinear(128), nn.ReLU(), nn.Linear(128, classes))
 
 
-def simple(channels: int, classes: int) -> nn.Sequential:
-    """Avalanche's SimpleCNN, which wants three channels."""
-    network = SimpleCNN(classes)
-    network.features[0] = nn.Conv2d(channels, 32, 3, padding=1)
-    return nn.Sequential(network)
-
-
-NETWORKS = {"ours": ours, "simple": simple}
-
-
 def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
     """One pass. `arrays`: x (N, C, H, W) uint8, y (N,), ends (S,), test_x, test_y, test_stretch, each test record's."""
     for generator in (torch.manual_seed, random.seed, np.random.seed):  # Avalanche draws from all of these
         generator(seed)
     x, y = torch.from_numpy(arrays["x"]) / 255, torch.from_numpy(arrays["y"])
     test_x, test_y = torch.from_numpy(arrays["test_x"]) / 255, torch.from_numpy(arrays["test_y"])
-    network = NETWORKS[chosen.network](x.shape[1], int(y.max()) + 1)
+    network = network_for(x.shape[1], int(y.max()) + 1)
     network(x[:1])
     before = Before()
     plugins: list[Any] = [before]
@@ -115,7 +105,8 @@ def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
 class Column(list[int]):
     """A list that is equal to itself alone: Avalanche merges such ones, and keeps a growing list of others."""
 
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 def classified(x: Tensor, y: Tensor) -> Any:
@@ -138,13 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("strategy", choices=STRATEGIES)
-    parser.add_argument("--slots", type=int, default=200)
-    parser.add_argument("--draws", type=int, default=BATCH)
-    parser.add_argument("--rate", type=float, default=0.1)
-    parser.add_argument("--network", choices=NETWORKS, default="ours")
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--draws", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    warnings.showwarning = lambda *_, **__: None  # Avalanche warns of a deprecated call of its own at every update
     for path in sorted(chosen.folder.glob("*.npz")):
         with np.load(path) as arrays:
             found = learn(dict(arrays), int(path.stem), chosen)

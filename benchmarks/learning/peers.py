@@ -103,7 +103,7 @@ def learn(folder: str, peer: Peer, python: Path, threads: int) -> list[dict[str,
     """What Avalanche came to on each of the streams in the folder."""
     settings = {"slots": peer.slots, "rate": peer.rate, "draws": peer.draws, "threads": threads}
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    subprocess.run([python, "-W", "ignore", HERE / "avalanche_run.py", folder, peer.strategy, *options], check=True)
+    subprocess.run([python, HERE / "avalanche_run.py", folder, peer.strategy, *options], check=True)
     return [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).glob("*.json"))]
 
 

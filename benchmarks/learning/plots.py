@@ -64,7 +64,7 @@ def panel(left: float, title: str, found: Mapping[str, Sequence[float]]) -> Iter
     for stretch in range(count):
         x = place(stretch, 0)[0]
         yield f'<text x="{x}" y="{TOP + HEIGHT + 18}" text-anchor="middle" fill="#555">{stretch + 1}</text>'
-    lowest = TOP + HEIGHT + GAP
+    lowest: float = TOP + HEIGHT + GAP
     ordered = sorted(enumerate(found.items()), key=lambda item: item[1][1][-1])
     for number, (part, values) in ordered:
         colour = COLOURS[number % len(COLOURS)]
