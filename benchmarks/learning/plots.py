@@ -64,12 +64,12 @@ def panel(left: float, title: str, found: Mapping[str, Sequence[float]]) -> Iter
     for stretch in range(count):
         x = place(stretch, 0)[0]
         yield f'<text x="{x}" y="{TOP + HEIGHT + 18}" text-anchor="middle" fill="#555">{stretch + 1}</text>'
-    lowest: float = TOP + HEIGHT + GAP
-    ordered = sorted(enumerate(found.items()), key=lambda item: item[1][1][-1])
+    lowest: float = TOP - GAP  # names do not overlap: each is at least so far below the one before
+    ordered = sorted(enumerate(found.items()), key=lambda item: -item[1][1][-1])
     for number, (part, values) in ordered:
         colour = COLOURS[number % len(COLOURS)]
         points = " ".join("{:.1f},{:.1f}".format(*place(stretch, value)) for stretch, value in enumerate(values))
-        lowest = min(place(0, values[-1])[1], lowest - GAP)
+        lowest = max(place(0, values[-1])[1], lowest + GAP)
         yield f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>'
         name = f"{escape(part)} {values[-1]:.1%}"
         yield f'<text x="{left + WIDTH + 6}" y="{lowest + 4:.1f}" fill="{colour}">{name}</text>'
