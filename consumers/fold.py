@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from consumers.bridge import copied
+from consumers.drift import Drift
 from consumers.fitting import mismatch, validated_options
-from models.drift import DriftDetector
 from models.evaluation import LossRange, Prequential
 from models.held_out import PREFIX, HeldOut
 from models.learner import Batch, Beginning, Blueprint, Learner, Rows, Source, State, update_generator
@@ -37,7 +37,7 @@ class Update:
     """What one update tells."""
 
     loss: float  # mean over its records, from before it
-    drifted: bool  # the prequential error rose for good
+    drift: Mapping[str, Any]  # "drift": the prequential error rose for good; "flush": what left the replay memory
     far_above: bool  # the loss left its recent range
     alarms: Sequence[str]  # the learner's own that were not there before
 
@@ -68,7 +68,7 @@ class Fold:
         self.prequential = Prequential()
         self.loss_range = LossRange()
         self.alarms: list[str] = []  # of the last update
-        self.drift = DriftDetector() if settings.drift_detector == "hddm" else None
+        self.drift = Drift(name, settings, self.learner)
         self.held_out = self._begin_held_out() if settings.hold_out.slots else None
         self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
         self._number_topics()
@@ -114,8 +114,7 @@ class Fold:
         self.prequential.restore(worker["prequential"])
         self.loss_range.restore(worker["loss_range"])
         self.alarms = list(worker.get("alarms", ()))
-        if self.drift is not None and worker["drift"] is not None:
-            self.drift.restore(worker["drift"])
+        self.drift.restore(worker["drift"])
 
     def books(self) -> dict[str, Any]:
         """What `keep_books` needs beside the counters, JSON."""
@@ -124,7 +123,7 @@ class Fold:
             "prequential": self.prequential.state(),
             "loss_range": self.loss_range.state(),
             "alarms": list(self.alarms),
-            "drift": self.drift.state() if self.drift is not None else None,
+            "drift": self.drift.state(),
             "held_out": self.held_out.meta() if self.held_out is not None else None,
         }
 
@@ -136,8 +135,6 @@ class Fold:
         fold.lineage, fold.counts = self.lineage, self.counts
         fold.newest_timestamp_ms = self.newest_timestamp_ms
         fold.prequential, fold.loss_range, fold.alarms = self.prequential, self.loss_range, self.alarms
-        if fold.drift is not None and self.drift is not None:
-            fold.drift = self.drift
         fold.send_all()
         return fold
 
@@ -152,6 +149,7 @@ class Fold:
         meta = self.held_out.meta() if self.held_out is not None else None
         fold._restore(State(whole(state.serving), whole(state.training), state.meta), meta)
         fold.updates, fold.topics = self.updates, dict(self.topics)
+        fold.drift.restore(self.drift.state())
         fold._number_topics()
         return fold
 
@@ -174,6 +172,7 @@ class Fold:
         Raises:
             Diverged: the loss is not finite. The learner cannot be used any more.
         """
+        self.drift.before(self.updates)
         report = self.learner.learn(batch, update_generator(self.settings.seed, self.updates))
         if self.settings.guard and not math.isfinite(report.loss):
             raise Diverged(f"{self.name}: the loss of update {self.updates} is {report.loss}.")
@@ -189,14 +188,14 @@ class Fold:
         far_above = self.loss_range.update(report.loss)
         if far_above:
             self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
-        drifted = self.drift is not None and hits is not None and self.drift.update(hits)
-        if drifted:
-            self.lineage.change({"drift": {"update": self.updates}})
+        drift = self.drift.after(self.updates, batch.labels, hits) if hits is not None else {}
+        for kind, change in drift.items():
+            self.lineage.change({kind: change})
         begun = [alarm for alarm in report.alarms if alarm not in self.alarms]
         self.alarms = list(report.alarms)
         for alarm in begun:
             self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
-        return Update(report.loss, drifted, far_above, begun)
+        return Update(report.loss, drift, far_above, begun)
 
     def hold_out(self, batch: Batch, records: Sequence[Record]) -> None:
         """Keeps a sample of these records, and learns none; `batch` is on the CPU."""

@@ -24,7 +24,7 @@ from pipeline.manifest import Group, HistoryEntry, Manifest
 from pipeline.records import Example, Record, RecordDecoder, load_decoder
 from pipeline.store import Store
 
-LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift_detector", "hold_out"}  # what an update depends on
+LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift", "hold_out"}  # what an update depends on
 Place = tuple[Partition, int]
 
 

@@ -26,7 +26,7 @@ TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock a
 TRIPS = 3  # of the guard without an update that went well: then it is not the records
 WATCH_S = 1.0  # how often is looked whether the log still reaches back to the keyframe
 #: changes that learning again notes by itself
-MADE_AGAIN = {"sources", "config", "environment", "replayed", "drift", "loss", "alarm"}
+MADE_AGAIN = {"sources", "config", "environment", "replayed", "drift", "flush", "loss", "alarm"}
 
 
 class Session:
@@ -137,9 +137,11 @@ class Session:
                 return
         else:
             self._trips = 0
-            if update.drifted:
+            if "drift" in update.drift:
                 self._say(f"{self._fold.name}: drift: the prequential error rose (update {self._fold.updates}).")
                 self._metrics.drifted()
+            if "flush" in update.drift:
+                self._say(f"{self._fold.name}: replay memory flushed by class: {update.drift['flush']['records']}.")
             if update.far_above:
                 self._say(f"{self._fold.name}: the loss is far above its range (update {self._fold.updates}).")
                 self._metrics.far_above()

@@ -41,11 +41,15 @@ class ClassifierOptions(Options):
             raise ValueError(f"logits_weight is for the strategies {', '.join(KEEPING_LOGITS)}, not {self.strategy!r}.")
         return self
 
+    @property
+    def replay_capacity(self) -> int:
+        """Slots of the replay memory: a naive learner has none."""
+        return 0 if self.strategy == "naive" else self.replay_slots
+
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> ReplayMemory:
-        """An empty replay memory for records of this shape; a naive learner has none."""
-        slots = 0 if self.strategy == "naive" else self.replay_slots
+        """An empty replay memory for records of this shape."""
         logits = self.logits_classes if self.logits_weight else 0
-        return ReplayMemory(slots, shape, dtype, device, self.replay_policy, logits)
+        return ReplayMemory(self.replay_capacity, shape, dtype, device, self.replay_policy, logits)
 
 
 class ClassifierNetwork(LabelledNetwork):
@@ -83,6 +87,7 @@ class ClassifierLearner(ReplayingLearner):
     ) -> None:
         self.options = options
         self._learning = network  # a subclass may serve another one
+        self._rate_factor = 1.0
         super().__init__(
             network,
             memory,
@@ -91,6 +96,10 @@ class ClassifierLearner(ReplayingLearner):
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
         )
+
+    @property
+    def replay_capacity(self) -> int:
+        return self.options.replay_capacity
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
@@ -127,8 +136,14 @@ class ClassifierLearner(ReplayingLearner):
         """The served model's logits of the incoming records, where those of the network that learns are given."""
         return logits
 
+    def scale_learning_rate(self, factor: float) -> None:
+        self._rate_factor = factor
+
+    def flush(self, label: str) -> int:
+        return self._memory.flush(*self._labels.numbers([label]))
+
     def _step(self) -> None:
-        self._optimizer.step()
+        self._optimizer.step(self._rate_factor)
 
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
         self.model.head.grow(classes)

@@ -114,7 +114,8 @@ class ImageTransferLearner(ClassifierLearner):
     model: ImageTransfer
 
     def __init__(self, options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
-        self.transfer, self._shape, self._seed, self._device = options, shape, seed, device
+        self.options = self.transfer = options
+        self._shape, self._seed, self._device = shape, seed, device
 
     def begin(self, sources: Mapping[str, Source]) -> None:
         options, task = self.transfer, None
@@ -161,7 +162,7 @@ class ImageTransferLearner(ClassifierLearner):
     def _step(self) -> None:
         super()._step()
         for optimizer in self._optimizers.values():
-            optimizer.step()
+            optimizer.step(self._rate_factor)
 
     def _thaw(self) -> None:
         """Has what is due after so many updates learn from the next one on."""

@@ -192,6 +192,23 @@ class Beginning(Protocol):
         ...
 
 
+@runtime_checkable
+class Reacting(Protocol):
+    """A classifier that can do something about a drift."""
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """From the next update on its rates are so many times its own. No part of its state: the caller keeps it."""
+        ...
+
+    def flush(self, label: str) -> int:
+        """Drops the records of a class from the replay memory; how many that were.
+
+        Raises:
+            KeyError: no record with this label was learned.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Blueprint:
     """How a family of models is built: one entry of the registry."""

@@ -43,6 +43,10 @@ class Policy(Protocol):
         """The slot for the next record of the stream, or None; `chance` is uniform in [0, 1)."""
         ...
 
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        """A class is gone: records of others `moved` (from → to) into its slots, and the first `size` are in use."""
+        ...
+
     def meta(self) -> dict[str, Any]:
         """Counters, as JSON."""
         ...
@@ -53,16 +57,27 @@ class Policy(Protocol):
 
 
 class Reservoir:
-    """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly."""
+    """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly.
+
+    After a flush t is scaled by the share of the memory that stayed, as if the class had never come.
+    """
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
+        self._used = 0
         self._seen = 0
 
     def slot(self, label: int, chance: float) -> int | None:
         self._seen += 1
-        slot = self._seen - 1 if self._seen <= self._slots else int(chance * self._seen)
+        if self._used < self._slots:
+            self._used += 1
+            return self._used - 1
+        slot = int(chance * self._seen)
         return slot if slot < self._slots else None
+
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        self._seen = round(self._seen * size / self._used)
+        self._used = size
 
     def meta(self) -> dict[str, Any]:
         return {"seen": self._seen}
@@ -72,6 +87,7 @@ class Reservoir:
 
     def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
         self._seen = meta["seen"]
+        self._used = len(y)
 
 
 class Balanced:
@@ -87,7 +103,7 @@ class Balanced:
         self._slots = slots
         self._used = 0
         self._members: dict[int, list[int]] = {}  # class → its slots
-        self._owner: list[int] = []  # slot → class
+        self._owner = [NONE] * slots  # slot → class
         self._place = torch.zeros(slots, dtype=torch.int64)  # slot → its place in the class's list
         self._seen: dict[int, int] = {}  # class → records of the stream
         self._full: set[int] = set()
@@ -99,7 +115,6 @@ class Balanced:
         if self._used < self._slots:
             slot = self._used
             self._used += 1
-            self._owner.append(label)
             self._append(label, slot)
             return slot
         if label not in self._full:
@@ -112,6 +127,16 @@ class Balanced:
         self._remove(slot)
         self._append(label, slot)
         return slot
+
+    def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
+        self._seen[label] = 0
+        self._full.discard(label)
+        self._members[label].clear()
+        for slot, hole in moved.items():
+            owner, place = self._owner[slot], int(self._place[slot])
+            self._owner[hole], self._place[hole], self._members[owner][place] = owner, place, hole
+        self._changed.add(*moved.values())
+        self._used = size
 
     def _append(self, label: int, slot: int) -> None:
         members = self._members[label]
@@ -140,8 +165,8 @@ class Balanced:
         self._changed.take()
         self._seen = dict(meta["seen_of_class"])
         self._full = set(meta["full"])
-        self._owner = y.tolist()
-        self._used = len(self._owner)
+        self._used = len(y)
+        self._owner[: self._used] = y.tolist()
         self._members = {label: [] for label in self._seen}
         for slot in torch.argsort(self._place[: self._used], stable=True).tolist():
             self._members[self._owner[slot]].append(slot)
@@ -214,6 +239,24 @@ class ReplayMemory:
             values["known"] = torch.full((len(batch),), min(width, logits.shape[1]))
         for name, value in values.items():
             self._columns[name][slots] = value[rows.to(value.device)].to(self._device)
+
+    def flush(self, label: int) -> int:
+        """Drops the records of a class; how many that were.
+
+        The last records of others move into their slots, so that what is free stays last: no more than are dropped.
+        """
+        gone = (self._columns["y"][: self.size] == label).tolist()
+        size = self.size - sum(gone)
+        if size == self.size:
+            return 0
+        holes = [slot for slot in range(size) if gone[slot]]
+        last = [slot for slot in range(size, self.size) if not gone[slot]]
+        for column in self._columns.values():
+            column[holes] = column[last]
+        self._changed.add(*holes)
+        self._policy.flush(label, dict(zip(last, holes, strict=True)), size)
+        self.size = size
+        return sum(gone)
 
     def draw(self, count: int, rng: torch.Generator) -> Replayed:
         """Draws uniformly, with replacement (without it a draw would cost O(slots)); never more than there are."""

@@ -34,8 +34,12 @@ class AdamW:
         self._step = torch.zeros((), dtype=torch.float32, device=next(iter(self._parameters.values())).device)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step on the gradients, which are gone afterwards. A parameter without a gradient stays as it is."""
+    def step(self, rate_factor: float = 1.0) -> None:
+        """One step on the gradients, which are gone afterwards. A parameter without a gradient stays as it is.
+
+        Args:
+            rate_factor: of the learning rate, for this step.
+        """
         self._step += 1
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         names = list(gradients)
@@ -46,7 +50,7 @@ class AdamW:
             [self._exp_avg_sq[name] for name in names],
             [],
             [self._step] * len(names),
-            lr=self._learning_rate,
+            lr=rate_factor * self._learning_rate,
             beta1=self._betas[0],
             beta2=self._betas[1],
             weight_decay=self._weight_decay,

@@ -103,7 +103,7 @@ class RowRms:
         self._changed = Changed()
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, rate_factor: float = 1.0) -> None:
         rows, values = self._table.touched, self._table.values
         if rows is None or values is None or values.grad is None:
             return
@@ -111,7 +111,7 @@ class RowRms:
         moment = self.BETA * moment + (1 - self.BETA) * values.grad.square().mean(1)
         count = count + 1
         scale = (moment / (1 - self.BETA**count)).sqrt_().add_(self.EPSILON)
-        self._table.weight[rows] = values - self._learning_rate * values.grad / scale[:, None]
+        self._table.weight[rows] = values - rate_factor * self._learning_rate * values.grad / scale[:, None]
         self._state[rows] = torch.stack([moment, count], 1)
         self._changed.add(*rows.tolist())
         self._table.touched = self._table.values = None
@@ -167,7 +167,7 @@ class TextClassifierLearner(ClassifierLearner):
 
     def _step(self) -> None:
         super()._step()
-        self._table_optimizer.step()
+        self._table_optimizer.step(self._rate_factor)
 
 
 def learner(

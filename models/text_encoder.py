@@ -241,7 +241,7 @@ class TextEncoderLearner:
     def __init__(self, options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
         self.options = options
         self.model = TextEncoder(options, ())
-        self.replay_capacity = options.replay_slots
+        self.replay_capacity = options.replay_capacity
         self._seed = seed
         self._device = device
         self._frozen = Frozen()
@@ -279,6 +279,12 @@ class TextEncoderLearner:
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         return self._begun().learn(replace(batch, x=self.model.embed(batch.x)), rng)
+
+    def scale_learning_rate(self, factor: float) -> None:
+        self._begun().scale_learning_rate(factor)
+
+    def flush(self, label: str) -> int:
+        return self._begun().flush(label)
 
     def capture(self) -> State:
         state = self._begun().capture()

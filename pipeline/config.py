@@ -115,6 +115,21 @@ class HoldOutConfig(Section):
     drawings: int = Field(500, ge=10)  # that are judged
 
 
+class DriftConfig(Section):
+    """What watches a classifier's prequential errors, and what is done when they rise for good."""
+
+    detector: Literal["hddm", "ddm", "page-hinkley", "none"] = "hddm"
+    reaction: Literal["alarm", "boost", "flush"] = "alarm"  # all raise the alarm; boost and flush also do something
+    boost_factor: float = Field(2.0, gt=1)  # of the learning rate, right after an alarm
+    boost_updates: int = Field(200, ge=1)  # until it is its own again
+
+    @model_validator(mode="after")
+    def _alarmed(self) -> DriftConfig:
+        if self.detector == "none" and self.reaction != "alarm":
+            raise ValueError(f'reaction = "{self.reaction}" needs a detector: set one')
+        return self
+
+
 class ModelConfig(Section):
     """One model: what it reads, what it is, how often it is snapshot, what is kept."""
 
@@ -141,7 +156,7 @@ class ModelConfig(Section):
     deterministic: bool = (
         False  # on CUDA: the same bits again, for a price; `keyframe_every` and `verify` need it there
     )
-    drift_detector: Literal["hddm", "none"] = "hddm"
+    drift: DriftConfig = DriftConfig()
     hold_out: HoldOutConfig = HoldOutConfig()
     metrics: MetricsConfig = MetricsConfig()
 

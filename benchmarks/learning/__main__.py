@@ -16,7 +16,7 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
-from benchmarks.learning import constant, plots
+from benchmarks.learning import constant, drift, plots
 from benchmarks.learning.runs import Run, run
 from benchmarks.learning.streams import pairs, sorted_by_class, split, tiles_mixed
 from benchmarks.machine import machine, others
@@ -99,8 +99,11 @@ PARTS = {
 }
 
 
-#: what is measured beside streams
-BESIDE = {"constant": constant.measure}
+#: what is measured beside streams that are sorted by class
+BESIDE: Mapping[str, Callable[[Path, int, bool], Findings]] = {
+    "constant": lambda data, seeds, tuning: constant.measure(),
+    "drift": drift.measure,
+}
 
 
 def main(
@@ -119,7 +122,7 @@ def main(
         began_s = time.monotonic()
         with others() as taken:
             if name in BESIDE:
-                findings = BESIDE[name]()
+                findings = BESIDE[name](data, seeds, tuning)
             else:
                 part, runs = PARTS[name], measure(name, data, seeds, tuning)
                 findings = Findings(

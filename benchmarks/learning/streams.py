@@ -1,4 +1,4 @@
-"""Streams whose classes come in turn, a few at a time, without a word about it."""
+"""Streams whose classes come in turn, or whose pictures turn, without a word about it."""
 
 from __future__ import annotations
 
@@ -47,3 +47,16 @@ def pairs(labels: Sequence[str], size: int = 2) -> list[list[str]]:
     """The class names in order, so many in each group."""
     names = sorted(set(labels))
     return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def turned(records: Set) -> Set:
+    """The same pictures by 90° to the left, light for dark."""
+    return Set(255 - records.x.rot90(1, (2, 3)), records.labels)
+
+
+def turning(records: Set, seed: int) -> Set:
+    """All records in random order, from the middle on turned; the middle is a multiple of 1,000 records."""
+    stream = records.shuffled(seed)
+    middle = len(stream) // 2000 * 1000
+    then = turned(stream.take(range(middle, len(stream))))
+    return Set(torch.cat([stream.x[:middle], then.x]), stream.labels)

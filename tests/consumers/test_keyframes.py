@@ -135,7 +135,11 @@ def test_learning_again_takes_the_settings_of_then(kafka: str, redis_url: str, t
     def life(keyframe_every: int) -> list[dict[str, bytes]]:
         topic, other = topics(), topics()
         tables = {"name": unique("model"), **FAMILIES["text"], **STEPWISE, "keyframe_every": keyframe_every}
-        fast = {"options": {**FAMILIES["text"]["options"], "learning_rate": 0.1}, "seed": 3, "drift_detector": "none"}
+        fast = {
+            "options": {**FAMILIES["text"]["options"], "learning_rate": 0.1},
+            "seed": 3,
+            "drift": {"detector": "none"},
+        }
         configs = [
             configuration(kafka, redis_url, topic, **tables),
             configuration(kafka, redis_url, other, topic, **{**tables, **fast, "threads": 2}),
@@ -149,8 +153,8 @@ def test_learning_again_takes_the_settings_of_then(kafka: str, redis_url: str, t
                     run.crash()
         run.finish()
         assert [change.keys() for change in run.changes("config")] == [
-            {"drift_detector", "options", "seed", "threads", "topics"},
-            {"drift_detector", "options", "seed", "threads"},
+            {"drift", "options", "seed", "threads", "topics"},
+            {"drift", "options", "seed", "threads"},
         ]
         assert not run.changes("replayed")
         head = run.store.manifest()

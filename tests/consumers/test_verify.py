@@ -32,7 +32,7 @@ def test_a_life_with_all_that_happens_is_learned_again(kafka: str, redis_url: st
     configs = [
         configuration(kafka, redis_url, topic, **tables),
         configuration(kafka, redis_url, topic, **tables, batch_size=5, threads=2),
-        configuration(kafka, redis_url, other, topic, **{**tables, "options": options}, drift_detector="none"),
+        configuration(kafka, redis_url, other, topic, **{**tables, "options": options}, drift={"detector": "none"}),
     ]
     coming = records(family)
     bad = (b"\xff\xfe", "class 1")

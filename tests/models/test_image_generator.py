@@ -282,9 +282,9 @@ def test_the_loss_is_that_of_the_target_the_source_and_the_features() -> None:
     found: dict[str, Tensor] = {}
     step = ours._optimizer.step
 
-    def watched() -> None:
+    def watched(rate_factor: float = 1.0) -> None:
         found.update({n: p.grad.clone() for n, p in ours.model.named_parameters() if p.grad is not None})
-        step()
+        step(rate_factor)
 
     ours._optimizer.step = watched  # type: ignore[method-assign]
     report = ours.learn(one.batch(24, 5), update_generator(SEED, 3))

@@ -17,6 +17,7 @@ from models.learner import Batch
 from models.memory import PolicyName, ReplayMemory
 
 CPU = torch.device("cpu")
+POLICY_NAMES = st.sampled_from(["reservoir", "balanced"])
 STREAMS = st.lists(st.lists(st.integers(-1, 4), min_size=1, max_size=9), max_size=30)  # batches of class numbers
 
 
@@ -126,6 +127,75 @@ def test_only_rows_that_are_named_change(stream: list[list[int]], slots: int, po
             assert rows.changed is not None
             before[name][rows.changed] = rows.tensor[rows.changed]
             assert torch.equal(before[name], rows.tensor)
+
+
+def held(one: ReplayMemory) -> list[tuple[int, int]]:
+    """(number, class) of what is kept."""
+    rows = kept(one)
+    return list(zip(rows["memory/x"][:, 0].tolist(), rows["memory/y"].tolist(), strict=True))
+
+
+@settings(deadline=None, max_examples=100)
+@given(STREAMS, st.lists(st.integers(-1, 4), min_size=1, max_size=3), STREAMS, st.integers(1, 12), POLICY_NAMES)
+def test_a_flush_drops_one_class_and_free_slots_fill_first(
+    before: list[list[int]], flushed: list[int], after: list[list[int]], slots: int, policy: PolicyName
+) -> None:
+    ours = memory(slots, policy)
+    first = fill(ours, before, seeded())
+    for label in flushed:
+        stored = {name: rows.tensor.clone() for name, rows in ours.capture().items()}
+        were = held(ours)
+        left = [one for one in were if one[1] != label]
+        assert ours.flush(label) == len(were) - len(left)
+        for name, rows in ours.capture().items():
+            assert rows.changed is not None
+            assert len(rows.changed) <= len(were) - len(left)
+            stored[name][rows.changed] = rows.tensor[rows.changed]
+            assert torch.equal(stored[name], rows.tensor)
+        assert sorted(held(ours)) == sorted(left)
+    size = ours.size
+    restored = memory(slots, policy)
+    restored.restore(ours.meta(), {name: rows.tensor.clone() for name, rows in ours.capture().items()})
+    for one in (ours, restored):
+        fill(one, after, seeded(1), first)
+    assert restored.meta() == ours.meta()
+    found, again = kept(ours), kept(restored)
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    assert ours.size == min(slots, size + sum(map(len, after)))
+    numbers = found["memory/x"][:, 0]
+    assert torch.equal(found["memory/x"][:, 1], -numbers)
+    assert torch.equal(found["memory/origins"][:, 2], numbers.long())
+    labels = [label for y in [*before, *after] for label in y]
+    assert found["memory/y"].tolist() == [labels[number] for number in numbers]
+
+
+def test_a_flushed_reservoir_goes_on_as_if_the_class_had_never_come() -> None:
+    stream, slots, counts = [[0, 1] * 20], 8, torch.zeros(80)
+    for seed in range(2000):
+        ours, rng = memory(slots, "reservoir"), seeded(seed)
+        first = fill(ours, stream, rng)
+        ours.flush(1)
+        fill(ours, [[0] * 40], rng, first)
+        counts[kept(ours)["memory/x"][:, 0].long()] += 1
+    shares = counts / 2000
+    # Of 60 records of class 0, 8 are kept: more of those right after the flush, which filled free slots.
+    assert shares[1:40:2].sum() == 0
+    assert shares[60:].mean() == pytest.approx(8 / 60, abs=0.02)
+
+
+def test_a_class_that_was_flushed_from_a_balanced_memory_comes_like_a_new_one() -> None:
+    counts = torch.zeros(40)
+    for seed in range(2000):
+        ours, rng = memory(8, "balanced"), seeded(seed)
+        first = fill(ours, [[0] * 20, [1] * 20], rng)
+        assert ours.flush(1) == 4
+        fill(ours, [[1] * 40], rng, first)
+        counts[[number - first for number, label in held(ours) if label == 1]] += 1
+    assert counts.sum() == 4 * 2000
+    assert (counts / 2000 - 4 / 40).abs().max() < 4.5 * (0.1 * 0.9 / 2000) ** 0.5
+    ours.flush(1)
+    fill(ours, [[0] * 4, [1] * 8], rng, first)  # others take its place, until it comes again
+    assert Counter(label for _, label in held(ours)) == {0: 4, 1: 4}
 
 
 def shares(policy: PolicyName, stream: list[list[int]], slots: int, runs: int) -> Tensor:

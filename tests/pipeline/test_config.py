@@ -94,6 +94,11 @@ def test_a_token_that_looks_like_a_number_is_a_text(tmp_path: Path, token: str) 
         ),
         (MODEL.replace("digits]", "'Two Words']"), {}, ["Two Words", "pattern"]),
         (MODEL.replace('["digits"]', "[]"), {}, ["models.digits.topics", "at least 1"]),
+        (
+            MODEL + "drift = { detector = 'none', reaction = 'boost' }",
+            {},
+            ["models.digits.drift", 'reaction = "boost" needs a detector'],
+        ),
         ("kafka = = 1", {}, ["headrace.toml", "not valid TOML", "line 1"]),
         (
             MODEL,

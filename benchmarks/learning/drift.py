@@ -1,0 +1,85 @@
+"""A stream that turns: clothes, from the middle on turned by 90° and inverted, through a `Fold` from RAM."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learners.__main__ import say
+from benchmarks.learners.data import Set, accuracy, batches, clothes
+from benchmarks.learning.runs import BATCH, CPU
+from benchmarks.learning.streams import split, turned, turning
+from benchmarks.report import Figure, Findings
+from consumers.fold import Fold
+from models.registry import BUILTIN
+from pipeline.config import ModelConfig
+from pipeline.records import Record
+
+TOPIC = "clothes"
+LEARNER = "image-classifier"
+AFTER = 5000  # records after the turn whose predictions count
+OPTIONS = {"replay_slots": 1000, "replay_draws": 32, "average": 0.95}
+
+
+def measure(data: Path, seeds: int, tuning: bool) -> Findings:
+    """What follows the turn, by reaction."""
+    learned, test = split(clothes, data, tuning)
+    figures, raw = [], {}
+    for reaction in ("alarm", "boost", "flush"):
+        turns = []
+        for seed in range(seeds):
+            turns.append(turn(OPTIONS, {"reaction": reaction}, learned, test, seed))
+            say(f"drift, {reaction}, seed {seed}: {turns[-1].json()}")
+        figures.append(figure(reaction, turns))
+        raw[reaction] = [one.json() for one in turns]
+    return Findings(figures, [], raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one pass came to. Accuracies are shares."""
+
+    before: float  # prequential, over the last 1,000 records before the turn
+    after: float  # prequential, over the `AFTER` records from the turn on
+    kept: float  # at the end, on test pictures as in the first half
+    learned: float  # at the end, on test pictures as in the second half
+    drifts: list[dict[str, Any]]  # as the lineage has them
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def turn(options: Mapping[str, Any], drift: Mapping[str, Any], records: Set, test: Set, seed: int) -> Turn:
+    """Learns the records once, in batches of `BATCH`, with this table `drift` of the configuration."""
+    table = {"topics": [TOPIC], "learner": LEARNER, "options": options, "seed": seed, "drift": drift}
+    settings = ModelConfig.model_validate({**table, "input": {"kind": "image", "size": 28, "channels": 1}})
+    fold = Fold(TOPIC, settings, BUILTIN[LEARNER], CPU)
+    by_thousand = []
+    for batch in batches(turning(records, seed), BATCH):
+        fold.learn(batch, [Record(TOPIC, 0, offset, 0, None, None) for offset in batch.origins[:, 2].tolist()])
+        if fold.updates * BATCH % 1000 == 0:
+            by_thousand.append(fold.prequential.accuracy or 0.0)
+    middle = len(by_thousand) // 2
+    return Turn(
+        before=by_thousand[middle - 1],
+        after=sum(by_thousand[middle : middle + AFTER // 1000]) / (AFTER // 1000),
+        kept=accuracy(fold.learner.model, test),
+        learned=accuracy(fold.learner.model, turned(test)),
+        drifts=[change["drift"] for change in fold.lineage.build().changes if "drift" in change],
+    )
+
+
+def figure(reaction: str, turns: list[Turn]) -> Figure:
+    """A line of the table."""
+    before, after, kept, learned = (
+        statistics.mean(getattr(one, name) for one in turns) for name in ("before", "after", "kept", "learned")
+    )
+    return Figure(
+        f"Fashion-MNIST, turned and inverted from the middle on, replay memory 1000: `{LEARNER}`, `{reaction}`",
+        f"**{after:.1%}** of the {AFTER:,} records after the turn ({before:.1%} of the 1,000 before it); at the end "
+        f"{kept:.1%} of the test pictures as in the first half, {learned:.1%} as in the second; "
+        f"{len(turns)} seed{'s' if len(turns) > 1 else ''}",
+    )
