@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,20 +18,21 @@ import numpy as np
 import typer
 
 from benchmarks.learners.__main__ import say
-from benchmarks.learners.data import Set
-from benchmarks.learning import plots
+from benchmarks.learners.data import Set, clothes
+from benchmarks.learning import drift, plots
 from benchmarks.learning.__main__ import HERE, PARTS, circumstances, figure
-from benchmarks.learning.runs import of_classes, summary
-from benchmarks.learning.streams import Stream, sorted_by_class, split
+from benchmarks.learning.runs import of_classes, summary, thousands
+from benchmarks.learning.streams import middle, sorted_by_class, split, turned, turning
 from benchmarks.machine import others
 from benchmarks.report import Findings, keep
 
 PYTHON = Path(".venv-avalanche/bin/python")
+Stretched = tuple[Set, Sequence[int]]  # records, and where each stretch ends
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One line of the table: a strategy of Avalanche's on the stream of one of our parts."""
+    """One line of the table: a strategy of Avalanche's on the streams of one of our parts."""
 
     beside: str
     strategy: str
@@ -48,7 +50,7 @@ PEERS = {
     for strategy in ("er", "er-ace")
     for slots in (200, 1000)
     if f"{data}-replay-{slots}" in PARTS
-}
+} | {"drift-avalanche-er-1000": Peer("drift", "er", 1000, 0.03)}
 
 
 def main(
@@ -65,46 +67,68 @@ def main(
         if name not in PEERS:
             raise typer.BadParameter(f"{name} is none of {', '.join(PEERS)}.")
         peer = PEERS[name]
-        part = PARTS[peer.beside]
-        learned, test = split(part.records, data, tuning)
-        groups = part.groups(data, learned)
+        streams, tests = turns(data, seeds, tuning) if peer.beside == "drift" else stretches(peer, data, seeds, tuning)
         with others() as taken, tempfile.TemporaryDirectory() as folder:
-            for seed in range(seeds):
-                export(Path(folder) / f"{seed}.npz", sorted_by_class(learned, groups, seed), test)
-            found = learn(folder, peer, python, threads)
-        sizes = [len(of_classes(test, classes)) for classes in groups]
-        versions = [one.pop("versions") for one in found]
-        runs = [summary(sizes=sizes, **one) for one in found]
-        for seed, run in enumerate(runs):
-            say(f"{name}, seed {seed}: {run.numbers()}")
+            for seed, (records, ends) in enumerate(streams):
+                export(Path(folder) / f"{seed}.npz", records, ends, tests)
+            learn(folder, peer, python, threads)
+            runs = [json.loads((Path(folder) / f"{seed}.json").read_text("utf-8")) for seed in range(seeds)]
+        versions, *_ = [run.pop("versions") for run in runs]
+        findings = turned_over(peer, runs) if peer.beside == "drift" else sorted_out(peer, runs, tests)
+        say(f"{name}: {findings.figures[0].found}")
         if not tuning:
-            findings = Findings([figure(f"{part.what}: {peer}", runs)], [], {"runs": [run.json() for run in runs]})
-            told = {**versions[0], "threads": str(threads)}
-            keep(to, name, findings, {**circumstances(), "versions": told, **taken})
+            versions["threads"] = str(threads)
+            keep(to, name, findings, {**circumstances(), "versions": versions, **taken})
             plots.write(to)
 
 
-def export(path: Path, stream: Stream, test: Set) -> None:
-    """The stream and what judges it, as `avalanche_run` reads it."""
-    names = sorted(set(stream.records.labels))
-    stretch = {name: number for number, (classes, _) in enumerate(stream.parts) for name in classes}
+def stretches(peer: Peer, data: Path, seeds: int, tuning: bool) -> tuple[list[Stretched], list[Set]]:
+    """For each seed the records and where each stretch ends; and what judges each stretch."""
+    part = PARTS[peer.beside]
+    learned, test = split(part.records, data, tuning)
+    groups = part.groups(data, learned)
+    streams = [sorted_by_class(learned, groups, seed) for seed in range(seeds)]
+    tests = [of_classes(test, classes) for classes in groups]
+    return [(stream.records, [end for _, end in stream.parts]) for stream in streams], tests
+
+
+def turns(data: Path, seeds: int, tuning: bool) -> tuple[list[Stretched], list[Set]]:
+    """The same for clothes that turn."""
+    learned, test = split(clothes, data, tuning)
+    ends = [middle(len(learned)), len(learned)]
+    return [(turning(learned, seed), ends) for seed in range(seeds)], [test, turned(test)]
+
+
+def sorted_out(peer: Peer, found: Sequence[dict[str, Any]], tests: Sequence[Set]) -> Findings:
+    runs = [summary(sizes=[len(test) for test in tests], **one) for one in found]
+    what = f"{PARTS[peer.beside].what}: {peer}"
+    return Findings([figure(what, runs)], [], {"runs": [run.json() for run in runs]})
+
+
+def turned_over(peer: Peer, found: Sequence[dict[str, Any]]) -> Findings:
+    runs = [drift.turn_of(thousands(one["hits"]), *one["by_part"][-1]) for one in found]
+    return Findings([drift.figure(str(peer), runs)], [], {"turns": [run.json() for run in runs]})
+
+
+def export(path: Path, records: Set, ends: Sequence[int], tests: Sequence[Set]) -> None:
+    """A stream and what judges each stretch, as `avalanche_run` reads it."""
+    names = sorted(set(records.labels))
     np.savez(
         path,
-        x=stream.records.x.numpy(),
-        y=np.array([names.index(label) for label in stream.records.labels]),
-        ends=np.array([end for _, end in stream.parts]),
-        test_x=test.x.numpy(),
-        test_y=np.array([names.index(label) for label in test.labels]),
-        test_stretch=np.array([stretch[label] for label in test.labels]),
+        x=records.x.numpy(),
+        y=np.array([names.index(label) for label in records.labels]),
+        ends=np.array(ends),
+        test_x=np.concatenate([test.x.numpy() for test in tests]),
+        test_y=np.array([names.index(label) for test in tests for label in test.labels]),
+        test_stretch=np.repeat(np.arange(len(tests)), [len(test) for test in tests]),
     )
 
 
-def learn(folder: str, peer: Peer, python: Path, threads: int) -> list[dict[str, Any]]:
-    """What Avalanche came to on each of the streams in the folder."""
+def learn(folder: str, peer: Peer, python: Path, threads: int) -> None:
+    """Avalanche learns each of the streams in the folder."""
     settings = {"slots": peer.slots, "rate": peer.rate, "draws": peer.draws, "threads": threads}
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     subprocess.run([python, HERE / "avalanche_run.py", folder, peer.strategy, *options], check=True)
-    return [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).glob("*.json"))]
 
 
 if __name__ == "__main__":

@@ -85,7 +85,6 @@ def summary(
     overall = [sum(a * n for a, n in zip(row, sizes, strict=False)) / sum(sizes[: len(row)]) for row in by_part]
     last = by_part[-1]
     best = [max(row[number] for row in by_part[:-1] if len(row) > number) for number in range(len(last) - 1)]
-    thousands = [hits[start : start + 1000] for start in range(0, len(hits), 1000)]
     return Run(
         final=overall[-1],
         incremental=sum(overall) / len(overall),
@@ -93,9 +92,15 @@ def summary(
         prequential=sum(hits) / len(hits),
         records_per_s=len(hits) / spent_s,
         by_part=by_part,
-        by_thousand=[sum(each) / len(each) for each in thousands],
+        by_thousand=thousands(hits),
         **stored,
     )
+
+
+def thousands(hits: Sequence[bool]) -> list[float]:
+    """The share of each thousand."""
+    each = [hits[start : start + 1000] for start in range(0, len(hits), 1000)]
+    return [sum(some) / len(some) for some in each]
 
 
 def of_classes(records: Set, classes: Sequence[str]) -> Set:

@@ -55,8 +55,12 @@ def turned(records: Set) -> Set:
 
 
 def turning(records: Set, seed: int) -> Set:
-    """All records in random order, from the middle on turned; the middle is a multiple of 1,000 records."""
-    stream = records.shuffled(seed)
-    middle = len(stream) // 2000 * 1000
-    then = turned(stream.take(range(middle, len(stream))))
-    return Set(torch.cat([stream.x[:middle], then.x]), stream.labels)
+    """All records in random order, from the middle on turned."""
+    stream, start = records.shuffled(seed), middle(len(records))
+    then = turned(stream.take(range(start, len(stream))))
+    return Set(torch.cat([stream.x[:start], then.x]), stream.labels)
+
+
+def middle(count: int) -> int:
+    """Of so many records, a multiple of 1,000."""
+    return count // 2000 * 1000

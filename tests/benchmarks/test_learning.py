@@ -13,7 +13,7 @@ import torch
 from benchmarks.learners.data import Set
 from benchmarks.learning import plots
 from benchmarks.learning.peers import export
-from benchmarks.learning.runs import summary
+from benchmarks.learning.runs import of_classes, summary
 from benchmarks.learning.streams import pairs, sorted_by_class
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -40,13 +40,16 @@ def test_what_a_run_came_to_is_recounted_by_hand() -> None:
 def test_another_library_is_given_the_same_records_in_the_same_order(tmp_path: Path) -> None:
     labels = [name for name in "dbca" for _ in range(3)]
     records = Set(torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1), labels)
-    stream = sorted_by_class(records, pairs(labels), seed=1)
-    export(tmp_path / "1.npz", stream, records)
+    groups = pairs(labels)
+    stream = sorted_by_class(records, groups, seed=1)
+    export(tmp_path / "1.npz", stream.records, [6, 12], [of_classes(records, classes) for classes in groups])
     with np.load(tmp_path / "1.npz") as arrays:
         assert arrays["x"].flatten().tolist() == stream.records.x.flatten().tolist()
         assert ["abcd"[number] for number in arrays["y"]] == stream.records.labels
         assert arrays["ends"].tolist() == [6, 12]
-        assert arrays["test_stretch"].tolist() == [1] * 3 + [0] * 3 + [1] * 3 + [0] * 3
+        assert arrays["test_x"].flatten().tolist() == [3, 4, 5, 9, 10, 11, 0, 1, 2, 6, 7, 8]
+        assert arrays["test_y"].tolist() == [1] * 3 + [0] * 3 + [3] * 3 + [2] * 3
+        assert arrays["test_stretch"].tolist() == [0] * 6 + [1] * 6
 
 
 def test_plots_have_a_line_for_each_part_that_was_measured(tmp_path: Path) -> None:
