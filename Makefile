@@ -1,18 +1,19 @@
-# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench, bench-learners, bench-learning, soak, check-deploy and lock.
+# `make` alone lists the targets. ARGS is handed to the program behind demo, test, bench and its kin, soak, check-deploy and lock.
 PYTHON ?= python3
 ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
 UV := $(BIN)/uv
+PEERS := .venv-avalanche
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles what it imports: torch takes it two seconds
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format bench bench-learners bench-learning soak check-deploy lock clean
+.PHONY: help setup demo test format bench bench-learners bench-learning bench-learning-peers soak check-deploy lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install everything into .venv: locked packages, then headrace itself
 	@echo ".venv is ready."
@@ -38,6 +39,9 @@ bench-learners: $(STAMP) ## measure what learners reach on real data, e.g. make 
 bench-learning: $(STAMP) ## measure what is kept of a stream sorted by class, e.g. make bench-learning ARGS="--data data"
 	@$(BIN)/python -m benchmarks.learning $(ARGS)
 
+bench-learning-peers: $(STAMP) $(PEERS)/.stamp ## measure Avalanche on the same streams, in an environment of its own
+	@$(BIN)/python -m benchmarks.learning.peers $(ARGS)
+
 soak: $(STAMP) ## kill workers 200 times, harm their servers, recount every record; e.g. make soak ARGS="--kills 20"
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
@@ -50,7 +54,7 @@ lock: $(STAMP) ## resolve deploy/*.lock again; ARGS=--upgrade moves to the newes
 	printf 'hatchling\nuv\n' | $(LOCK) $(ARGS) --constraint deploy/requirements.lock --output-file deploy/bootstrap.lock -
 
 clean: ## remove .venv, tools and caches; what the demo learned stays in .headrace
-	rm -rf .venv .headrace/tools dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(PEERS) .headrace/tools dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is taken away first and set last, so that an interrupted set-up starts over on an empty environment.
@@ -68,4 +72,10 @@ $(STAMP): pyproject.toml deploy/bootstrap.lock deploy/requirements.lock
 	@$(UV) pip sync --python $(BIN)/python --require-hashes --compile-bytecode deploy/requirements.lock
 	@echo "4/4 headrace itself"
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# With the same torch and NumPy as ours, so that speeds compare.
+$(PEERS)/.stamp: deploy/requirements.lock | $(STAMP)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(PEERS)
+	@$(UV) pip install --quiet --python $(PEERS)/bin/python --constraint deploy/requirements.lock avalanche-lib==0.6.0
 	@touch $@

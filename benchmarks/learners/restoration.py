@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +22,7 @@ from skimage.transform import resize
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.learners.data import Set, batches, learn, tiles
+from benchmarks.learners.data import Set, batches, learn, tiles_apart
 from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from models import degradations, image_restorer
@@ -36,7 +34,6 @@ Picture = NDArray[np.float64]  # (H, W, C) in [0, 1]
 SEED, LOOPS, BATCH = 0, 16, 32
 OPTIONS: Mapping[str, Any] = {"damages": ("holes", "noise", "fog", "resolution"), "replay_draws": 0}
 CPU = torch.device("cpu")
-NEAR = 10 / 255  # root of the mean squared difference, colours times alpha: nearer tiles are variants of each other
 TUNING = 48  # training tiles on which the classic methods' settings are chosen
 SHOWN = 8  # tiles of each kind in the sheet, from all over what is held back: neighbours are variants
 PAIRS, UPDATES = 7, 6  # of learner and plain loop; in each
@@ -127,25 +124,6 @@ DAMAGES = (
     ),
     Damage("half resolution", "resolution", half, {"bicubic": (enlarged, {})}),
 )
-
-
-def split(records: Set, paths: Sequence[str]) -> tuple[Set, Set]:
-    """Tiles to learn, and about a tenth to hold back.
-
-    Many tiles are variants of each other (marble_wall1, marble_wall2; the same monster in two releases). Tiles whose
-    file names agree in their letters stay together, by the hash of those letters; and what is learned has lost every
-    tile that is `NEAR` one that is held back, whatever its name.
-    """
-    names = [re.sub(r"[^a-z]+", " ", Path(path).stem.lower()).strip() for path in paths]
-    drawn = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    held = torch.tensor([int.from_bytes(digest, "big") % 10 == 0 for digest in drawn])
-    x = pixels(records.x)
-    flat = torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], 1).flatten(1)
-    nearest = torch.cdist(flat, flat[held]).amin(1) / flat.shape[1] ** 0.5
-    return (
-        records.take((~held & (nearest > NEAR)).nonzero()[:, 0]),
-        records.take(held.nonzero()[:, 0]),
-    )
 
 
 def composited(x: Tensor) -> Tensor:
@@ -282,8 +260,7 @@ def learned(train: Set, say: Callable[[str], None]) -> tuple[image_restorer.Imag
 
 def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     """Learns the tiles that are not held back, restores those that are, and the pairs."""
-    with np.load(data / "crawl_tiles" / "tiles32_rgba.npz") as arrays:
-        train, test = split(tiles(data), arrays["paths"].tolist())
+    train, test = tiles_apart(data), tiles_apart(data, "test")
     train = train.shuffled(SEED)
     model, told = learned(train, say)
     figures, raw, parts = [], {"learned": told, "tiles": [len(train), len(test)]}, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def measure(data: Path, seeds: int, tuning: bool) -> Findings:
         for seed in range(seeds):
             turns.append(turn(OPTIONS, {"reaction": reaction}, learned, test, seed))
             say(f"drift, {reaction}, seed {seed}: {turns[-1].json()}")
-        figures.append(figure(reaction, turns))
+        figures.append(figure(f"`{LEARNER}`, `{reaction}`", turns))
         raw[reaction] = [one.json() for one in turns]
     return Findings(figures, [], raw)
 
@@ -63,23 +63,24 @@ def turn(options: Mapping[str, Any], drift: Mapping[str, Any], records: Set, tes
         fold.learn(batch, [Example(Record(TOPIC, 0, at, 0, None, None), x, label, str(at)) for at, x, label in rows])
         if fold.updates * BATCH % 1000 == 0:
             by_thousand.append(fold.prequential.accuracy or 0.0)
+    drifts = [change["drift"] for change in fold.lineage.build().changes if "drift" in change]
+    return turn_of(by_thousand, accuracy(fold.learner.model, test), accuracy(fold.learner.model, turned(test)), drifts)
+
+
+def turn_of(by_thousand: Sequence[float], kept: float, learned: float, drifts: Sequence[dict[str, Any]] = ()) -> Turn:
+    """From the prequential accuracy of each thousand records."""
     middle = len(by_thousand) // 2
-    return Turn(
-        before=by_thousand[middle - 1],
-        after=sum(by_thousand[middle : middle + AFTER // 1000]) / (AFTER // 1000),
-        kept=accuracy(fold.learner.model, test),
-        learned=accuracy(fold.learner.model, turned(test)),
-        drifts=[change["drift"] for change in fold.lineage.build().changes if "drift" in change],
-    )
+    after = sum(by_thousand[middle : middle + AFTER // 1000]) / (AFTER // 1000)
+    return Turn(by_thousand[middle - 1], after, kept, learned, list(drifts))
 
 
-def figure(reaction: str, turns: list[Turn]) -> Figure:
+def figure(learner: str, turns: list[Turn]) -> Figure:
     """A line of the table."""
     before, after, kept, learned = (
         statistics.mean(getattr(one, name) for one in turns) for name in ("before", "after", "kept", "learned")
     )
     return Figure(
-        f"Fashion-MNIST, turned and inverted from the middle on, replay memory 1000: `{LEARNER}`, `{reaction}`",
+        f"Fashion-MNIST, turned and inverted from the middle on, replay memory 1000: {learner}",
         f"**{after:.1%}** of the {AFTER:,} records after the turn ({before:.1%} of the 1,000 before it); at the end "
         f"{kept:.1%} of the test pictures as in the first half, {learned:.1%} as in the second; "
         f"{len(turns)} seed{'s' if len(turns) > 1 else ''}",

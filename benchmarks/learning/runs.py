@@ -22,25 +22,29 @@ class Run:
     """What one pass over a stream came to. Accuracies are shares of the test records."""
 
     final: float  # over all classes, after the stream
-    incremental: (
-        float  # mean, over the stretches, of the accuracy over all classes that have come (Rebuffi et al. 2017)
-    )
+    incremental: float  # mean, over the stretches, of that over all classes that have come (Rebuffi et al. 2017)
     forgetting: float  # mean, over all stretches but the last, of the best accuracy there was less the last one
     prequential: float  # over all records, each predicted before it was learned
     records_per_s: float  # of CPU time
     stored_bytes: int  # of pictures and texts
     state_bytes: int  # of everything
     by_part: Sequence[Sequence[float]]  # after each stretch, over the classes of each that has come
+    by_thousand: Sequence[float]  # prequential, of each thousand records
 
     def json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+    def numbers(self) -> dict[str, float]:
+        """All but the series."""
+        return {name: value for name, value in self.json().items() if not isinstance(value, Sequence)}
 
 
 def run(blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: Set, seed: int) -> Run:
     """Learns the stream once, in batches of `BATCH`."""
     shape = tuple(stream.records.x.shape[1:])
     learner: Learner = blueprint.learner(blueprint.options.model_validate(options), shape, seed, CPU)
-    hits, spent_s, update, start = 0, 0.0, 0, 0
+    hits: list[bool] = []
+    spent_s, update, start = 0.0, 0, 0
     by_part: list[list[float]] = []
     for number, (_, end) in enumerate(stream.parts):
         part = stream.records.take(range(start, end))
@@ -48,32 +52,55 @@ def run(blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: 
         for batch in batches(part, BATCH):
             report = learner.learn(batch, update_generator(seed, update))
             assert report.predicted is not None
-            hits += sum(map(lambda a, b: a == b, report.predicted, batch.labels))
+            hits += map(lambda a, b: a == b, report.predicted, batch.labels)
             update += 1
         spent_s += time.process_time() - began_s
         by_part.append(
             [accuracy(learner.model, of_classes(test, classes)) for classes, _ in stream.parts[: number + 1]]
         )
         start = end
-    counts = [len(of_classes(test, classes)) for classes, _ in stream.parts]
-    overall = [sum(a * n for a, n in zip(row, counts, strict=False)) / sum(counts[: len(row)]) for row in by_part]
-    last = by_part[-1]
-    best = [max(row[number] for row in by_part[:-1] if len(row) > number) for number in range(len(last) - 1)]
     state = learner.capture()
     tensors = {
         name: value.tensor if isinstance(value, Rows) else value
         for name, value in {**state.serving, **state.training}.items()
     }
+    return summary(
+        by_part,
+        [len(of_classes(test, classes)) for classes, _ in stream.parts],
+        hits,
+        spent_s,
+        stored_bytes=sum(tensor.nbytes for name, tensor in tensors.items() if name == "memory/x"),
+        state_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+    )
+
+
+def summary(
+    by_part: Sequence[Sequence[float]], sizes: Sequence[int], hits: Sequence[bool], spent_s: float, **stored: int
+) -> Run:
+    """What it came to.
+
+    `by_part` is as in `Run`, `sizes` the number of test records of each stretch's classes, `hits` whether each record
+    was predicted before it was learned.
+    """
+    overall = [sum(a * n for a, n in zip(row, sizes, strict=False)) / sum(sizes[: len(row)]) for row in by_part]
+    last = by_part[-1]
+    best = [max(row[number] for row in by_part[:-1] if len(row) > number) for number in range(len(last) - 1)]
     return Run(
         final=overall[-1],
         incremental=sum(overall) / len(overall),
         forgetting=sum(b - a for b, a in zip(best, last[:-1], strict=True)) / max(1, len(best)),
-        prequential=hits / len(stream.records),
-        records_per_s=len(stream.records) / spent_s,
-        stored_bytes=sum(tensor.nbytes for name, tensor in tensors.items() if name == "memory/x"),
-        state_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        prequential=sum(hits) / len(hits),
+        records_per_s=len(hits) / spent_s,
         by_part=by_part,
+        by_thousand=thousands(hits),
+        **stored,
     )
+
+
+def thousands(hits: Sequence[bool]) -> list[float]:
+    """The share of each thousand."""
+    each = [hits[start : start + 1000] for start in range(0, len(hits), 1000)]
+    return [sum(some) / len(some) for some in each]
 
 
 def of_classes(records: Set, classes: Sequence[str]) -> Set:

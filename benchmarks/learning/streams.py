@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.learners.data import Set
+from benchmarks.learners.data import Set, tiles_apart
 
-#: what is tried out is judged on these, the last so many of the training set: they are never learned
+#: what is tried out is judged on these, the last so many of the training set, at most a fifth: they are never learned
 TUNING = 5000
 
 
@@ -28,8 +28,13 @@ def split(records: Callable[..., Set], data: Path, tuning: bool, validation: str
     train = records(data)
     if tuning and validation:
         return train, records(data, validation)
-    held = range(len(train) - TUNING, len(train))
-    return (train.take(range(held.start)), train.take(held)) if tuning else (train, records(data, "test"))
+    kept = range(max(len(train) - TUNING, 4 * len(train) // 5))
+    return (train.take(kept), train.take(range(kept.stop, len(train)))) if tuning else (train, records(data, "test"))
+
+
+def tiles_mixed(data: Path, part: str = "train") -> Set:
+    """Tiles as `tiles_apart` splits them, in random order, so that the last ones are of all categories."""
+    return tiles_apart(data, part).shuffled(0)
 
 
 def sorted_by_class(records: Set, groups: Sequence[Sequence[str]], seed: int) -> Stream:
@@ -53,11 +58,15 @@ def turned(records: Set) -> Set:
 
 
 def turning(records: Set, seed: int) -> Set:
-    """All records in random order, from the middle on turned; the middle is a multiple of 1,000 records."""
-    stream = records.shuffled(seed)
-    middle = len(stream) // 2000 * 1000
-    then = turned(stream.take(range(middle, len(stream))))
-    return Set(torch.cat([stream.x[:middle], then.x]), stream.labels)
+    """All records in random order, from the middle on turned."""
+    stream, start = records.shuffled(seed), middle(len(records))
+    then = turned(stream.take(range(start, len(stream))))
+    return Set(torch.cat([stream.x[:start], then.x]), stream.labels)
+
+
+def middle(count: int) -> int:
+    """Of so many records, a multiple of 1,000."""
+    return count // 2000 * 1000
 
 
 def domains(data: Path) -> list[list[str]]:

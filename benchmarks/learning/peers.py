@@ -1,0 +1,135 @@
+"""Avalanche beside ours: `python -m benchmarks.learning.peers --data FOLDER`, or one part by name.
+
+Each part takes the records of one of ours, in the same order, in batches of the same size, on the same machine. They
+are written to a folder; `avalanche_run` learns them in an environment of its own: `make bench-learning-peers` makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.learners.__main__ import say
+from benchmarks.learners.data import Set, clothes
+from benchmarks.learning import drift, plots
+from benchmarks.learning.__main__ import HERE, PARTS, circumstances, figure
+from benchmarks.learning.runs import of_classes, summary, thousands
+from benchmarks.learning.streams import middle, sorted_by_class, split, turned, turning
+from benchmarks.machine import others
+from benchmarks.report import Findings, keep
+
+PYTHON = Path(".venv-avalanche/bin/python")
+Stretched = tuple[Set, Sequence[int]]  # records, and where each stretch ends
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One line of the table: a strategy of Avalanche's on the streams of one of our parts."""
+
+    beside: str
+    strategy: str
+    slots: int
+    rate: float  # of SGD
+    draws: int = 32
+
+    def __str__(self) -> str:
+        return f"Avalanche's {self.strategy} (SGD {self.rate:g}, {self.draws} draws)"
+
+
+PEERS = {
+    f"{data}-avalanche-{strategy}-{slots}": Peer(f"{data}-replay-{slots}", strategy, slots, 0.03)
+    for data in ("mnist", "fashion", "tiles")
+    for strategy in ("er", "er-ace")
+    for slots in (200, 1000)
+    if f"{data}-replay-{slots}" in PARTS
+} | {"drift-avalanche-er-1000": Peer("drift", "er", 1000, 0.03)}
+
+
+def main(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PEERS)}; default: all.")] = None,
+    data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("data"),
+    to: Annotated[Path, typer.Option(help="Where README.md and results.json are written.")] = HERE,
+    seeds: Annotated[int, typer.Option(help="Of weights, order and replay.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
+    tuning: Annotated[bool, typer.Option("--tuning", help="Judge on training records that are not learned.")] = False,
+    python: Annotated[Path, typer.Option(help="Of the environment that has Avalanche.")] = PYTHON,
+) -> None:
+    """Measures and keeps the table, or with --tuning only says what it found."""
+    for name in parts or PEERS:
+        if name not in PEERS:
+            raise typer.BadParameter(f"{name} is none of {', '.join(PEERS)}.")
+        peer = PEERS[name]
+        streams, tests = turns(data, seeds, tuning) if peer.beside == "drift" else stretches(peer, data, seeds, tuning)
+        with others() as taken, tempfile.TemporaryDirectory() as folder:
+            for seed, (records, ends) in enumerate(streams):
+                export(Path(folder) / f"{seed}.npz", records, ends, tests)
+            learn(folder, peer, python, threads)
+            runs = [json.loads((Path(folder) / f"{seed}.json").read_text("utf-8")) for seed in range(seeds)]
+        versions, *_ = [run.pop("versions") for run in runs]
+        findings = turned_over(peer, runs) if peer.beside == "drift" else sorted_out(peer, runs, tests)
+        say(f"{name}: {findings.figures[0].found}")
+        if not tuning:
+            versions["threads"] = str(threads)
+            keep(to, name, findings, {**circumstances(), "versions": versions, **taken})
+            plots.write(to)
+
+
+def stretches(peer: Peer, data: Path, seeds: int, tuning: bool) -> tuple[list[Stretched], list[Set]]:
+    """For each seed the records and where each stretch ends; and what judges each stretch."""
+    part = PARTS[peer.beside]
+    learned, test = split(part.records, data, tuning)
+    groups = part.groups(data, learned)
+    streams = [sorted_by_class(learned, groups, seed) for seed in range(seeds)]
+    tests = [of_classes(test, classes) for classes in groups]
+    return [(stream.records, [end for _, end in stream.parts]) for stream in streams], tests
+
+
+def turns(data: Path, seeds: int, tuning: bool) -> tuple[list[Stretched], list[Set]]:
+    """The same for clothes that turn."""
+    learned, test = split(clothes, data, tuning)
+    ends = [middle(len(learned)), len(learned)]
+    return [(turning(learned, seed), ends) for seed in range(seeds)], [test, turned(test)]
+
+
+def sorted_out(peer: Peer, found: Sequence[dict[str, Any]], tests: Sequence[Set]) -> Findings:
+    runs = [summary(sizes=[len(test) for test in tests], **one) for one in found]
+    what = f"{PARTS[peer.beside].what}: {peer}"
+    return Findings([figure(what, runs)], [], {"runs": [run.json() for run in runs]})
+
+
+def turned_over(peer: Peer, found: Sequence[dict[str, Any]]) -> Findings:
+    runs = [drift.turn_of(thousands(one["hits"]), *one["by_part"][-1]) for one in found]
+    return Findings([drift.figure(str(peer), runs)], [], {"turns": [run.json() for run in runs]})
+
+
+def export(path: Path, records: Set, ends: Sequence[int], tests: Sequence[Set]) -> None:
+    """A stream and what judges each stretch, as `avalanche_run` reads it."""
+    names = sorted(set(records.labels))
+    np.savez(
+        path,
+        x=records.x.numpy(),
+        y=np.array([names.index(label) for label in records.labels]),
+        ends=np.array(ends),
+        test_x=np.concatenate([test.x.numpy() for test in tests]),
+        test_y=np.array([names.index(label) for test in tests for label in test.labels]),
+        test_stretch=np.repeat(np.arange(len(tests)), [len(test) for test in tests]),
+    )
+
+
+def learn(folder: str, peer: Peer, python: Path, threads: int) -> None:
+    """Avalanche learns each of the streams in the folder."""
+    settings = {"slots": peer.slots, "rate": peer.rate, "draws": peer.draws, "threads": threads}
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    subprocess.run([python, HERE / "avalanche_run.py", folder, peer.strategy, *options], check=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
