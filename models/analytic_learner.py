@@ -3,10 +3,10 @@
 Whatever the order of the stream, the same sums; so a stream that is sorted by class is learned like a shuffled one, in
 one pass, at a constant cost a record.
 
-Adding a record costs D², solving D³/3: the head is solved anew after an update when a tenth of all records are not in
-it, D / 16 at least, or three quarters of those of any class (of a new one, all are not). That is on a thread of its
-own, from a copy of the sums, while the next records arrive; whoever needs the head next, the next update or a version,
-waits for it. So what a version holds is a function of the updates alone.
+Adding a record costs D², solving D³/3: the head is solved anew after an update when D / 4 records are not in it, or
+D / 64 and with them most of what is known of a class. So solving costs as much a record as adding does, however long
+the stream is. It is on a thread of its own, from a copy of the sums, while the next records arrive; whoever needs the
+head next, the next update or a version, waits for it. So what a version holds is a function of the updates alone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from models.labels import Labels
 from models.learner import Batch, Options, Report, State, copy_into
 from models.network import widened
 
-SHARE, SHARE_OF_CLASS = 0.1, 0.75  # of the records: when so many are not in the head, it is solved anew
-FEWEST = 1 / 16  # of the width: with fewer new records, solving would cost more than all else
+FRESH, FEWEST = 1 / 4, 1 / 64  # of the width: when so many records are not in the head, it is solved anew
+MOST = 0.75  # of a class's records: when so many are not in it, `FEWEST` are enough
 HORIZON = 2000  # records over which it is judged
 
 
@@ -204,9 +204,8 @@ class AnalyticLearner:
 
     def _due(self) -> bool:
         counts, fresh = self._sums.counts, self._fresh
-        if (fresh.gt(0) & (fresh >= SHARE_OF_CLASS * counts)).any():
-            return True
-        return fresh.sum().item() >= max(SHARE * counts.sum().item(), FEWEST * self._sums.width)
+        unknown = bool((fresh.gt(0) & (fresh >= MOST * counts)).any())
+        return fresh.sum().item() >= (FEWEST if unknown else FRESH) * self._sums.width
 
     def _solve(self) -> None:
         sums = self._sums.copy()
