@@ -225,12 +225,12 @@ class Judge:
             for _ in sets.learn(learner, train.shuffled(100 + each), first_update=each * len(train)):
                 pass
         self._model: image_classifier.ImageClassifier = learner.model.eval()  # type: ignore[attr-defined]
-        self._real = self._features(test.x)
+        self._real = self.features(test.x)
         self.right = self.agrees(test.x, test.labels)
 
     def distance(self, x: Tensor) -> float:
         """Fréchet distance to the test pictures."""
-        return frechet_distance(self._real, self._features(x))
+        return frechet_distance(self._real, self.features(x))
 
     @torch.no_grad()
     def agrees(self, x: Tensor, labels: Sequence[str]) -> float:
@@ -240,7 +240,8 @@ class Judge:
         return sum(map(str.__eq__, taken, labels)) / len(labels)
 
     @torch.no_grad()
-    def _features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) uint8 → (N, D)"""
         return torch.cat([self._model.features(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)])
 
 

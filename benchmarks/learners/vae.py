@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.learners.data import Set, batches, clothes, digits, learn
+from benchmarks.learners.gan import Judge
 from benchmarks.report import Figure, Findings
-from models import image_classifier, image_generator
-from models.classifier import ClassifierNetwork
+from models import image_generator
 from models.image_generator import ImageVae, ImageVaeLearner, ImageVaeOptions
 from models.learner import Rows, Source, update_generator
 from models.network import pixels
@@ -29,6 +29,7 @@ FEW = 20  # records a class of the target
 BUDGETS = (10, 60)  # updates
 SHAPE = (1, 28, 28)
 CHUNK = 500
+JUDGE_PASSES = 3  # over the training set
 #: of clothes, in the order of their numbers
 NAMES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
@@ -42,9 +43,8 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
 
 def _drawings(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     train, test = clothes(data).shuffled(0), clothes(data, "test")
-    judge = _judge(train)
-    real, learned = _features(judge, test.x), _features(judge, train.x[: len(test)])
-    accuracy = _share(judge, test.x, test.labels)
+    judge = Judge(train, test, JUDGE_PASSES)
+    real, learned, accuracy = judge.features(test.x), judge.features(train.x[: len(test)]), judge.right
     floor = frechet_distance(real, learned)
     say(f"the judge: accuracy {accuracy:.3f}; Fréchet distance of as many training pictures {floor:.2f}")
 
@@ -58,8 +58,8 @@ def _drawings(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
         if passes == 2:
             continue
         drawn = _drawn(vae.model, test.labels)
-        judged = quality(real, learned, _features(judge, drawn))
-        asked, bits = _share(judge, drawn, test.labels), _bits(vae.model, test)
+        judged = quality(real, learned, judge.features(drawn))
+        asked, bits = judge.agrees(drawn, test.labels), _bits(vae.model, test)
         raw[f"after {passes}"] = {**judged.metrics(), "as_asked": asked, "bits_per_dimension": bits}
         what = f"image-vae, Fashion-MNIST, {passes} pass{'es' if passes > 1 else ''}"
         figures += _rows(what, judged, asked, accuracy, bits)
@@ -72,8 +72,8 @@ def _drawings(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     back = vae.model.draw(mean, [None] * 24)
     _sheet(sheets / "vae-reconstructions.png", [some[:12], back[:12], some[12:], back[12:]])
     note = (
-        f"The judge is the project's image-classifier after one pass over the training set ({100 * accuracy:.1f} % of "
-        f"the test set right). Drawings are asked for with the labels of the test set; the judge's {real.shape[1]} "
+        f"The judge is that of the GAN, an image-classifier after {JUDGE_PASSES} passes over the training set "
+        f"({100 * accuracy:.1f} % of the test set right). Drawings are asked for with the labels of the test set; the judge's {real.shape[1]} "
         f"features give the distances, and as many training pictures in place of drawings have a Fréchet distance of "
         f"{floor:.1f}. Bits per dimension are of pixels as probabilities (Bernoulli), whose least value is the pixels' "
         "own entropy."
@@ -217,25 +217,6 @@ class Plain:
         (reconstruction + OPTIONS.beta * kl).mean().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return (reconstruction + kl)[:64].mean().item()
-
-
-def _judge(train: Set) -> ClassifierNetwork:
-    classifier = image_classifier.learner(image_classifier.ImageClassifierOptions(), SHAPE, 0, CPU)
-    for _ in learn(classifier, train):
-        pass
-    return classifier.model.eval()
-
-
-@torch.no_grad()
-def _features(judge: ClassifierNetwork, x: Tensor) -> Tensor:
-    return torch.cat([judge.features(x[at : at + CHUNK]) for at in range(0, len(x), CHUNK)])
-
-
-def _share(judge: ClassifierNetwork, x: Tensor, labels: Sequence[str]) -> float:
-    """Of the pictures that the judge puts into their class."""
-    chunks = [judge.classify(x[at : at + CHUNK]) for at in range(0, len(x), CHUNK)]
-    found: list[int] = torch.cat(chunks).argmax(1).tolist()
-    return sum(judge.classes[k] == label for k, label in zip(found, labels, strict=True)) / len(labels)
 
 
 @torch.no_grad()
