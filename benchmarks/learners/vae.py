@@ -75,9 +75,8 @@ def _drawings(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
         f"The judge is that of the GAN, an image-classifier after {JUDGE_PASSES} passes over the training set "
         f"({100 * accuracy:.1f} % of the test set right). Drawings are asked for with the labels of the test set; the "
         f"judge's {real.shape[1]} features give the distances, and as many training pictures in place of drawings have "
-        f"a Fréchet distance of {floor:.1f}. Bits per dimension are of pixels as probabilities (Bernoulli), whose least "
-        "value is the pixels' "
-        "own entropy."
+        f"a Fréchet distance of {floor:.1f}. Bits per dimension are of pixels as probabilities (Bernoulli), whose "
+        "least value is the pixels' own entropy."
     )
     sheet = (
         f"Sheets: vae-drawings.png, a row a class ({', '.join(NAMES)}); vae-reconstructions.png, below each picture."
