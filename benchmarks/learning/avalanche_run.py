@@ -80,7 +80,8 @@ def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
 
     ends = arrays["ends"].tolist()
     of_stretch = torch.from_numpy(arrays["test_stretch"])
-    stretches = [classified(x[a:b], y[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    records = classified(x, y)
+    stretches = [records.subset(range(a, b)) for a, b in zip([0, *ends], ends, strict=False)]
     by_part: list[list[float]] = []
     learned, spent_s, began_s = 0, 0.0, time.process_time()
     for experience in split_online_stream(benchmark_from_datasets(train=stretches).train_stream, BATCH, shuffle=False):
