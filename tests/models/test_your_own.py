@@ -40,7 +40,7 @@ def test_it_is_thirty_lines() -> None:
 
 def test_it_learns(linear: str) -> None:
     case = Case(resolve_blueprint(linear), ClassifierOptions(learning_rate=0.01), *digits())
-    learner = case.learned(60)
+    learner = case.learned(120)
     held_out, labels = case.x[1500:], case.labels[1500:]
     model = learner.model
     found = [model.classes[number] for number in model.classify(held_out).argmax(1)]  # type: ignore[attr-defined]
