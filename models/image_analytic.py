@@ -1,22 +1,38 @@
 """Image classifier that cannot forget: a head in closed form over fixed features. No gradient, no stored pictures.
 
-Features are wavelet moduli behind a random projection (`wavelets`). The head is solved from sums over all records
-(`analytic`) now and then (`analytic_learner`).
+What is known of a picture, u, are wavelet moduli (`wavelets`), or what a frozen `Backbone` makes of it: its features,
+or, where `layers` are named, their maps averaged over `CELLS` × `CELLS` places, each layer with length 1. z is u less
+its own mean, with length 1, and the head sees random features of it (random projection before a ridge: McDonnell et
+al. 2023, "RanPAC"):
+
+    φ(x) = ReLU(P z),   P ∈ {-1, 1}^{D × d}
+
+P's signs come from a hash of their places, so that they are the same everywhere and are never stored. Less its mean,
+since what a backbone gives is mostly above 0: otherwise ReLU would pass nearly all pictures or none in a row of P whose
+signs do not add up to 0. With length 1, so that contrast does not count. Nothing of it is fitted to the stream, whose
+beginning would then decide what features are.
+
+The head is solved from sums over all records (`analytic`) now and then (`analytic_learner`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
-from models.learner import Blueprint, module_on, structural
+from models.backbone import Backbone, BackboneOptions, references
+from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
 from models.network import pixels
 from models.wavelets import Wavelets
+
+CELLS = 3  # of a side: where maps are averaged
+MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
 class ImageAnalyticOptions(AnalyticOptions):
@@ -24,28 +40,120 @@ class ImageAnalyticOptions(AnalyticOptions):
 
     ridge: float = Field(1e-5, gt=0)  # λ
     width: int = structural(2000, ge=8, le=16_384)
+    features: BackboneOptions | None = structural(None)  # what takes the place of the wavelets
+
+
+class Seen(nn.Module):
+    """What a frozen backbone makes of pictures: its features, or means of the maps of its layers."""
+
+    def __init__(self, backbone: Backbone, options: BackboneOptions) -> None:
+        super().__init__()
+        self.backbone, self.maps = backbone, bool(options.layers)
+        self.dim = sum(backbone.channels) * CELLS**2 if self.maps else backbone.width
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures (B, C, H, W) float32 in [0, 1] → (B, d) float32"""
+        if not self.maps:
+            return self.backbone(pictures)  # type: ignore[no-any-return]
+        pooled = [F.adaptive_avg_pool2d(maps, CELLS).flatten(1) for maps in self.backbone.maps(pictures)]
+        return torch.cat([F.normalize(each) for each in pooled], 1)
 
 
 class ImageAnalytic(AnalyticModel):
-    """Pictures of `shape` (C, H, W)."""
+    """Pictures are (B, C, H, W) uint8, of the shape that `extractor` is for."""
 
-    def __init__(self, shape: tuple[int, ...], width: int, classes: Sequence[str]) -> None:
+    projection: Tensor
+
+    def __init__(self, extractor: Wavelets | Seen, width: int, classes: Sequence[str]) -> None:
         super().__init__(width, classes)
-        self.wavelets = Wavelets(shape, width)
-        self.reads = (width, self.wavelets.dim)
+        self.extractor = extractor
+        self.reads = (width, extractor.dim)
+        self.register_buffer("projection", signs(width, extractor.dim), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
-        found: Tensor = self.wavelets(pixels(x))
-        return found
+        u = self.extractor(pixels(x))
+        z = F.normalize(u - u.mean(1, keepdim=True))  # (B, d)
+        return torch.relu(z @ self.projection.T)
 
 
-def learner(options: ImageAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AnalyticLearner:
-    network = module_on(lambda: ImageAnalytic(shape, options.width, ()), device)
-    return AnalyticLearner(network, options, device)
+class ImageAnalyticLearner(AnalyticLearner):
+    """Over a backbone it has a model from `begin` or `restore` on: before, there is nothing to build."""
+
+    _model: ImageAnalytic
+    options: ImageAnalyticOptions
+
+    def __init__(self, options: ImageAnalyticOptions, shape: tuple[int, ...], device: torch.device) -> None:
+        self.options, self._device = options, device
+        self._constant = Frozen()
+        if options.features is None:
+            self._build(Wavelets(shape))
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        features = self.options.features
+        if features is not None:
+            self._build(Seen(Backbone.begun(features, sources), features))
+
+    def merge(self, other: Self) -> None:
+        if not alike(self._model.extractor, other._model.extractor):
+            raise ValueError("only learners over the same backbone can be merged.")
+        super().merge(other)
+
+    def capture(self) -> State:
+        state = super().capture()
+        extractor = self._model.extractor
+        if isinstance(extractor, Wavelets):
+            return state
+        constant = {f"extractor.{name}": tensor for name, tensor in extractor.state_dict().items()}
+        meta = {**state.meta, "features": extractor.backbone.describe()}
+        return State({**state.serving, **self._constant.rows(constant)}, state.training, meta)
+
+    def restore(self, state: State) -> None:
+        features = self.options.features
+        if features is not None:
+            self._build(Seen(Backbone.described(state.meta["features"]), features))
+        super().restore(state)
+        self._constant.restored()
+
+    def _build(self, extractor: Wavelets | Seen) -> None:
+        """Everything but what is learned."""
+        network = module_on(lambda: ImageAnalytic(extractor, self.options.width, ()), self._device)
+        super().__init__(network.eval(), self.options, self._device)
+
+
+def signs(rows: int, columns: int) -> Tensor:
+    """(rows, columns) float32 of -1 and 1: the highest bit of a hash of each place."""
+    places = torch.arange(rows * columns, dtype=torch.int64)
+    mixed = places * (0x9E3779B97F4A7C15 - (1 << 64))
+    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * MIX[0]
+    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * MIX[1]
+    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+    return torch.where(mixed < 0, -1.0, 1.0).view(rows, columns)
+
+
+def alike(one: Wavelets | Seen, other: Wavelets | Seen) -> bool:
+    """Whether two of the same size give the same."""
+    if not (isinstance(one, Seen) and isinstance(other, Seen)):
+        return type(one) is type(other)
+    ours, theirs = one.state_dict(), other.state_dict()
+    return one.backbone.describe() == other.backbone.describe() and all(
+        torch.equal(tensor, theirs[name].to(tensor.device)) for name, tensor in ours.items()
+    )
+
+
+def learner(
+    options: ImageAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device
+) -> ImageAnalyticLearner:
+    return ImageAnalyticLearner(options, shape, device)
 
 
 def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageAnalytic:
-    return module_on(lambda: ImageAnalytic(shape, options.width, meta["classes"]), torch.device("cpu")).eval()
+    features = options.features
+    extractor = Wavelets(shape) if features is None else Seen(Backbone.described(meta["features"]), features)
+    return module_on(lambda: ImageAnalytic(extractor, options.width, meta["classes"]), torch.device("cpu")).eval()
 
 
-BLUEPRINT = Blueprint(ImageAnalyticOptions, learner, model, "image")
+def sources(options: ImageAnalyticOptions) -> dict[str, Reference]:
+    return {} if options.features is None else references(options.features)
+
+
+BLUEPRINT = Blueprint(ImageAnalyticOptions, learner, model, "image", sources)

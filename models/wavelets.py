@@ -1,4 +1,4 @@
-"""Fixed features of pictures: wavelet moduli at two scales and of second order, projected at random.
+"""Fixed features of pictures: wavelet moduli at two scales and of second order.
 
 A picture's channels (colours times alpha, and alpha itself) are convolved with complex Gabor filters ψ of `ANGLES`
 directions at two scales, and averaged over a grid:
@@ -6,12 +6,7 @@ directions at two scales, and averaged over a grid:
     S₀ = x,   S₁ = |x * ψ_{j,θ}|,   S₂ = ||x * ψ_{0,θ}| * ψ_{1,θ'}|
 
 the scattering transform up to its second order (Bruna and Mallat 2013, "Invariant scattering convolution networks").
-z is the square root of all of them, less its own mean, with length 1; what is given are random features of it,
-
-    φ(x) = ReLU(P z),   P ∈ {-1, 1}^{D × d}
-
-(random projection before a ridge: McDonnell et al. 2023, "RanPAC"). P's signs come from a hash of their places, so that
-they are the same everywhere and are never stored.
+What is given is the square root of all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +23,6 @@ SIDE = 32  # larger pictures are averaged down to at most this
 WIDTHS = (0.8, 1.6)  # σ of the filters' envelopes, in pixels
 RADII = (3, 5)
 WAVENUMBERS = (0.75 * math.pi, 0.375 * math.pi)  # radians a pixel
-MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
 class Wavelets(nn.Module):
@@ -36,23 +30,18 @@ class Wavelets(nn.Module):
 
     fine: Tensor
     coarse: Tensor
-    projection: Tensor
 
-    def __init__(self, shape: tuple[int, ...], width: int) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.channels, self.shrink = shape[0], max(1, math.ceil(max(shape[1:]) / SIDE))
         self.dim = self.channels * (GRID**2 * (1 + 2 * ANGLES) + COARSE**2 * ANGLES**2)
-        self.width = width
         self.register_buffer("fine", gabors(0), persistent=False)
         self.register_buffer("coarse", gabors(1), persistent=False)
-        self.register_buffer("projection", signs(width, self.dim), persistent=False)
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        """pictures (B, C, H, W) float32 in [0, 1] → φ (B, D) float32"""
-        z = self.scattered(pictures).sqrt()
-        z = F.normalize(z - z.mean(1, keepdim=True))
-        return torch.relu(z @ self.projection.T)
+        """pictures (B, C, H, W) float32 in [0, 1] → √S (B, d) float32"""
+        return self.scattered(pictures).sqrt()
 
     def scattered(self, pictures: Tensor) -> Tensor:
         """(B, C, H, W) → (B, d) of S₀, S₁ and S₂, none below 0"""
@@ -101,13 +90,3 @@ def gabors(scale: int) -> Tensor:
             wave = part(wavenumber * along) * envelope
             rows.append(wave - wave.sum() * envelope)
     return torch.stack(rows)[:, None].float()
-
-
-def signs(rows: int, columns: int) -> Tensor:
-    """(rows, columns) float32 of -1 and 1: the highest bit of a hash of each place."""
-    places = torch.arange(rows * columns, dtype=torch.int64)
-    mixed = places * (0x9E3779B97F4A7C15 - (1 << 64))
-    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * MIX[0]
-    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * MIX[1]
-    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
-    return torch.where(mixed < 0, -1.0, 1.0).view(rows, columns)

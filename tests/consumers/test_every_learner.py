@@ -109,6 +109,9 @@ CLASSES = classifies(picture(1))
 WORDS = classifies("早上 day".encode())
 WAYS = {
     "image-analytic": Way("image-analytic", {"width": 16}, pictures, CLASSES),
+    "image-analytic over a version": Way(
+        "image-analytic", {"width": 16, "features": {"source": JUDGE}}, pictures, CLASSES
+    ),
     "image-classifier": Way("image-classifier", {**NETWORK, "hidden": 8}, pictures, CLASSES),
     "image-resnet": Way("image-resnet", NETWORK, pictures, CLASSES),
     "image-transfer": Way("image-transfer", {"source": JUDGE, "top_layers": (8,), **REPLAY}, pictures, CLASSES),
@@ -142,14 +145,24 @@ def given(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[s
     return {JUDGE: judge, FOLDER: str(folder)}
 
 
+def filled(options: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """These options, with what was made for the test in the place of its name."""
+    return {
+        key: filled(value, given)
+        if isinstance(value, Mapping)
+        else given.get(value, value)
+        if isinstance(value, str)
+        else value
+        for key, value in options.items()
+    }
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_whole_way(kafka: str, redis_url: str, topics: Topics, given: Mapping[str, str], way: str) -> None:
     it, topic, name = WAYS[way], topics(), unique("model")
     table = {
         "learner": it.learner,
-        "options": {
-            key: given.get(value, value) if isinstance(value, str) else value for key, value in it.options.items()
-        },
+        "options": filled(it.options, given),
         "input": dict(it.input),
         "snapshot_every_updates": 2,
         "hold_out": {"slots": 4, "share": 0.1},

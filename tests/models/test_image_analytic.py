@@ -1,8 +1,11 @@
-"""The classifier in closed form: the contract, and its head beside scikit-learn's and beside other orders."""
+"""The classifier in closed form: the contract, its features, its head beside scikit-learn's and beside other orders."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +16,64 @@ from torch import Tensor
 
 from models.analytic import HeadName, Sums, packed, unpacked
 from models.analytic_learner import AnalyticLearner
-from models.image_analytic import BLUEPRINT, ImageAnalyticOptions
-from models.learner import Batch, update_generator
-from tests.models.contract import CPU, SEED, Case, LearnerContract, digits, same
+from models.backbone import Backbone, BackboneOptions, torchvision_network
+from models.image_analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticLearner, ImageAnalyticOptions
+from models.learner import Batch, Learner, Reference, Rows, Source, module_on, update_generator
+from models.registry import BUILTIN
+from models.wavelets import Wavelets
+from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same
 
 HEADS: tuple[HeadName, ...] = ("ridge", "lda", "means")
+NAME = "shufflenet_v2_x0_5"  # torchvision's smallest
+VERSION: Mapping[str, Any] = {"source": "before"}
+MAPS: Mapping[str, Any] = {"source": "before", "layers": ("0", "2"), "half": True}
+FILE: Mapping[str, Any] = {"architecture": NAME, "weights": "w.pth"}
 
 
 def a_case(size: int = 8, **options: object) -> Case:
     return Case(BLUEPRINT, ImageAnalyticOptions.model_validate({"width": 64, **options}), *digits(size))
 
 
+@dataclass(frozen=True)
+class Begun(Case):
+    """A case whose learner starts from something."""
+
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+        made = super().learner(seed, device)
+        assert isinstance(made, ImageAnalyticLearner)
+        made.begin(self.sources)
+        return made
+
+
+@cache
+def version(updates: int = 30) -> Source:
+    """A version of an image-classifier that has learned digits below five."""
+    blueprint = BUILTIN["image-classifier"]
+    settings = {"width": 8, "hidden": 16, "replay_slots": 40, "replay_draws": 8, "learning_rate": 4e-3}
+    rows = [row for row, label in enumerate(digits()[1]) if label < "5"]
+    x, labels = digits()[0][rows], [digits()[1][row] for row in rows]
+    state = cloned(Case(blueprint, blueprint.options.model_validate(settings), x, labels).learned(updates).capture())
+    serving = {name: value for name, value in state.serving.items() if isinstance(value, Tensor)}
+    return Source("digest", serving, {}, {}, "image-classifier", settings, (1, 8, 8), state.meta)
+
+
+@cache
+def file() -> Source:
+    return Source("digest", module_on(lambda: torchvision_network(NAME, num_classes=7), CPU).state_dict())
+
+
+def begun(features: Mapping[str, Any] = VERSION, updates: int = 30, **options: object) -> Begun:
+    made = ImageAnalyticOptions.model_validate({"width": 64, "features": features, **options})
+    return Begun(BLUEPRINT, made, *digits(), sources={"source": version(updates), "weights": file()})
+
+
 class TestContract(LearnerContract):
-    @pytest.fixture(params=HEADS)
+    @pytest.fixture(params=[*HEADS, "over a version", "over its maps"])
     def case(self, request: pytest.FixtureRequest) -> Case:
-        return a_case(head=request.param)
+        cases: Mapping[str, Case] = {"over a version": begun(), "over its maps": begun(MAPS, width=96)}
+        return cases.get(request.param) or a_case(head=request.param)
 
     def test_other_seed_other_bits(self, case: Case) -> None:
         """Nothing in it is random: what it learns is a function of the records."""
@@ -148,6 +194,84 @@ def test_forgetting_weighs_what_is_older_less_and_cannot_be_undone() -> None:
         learner.forget(batch(case, [0]))
     with pytest.raises(ValueError, match="'never'"):
         learned(a_case(), [0]).forget(replace(batch(case, [0]), labels=["never"]))
+
+
+def rademacher(rows: int, columns: int) -> Tensor:
+    """P, in Python's integers: the signs of SplitMix64's outputs (Steele et al. 2014), one after the other."""
+    found = []
+    for place in range(rows * columns):
+        z = place * 0x9E3779B97F4A7C15 % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        found.append(-1.0 if (z ^ (z >> 31)) >> 63 else 1.0)
+    return torch.tensor(found, dtype=torch.float64).view(rows, columns)
+
+
+def known(features: Mapping[str, Any] | None, x: Tensor) -> Tensor:
+    """What is projected: of wavelets, of a backbone's features, or of its maps, by definition."""
+    pictures = x.float() / 255
+    if features is None:
+        return Wavelets((1, 8, 8)).scattered(pictures).sqrt()
+    backbone = Backbone.begun(BackboneOptions.model_validate(features), {"source": version(), "weights": file()})
+    if "layers" not in features:
+        return backbone(pictures)  # type: ignore[no-any-return]
+    layers = []
+    for maps in backbone.maps(pictures):
+        side = maps.shape[2]
+        edges = [(side * cell // 3, -(-side * (cell + 1) // 3)) for cell in range(3)]
+        cells = torch.stack([maps[:, :, a:b, c:d].mean((2, 3)) for a, b in edges for c, d in edges], 2)  # (B, c, 9)
+        layers.append(cells.flatten(1) / cells.flatten(1).norm(dim=1, keepdim=True))
+    return torch.cat(layers, 1)
+
+
+@pytest.mark.parametrize("features", [None, VERSION, MAPS, FILE], ids=["wavelets", "version", "maps", "file"])
+def test_features_are_random_ones_of_what_is_known(features: Mapping[str, Any] | None) -> None:
+    case = a_case() if features is None else begun(features)
+    learner = case.learned()
+    state = cloned(learner.capture())
+    served = BLUEPRINT.model(case.options, (1, 8, 8), state.meta)
+    served.load_state_dict(state.serving)
+    assert isinstance(served, ImageAnalytic)
+    u = known(features, case.x[:20]).double()
+    z = u - u.mean(1, keepdim=True)
+    expected = (z / z.norm(dim=1, keepdim=True) @ rademacher(64, u.shape[1]).T).clamp_min(0)
+    torch.testing.assert_close(served.features(case.x[:20]).double(), expected, rtol=1e-4, atol=1e-4)
+    assert expected.gt(0).double().mean().item() == pytest.approx(0.5, abs=0.15)
+    assert all(name in {"weight", "bias", "sharpness"} for name in state.serving) == (features is None)
+
+
+def test_a_backbone_is_given_once_and_needed_once() -> None:
+    case = begun(FILE)
+    ours = case.learned()
+    first, later = ours.capture().serving, ours.capture().serving
+    names = [name for name in first if name.startswith("extractor.") and isinstance(first[name], Rows)]
+    assert len(names) > 100
+    assert all(isinstance(first[name], Rows) and first[name].changed is None for name in names)  # type: ignore[union-attr]
+    assert all(isinstance(later[name], Rows) and not len(later[name].changed) for name in names)  # type: ignore[union-attr, arg-type]
+    restored = BLUEPRINT.learner(case.options, (1, 8, 8), SEED, CPU)  # without the file
+    restored.restore(cloned(ours.capture()))
+    assert all(not len(restored.capture().serving[name].changed) for name in names)  # type: ignore[union-attr, arg-type]
+    assert case.learn(restored, range(6, 9)) == case.learn(ours, range(6, 9))
+
+
+def test_only_learners_over_the_same_backbone_merge() -> None:
+    rows = sorted(range(400), key=lambda row: digits()[1][row])
+    case = begun()
+    whole, first, second = (learned(case, some) for some in (rows, rows[:200], rows[200:]))
+    first.merge(second)
+    torch.testing.assert_close(first._sums.gram, whole._sums.gram, rtol=1e-5, atol=1e-4)
+    for one, other in ((begun(), begun(updates=3)), (begun(FILE), begun({**FILE, "side": 64}))):
+        with pytest.raises(ValueError, match="same backbone"):
+            learned(one, rows[:8]).merge(learned(other, rows[:8]))
+    for size in (a_case(), begun(MAPS)):
+        with pytest.raises(ValueError, match="can be merged"):
+            first.merge(learned(size, rows[:8]))
+
+
+def test_what_it_needs_is_named() -> None:
+    named = ImageAnalyticOptions(features=BackboneOptions(source="m@7"))
+    assert BLUEPRINT.sources(named) == {"source": Reference("version", "m@7")}
+    assert BLUEPRINT.sources(ImageAnalyticOptions()) == {}
 
 
 def test_one_sorted_pass_over_digits_is_as_good_as_a_shuffled_one() -> None:
