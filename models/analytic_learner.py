@@ -88,6 +88,7 @@ class AnalyticLearner:
     needs_label = True
     replay_capacity = 0
     replay_size = 0
+    replays = False
     #: τ is the one of these that the predictions of late would have fared best with
     sharpness = tuple(2.0**k for k in range(-2, 10))
 
@@ -101,6 +102,7 @@ class AnalyticLearner:
         self._losses = torch.zeros(len(self.sharpness), dtype=torch.float64)  # of each sharpness: sums that fade
         self._solver = ThreadPoolExecutor(1, "solve", torch.set_num_threads, (torch.get_num_threads(),))
         self._solving: Future[Solved] | None = None
+        self._haste = 1.0
 
     @property
     def model(self) -> AnalyticModel:
@@ -202,10 +204,18 @@ class AnalyticLearner:
         model.sharpness.fill_(self.sharpness[int(self._losses.argmin())])
         return loss
 
+    def scale_learning_rate(self, factor: float) -> None:
+        """Has the head solved so many times as often: there is no other rate."""
+        self._haste = factor
+
+    def flush(self, label: str) -> int:
+        """Nothing: there is no replay memory, and the sums do not tell one class from the others."""
+        return 0
+
     def _due(self) -> bool:
         counts, fresh = self._sums.counts, self._fresh
         unknown = bool((fresh.gt(0) & (fresh >= MOST * counts)).any())
-        return fresh.sum().item() >= (FEWEST if unknown else FRESH) * self._sums.width
+        return fresh.sum().item() >= (FEWEST if unknown else max(FEWEST, FRESH / self._haste)) * self._sums.width
 
     def _solve(self) -> None:
         sums = self._sums.copy()

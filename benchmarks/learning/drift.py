@@ -19,22 +19,31 @@ from pipeline.config import ModelConfig
 from pipeline.records import Example, Record
 
 TOPIC = "clothes"
-LEARNER = "image-classifier"
 AFTER = 5000  # records after the turn whose predictions count
-OPTIONS = {"replay_slots": 1000, "replay_draws": 32, "average": 0.95}
+REPLAYING = {"strategy": "er", "replay_slots": 1000, "replay_draws": 32, "average": 0.95}
+#: what learns and its options, and its table `drift`
+WAYS: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = (
+    ("image-classifier", REPLAYING, {"reaction": "alarm"}),
+    ("image-classifier", REPLAYING, {"reaction": "boost"}),
+    ("image-classifier", REPLAYING, {"reaction": "flush"}),
+    ("image-analytic", {"width": 2000}, {"reaction": "alarm"}),
+    ("image-analytic", {"width": 2000}, {"reaction": "boost", "boost_factor": 16}),
+)
 
 
 def measure(data: Path, seeds: int, tuning: bool) -> Findings:
     """What follows the turn, by reaction."""
     learned, test = split(clothes, data, tuning)
     figures, raw = [], {}
-    for reaction in ("alarm", "boost", "flush"):
+    for learner, options, drift in WAYS:
+        told = f"`{learner}`, `{drift['reaction']}`"
         turns = []
         for seed in range(seeds):
-            turns.append(turn(OPTIONS, {"reaction": reaction}, learned, test, seed))
-            say(f"drift, {reaction}, seed {seed}: {turns[-1].json()}")
-        figures.append(figure(f"`{LEARNER}`, `{reaction}`", turns))
-        raw[reaction] = [one.json() for one in turns]
+            turns.append(turn(learner, options, drift, learned, test, seed))
+            say(f"drift, {told}, seed {seed}: {turns[-1].json()}")
+        stored = options.get("replay_slots")
+        figures.append(figure(f"replay memory {stored}: {told}" if stored else f"no stored data: {told}", turns))
+        raw[told] = [one.json() for one in turns]
     return Findings(figures, [], raw)
 
 
@@ -52,11 +61,13 @@ class Turn:
         return asdict(self)
 
 
-def turn(options: Mapping[str, Any], drift: Mapping[str, Any], records: Set, test: Set, seed: int) -> Turn:
+def turn(
+    learner: str, options: Mapping[str, Any], drift: Mapping[str, Any], records: Set, test: Set, seed: int
+) -> Turn:
     """Learns the records once, in batches of `BATCH`, with this table `drift` of the configuration."""
-    table = {"topics": [TOPIC], "learner": LEARNER, "options": options, "seed": seed, "drift": drift}
+    table = {"topics": [TOPIC], "learner": learner, "options": options, "seed": seed, "drift": drift}
     settings = ModelConfig.model_validate({**table, "input": {"kind": "image", "size": 28, "channels": 1}})
-    fold = Fold(TOPIC, settings, BUILTIN[LEARNER], CPU)
+    fold = Fold(TOPIC, settings, BUILTIN[learner], CPU)
     by_thousand = []
     for batch in batches(turning(records, seed), BATCH):
         rows = zip(batch.origins[:, 2].tolist(), batch.x.numpy(), batch.labels, strict=True)
@@ -74,13 +85,13 @@ def turn_of(by_thousand: Sequence[float], kept: float, learned: float, drifts: S
     return Turn(by_thousand[middle - 1], after, kept, learned, list(drifts))
 
 
-def figure(learner: str, turns: list[Turn]) -> Figure:
+def figure(what: str, turns: list[Turn]) -> Figure:
     """A line of the table."""
     before, after, kept, learned = (
         statistics.mean(getattr(one, name) for one in turns) for name in ("before", "after", "kept", "learned")
     )
     return Figure(
-        f"Fashion-MNIST, turned and inverted from the middle on, replay memory 1000: {learner}",
+        f"Fashion-MNIST, turned and inverted from the middle on, {what}",
         f"**{after:.1%}** of the {AFTER:,} records after the turn ({before:.1%} of the 1,000 before it); at the end "
         f"{kept:.1%} of the test pictures as in the first half, {learned:.1%} as in the second; "
         f"{len(turns)} seed{'s' if len(turns) > 1 else ''}",

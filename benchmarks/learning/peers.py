@@ -107,7 +107,9 @@ def sorted_out(peer: Peer, found: Sequence[dict[str, Any]], tests: Sequence[Set]
 
 def turned_over(peer: Peer, found: Sequence[dict[str, Any]]) -> Findings:
     runs = [drift.turn_of(thousands(one["hits"]), *one["by_part"][-1]) for one in found]
-    return Findings([drift.figure(str(peer), runs)], [], {"turns": [run.json() for run in runs]})
+    return Findings(
+        [drift.figure(f"replay memory {peer.slots}: {peer}", runs)], [], {"turns": [run.json() for run in runs]}
+    )
 
 
 def export(path: Path, records: Set, ends: Sequence[int], tests: Sequence[Set]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from models.learner import Reacting, update_generator
 from models.registry import BUILTIN
@@ -57,3 +58,17 @@ def test_a_flushed_class_is_replayed_no_more(name: str) -> None:
         learner.learn(one.batch(48), update_generator(SEED, 6))
         with pytest.raises(KeyError):
             learner.flush("never")
+
+
+def test_a_head_in_closed_form_has_no_rate_and_is_solved_more_often() -> None:
+    blueprint = BUILTIN["image-analytic"]
+    one = Case(blueprint, blueprint.options.model_validate({"width": 256}), *digits())
+    patient, hasty = one.learned(60), one.learned(60)
+    assert isinstance(hasty, Reacting)
+    assert not hasty.replays
+    hasty.scale_learning_rate(16)
+    before = patient.model.get_buffer("weight").clone()  # type: ignore[attr-defined]
+    for learner in (patient, hasty):
+        learner.learn(one.batch(480), update_generator(SEED, 60))
+    assert torch.equal(patient.model.get_buffer("weight"), before)  # type: ignore[attr-defined]
+    assert not torch.equal(hasty.model.get_buffer("weight"), before)  # type: ignore[attr-defined]
