@@ -253,8 +253,8 @@ class ReplayMemory:
         self._policy: Policy = POLICIES[policy](slots)
         self._changed = Changed()
         self._ids: list[bytes] = []  # slot → id, as in the column
-        #: and back; a record that was published twice may be there twice. (Tuples: garbage collection passes them by.)
-        self._slots_of: dict[bytes, tuple[int, ...]] = {}
+        #: and back; of what was published twice under one id, a set. (Garbage collection would look at a million sets.)
+        self._slots_of: dict[bytes, int | set[int]] = {}
         self._columns = {
             "x": torch.zeros(slots, *shape, dtype=dtype, device=device),
             "y": torch.full((slots,), NONE, dtype=torch.int64, device=device),
@@ -299,7 +299,8 @@ class ReplayMemory:
 
     def relabel(self, id_: bytes, y: int) -> None:
         """The record of this id, one of `remembered`, is of class y; where it is kept twice, both are."""
-        for slot in sorted(self._slots_of[id_]):  # in an order that outlives a restart
+        found = self._slots_of[id_]
+        for slot in sorted(found) if isinstance(found, set) else [found]:  # in an order that outlives a restart
             self._policy.relabel(slot, y)
             self._columns["y"][slot] = y
             self._changed.add(slot)
@@ -331,12 +332,19 @@ class ReplayMemory:
     def _index(self, slot: int, id_: bytes) -> None:
         self._drop_index(slot)
         self._ids[slot] = id_
-        self._slots_of[id_] = (*self._slots_of.get(id_, ()), slot)
+        found = self._slots_of.setdefault(id_, slot)
+        if isinstance(found, set):
+            found.add(slot)
+        elif found != slot:
+            self._slots_of[id_] = {found, slot}
 
     def _drop_index(self, slot: int) -> None:
         id_, self._ids[slot] = self._ids[slot], NO_ID
-        if others := tuple(one for one in self._slots_of.pop(id_, ()) if one != slot):
-            self._slots_of[id_] = others
+        found = self._slots_of.get(id_)
+        if isinstance(found, set):
+            found.discard(slot)
+        if found == slot or found == set():
+            del self._slots_of[id_]
 
     def draw(self, count: int, rng: torch.Generator) -> Replayed:
         """Draws uniformly, with replacement (without it a draw would cost O(slots)); never more than there are."""

@@ -64,9 +64,10 @@ def ratio(pairs: list[tuple[float, float]]) -> float:
 
 def noise() -> Iterator[Batch]:
     """Batches without end, of the same pictures again and again."""
-    origins, ids = torch.zeros(BATCH, 3, dtype=torch.int64), torch.zeros(BATCH, 16, dtype=torch.uint8)
-    labels = [str(row % CLASSES) for row in range(BATCH)]
-    return (Batch(x, labels, origins, ids) for x in itertools.cycle(pictures()))
+    origins, labels = torch.zeros(BATCH, 3, dtype=torch.int64), [str(row % CLASSES) for row in range(BATCH)]
+    for number, x in enumerate(itertools.cycle(pictures())):
+        ids = torch.arange(2 * number * BATCH, 2 * (number + 1) * BATCH).view(torch.uint8).view(BATCH, 16)
+        yield Batch(x, labels, origins, ids)
 
 
 @cache
