@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.drift import ClassHits, DriftDetector
-from models.learner import Learner, Reacting
+from models.learner import Flushing, Learner, Reacting
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 
@@ -38,7 +38,7 @@ class Drift:
                 f'models.{name}.drift.reaction = "boost": {settings.learner} is no classifier with a learning rate. '
                 f'Set it to "alarm".'
             )
-        if reaction == "flush" and not (isinstance(learner, Reacting) and learner.replays):
+        if reaction == "flush" and not (isinstance(learner, Flushing) and learner.replays):
             raise ConfigError(
                 f'models.{name}.drift.reaction = "flush": {settings.learner} is no classifier with a replay memory '
                 f'under these options. Set it to "alarm", or give it replay_slots.'
@@ -59,7 +59,7 @@ class Drift:
             changes["drift"] = {"update": update, "reaction": reaction}
         if alarm and reaction == "boost":
             self._boosted = update
-        if reaction == "flush" and isinstance(self._learner, Reacting):
+        if reaction == "flush" and isinstance(self._learner, Flushing):
             flushed = {label: self._learner.flush(label) for label in self._hits.update(labels, hits, alarm)}
             if flushed:
                 changes["flush"] = {"update": update, "records": flushed}

@@ -88,7 +88,6 @@ class AnalyticLearner:
     needs_label = True
     replay_capacity = 0
     replay_size = 0
-    replays = False
     #: τ is the one of these that the predictions of late would have fared best with
     sharpness = tuple(2.0**k for k in range(-2, 10))
 
@@ -207,10 +206,6 @@ class AnalyticLearner:
     def scale_learning_rate(self, factor: float) -> None:
         """Has the head solved so many times as often: there is no other rate."""
         self._haste = factor
-
-    def flush(self, label: str) -> int:
-        """Nothing: there is no replay memory, and the sums do not tell one class from the others."""
-        return 0
 
     def _due(self) -> bool:
         counts, fresh = self._sums.counts, self._fresh

@@ -218,15 +218,20 @@ class Correcting(Protocol):
 
 @runtime_checkable
 class Reacting(Protocol):
-    """A classifier that can do something about a drift."""
-
-    @property
-    def replays(self) -> bool:
-        """Whether it has anything that can be flushed."""
-        ...
+    """A classifier that can learn faster for a while, after a drift."""
 
     def scale_learning_rate(self, factor: float) -> None:
         """From the next update on its rates are so many times its own. No part of its state: the caller keeps it."""
+        ...
+
+
+@runtime_checkable
+class Flushing(Protocol):
+    """A classifier that can forget what it replays of a class, after a drift."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether there is anything that can be flushed."""
         ...
 
     def flush(self, label: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.learner import Reacting, update_generator
+from models.learner import Flushing, Reacting, update_generator
 from models.registry import BUILTIN
 from tests.elsewhere import ELSEWHERE
 from tests.models.contract import SEED, Case, digits, same, texts
@@ -48,7 +48,7 @@ def test_a_flushed_class_is_replayed_no_more(name: str) -> None:
     for learner in (one.learned(), one.learner(device=ELSEWHERE)):
         if learner.replay_size == 0:
             one.learn(learner, range(6))
-        assert isinstance(learner, Reacting)
+        assert isinstance(learner, Flushing)
         labels = learner.model.classes
         size = learner.replay_size
         flushed = {label: learner.flush(label) for label in labels[:2]}
@@ -65,7 +65,7 @@ def test_a_head_in_closed_form_has_no_rate_and_is_solved_more_often() -> None:
     one = Case(blueprint, blueprint.options.model_validate({"width": 256}), *digits())
     patient, hasty = one.learned(60), one.learned(60)
     assert isinstance(hasty, Reacting)
-    assert not hasty.replays
+    assert not isinstance(hasty, Flushing)
     hasty.scale_learning_rate(16)
     before = patient.model.get_buffer("weight").clone()  # type: ignore[attr-defined]
     for learner in (patient, hasty):
