@@ -7,12 +7,14 @@ Of features φ (D) of records with labels, the sums
 are all that ridge regression to one-hot targets, linear discriminant analysis and the nearest class mean need. With the
 mean m = Σ_c S_c / n, the scatter G̃ = G - n m mᵀ and the classes' means μ_c = S_c / n_c:
 
-    ridge:  w_c = (G̃ + λ g I)⁻¹ n_c (μ_c - m),   score_c = w_cᵀ(φ - m) + n_c / n
-    lda:    w_c = (Σ + λ g I)⁻¹ μ_c,              score_c = w_cᵀφ - ½ w_cᵀμ_c
-    means:  w_c = μ_c,                            score_c = w_cᵀφ - ½ w_cᵀμ_c
+    ridge:  w_c = (G̃ + λ g/n I)⁻¹ n_c (μ_c - m),   score_c = w_cᵀ(φ - m) + n_c / n
+    lda:    w_c = (Σ + λ g/n I)⁻¹ μ_c,              score_c = w_cᵀφ - ½ w_cᵀμ_c
+    means:  w_c = μ_c,                              score_c = w_cᵀφ - ½ w_cᵀμ_c
 
 where Σ = (G - Σ_c n_c μ_c μ_cᵀ) / n is the scatter within classes, g the mean of the diagonal of what is inverted, and
-every class as likely as the next for the last two. Ridge from such sums is analytic class-incremental learning (Zhuang
+every class as likely as the next for the last two. So λ counts records: as if λ more had come that say nothing about
+anything (a prior whose weight does not grow with the stream: Bishop 2006, "Pattern recognition and machine learning",
+eq. 3.54). Ridge from such sums is analytic class-incremental learning (Zhuang
 et al. 2022, "ACIL: analytic class-incremental learning with absolute memorization"), and LDA from them is streaming LDA
 (Hayes and Kanan 2020, "Lifelong machine learning with deep streaming LDA").
 
@@ -85,7 +87,7 @@ class Sums:
         self.counts[numbers] += other.counts
 
     def solve(self, head: HeadName, ridge: float) -> Solved:
-        """The head of these sums; a class without a record has no weights."""
+        """The head of these sums, with λ = `ridge` in records; a class without a record has no weights."""
         n = self.counts.sum()
         means = self.by_class / self.counts.clamp_min(1)[:, None]  # (K, D)
         if head == "means" or n < 1:
@@ -93,11 +95,11 @@ class Sums:
         mean = self.by_class.sum(0) / n
         gram = self.gram.to("cpu", torch.float64, copy=True)
         if head == "ridge":
-            factor = _factor(gram.addr_(mean, mean, alpha=-n.item()), ridge)
+            factor = _factor(gram.addr_(mean, mean, alpha=-n.item()), ridge / n.item())
             targets = self.by_class - self.counts[:, None] * mean
             weight = torch.cholesky_solve(targets.T, factor).T
             return Solved(weight.float(), (self.counts / n - weight @ mean).float())
-        factor = _factor(gram.addmm_(means.T, self.by_class, alpha=-1).div_(n), ridge)
+        factor = _factor(gram.addmm_(means.T, self.by_class, alpha=-1).div_(n), ridge / n.item())
         weight = torch.cholesky_solve(means.T, factor).T
         return Solved(weight.float(), -0.5 * (weight * means).sum(1).float())
 
@@ -123,13 +125,13 @@ class Sums:
         self.gram = unpacked(gram)
 
 
-def _factor(matrix: Tensor, ridge: float) -> Tensor:
-    """matrix (D, D) float64, with λ of its mean diagonal more on the diagonal → its lower Cholesky factor.
+def _factor(matrix: Tensor, share: float) -> Tensor:
+    """matrix (D, D) float64, with a share of its mean diagonal more on the diagonal → its lower Cholesky factor.
 
     Where that is too little for what rounding has left of the sums, ten times as much, and so on. Changes the matrix.
     """
     diagonal = matrix.diagonal()
-    added, wanted = 0.0, ridge * diagonal.mean().clamp_min(1e-12).item()
+    added, wanted = 0.0, share * diagonal.mean().clamp_min(1e-12).item()
     while True:
         diagonal += wanted - added
         factor: Tensor

@@ -34,7 +34,7 @@ class AnalyticOptions(Options):
     """What all of them can be told."""
 
     head: HeadName = "ridge"
-    ridge: float = Field(gt=0)  # λ
+    ridge: float = Field(10.0, gt=0)  # λ, in records
     forgetting: float = Field(1.0, gt=0, le=1)  # γ: what counts of all before, at each record
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
 

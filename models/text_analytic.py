@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
@@ -41,7 +40,6 @@ TRUST = 0.03  # β
 class TextAnalyticOptions(AnalyticOptions):
     """`width` is D, the head's features: 2 D² bytes; naive Bayes has 4 bytes for each class and bucket."""
 
-    ridge: float = Field(0.1, gt=0)  # λ
     width: int = structural(2048, ge=8, le=16_384)
     buckets: int = structural(1 << 16, ge=2)
 

@@ -111,7 +111,7 @@ PARTS = {
         "Split-MNIST, replay memory 1000", digits, "image-classifier", replaying(1000, DIGITS_WARP), 0.985
     ),
     "mnist-analytic": Part("Split-MNIST, no stored data", digits, "image-analytic", {"width": 3900}, 0.993),
-    "mnist-analytic-small": Part("Split-MNIST, no stored data, small", digits, "image-analytic", {"width": 290}, 0.98),
+    "mnist-analytic-small": Part("Split-MNIST, no stored data, small", digits, "image-analytic", {"width": 285}, 0.98),
     "mnist-dreams": Part(
         "Split-MNIST, a learned generator as the only memory", digits, "image-classifier", dreaming(DIGITS_WARP), 0.97
     ),
@@ -134,9 +134,7 @@ PARTS = {
     "tiles-replay-200": Part(
         f"{TILES}, replay memory 200", tiles_mixed, "image-classifier", TILES_REPLAY, groups=singly
     ),
-    "tiles-analytic": Part(
-        f"{TILES}, no stored data", tiles_mixed, "image-analytic", {"width": 3000, "ridge": 0.1}, groups=singly
-    ),
+    "tiles-analytic": Part(f"{TILES}, no stored data", tiles_mixed, "image-analytic", {"width": 3000}, groups=singly),
 }
 
 

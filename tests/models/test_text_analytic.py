@@ -90,8 +90,8 @@ def test_the_head_is_scikit_learns_ridge_on_whole_numbers() -> None:
     assert torch.equal(features, features.round())
     torch.testing.assert_close(features.norm(dim=1), torch.full((len(ROWS),), float(SCALE)), atol=4, rtol=0)
     y = np.array([model.classes.index(case.labels[row]) for row in ROWS])
-    scatter = (features - features.mean(0)).square().sum(0).mean().item()
-    oracle = Ridge(alpha=0.1 * scatter).fit(features.double().numpy(), np.eye(4)[y])
+    variance = features.var(0, correction=0).mean().item()
+    oracle = Ridge(alpha=10 * variance).fit(features.double().numpy(), np.eye(4)[y])
     np.testing.assert_allclose(model.scores(features).numpy(), oracle.predict(features.double().numpy()), atol=1e-4)
 
 
