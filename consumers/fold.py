@@ -214,12 +214,12 @@ class Fold:
         return Update(report.loss, drift, far_above, begun)
 
     def correct(self, corrections: Sequence[Correction]) -> list[str]:
-        """Replaces labels in the replay memory, in one update if it has any of their records; gives their outcomes."""
+        """Replaces labels of remembered and held-out records, in one update if there are any; gives their outcomes."""
         rng = update_generator(self.settings.seed, self.updates)
         outcomes, found = list[str](), list[Place]()
         for correction in corrections:
             label, place = correction.label, place_of(correction.label.record)
-            if isinstance(self.learner, Correcting) and self.learner.correct(id_digest(label.id), label.label, rng):
+            if self._correct(id_digest(label.id), label.label, rng):
                 outcomes.append(CORRECTED)
                 found.append(place)
             else:
@@ -230,6 +230,10 @@ class Fold:
             self.lineage.learned(found)
             self.counts[CORRECTED] += len(found)
         return outcomes
+
+    def _correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        aside = self.held_out is not None and self.held_out.correct(id_, label)
+        return (isinstance(self.learner, Correcting) and self.learner.correct(id_, label, rng)) or aside
 
     def hold_out(self, batch: Batch, examples: Sequence[Example]) -> None:
         """Keeps a sample of these examples, and learns none; `batch` is on the CPU."""
@@ -249,6 +253,11 @@ class Fold:
         """A record that was read and not learned; `name` is kind/reason."""
         self.lineage.outcome(name, partition, offset)
         self.counts[name] += 1
+
+    def remembered(self) -> set[bytes]:
+        """The digests of the ids of records whose labels can be corrected."""
+        learned = self.learner.remembered() if isinstance(self.learner, Correcting) else ()
+        return {*learned, *(self.held_out.remembered() if self.held_out is not None else ())}
 
     # --- versions ---
 

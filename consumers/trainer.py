@@ -30,7 +30,7 @@ from consumers.joiner import Joiner
 from consumers.replay import Replay, at_version, decoder_of
 from consumers.session import Session
 from consumers.sources import Sources
-from models.learner import Blueprint, Correcting
+from models.learner import Blueprint
 from pipeline.config import Config
 from pipeline.dead_letters import dead_letter_topic
 from pipeline.errors import ConfigError, HeadMoved, LogUnavailable, OffsetsGone, StoreUnavailable
@@ -282,5 +282,4 @@ def _joiner(fold: Fold, reader: Reader | AlignedReader) -> Joiner | None:
     labels = fold.settings.labels
     if labels is None or isinstance(reader, Reader):
         return None
-    known = fold.learner.remembered() if isinstance(fold.learner, Correcting) else ()
-    return Joiner(labels, reader.read_up_to_ms, known)
+    return Joiner(labels, reader.read_up_to_ms, fold.remembered())

@@ -7,7 +7,7 @@ is kept as the replay memory keeps its own: uniform where nobody needs labels, e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,20 @@ class HeldOut:
             one = Batch(batch.x[at], labels[at], batch.origins[at], batch.ids[at])
             self._memory.add(one, [number], update_generator(self._seed, -1 - self._seen))
             self._seen += 1
+
+    def remembered(self) -> Collection[bytes]:
+        """The digests of the ids of what is kept."""
+        return self._memory.remembered()
+
+    def correct(self, id_: bytes, label: str) -> bool:
+        """The record of this id has this label from now on; whether it is kept."""
+        found = id_ in self.remembered()
+        if found:
+            refused = self._labels.refuses([label])
+            known = [None if refused else label]
+            self._labels.add(self._labels.new(known))
+            self._memory.relabel(id_, *self._labels.numbers(known))
+        return found
 
     def records(self) -> tuple[Tensor, list[str | None]]:
         """What is kept: x (N, ...) as in `Batch.x`, and the labels."""

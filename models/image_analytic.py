@@ -7,13 +7,13 @@ al. 2023, "RanPAC"):
 
     φ(x) = (P z + 1)²,   P ∈ {-1, 1}^{D × d}
 
-A linear function of them is a quadratic one of z, one of D random directions. With ReLU in place of the square, which
-that paper takes, more records are mistaken, at any D (`benchmarks/learning`); least of all where D is small.
+A linear function of them is a quadratic one of z, in D random directions. With ReLU in place of the square, which that
+paper takes, more records are mistaken, at any D (figures in docs/image-analytic.md).
 
 P's signs come from a hash of their places, so that they are the same everywhere and are never stored. Less its mean,
 since what a backbone gives is mostly above 0: otherwise what all pictures have in common would be most of P z in a row
-of P whose signs do not add up to 0. With length 1, so that contrast does not count. Nothing of it is fitted to the stream, whose
-beginning would then decide what features are.
+of P whose signs do not add up to 0. With length 1, so that contrast does not count. Nothing of it is fitted to the
+stream, whose beginning would then decide what features are.
 
 The head is solved from sums over all records (`analytic`) now and then (`analytic_learner`).
 """

@@ -44,10 +44,18 @@ class Peer:
         return f"Avalanche's {self.strategy} (SGD {self.rate:g}, {self.draws} draws)"
 
 
+#: the better of 0.03 and 0.01 on whole streams, judged on training records that are not learned
+RATES = {
+    ("mnist", "er"): 0.03,
+    ("mnist", "er-ace"): 0.03,
+    ("fashion", "er"): 0.01,
+    ("fashion", "er-ace"): 0.01,
+    ("tiles", "er"): 0.01,
+    ("tiles", "er-ace"): 0.03,
+}
 PEERS = {
-    f"{data}-avalanche-{strategy}-{slots}": Peer(f"{data}-replay-{slots}", strategy, slots, 0.03)
-    for data in ("mnist", "fashion", "tiles")
-    for strategy in ("er", "er-ace")
+    f"{data}-avalanche-{strategy}-{slots}": Peer(f"{data}-replay-{slots}", strategy, slots, rate)
+    for (data, strategy), rate in RATES.items()
     for slots in (200, 1000)
     if f"{data}-replay-{slots}" in PARTS
 } | {"drift-avalanche-er-1000": Peer("drift", "er", 1000, 0.03)}

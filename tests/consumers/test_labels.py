@@ -167,10 +167,19 @@ def test_records_that_are_held_out_or_refused_take_their_labels_along(
         labels.publish(("r1", 50, b"fourth", "dead-lettered/label"), (learned, 51, b"class 1", "corrected"))
         run.read(82)
         run.crash()
+    aside, came_with = next((id_, label) for id_, n, label in both if outcome(id_, n) == "held-out" and n % 8 != 7)
+    right = {b"class 0": "class 1", b"class 1": "class 0"}[came_with]
     with working(config) as run:  # learned again from the first keyframe
         run.waits(lambda: run.metric("headrace_log_up"))
+        labels.publish((aside, 52, right.encode(), "corrected"))
+        run.read(83)
         run.finish()
         checked(run, redis, config, labels, wanted)
+        head = run.store.manifest()
+        kept = run.store.arrays(head, "training")["held_out/ids"].numpy().tolist()
+        numbers = run.store.arrays(head, "training")["held_out/y"].numpy().tolist()
+        number = numbers[kept.index(list(id_digest(aside)))]
+        assert head.worker["held_out"]["classes"][number] == right
     assert len(set(wanted.values())) == 5
     refused = [letter.record for letter in read_dead_letters(config.kafka, records.name)]
     assert {dict(record.headers)["label"] for record in refused} == {b"third"}  # so that it can be requeued

@@ -70,3 +70,13 @@ def test_without_labels_it_keeps_none() -> None:
     one = empty()
     one.add(batch(1, 2, labels=[None, "a"]))
     assert one.records()[1] == [None, "a"]
+
+
+def test_a_label_is_corrected() -> None:
+    one = HeldOut(8, (1,), torch.int32, "balanced", 7)
+    one.add(batch(*range(6)))
+    assert one.correct(bytes([4] * 16), "another")
+    assert not one.correct(bytes([9] * 16), "another")
+    x, labels = one.records()
+    assert labels == ["another" if number == 4 else f"class {number % 3}" for number in x[:, 0].tolist()]
+    assert set(one.remembered()) == {bytes([number] * 16) for number in range(6)}
