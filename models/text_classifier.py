@@ -1,8 +1,11 @@
-"""Text classifier: hashed n-grams of code points → mean embedding → LayerNorm → dense → head.
+"""Text classifier: hashed n-grams and words → mean embedding → LayerNorm → head.
 
-No vocabulary, no tokeniser, no language: every n-gram of 1 to 4 Unicode code points is hashed into one of `buckets`
-rows of a table (the hashing trick, Weinberger et al. 2009; subword embeddings, Bojanowski et al. 2017). Texts are read
-as they are: case and width carry meaning in some scripts and are not folded.
+No vocabulary, no tokeniser, no language: every n-gram of 1 to 4 Unicode code points, every word and pair of words is
+hashed into one of `buckets` rows of a table (the hashing trick, Weinberger et al. 2009; subword embeddings, Bojanowski
+et al. 2017). Texts are read as they are: case and width carry meaning in some scripts and are not folded.
+
+The head is on the normalised mean itself (fastText, Joulin et al. 2017, but for the norm). A layer in between learns
+nothing more, and forgets: figures in docs/text-classifier.md.
 
 An update touches only the rows of the n-grams that it saw, so a snapshot moves those alone; see `RowRms`.
 """
@@ -25,16 +28,15 @@ from models.network import seeded
 
 
 class TextClassifierOptions(ClassifierOptions):
-    """`orders` is the longest n-gram; `dim` the width of the table, which is normalised and fed to `hidden` units."""
+    """`orders` is the longest n-gram; `dim` the width of the table."""
 
-    learning_rate: float = Field(3e-3, gt=0)  # of the dense layers
+    learning_rate: float = Field(3e-3, gt=0)  # of the norm and the head
     table_learning_rate: float = Field(1e-2, gt=0)
     orders: int = structural(4, ge=1, le=8)
-    words: bool = structural(False)  # words and pairs of words as well
+    words: bool = structural(True)  # words and pairs of words as well
     dropout: float = Field(0.0, ge=0, lt=1)  # of a replayed text's n-grams and words, the share that is left out
     buckets: int = structural(1 << 16, ge=2)
-    dim: int = structural(32, ge=1)
-    hidden: int = structural(128, ge=0)  # 0: the head is on the normalised mean itself
+    dim: int = structural(64, ge=1)
 
 
 class HashTable(nn.Module):
@@ -102,13 +104,11 @@ class TextClassifier(ClassifierNetwork):
     """The network. Texts are (B, L) int32."""
 
     def __init__(self, options: TextClassifierOptions, classes: Sequence[str]) -> None:
-        super().__init__(options.hidden or options.dim, classes)
+        super().__init__(options.dim, classes)
         self.orders = range(1, options.orders + 1)
-        self.words, self.hidden = options.words, options.hidden
+        self.words = options.words
         self.table = HashTable(options.buckets, options.dim)
         self.norm = nn.LayerNorm(options.dim)
-        if options.hidden:
-            self.dense = nn.Linear(options.dim, options.hidden)
 
     def found(self, x: Tensor) -> Found:
         """x (B, L) code points → what is in each text."""
@@ -118,7 +118,7 @@ class TextClassifier(ClassifierNetwork):
         found = self.found(x) if isinstance(x, Tensor) else x
         mean = self.table(*found.rows(len(self.table.weight)))  # (B, dim)
         normalised: Tensor = self.norm(mean)
-        return torch.relu(self.dense(normalised)) if self.hidden else normalised  # (B, hidden)
+        return normalised
 
 
 class TextClassifierLearner(ClassifierLearner):

@@ -38,7 +38,6 @@ TILES_REPLAY = {
 }
 TILES = "crawl_tiles, a category at a time"
 
-#: of the text classifier: no dense layer, which forgets more than it learns
 REQUESTS = {
     "strategy": "er-ace",
     "logits_weight": 0.1,
@@ -46,10 +45,8 @@ REQUESTS = {
     "replay_slots": 500,
     "replay_draws": 100,
     "dropout": 0.3,
-    "words": True,
     "orders": 5,
     "dim": 128,
-    "hidden": 0,
     "learning_rate": 5e-4,
     "table_learning_rate": 1e-3,
 }

@@ -52,7 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "learner": "text-classifier",
         "topics": [traffic.TEXTS],
         "input": TEXT,
-        "options": {"buckets": 256, "dim": 8, "hidden": 8, "replay_slots": 64, "replay_draws": 8},
+        "options": {"buckets": 256, "dim": 8, "replay_slots": 64, "replay_draws": 8},
         "keyframe_every": 5,
     },
     "counts": {**COUNTS, "topics": BOTH, "input": NUMBERS, "keyframe_every": 4},

@@ -27,7 +27,7 @@ TIMES = "socket_timeout=0.3&socket_connect_timeout=0.3"
 MODEL: dict[str, Any] = {
     "learner": "text-classifier",
     "input": {"kind": "text", "max_chars": 16},
-    "options": {"buckets": 64, "dim": 8, "hidden": 8, "replay_slots": 32, "replay_draws": 8},
+    "options": {"buckets": 64, "dim": 8, "replay_slots": 32, "replay_draws": 8},
     "keep_last": 1000,
     "keyframe_every": 2,
 }

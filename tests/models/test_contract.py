@@ -16,7 +16,7 @@ from tests.models import class_means
 from tests.models.contract import Case, LearnerContract, digits, texts
 
 IMAGE = ImageClassifierOptions(width=8, hidden=16, replay_slots=24, replay_draws=4)
-TEXT = TextClassifierOptions(buckets=512, dim=8, hidden=16, replay_slots=24, replay_draws=4)
+TEXT = TextClassifierOptions(buckets=512, dim=8, words=False, replay_slots=24, replay_draws=4)
 VAE = ImageVaeOptions(width=8, latent=4, label_dim=4, replay_slots=24, replay_draws=4)
 
 
@@ -49,9 +49,7 @@ CASES = {
     "image-classifier, dreams": image_case(IMAGE.model_copy(update={"strategy": "dreams", "dream_components": 2})),
     "image-classifier, no memory": image_case(IMAGE.model_copy(update={"replay_slots": 0})),
     "text-classifier": text_case(TEXT),
-    "text-classifier, words, dropout, no dense layer": text_case(
-        TEXT.model_copy(update={"words": True, "dropout": 0.5, "hidden": 0})
-    ),
+    "text-classifier, words, dropout": text_case(TEXT.model_copy(update={"words": True, "dropout": 0.5})),
     "image-vae": vae_case(VAE),
     "image-vae, gaussian": vae_case(VAE.model_copy(update={"likelihood": "gaussian", "replay_policy": "balanced"})),
     "a user's own": Case(class_means.blueprint, class_means.MeansOptions(), *digits()),

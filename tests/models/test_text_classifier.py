@@ -71,7 +71,7 @@ def test_scripts_are_told_apart_and_an_empty_text_is_a_text() -> None:
 
 
 def test_a_commit_names_the_rows_that_were_seen_and_no_others() -> None:
-    options = TextClassifierOptions(buckets=4096, dim=4, replay_slots=0)
+    options = TextClassifierOptions(buckets=4096, dim=4, replay_slots=0, words=False)
     case = Case(BLUEPRINT, options, *texts())
     ours = case.learner()
     ours.capture()
