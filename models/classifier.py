@@ -86,12 +86,18 @@ class ClassifierLearner(ReplayingLearner):
 
     needs_label = True
     model: ClassifierNetwork
+    _learning: ClassifierNetwork
 
     def __init__(
-        self, network: ClassifierNetwork, options: ClassifierOptions, memory: Memory, device: torch.device
+        self,
+        network: ClassifierNetwork,
+        options: ClassifierOptions,
+        memory: Memory,
+        device: torch.device,
+        *,
+        averaged: bool = False,
     ) -> None:
         self.options = options
-        self._learning = network  # a subclass may serve another one
         self._rate_factor = 1.0
         super().__init__(
             network,
@@ -100,6 +106,7 @@ class ClassifierLearner(ReplayingLearner):
             max_classes=options.max_classes,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
+            averaged=averaged,
         )
 
     @property
@@ -156,7 +163,7 @@ class ClassifierLearner(ReplayingLearner):
         self._optimizer.step(self._rate_factor)
 
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
-        self.model.head.grow(classes)
+        self._learning.head.grow(classes)
 
     @staticmethod
     def _predicted(logits: Tensor, known: Sequence[str]) -> list[str | None]:

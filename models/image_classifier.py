@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.averaging import AveragedLearner, AveragedOptions
 from models.classifier import ClassifierNetwork
 from models.learner import Blueprint, module_on, structural
 from models.network import pixels, seeded
+from models.warping import WarpedLearner, WarpedOptions
 
 GROUPS = 8
 
 
-class ImageClassifierOptions(AveragedOptions):
+class ImageClassifierOptions(WarpedOptions):
     """`width` is the number of channels after the stem, and half of it after that."""
 
     width: int = structural(32, ge=GROUPS, multiple_of=GROUPS)
@@ -72,12 +72,10 @@ class ImageClassifier(ClassifierNetwork):
         return torch.relu(self.dense(maps.flatten(1)))
 
 
-def learner(
-    options: ImageClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> AveragedLearner:
+def learner(options: ImageClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> WarpedLearner:
     network = seeded(lambda: ImageClassifier(options, shape, ()), seed, device)
     memory = options.memory(shape, torch.uint8, device)
-    return AveragedLearner(network, options, memory, device)
+    return WarpedLearner(network, options, memory, device)
 
 
 def model(options: ImageClassifierOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageClassifier:

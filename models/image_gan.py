@@ -56,6 +56,7 @@ from models.learner import (
     structural,
 )
 from models.memory import PolicyName, ReplayMemory
+from models.moving_average import MovingAverage, decay_of_records
 from models.network import pixels, seeded
 from models.optimizer import AdamW
 
@@ -80,7 +81,9 @@ class ImageGanOptions(Options):
     hidden: int = structural(128, ge=1)  # features of the discriminator
     label_dim: int = structural(32, ge=1)
     label_dropout: float = Field(0.1, ge=0, lt=1)  # share of records that are learned as if they had no label
-    average_records: int = Field(10_000, ge=0)  # half-life of the generator's average
+    average_records: int = Field(
+        10_000, ge=0
+    )  # half-life of the generator's average, at first a tenth of what was seen
     collapse_share: float = Field(0.4, ge=0)  # of the real pictures' spread, below which the alarm is raised
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     replay_slots: int = structural(2000, ge=0)
@@ -111,8 +114,8 @@ class ImageGanLearner:
     def __init__(self, options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
         self.options = options
         self.generator = begun(seeded(lambda: _network(options, shape, ()), seed, device))
-        self.model = module_on(lambda: _network(options, shape, ()), device).eval().requires_grad_(False)
-        copy_into(self.model.state_dict(), self.generator.state_dict())
+        self._average = MovingAverage(self.generator)
+        self.model = self._average.model
         self._shape, self._seed, self._device = shape, seed, device
         self._memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
         self._labels = Labels(self.model.classes, options.max_classes)
@@ -172,7 +175,8 @@ class ImageGanLearner:
         self._step("generator", (w * generator_loss).sum())
 
         self._updates += 1
-        self._average(count)
+        self._seen += count
+        self._average.move(decay_of_records(count, min(options.average_records, self._seen / 10)))
         self._spread.update(real, drawn.detach(), y)
         self._memory.add(batch, numbers, rng)
         loss = losses[:count].mean().item()
@@ -234,14 +238,6 @@ class ImageGanLearner:
             parameter.grad = gradient
         self._optimizers[part].step()
 
-    @torch.no_grad()
-    def _average(self, records: int) -> None:
-        """Its half-life is `average_records`, and a tenth of what was seen until there is that much."""
-        self._seen += records
-        half_life = min(self.options.average_records, self._seen / 10)
-        moved = 1 - 0.5 ** (records / half_life) if half_life else 1.0
-        torch._foreach_lerp_(list(self.model.parameters()), list(self.generator.parameters()), moved)
-
     def capture(self) -> State:
         weights, served, learning = self._weights(), self.model.state_dict(), self._learning()
         serving: dict[str, Tensor | Rows] = dict(served)
@@ -297,9 +293,7 @@ class ImageGanLearner:
             rows = torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng)
             self._networks[network].conditions.grow(rows)
             self._optimizers[network].follow()
-            if network == "generator":
-                self.model.conditions.grow(rows)
-                self.model.requires_grad_(False)
+        self._average.follow()
         self._labels.add(labels)
 
     def _project(self, backbone: Backbone) -> None:

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.averaging import AveragedLearner, AveragedOptions
 from models.classifier import ClassifierNetwork
 from models.learner import Blueprint, module_on, structural
 from models.network import pixels, seeded
+from models.warping import WarpedLearner, WarpedOptions
 
 GROUPS = 4
 
 
-class ImageResnetOptions(AveragedOptions):
+class ImageResnetOptions(WarpedOptions):
     """`width` is the number of channels of the first stage; the features are eight times as wide."""
 
     width: int = structural(20, ge=GROUPS, multiple_of=GROUPS)
@@ -76,10 +76,10 @@ class ImageResnet(ClassifierNetwork):
         return self.blocks(pictures).mean((2, 3))  # type: ignore[no-any-return]
 
 
-def learner(options: ImageResnetOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AveragedLearner:
+def learner(options: ImageResnetOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> WarpedLearner:
     network = seeded(lambda: ImageResnet(options, shape, ()), seed, device)
     memory = options.memory(shape, torch.uint8, device)
-    return AveragedLearner(network, options, memory, device)
+    return WarpedLearner(network, options, memory, device)
 
 
 def model(options: ImageResnetOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageResnet:

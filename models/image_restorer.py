@@ -23,7 +23,6 @@ and Juditsky 1992).
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -37,8 +36,9 @@ from torch.nn import functional as F
 from models.degradations import KINDS, Damaged, Kind, damaged
 from models.image_metrics import psnr, ssim
 from models.labels import NONE
-from models.learner import Batch, Blueprint, Options, Report, State, copy_into, module_on, structural
+from models.learner import Batch, Blueprint, Options, Report, State, module_on, structural
 from models.memory import PolicyName, ReplayMemory
+from models.moving_average import MovingAverage, decay_of_records
 from models.network import pixels, seeded
 from models.replaying import LabelledNetwork, ReplayingLearner
 
@@ -55,7 +55,7 @@ class ImageRestorerOptions(Options):
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     damages: tuple[Kind, ...] = Field(KINDS, min_length=1)  # the kinds taught, each as often as the others
-    average_records: int = Field(10_000, ge=0)  # half-life of the average that is served
+    average_records: int = Field(10_000, ge=0)  # half-life of the average, at first a twentieth of what was seen
     width: int = structural(24, ge=1)
     depth: int = structural(4, ge=1)
     replay_slots: int = structural(2000, ge=0)
@@ -194,6 +194,8 @@ class ImageRestorerLearner(ReplayingLearner):
 
     needs_label = False
     model: ImageRestorer
+    _learning: ImageRestorer
+    _average: MovingAverage[LabelledNetwork]
 
     def __init__(
         self, network: ImageRestorer, options: ImageRestorerOptions, memory: ReplayMemory, device: torch.device
@@ -206,9 +208,8 @@ class ImageRestorerLearner(ReplayingLearner):
             max_classes=0,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
+            averaged=True,
         )
-        self._learning = network
-        self.model = copy.deepcopy(network).requires_grad_(False)
         self._seen = 0
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
@@ -224,7 +225,8 @@ class ImageRestorerLearner(ReplayingLearner):
         (loss.mean() + F.cross_entropy(logits, numbers)).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
-        self._average(count)
+        self._seen += count
+        self._average.move(decay_of_records(count, min(self.options.average_records, self._seen / 20)))
         self._memory.add(batch, [NONE] * count, rng)
         x, shown = x[:count], restored[:count].detach().clamp(0, 1)
         metrics = {"psnr_db": psnr(x, shown), "ssim": ssim(x, shown), "input_psnr_db": psnr(x, y.x[:count])}
@@ -237,27 +239,13 @@ class ImageRestorerLearner(ReplayingLearner):
         kinds = taught[torch.randint(len(taught), (len(x),), generator=rng)]
         return damaged(x, kinds, rng), kinds.to(self._device)
 
-    @torch.no_grad()
-    def _average(self, records: int) -> None:
-        """Its half-life is `average_records`, and a twentieth of what was seen until there is that much."""
-        self._seen += records
-        half_life = min(self.options.average_records, self._seen / 20)
-        moved = 1 - 0.5 ** (records / half_life) if half_life else 1.0
-        learned = [parameter.detach() for parameter in self._learning.parameters()]
-        torch._foreach_lerp_(list(self.model.parameters()), learned, moved)
-
     def capture(self) -> State:
         state = super().capture()
-        return State(state.serving, {**state.training, **self._raw()}, {**state.meta, "seen": self._seen})
+        return State(state.serving, state.training, {**state.meta, "seen": self._seen})
 
     def restore(self, state: State) -> None:
         super().restore(state)
-        copy_into(self._raw(), {name: v for name, v in state.training.items() if name.startswith("learning/")})
         self._seen = state.meta["seen"]
-
-    def _raw(self) -> dict[str, Tensor]:
-        """learning/<parameter>: the weights that learn; those that are served are their average"""
-        return {f"learning/{name}": tensor for name, tensor in self._learning.state_dict().items()}
 
 
 def _begun(network: ImageRestorer) -> ImageRestorer:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.labels import Labels
 from models.learner import Rows, State, copy_into
 from models.memory import Memory
+from models.moving_average import MovingAverage
 from models.optimizer import AdamW
 
 
@@ -31,8 +32,12 @@ class ReplayingLearner:
         max_classes: int,
         learning_rate: float,
         weight_decay: float,
+        averaged: bool = False,
     ) -> None:
-        self.model = network
+        self._learning = network
+        self._average = MovingAverage(network) if averaged else None  # a subclass moves it
+        self.model = network if self._average is None else self._average.model
+        self.model.classes = network.classes  # one list, which grows
         self._device = device
         self._memory = memory
         self._labels = Labels(network.classes, max_classes)
@@ -61,6 +66,8 @@ class ReplayingLearner:
 
     def capture(self) -> State:
         training: dict[str, Tensor | Rows] = {**self._optimizer.capture(), **self._memory.capture()}
+        if self._average is not None:
+            training |= self._average.capture()
         meta = {"classes": list(self.model.classes), "memory": self._memory.meta()}
         return State(dict(self.model.state_dict()), training, meta)
 
@@ -71,6 +78,8 @@ class ReplayingLearner:
             raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
         self._grow(classes[known:], None)
         copy_into(self.model.state_dict(), state.serving)
+        if self._average is not None:
+            self._average.restore(state.training)
         memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
         self._optimizer.restore({name: v for name, v in state.training.items() if name.startswith("optimizer/")})
         self._memory.restore(state.meta["memory"], memory)
@@ -79,8 +88,10 @@ class ReplayingLearner:
         if labels:
             self._widen(len(labels), rng)
             self._optimizer.follow()
+            if self._average is not None:
+                self._average.follow()
             self._labels.add(labels)
 
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
-        """Makes room for so many more classes in the network; without `rng` the values are about to be replaced."""
+        """Makes room for so many more classes in what learns; without `rng` the values are about to be replaced."""
         raise NotImplementedError

@@ -7,6 +7,7 @@ A picture's place x (in pixels, from the centre) takes what was in
 with numbers of its own for every picture (Simard et al. 2003, "Best practices for convolutional neural networks applied
 to visual document analysis", for what this does for few pictures). Bilinear; beyond the border is the border. It has no
 gradient and needs none: pictures come from records, and torch's sampling has equal bits forward on a GPU too.
+What is predicted is the record as it is: where incoming pictures are warped, in a pass of its own without gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.averaging import AveragedLearner, AveragedOptions
+from models.classifier import ClassifierNetwork
 from models.learner import Options
+from models.memory import Memory
 
 
 class Warp(Options):
@@ -31,6 +35,32 @@ class Warp(Options):
 
 
 NONE = Warp()
+
+
+class WarpedOptions(AveragedOptions):
+    """What every classifier of pictures that learns its own features can be told."""
+
+    augment: Warp = Warp()  # of pictures, anew in every update
+    augment_incoming: bool = True  # or of replayed ones alone
+
+
+class WarpedLearner(AveragedLearner):
+    """An `AveragedLearner` that learns pictures warped."""
+
+    def __init__(
+        self, network: ClassifierNetwork, options: WarpedOptions, memory: Memory, device: torch.device
+    ) -> None:
+        super().__init__(network, options, memory, device)
+        self._warp, self._warp_incoming = options.augment, options.augment_incoming
+
+    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor:
+        plain = 0 if self._warp_incoming else incoming
+        return torch.cat([x[:plain], warped(x[plain:], self._warp, rng)]) if plain else warped(x, self._warp, rng)
+
+    @torch.no_grad()
+    def _answers(self, x: Tensor, logits: Tensor) -> Tensor:
+        as_they_are = self._warp == NONE or not self._warp_incoming
+        return super()._answers(x, logits) if as_they_are else self.model(x)
 
 
 def warped(x: Tensor, warp: Warp, rng: torch.Generator) -> Tensor:
