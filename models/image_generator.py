@@ -52,6 +52,7 @@ from models.learner import (
     structural,
 )
 from models.memory import PolicyName, ReplayMemory
+from models.moving_average import PREFIX, decay_of_updates
 from models.network import pixels, seeded
 from models.replaying import ReplayingLearner
 
@@ -69,6 +70,7 @@ class ImageVaeOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     beta: float = Field(1.0, ge=0)
     kl_warmup_updates: int = Field(0, ge=0)  # over which the KL term's factor rises from 0; 0: it is there at once
+    average: float = structural(0.0, ge=0, lt=1)  # d: 0.99 is the last hundred updates; 0: what learns is served
     likelihood: Literal["bernoulli", "gaussian"] = structural("bernoulli")
     latent: int = structural(16, ge=1)
     width: int = structural(32, ge=GROUPS, multiple_of=GROUPS)
@@ -237,6 +239,7 @@ class ImageVaeLearner(ReplayingLearner):
 
     needs_label = False
     model: ImageVae
+    _learning: ImageVae
 
     def __init__(self, network: ImageVae, options: ImageVaeOptions, memory: ReplayMemory, device: torch.device) -> None:
         self.options = options
@@ -248,7 +251,9 @@ class ImageVaeLearner(ReplayingLearner):
             max_classes=options.max_classes,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
+            averaged=options.average > 0,
         )
+        self.model.codes = network.codes  # of the network that is served
         self._updates = 0
         self._features: Backbone | None = None
         self._sample: dict[str, Tensor] = {}
@@ -285,25 +290,39 @@ class ImageVaeLearner(ReplayingLearner):
         y = y.masked_fill(dropped.to(self._device), NONE)
         noise = torch.randn(len(y), options.latent, generator=rng).to(self._device)
 
-        decoded, kl, z = self.model.reconstructed(x, y, noise)
-        surprise = self.model.surprise(x, decoded)
-        losses = surprise + self._warmth() * options.beta * kl  # (N,)
-        found = {"loss": surprise + kl, "kl_nats": kl}
-        if self._features is not None:
-            found["feature_distance"] = self._feature_distances(self._features, x, self.model.picture(decoded))
-            losses = losses + options.feature_weight * found["feature_distance"]
+        surprise, kl, distance, z = self._terms(self._learning, x, y, noise)
+        losses = surprise + self._warmth() * options.beta * kl + options.feature_weight * distance  # (N,)
         loss = losses[:target].mean()
         if len(losses) > target:
             loss = loss + options.source_weight * losses[target:].mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        if self._average is not None:
+            with torch.no_grad():  # of the replayed records for their codes: old classes' moments keep up
+                surprise, kl, distance, z = self._terms(self.model, x[:target], y[:target], noise[:target])
+        self._step()
         self.model.codes.add(z.detach()[:target], y[:target])
 
-        self._updates += 1
         self._memory.add(batch, numbers, rng)
+        found = {"loss": surprise + kl, "kl_nats": kl}
+        if self._features is not None:
+            found["feature_distance"] = distance
         means = torch.stack([each[:count].detach().mean() for each in found.values()]).tolist()
         metrics = dict(zip(found, means, strict=True))
         return Report(metrics.pop("loss"), metrics=metrics)
+
+    def _terms(self, network: ImageVae, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (N, C, H, W), y (N,), noise (N, Z) → -log p, KL and the features' distance, (N,) each, and z (N, Z)"""
+        decoded, kl, z = network.reconstructed(x, y, noise)
+        surprise, distance = network.surprise(x, decoded), torch.zeros_like(kl)
+        if self._features is not None:
+            distance = self._feature_distances(self._features, x, network.picture(decoded))
+        return surprise, kl, distance, z
+
+    def _step(self) -> None:
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.move(decay_of_updates(self.options.average, self._updates))
+        self._updates += 1
 
     def _warmth(self) -> float:
         """w_u: the factor on the KL term in the next update."""
@@ -317,7 +336,8 @@ class ImageVaeLearner(ReplayingLearner):
 
     def capture(self) -> State:
         state = super().capture()
-        fixed = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        frozen = [name for name, p in self._learning.named_parameters() if not p.requires_grad]
+        fixed = {name: self.model.get_parameter(name).detach() for name in frozen}
         serving = {**state.serving, **self._served.rows(fixed)}
         training = {**state.training, **self._kept.rows(self._constants())}
         features = {} if self._features is None else {"features": self._features.describe()}
@@ -327,7 +347,7 @@ class ImageVaeLearner(ReplayingLearner):
         if "features" in state.meta:
             self._features = Backbone.described(state.meta["features"]).to(self._device)
         super().restore(state)
-        kept = {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/"))}
+        kept = {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/", PREFIX))}
         copy_into(self._constants(), kept)
         self._updates = int(self._optimizer.capture()["optimizer/step"])  # exact to 2²⁴, when all is long warm
         self._served.restored()
@@ -353,7 +373,8 @@ class ImageVaeLearner(ReplayingLearner):
         network = model(theirs, self.model.shape, source.meta)
         copy_into(network.state_dict(), source.tensors)
         self._grow(self._labels.new(network.classes), None)
-        copy_into(self.model.state_dict(), network.state_dict())
+        for begun in (self.model, self._learning):
+            copy_into(begun.state_dict(), network.state_dict())
         if self._sample:
             seeds = range(self.options.source_samples)
             labels = [network.classes[seed % len(network.classes)] if network.classes else None for seed in seeds]
@@ -362,7 +383,7 @@ class ImageVaeLearner(ReplayingLearner):
 
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
         shape = (classes, self.options.label_dim)
-        self.model.conditions.grow(torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng))
+        self._learning.conditions.grow(torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng))
         self.model.codes.grow(classes)
 
 

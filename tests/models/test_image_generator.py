@@ -85,13 +85,14 @@ def begun(source: Source, **options: object) -> ImageVaeLearner:
 class TestContract(LearnerContract):
     """All of it at once; what needs no source is in the suite of the built-in learners."""
 
-    @pytest.fixture
-    def case(self) -> Case:
+    @pytest.fixture(params=[0.0, 0.9], ids=["learning", "averaged"])
+    def case(self, request: pytest.FixtureRequest) -> Case:
         return transferred(
             vae(labelled=False, updates=2),
             freeze=("down.0", "up"),
             source_weight=0.5,
             kl_warmup_updates=12,
+            average=request.param,
             features={"source": "clothes"},
             replay_slots=24,
             replay_draws=4,
