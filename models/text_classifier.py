@@ -20,14 +20,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.averaging import AveragedLearner, AveragedOptions
+from models.classifier import ClassifierNetwork
 from models.hashing import Found, both, ngrams, words
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
 from models.memory import Changed, Memory
+from models.moving_average import PREFIX
 from models.network import seeded
 
+ROWS, OWN = "optimizer/table.rows", PREFIX + "table.weight"  # of the table, in the state
 
-class TextClassifierOptions(ClassifierOptions):
+
+class TextClassifierOptions(AveragedOptions):
     """`orders` is the longest n-gram; `dim` the width of the table."""
 
     learning_rate: float = Field(3e-3, gt=0)  # of the norm and the head
@@ -66,13 +70,20 @@ class RowRms:
 
     t_r counts the updates of row r alone, so that the first step of a rare n-gram is as long as that of a common one.
     A row's state is two numbers: a commit moves hardly more than the row itself.
+
+    What is served averages over the updates of a row alone, too, with t_r - 1 in place of t (`moving_average`): the
+    average over all updates would move every row that was ever touched, in each update and in each commit.
     """
 
     BETA, EPSILON = 0.999, 1e-8
 
-    def __init__(self, table: HashTable, learning_rate: float) -> None:
+    def __init__(
+        self, table: HashTable, learning_rate: float, served: HashTable | None = None, average: float = 0.0
+    ) -> None:
         self._table = table
         self._learning_rate = learning_rate
+        self._served = table if served is None else served  # the table itself where nothing is averaged
+        self._average = average
         self._state = torch.zeros(len(table.weight), 2, device=table.weight.device)  # v_r, t_r
         self._changed = Changed()
 
@@ -85,19 +96,30 @@ class RowRms:
         moment = self.BETA * moment + (1 - self.BETA) * values.grad.square().mean(1)
         count = count + 1
         scale = (moment / (1 - self.BETA**count)).sqrt_().add_(self.EPSILON)
-        self._table.weight[rows] = values - rate_factor * self._learning_rate * values.grad / scale[:, None]
+        learned = values - rate_factor * self._learning_rate * values.grad / scale[:, None]
+        self._table.weight[rows] = learned
+        if self._served is not self._table:
+            decay = (count / (9 + count)).clamp_max(self._average)  # (U,)
+            self._served.weight[rows] = torch.lerp(self._served.weight[rows], learned, 1 - decay[:, None])
         self._state[rows] = torch.stack([moment, count], 1)
         self._changed.add(*rows.tolist())
         self._table.touched = self._table.values = None
 
-    def capture(self) -> tuple[Rows, Rows]:
-        """The table and its state (buckets, 2), with the rows that changed."""
+    def capture(self) -> tuple[Rows, dict[str, Rows]]:
+        """The table that is served, and optimizer/table.rows (buckets, 2) and learning/table.weight where it differs,
+        with the rows that changed."""
         changed = self._changed.take()
-        return Rows(self._table.weight.detach(), changed), Rows(self._state, changed)
+        training = {name: Rows(tensor, changed) for name, tensor in self._training().items()}
+        return Rows(self._served.weight.detach(), changed), training
 
-    def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
-        copy_into({"optimizer/table.rows": self._state}, state)
+    def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
+        """After the table that is served was restored."""
+        copy_into(self._training(), training)
         self._changed.take()
+
+    def _training(self) -> dict[str, Tensor]:
+        averaged = self._served is not self._table
+        return {ROWS: self._state} | ({OWN: self._table.weight.detach()} if averaged else {})
 
 
 class TextClassifier(ClassifierNetwork):
@@ -121,8 +143,8 @@ class TextClassifier(ClassifierNetwork):
         return normalised
 
 
-class TextClassifierLearner(ClassifierLearner):
-    """A `ClassifierLearner` whose table is updated by rows."""
+class TextClassifierLearner(AveragedLearner):
+    """An `AveragedLearner` whose table is updated by rows."""
 
     model: TextClassifier
     options: TextClassifierOptions
@@ -131,17 +153,16 @@ class TextClassifierLearner(ClassifierLearner):
         self, network: TextClassifier, options: TextClassifierOptions, memory: Memory, device: torch.device
     ) -> None:
         super().__init__(network, options, memory, device)
-        self._table_optimizer = RowRms(network.table, options.table_learning_rate)
+        self._table_optimizer = RowRms(network.table, options.table_learning_rate, self.model.table, options.average)
 
     def capture(self) -> State:
         state = super().capture()
-        weight, rows = self._table_optimizer.capture()
-        serving, training = {"table.weight": weight}, {"optimizer/table.rows": rows}
-        return State({**state.serving, **serving}, {**state.training, **training}, state.meta)
+        weight, training = self._table_optimizer.capture()
+        return State({**state.serving, "table.weight": weight}, {**state.training, **training}, state.meta)
 
     def restore(self, state: State) -> None:
         training = dict(state.training)
-        table = {name: training.pop(name) for name in ("optimizer/table.rows",) if name in training}
+        table = {name: training.pop(name) for name in (ROWS, OWN) if name in training}
         super().restore(State(state.serving, training, state.meta))
         self._table_optimizer.restore(table)
 

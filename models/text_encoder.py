@@ -24,7 +24,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.averaging import AveragedLearner, AveragedOptions
+from models.classifier import ClassifierNetwork
 from models.learner import (
     Batch,
     Blueprint,
@@ -48,7 +49,7 @@ FILES, WEIGHTS = "files/", "encoder/"  # in the state's names
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
-class TextEncoderOptions(ClassifierOptions):
+class TextEncoderOptions(AveragedOptions):
     """`folder` has config.json, tokenizer.json and model.safetensors; it is read where there is no version yet."""
 
     folder: str = Field(min_length=1)
@@ -171,7 +172,7 @@ class TextEncoder(nn.Module):
     """What is served. Its parts come with a folder or with a state; before either it knows no class."""
 
     encoder: Encoder
-    top: Top | None
+    top: ClassifierNetwork | None
 
     def __init__(self, options: TextEncoderOptions, classes: Sequence[str]) -> None:
         super().__init__()
@@ -198,9 +199,9 @@ class TextEncoder(nn.Module):
         """
         self.encoder = module_on(lambda: Encoder(files, self._options.max_tokens), device)
         self.files = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in files.items()}
-        self.top = seeded(lambda: Top(self._options, self.encoder.width, self.classes), seed, device)
-        self.classes = self.top.classes  # one list, which grows
-        return self.top
+        self.top = top = seeded(lambda: Top(self._options, self.encoder.width, self.classes), seed, device)
+        self.classes = top.classes  # one list, which grows
+        return top
 
     def frozen(self) -> dict[str, Tensor]:
         """What never changes: files/… and encoder/…"""
@@ -234,7 +235,7 @@ def files_of(state: Mapping[str, Tensor | Rows]) -> dict[str, bytes]:
 
 
 class TextEncoderLearner:
-    """A `ClassifierLearner` on embeddings, made when the folder or a state says how wide they are."""
+    """An `AveragedLearner` on embeddings, made when the folder or a state says how wide they are."""
 
     needs_label = True
 
@@ -246,7 +247,7 @@ class TextEncoderLearner:
         self._seed = seed
         self._device = device
         self._frozen = Frozen()
-        self._learner: ClassifierLearner | None = None
+        self._learner: AveragedLearner | None = None
 
     @property
     def replay_size(self) -> int:
@@ -264,13 +265,14 @@ class TextEncoderLearner:
         except Exception as error:  # the library's code with a user's files: anything
             raise ValueError(f"the folder's model and tokeniser do not fit each other: {error!r}") from error
 
-    def _equip(self, files: Mapping[str, bytes]) -> ClassifierLearner:
+    def _equip(self, files: Mapping[str, bytes]) -> AveragedLearner:
         top = self.model.equip(files, self._device, self._seed)
         memory = self.options.memory((self.model.encoder.width,), torch.float32, self._device)
-        self._learner = ClassifierLearner(top, self.options, memory, self._device)
+        self._learner = AveragedLearner(top, self.options, memory, self._device)
+        self.model.top = self._learner.model  # the average, where there is one
         return self._learner
 
-    def _begun(self) -> ClassifierLearner:
+    def _begun(self) -> AveragedLearner:
         if self._learner is None:
             raise ValueError("text-encoder has neither begun with a folder nor been restored.")
         return self._learner

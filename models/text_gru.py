@@ -20,14 +20,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.averaging import AveragedLearner, AveragedOptions
+from models.classifier import ClassifierNetwork
 from models.learner import Blueprint, module_on, structural
 from models.network import seeded
 
 END = 256
 
 
-class TextGruOptions(ClassifierOptions):
+class TextGruOptions(AveragedOptions):
     """`hidden` is the width of the state, of each direction."""
 
     learning_rate: float = Field(1e-2, gt=0)
@@ -108,11 +109,11 @@ def initialise(network: TextGru, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[1]))
 
 
-def learner(options: TextGruOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ClassifierLearner:
+def learner(options: TextGruOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AveragedLearner:
     network = seeded(lambda: TextGru(options, ()), seed, device)
     initialise(network, seed)
     memory = options.memory(shape, torch.int32, device)
-    return ClassifierLearner(network, options, memory, device)
+    return AveragedLearner(network, options, memory, device)
 
 
 def model(options: TextGruOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextGru:

@@ -50,7 +50,9 @@ CASES = {
     "image-classifier, no memory": image_case(IMAGE.model_copy(update={"replay_slots": 0})),
     "text-classifier": text_case(TEXT),
     "text-classifier, words, dropout": text_case(TEXT.model_copy(update={"words": True, "dropout": 0.5})),
+    "text-classifier, averaged": text_case(TEXT.model_copy(update={"average": 0.9, "dropout": 0.5})),
     "image-vae": vae_case(VAE),
+    "image-vae, averaged": vae_case(VAE.model_copy(update={"average": 0.9})),
     "image-vae, gaussian": vae_case(VAE.model_copy(update={"likelihood": "gaussian", "replay_policy": "balanced"})),
     "a user's own": Case(class_means.blueprint, class_means.MeansOptions(), *digits()),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -40,8 +41,9 @@ def test_the_gradient_of_the_touched_rows_is_the_tables() -> None:
 def test_a_row_steps_as_its_equation_says_and_others_stay() -> None:
     table = HashTable(5, 2)
     table.weight.data = torch.zeros(5, 2)
-    optimizer = RowRms(table, learning_rate=0.1)
-    moments, counts, weight = [0.0] * 5, [0] * 5, [[0.0, 0.0] for _ in range(5)]
+    served = copy.deepcopy(table)
+    optimizer = RowRms(table, learning_rate=0.1, served=served, average=0.15)
+    moments, counts, weight, mean = [0.0] * 5, [0] * 5, [[0.0, 0.0] for _ in range(5)], torch.zeros(5, 2)
     for step, touched in enumerate([[1], [1, 3], [3], [1]]):
         out = table(torch.tensor(touched), torch.tensor([0]))
         g = [2.0 + step, -1.0]
@@ -53,8 +55,13 @@ def test_a_row_steps_as_its_equation_says_and_others_stay() -> None:
             moments[row] = 0.999 * moments[row] + 0.001 * sum(value**2 for value in scaled) / 2
             scale = math.sqrt(moments[row] / (1 - 0.999 ** counts[row])) + 1e-8
             weight[row] = [w - 0.1 * value / scale for w, value in zip(weight[row], scaled, strict=True)]
+            decay = min(0.15, counts[row] / (9 + counts[row]))  # of the row's own updates
+            mean[row] = decay * mean[row] + (1 - decay) * torch.tensor(weight[row])
     torch.testing.assert_close(table.weight.data, torch.tensor(weight), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(served.weight.data, mean, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(served.weight, table.weight)
     assert not table.weight[[0, 2, 4]].any()
+    assert not served.weight[[0, 2, 4]].any()
 
 
 def test_scripts_are_told_apart_and_an_empty_text_is_a_text() -> None:

@@ -60,7 +60,10 @@ def a_case(path: Path, **others: Any) -> Case:
 
 
 class TestContract(LearnerContract):
-    @pytest.fixture(params=[{}, {"norm": False, "top_layers": (12, 8), "replay_slots": 0}], ids=["linear", "dense"])
+    @pytest.fixture(
+        params=[{}, {"norm": False, "top_layers": (12, 8), "replay_slots": 0}, {"average": 0.9}],
+        ids=["linear", "dense", "averaged"],
+    )
     def case(self, folder: Path, request: pytest.FixtureRequest) -> Case:
         return a_case(folder, **request.param)
 

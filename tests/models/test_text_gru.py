@@ -17,6 +17,7 @@ SMALL = TextGruOptions(dim=8, hidden=12, replay_slots=24, replay_draws=4)
 CASES = {
     "both ways": SMALL,
     "one way, two layers, no memory": SMALL.model_copy(update={"bidirectional": False, "layers": 2, "replay_slots": 0}),
+    "averaged": SMALL.model_copy(update={"average": 0.9}),
 }
 TEXTS = st.lists(st.text(st.characters(min_codepoint=1, codec="utf-8"), max_size=12), min_size=1, max_size=5)
 
