@@ -13,6 +13,10 @@ not on how they were batched:
    windows drawn uniformly from the last `history` bytes and begun at zero; the mean of -log p_N over all bytes, the
    gradient clipped to norm 1 (Pascanu et al. 2013), one AdamW step.
 
+With `average` the network of 1 is the moving average of the one of 3 (`moving_average`): it is what predicts and is
+served, and the states of lanes are its own. Windows of 3 begin at them, as they always begin at states of weights that
+have since moved on. So an average costs no further pass.
+
 Cells are LSTM (Hochreiter and Schmidhuber 1997) or GRU (Cho et al. 2014), dropout has one mask a window (Gal and
 Ghahramani 2016), and tied embeddings use one matrix for bytes that come in and out (Press and Wolf 2017).
 """
@@ -32,6 +36,7 @@ from torch.nn import functional as F
 from models.capabilities import Sampling
 from models.learner import Batch, Blueprint, Options, Report, Rows, State, copy_into, module_on, structural
 from models.mixing import Mixer, byte_log_probabilities, nats, tree_logits
+from models.moving_average import PREFIX, MovingAverage, decay_of_updates
 from models.ngrams import CHUNK, TAIL, Ngrams, contexts, nodes_of
 from models.optimizer import AdamW
 from models.utf8 import Utf8, drawn, held_back
@@ -51,6 +56,7 @@ class TextGeneratorOptions(Options):
     dropout: float = Field(0.1, ge=0, lt=1)
     learning_rate: float = Field(5e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    average: float = structural(0.0, ge=0, lt=1)  # d, of the network's steps: 0.99 is the last hundred
     step_bytes: int = Field(128, ge=1, le=CHUNK - TAIL)
     bptt_bytes: int = Field(64, ge=1)
     replay_windows: int = Field(12, ge=0)
@@ -232,7 +238,12 @@ class TextGeneratorLearner:
         self.model = model
         self.options = options
         self._device = device
-        self._optimizer = AdamW(model.network, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        self._learning = model.network
+        self._average = MovingAverage(self._learning) if options.average else None
+        if self._average is not None:
+            model.network = self._average.model
+        self._optimizer = AdamW(self._learning, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        self._steps = 0
         self._lanes: list[tuple[int, int]] = []  # (topic, partition) of each row of the two below
         self._silent: list[int] = []  # rows, the one that was silent longest first
         self._states = model.network.zeros(options.lanes)  # (parts, layers, lanes, H)
@@ -311,7 +322,7 @@ class TextGeneratorLearner:
 
     def _learn_windows(self, inputs: Tensor, targets: Tensor, states: Tensor, rng: torch.Generator) -> None:
         """One step of the network on a lane's inputs and targets (n,), with its states (…, windows, H)."""
-        width, network = self.options.bptt_bytes, self.model.network
+        width, network = self.options.bptt_bytes, self._learning
         ragged = -len(inputs) % width if len(inputs) > width else 0  # one window is as long as it is
         x = F.pad(inputs, (0, ragged)).view(states.shape[2], -1)
         y = F.pad(targets.to(torch.int64), (0, ragged), value=-1).view_as(x)
@@ -328,6 +339,9 @@ class TextGeneratorLearner:
         F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         self._optimizer.step()
+        if self._average is not None:
+            self._average.move(decay_of_updates(self.options.average, self._steps))
+        self._steps += 1
 
     def _remember(self, data: Tensor) -> None:
         """Puts the bytes into the ring of the last `history` ones."""
@@ -346,16 +360,20 @@ class TextGeneratorLearner:
             "lanes/tails": self._tails,
             "history": Rows(self._history, self._changed["history"].take()),
         }
+        if self._average is not None:
+            training |= self._average.capture()
         lanes = [list(lane) for lane in self._lanes]
         return State(serving, training, {"classes": [], "lanes": lanes, "silent": self._silent, "seen": self._seen})
 
     def restore(self, state: State) -> None:
-        training = dict(state.training)
-        optimizer = {name: training.pop(name) for name in state.training if name.startswith("optimizer/")}
+        network = {name: value for name, value in state.training.items() if name.startswith(("optimizer/", PREFIX))}
         own = {"lanes/states": self._states, "lanes/tails": self._tails, "history": self._history}
         copy_into(self.model.state_dict(), state.serving)
-        copy_into(own, training)
-        self._optimizer.restore(optimizer)
+        copy_into(own, {name: value for name, value in state.training.items() if name not in network})
+        if self._average is not None:
+            self._average.restore(network)
+        self._optimizer.restore({name: value for name, value in network.items() if name.startswith("optimizer/")})
+        self._steps = int(self._optimizer.capture()["optimizer/step"])  # exact to 2²⁴, when d is long constant
         self._lanes = [(topic, partition) for topic, partition in state.meta["lanes"]]
         self._silent, self._seen = list(state.meta["silent"]), state.meta["seen"]
         for changed in self._changed.values():

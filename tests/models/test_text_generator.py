@@ -29,6 +29,7 @@ def case(**options: object) -> Case:
 CASES = {
     "lstm": case(),
     "gru, two layers, tied, network alone": case(cell="gru", layers=2, tied=True, slots=0),
+    "averaged": case(average=0.9),
 }
 
 
