@@ -100,7 +100,8 @@ class RowRms:
         self._table.weight[rows] = learned
         if self._served is not self._table:
             decay = (count / (9 + count)).clamp_max(self._average)  # (U,)
-            self._served.weight[rows] = torch.lerp(self._served.weight[rows], learned, 1 - decay[:, None])
+            before = self._served.weight.index_select(0, rows)  # (U, D)
+            self._served.weight.index_copy_(0, rows, before.lerp_(learned, 1 - decay[:, None]))
         self._state[rows] = torch.stack([moment, count], 1)
         self._changed.add(*rows.tolist())
         self._table.touched = self._table.values = None
