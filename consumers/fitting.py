@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from models.learner import Blueprint, Options, structural_fields
 from pipeline.config import ModelConfig
@@ -43,11 +44,12 @@ def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Bluepri
         StateMismatch: a change that the learned state cannot follow.
     """
     changes = differences(manifest.config, settings.model_dump(mode="json"))
-    options_before = manifest.options
     options_now = blueprint.options(**settings.options).model_dump(mode="json")
-    fixed = {
-        f"options.{key}" for key in structural_fields(blueprint.options) if options_before.get(key) != options_now[key]
-    }
+    shaping = structural_fields(blueprint.options)
+    # What is younger than the version has its default there.
+    defaults = {key: blueprint.options.model_fields[key].get_default(call_default_factory=True) for key in shaping}
+    options_before = to_jsonable_python(defaults) | manifest.options
+    fixed = {f"options.{key}" for key in shaping if options_before[key] != options_now[key]}
     if "learner" in changes:
         fixed.add("learner")
     if "hold_out" in changes and changes["hold_out"][0]["slots"] not in (0, settings.hold_out.slots):

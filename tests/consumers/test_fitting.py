@@ -1,0 +1,40 @@
+"""Which changes of a model's table a version can follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from consumers.fitting import config_changes
+from models.learner import structural_fields
+from models.registry import BUILTIN
+from pipeline.config import ModelConfig
+from pipeline.errors import StateMismatch
+from pipeline.manifest import Manifest
+
+
+def settings(learner: str, **options: Any) -> ModelConfig:
+    kind: dict[str, Any] = {"kind": BUILTIN[learner].input}
+    kind |= {"max_chars": 16} if kind["kind"] == "text" else {"size": 16, "channels": 1}
+    return ModelConfig.model_validate({"topics": ["t"], "learner": learner, "input": kind, "options": options})
+
+
+def version(made: ModelConfig, without: set[str]) -> Manifest:
+    """Of the time before these options were there."""
+    options = BUILTIN[made.learner].options(**made.options).model_dump(mode="json", exclude=without)
+    some: dict[str, Any] = {"model": "m", "version": 3, "options": options, "config": made.model_dump(mode="json")}
+    return Manifest.model_construct(**some)
+
+
+@pytest.mark.parametrize("learner", ["image-classifier", "image-gan", "image-vae", "text-classifier", "text-generator"])
+def test_an_option_that_is_younger_than_a_version_has_its_default_there(learner: str) -> None:
+    made = settings(learner)
+    without = set(structural_fields(BUILTIN[learner].options))
+    assert config_changes(version(made, without), made, BUILTIN[learner]) == {}
+
+
+def test_a_younger_option_cannot_be_another_one_for_it_either() -> None:
+    now = settings("text-classifier", average=0.9)
+    with pytest.raises(StateMismatch, match=r"options\.average changed"):
+        config_changes(version(settings("text-classifier"), {"average"}), now, BUILTIN["text-classifier"])
