@@ -253,7 +253,7 @@ class ImageVaeLearner(ReplayingLearner):
             weight_decay=options.weight_decay,
             averaged=options.average > 0,
         )
-        self.model.codes = network.codes  # of the network that is served
+        self.model.codes = network.codes  # one for both: they are of the codes of the one that is served
         self._updates = 0
         self._features: Backbone | None = None
         self._sample: dict[str, Tensor] = {}
@@ -297,7 +297,7 @@ class ImageVaeLearner(ReplayingLearner):
             loss = loss + options.source_weight * losses[target:].mean()
         loss.backward()  # type: ignore[no-untyped-call]
         if self._average is not None:
-            with torch.no_grad():  # of the replayed records for their codes: old classes' moments keep up
+            with torch.no_grad():  # replayed records too: the moments of old classes follow the encoder
                 surprise, kl, distance, z = self._terms(self.model, x[:target], y[:target], noise[:target])
         self._step()
         self.model.codes.add(z.detach()[:target], y[:target])
