@@ -22,7 +22,7 @@ from tests.models.contract import SEED, Case, cloned, digits, tensors, texts
 
 REPLAY = {"replay_slots": 24, "replay_draws": 4}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "text-classifier": {"buckets": 512, "dim": 8, "hidden": 16, "words": True, "dropout": 0.3, **REPLAY},
+    "text-classifier": {"buckets": 512, "dim": 8, "words": True, "dropout": 0.3, **REPLAY},
     "text-gru": {"dim": 8, "hidden": 12, **REPLAY},
     "image-vae": {"width": 8, "latent": 4, "label_dim": 4, "kl_warmup_updates": 4, **REPLAY},
     "text-generator": {"hidden": 8, "embedding": 6, "slots": 0, "replay_windows": 2, "history": 512, "dropout": 0.0},
