@@ -20,7 +20,7 @@ import typer
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes
 from benchmarks.learning import drift, plots
-from benchmarks.learning.__main__ import HERE, PARTS, circumstances, figure
+from benchmarks.learning.__main__ import HERE, PARTS, Data, Seeds, Threads, To, Tuning, circumstances, figure
 from benchmarks.learning.runs import of_classes, summary, thousands
 from benchmarks.learning.streams import middle, sorted_by_class, split, turned, turning
 from benchmarks.machine import others
@@ -63,11 +63,11 @@ PEERS = {
 
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PEERS)}; default: all.")] = None,
-    data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("data"),
-    to: Annotated[Path, typer.Option(help="Where README.md and results.json are written.")] = HERE,
-    seeds: Annotated[int, typer.Option(help="Of weights, order and replay.")] = 5,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    tuning: Annotated[bool, typer.Option("--tuning", help="Judge on training records that are not learned.")] = False,
+    data: Data = Path("data"),
+    to: To = HERE,
+    seeds: Seeds = 5,
+    threads: Threads = 1,
+    tuning: Tuning = False,
     python: Annotated[Path, typer.Option(help="Of the environment that has Avalanche.")] = PYTHON,
 ) -> None:
     """Measures and keeps the table, or with --tuning only says what it found."""
