@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.machine import machine, versions
 from benchmarks.soak import harm, report, traffic
 from benchmarks.soak.checker import Recount, Seen, read_log, recount, weights
-from benchmarks.soak.stage import BOTH, MODELS, WANTED, Stage, Ticker, together
+from benchmarks.soak.stage import BOTH, MODELS, TOPICS, WANTED, Stage, Ticker, together
 from consumers.registry import resolve_blueprint
 from consumers.replay import Replay
 from consumers.sampler import open_server
@@ -32,7 +32,7 @@ from pipeline.log import Fetcher
 from pipeline.store import Store, connect
 
 HERE = Path(__file__).parents[1]
-KILLED = ("pictures", "drawings", "texts", "counts")
+KILLED = ("pictures", "drawings", "texts", "joined", "counts")
 MOST_TOLD = 20  # problems
 
 
@@ -62,7 +62,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     numbers = (3 * options.kills + 2 * options.hands) * options.records + 10_000
     with Stage(folder, numbers, say) as stage, _asked(stage) as sampler:
         say("servers run; now the kills, and meanwhile the changes of hands")
-        shares = [options.kills // 4 + (n < options.kills % 4) for n in range(4)]
+        shares = [options.kills // len(KILLED) + (n < options.kills % len(KILLED)) for n in range(len(KILLED))]
         killing = Ticker(options.kills, "kills", say)
         changing = Ticker(options.hands, "changes of hands", say)
         *killed, (hands, problems) = together(
@@ -112,9 +112,11 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def _drain(stage: Stage) -> list[str]:
     """Waits until all that was published is accounted for, and ends the workers."""
     problems = []
+    stage.publish(0)
     for name, handle in stage.workers.items():
         store = Store(connect(stage.servers.redis_url), name, name)
-        total = sum(receipt.result(60)[0] in MODELS[name]["topics"] for receipt in stage.published)
+        topics = stage.direct.model(name).read_topics
+        total = sum(receipt.result(60)[0] in topics for receipt in stage.published)
         if not handle.until(lambda s=store, t=total: sum(s.manifest().counts.values()) >= t):  # type: ignore[misc]
             problems.append(f"{name}: not all was learned in time ({store.manifest().counts} of {total})")
     for name, handle in stage.workers.items():
@@ -125,16 +127,17 @@ def _drain(stage: Stage) -> list[str]:
 
 def _recount(stage: Stage) -> tuple[list[Recount], int, list[str]]:
     """What the checker says, and the number of records in the log."""
-    log = read_log(stage.servers.bootstrap_servers, BOTH)
+    log = read_log(stage.servers.bootstrap_servers, TOPICS)
     letters = read_log(stage.servers.bootstrap_servers, [f"{topic}.dead-letters" for topic in BOTH])
     problems = []
     if log.keys() != {receipt.result(60) for receipt in stage.published}:
         problems.append(f"the log has {len(log)} records, and {len(stage.published)} were acknowledged")
     reports = []
     for model, table in MODELS.items():
-        ours = {place: seen for place, seen in log.items() if place[0] in table["topics"]}
+        labels = table.get("labels", {}).get("topic")
+        ours = {place: seen for place, seen in log.items() if place[0] in [*table["topics"], labels]}
         wanted = {place: WANTED[model][seen.headers[traffic.KIND].decode()] for place, seen in ours.items()}
-        reports.append(recount(stage.redis, model, model, wanted, letters))
+        reports.append(recount(stage.redis, model, model, wanted, letters, labels))
         if "decoder" in table and not _counted(stage, model, ours):
             problems.append(f"{model}: the weights do not count each learned record once")
     return reports, len(log), problems

@@ -16,6 +16,7 @@ COLUMNS = (
     "learned",
     "dead-lettered",
     "skipped",
+    "labels",
     "most pending",
     "learned again",
 )
@@ -34,11 +35,12 @@ def _page(found: Mapping[str, Any]) -> list[str]:
     return [
         "# The soak",
         "",
-        "Written by `make soak`: workers of five models learn from two topics of three partitions, and are killed",
-        "with `kill -9` at random moments, some of them inside a commit, where a proxy cuts or stalls the connection",
-        "to Redis or Kafka at a random byte. Two workers of one model take the place from each other. Servers are",
-        "killed, cut off, slow, and full. Then a checker that shares no code with headrace (`soak/checker.py`)",
-        "recounts every record from what is in Redis and Kafka, and `verify` learns every model again from nothing.",
+        "Written by `make soak`: workers of six models learn from two topics of three partitions, one of them with",
+        "labels and corrections from a third topic. They are killed with `kill -9` at random moments, some of them",
+        "inside a commit, where a proxy cuts or stalls the connection to Redis or Kafka at a random byte. Two workers",
+        "of one model take the place from each other. Servers are killed, cut off, slow, and full. Then a checker that",
+        "shares no code with headrace (`soak/checker.py`) recounts every record from what is in Redis and Kafka, and",
+        "`verify` learns every model again from nothing.",
         "",
         f"**{'Passed' if not found['problems'] else 'FAILED'}**: {len(found['problems'])} problems. {found['date']}, "
         f"{found['machine']}, {found['seconds']} s, seed {found['seed']}; {told}.",
@@ -55,17 +57,18 @@ def _page(found: Mapping[str, Any]) -> list[str]:
         *(_row(found, name) for name in found["models"]),
         "",
         "*Newest* is above *versions* where numbers were noted and never committed. *Most pending*: records that one",
-        "kept version had read and not yet learned; a worker that started there began with them.",
+        "kept version had read and not yet learned; a worker that started there began with them. *Labels*: joined, and",
+        "corrections of what was learned.",
         *(f"\nPROBLEM: {problem}" for problem in found["problems"][:50]),
     ]
 
 
 def _row(found: Mapping[str, Any], name: str) -> str:
     model, verified = found["models"][name], found["verified"][name]
-    sums = {
-        kind: sum(count for outcome, count in model["outcomes"].items() if outcome.split("/")[0] == kind)
-        for kind in ("learned", "dead-lettered", "skipped")
-    }
+    sums = [
+        sum(count for outcome, count in model["outcomes"].items() if outcome.split("/")[0] in kinds)
+        for kinds in (("learned",), ("dead-lettered",), ("skipped",), ("joined", "corrected"))
+    ]
     same = f"the same bits: {verified['learned'][:12]}" if verified["same"] else "DIFFERENT"
-    numbers = [found["starts"][name], model["versions"], model["newest"], model["updates"], *sums.values()]
+    numbers = [found["starts"][name], model["versions"], model["newest"], model["updates"], *sums]
     return f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} | {model['most_pending']} | {same} |"

@@ -6,10 +6,10 @@ import itertools
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -33,6 +33,7 @@ IMAGE = {"kind": "image", "size": traffic.SIDE, "channels": 1, "max_bytes": traf
 TEXT = {"kind": "text", "max_chars": 32, "max_bytes": traffic.MAX_BYTES}
 SMALL = {"width": 8, "replay_slots": 64, "replay_draws": 8}
 BOTH = [traffic.PICTURES, traffic.TEXTS]
+TOPICS = [*BOTH, traffic.LABELS]
 
 MODELS: dict[str, dict[str, Any]] = {
     "pictures": {
@@ -55,6 +56,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "options": {"buckets": 256, "dim": 8, "replay_slots": 64, "replay_draws": 8},
         "keyframe_every": 5,
     },
+    "joined": {
+        "learner": "text-classifier",
+        "topics": [traffic.TEXTS],
+        "labels": {"topic": traffic.LABELS, "window_s": 3600},
+        "input": TEXT,
+        "options": {"buckets": 256, "dim": 8, "replay_slots": 16_384, "replay_draws": 8},  # all can be corrected
+        "keyframe_every": 4,
+    },
     "counts": {**COUNTS, "topics": BOTH, "input": NUMBERS, "keyframe_every": 4},
     "hands": {**COUNTS, "topics": BOTH, "input": NUMBERS, "keyframe_every": 2},  # for the changes of hands
 }
@@ -62,6 +71,7 @@ WANTED = {
     "pictures": traffic.LABELLED,
     "drawings": traffic.ALL,
     "texts": traffic.LABELLED,
+    "joined": traffic.JOINED,
     "counts": traffic.COUNTED,
     "hands": traffic.COUNTED,
 }
@@ -85,6 +95,7 @@ class Stage:
         self.published: list[Receipt] = []
         self._numbers = numbers
         self._next = itertools.count()
+        self._owed: deque[traffic.Sent] = deque()  # labels
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -98,7 +109,7 @@ class Stage:
                 config = self.config(log_proxy.address, f"redis://{store_proxy.address}/0")
                 self.workers[name] = Handle(self, name, config, log_proxy, store_proxy)
             self.direct = self.config(self.servers.bootstrap_servers, self.servers.redis_url)
-            ensure_topics(self.direct.kafka, BOTH)
+            ensure_topics(self.direct.kafka, TOPICS)
             self._publisher = stack.enter_context(Publisher(self.direct.kafka, wait_s=PATIENCE_S))
             self._stack = stack.pop_all()
         return self
@@ -127,12 +138,21 @@ class Stage:
         )
 
     def publish(self, numbers: int) -> None:
-        """So many records to each topic."""
+        """The labels that are owed, and so many records to each topic; a label comes before its text, or is owed."""
+        while self._owed:
+            with suppress(IndexError):  # another thread took it
+                self._publish(traffic.LABELS, self._owed.popleft())
         for number in itertools.islice(self._next, numbers):
-            for topic, make in ((traffic.PICTURES, traffic.picture), (traffic.TEXTS, traffic.text)):
-                sent = make(number)
-                receipt = self._publisher.publish(topic, sent.value, key=sent.key, headers=sent.headers)
-                self.published.append(receipt)
+            if label := traffic.label(number):
+                if number % 2:
+                    self._publish(traffic.LABELS, label)
+                else:
+                    self._owed.append(label)
+            self._publish(traffic.PICTURES, traffic.picture(number))
+            self._publish(traffic.TEXTS, traffic.text(number))
+
+    def _publish(self, topic: str, sent: traffic.Sent) -> None:
+        self.published.append(self._publisher.publish(topic, sent.value, key=sent.key, headers=sent.headers))
 
     def head(self, model: str) -> int:
         """Number of the newest version, 0: none; waits while Redis is away."""

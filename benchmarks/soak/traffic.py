@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.records import Payload, Record
 
-PICTURES, TEXTS = "soak-pictures", "soak-texts"
+PICTURES, TEXTS, LABELS = "soak-pictures", "soak-texts", "soak-labels"
 PARTITIONS = 3  # of each
 SIDE = 8  # pixels
 MAX_BYTES = 512
@@ -19,6 +19,7 @@ CLASSES = 4
 KIND = "soak-kind"  # a header, for the checker
 
 GOOD, UNLABELLED, TOMBSTONE, BROKEN, LARGE = "good", "unlabelled", "tombstone", "broken", "large"
+MISSING, BETTER = "missing", "better"  # labels: of texts that came without one, and in place of another one
 
 LABELLED: Mapping[str, str] = {
     GOOD: "learned",
@@ -28,6 +29,7 @@ LABELLED: Mapping[str, str] = {
     LARGE: "dead-lettered/too-large",
 }
 ALL: Mapping[str, str] = {**LABELLED, UNLABELLED: "learned"}
+JOINED: Mapping[str, str] = {**ALL, MISSING: "joined", BETTER: "corrected"}
 COUNTED: Mapping[str, str] = {**ALL, BROKEN: "dead-lettered/decoder", LARGE: "learned"}
 
 
@@ -62,6 +64,15 @@ def text(number: int) -> Sent:
     """A few words of its class."""
     words = ("river mill", "stone wheel", "water gate", "wooden trough")[number % CLASSES]
     return _sent(number, f"{words} {number}".encode())
+
+
+def label(number: int) -> Sent | None:
+    """What comes in the labels' topic for a text, if anything does."""
+    kind = {UNLABELLED: MISSING, GOOD: BETTER if number % 17 == 0 else None}.get(kind_of(number))
+    if kind is None:
+        return None
+    name = f"class {(number + (kind == BETTER)) % CLASSES}"
+    return Sent(name.encode(), str(number).encode(), [(KIND, kind.encode())])
 
 
 def numbered(record: Record) -> Payload:
