@@ -33,7 +33,9 @@ CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirro
 TILES_REPLAY = {
     "strategy": "er",
     "replay_slots": 200,
-    "replay_draws": 32,
+    "replay_draws": 64,
+    "width": 64,
+    "average": 0.99,
     "augment": {"shift_pixels": 2, "mirror": True},
     "augment_incoming": False,
 }

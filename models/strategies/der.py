@@ -8,10 +8,11 @@ z' are the logits that a record had when it came; x' and x'' are the same draws 
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from models.strategies.er import experience_replay
 from models.strategies.seen import Seen
 
 
 def dark_experience(seen: Seen) -> Tensor:
-    return experience_replay(seen) + seen.from_kept()
+    loss = F.cross_entropy(seen.logits, seen.y) + seen.from_kept()
+    return loss + F.cross_entropy(seen.replayed, seen.replayed_y) if len(seen.replayed_y) else loss
