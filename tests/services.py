@@ -15,9 +15,10 @@ class Topics:
     admin: Any  # kafka.KafkaAdminClient, which has no types
 
     def __call__(self, partitions: int = 1, settings: Mapping[str, str] | None = None) -> str:
-        """A new, empty topic."""
+        """A new, empty topic; it keeps records of any age, however long the tests run."""
+        configs = {"retention.ms": "-1", **(settings or {})}
         name = unique("topic")
-        spec = {"num_partitions": partitions, "replication_factor": 1, "configs": dict(settings or {})}
+        spec = {"num_partitions": partitions, "replication_factor": 1, "configs": configs}
         self.admin.create_topics({name: spec}, wait_for_metadata=True)
         return name
 
