@@ -14,9 +14,9 @@ mean m = Σ_c S_c / n, the scatter G̃ = G - n m mᵀ and the classes' means μ_
 where Σ = (G - Σ_c n_c μ_c μ_cᵀ) / n is the scatter within classes, g the mean of the diagonal of what is inverted, and
 every class as likely as the next for the last two. So λ counts records: as if λ more had come that say nothing about
 anything (a prior whose weight does not grow with the stream: Bishop 2006, "Pattern recognition and machine learning",
-eq. 3.54). Ridge from such sums is analytic class-incremental learning (Zhuang
-et al. 2022, "ACIL: analytic class-incremental learning with absolute memorization"), and LDA from them is streaming LDA
-(Hayes and Kanan 2020, "Lifelong machine learning with deep streaming LDA").
+eq. 3.54). Ridge from such sums is analytic class-incremental learning (Zhuang et al. 2022, "ACIL: analytic class-
+incremental learning with absolute memorization"), and LDA from them is streaming LDA (Hayes and Kanan 2020, "Lifelong
+machine learning with deep streaming LDA").
 
 Sums add up: two heads merge by adding theirs, and a record is taken out by subtracting its own. With a forgetting
 factor γ < 1 what was there before a record counts γ times as much: then order matters, as it should under drift.

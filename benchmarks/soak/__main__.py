@@ -112,7 +112,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def _drain(stage: Stage) -> list[str]:
     """Waits until all that was published is accounted for, and ends the workers."""
     problems = []
-    stage.publish(0)
+    stage.publish(0)  # the labels that are owed
     for name, handle in stage.workers.items():
         store = Store(connect(stage.servers.redis_url), name, name)
         topics = stage.direct.model(name).read_topics

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -139,9 +139,12 @@ class Stage:
 
     def publish(self, numbers: int) -> None:
         """The labels that are owed, and so many records to each topic; a label comes before its text, or is owed."""
-        while self._owed:
-            with suppress(IndexError):  # another thread took it
-                self._publish(traffic.LABELS, self._owed.popleft())
+        while True:
+            try:
+                owed = self._owed.popleft()
+            except IndexError:  # all are taken, by this thread or another
+                break
+            self._publish(traffic.LABELS, owed)
         for number in itertools.islice(self._next, numbers):
             if label := traffic.label(number):
                 if number % 2:
