@@ -15,7 +15,7 @@ The penalties are R1 = |∇ₓ D|² at real pictures (Mescheder et al. 2018) and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,25 +47,24 @@ def gradient_penalties(scores: Tensor, inputs: Sequence[Tensor]) -> Tensor:
 
 
 class Spread:
-    """How far drawings of one label lie apart, against real pictures of one label: a collapsed generator's do not.
+    """How far drawings of one label lie apart, against real pictures of that label: a collapsed generator's do not.
 
     Neighbours of the same label in a batch are compared, real with real and the drawings made for the same labels with
-    each other, so that the labels' shares cancel: root mean square over means of 4 × 4 pixels, since the outlines of
-    one and the same picture jitter, mean over the pairs, then over updates: the mean of the first `HORIZON`,
-    exponential after that. It costs no further pass.
+    each other: root mean square over means of 4 × 4 pixels, since the outlines of one and the same picture jitter. Each
+    label has means of its own, over the first `HORIZON` pairs, exponential after that, so that a few that collapse do
+    not hide among many. It costs no further pass.
     """
 
-    HORIZON = 100  # updates
+    HORIZON = 200  # pairs
 
     def __init__(self) -> None:
-        self.updates = 0
-        self.real = 0.0
-        self.drawn = 0.0
+        self._of: dict[int, tuple[int, float, float]] = {}  # label → pairs, mean of the real ones, of the drawn ones
 
     @property
-    def share(self) -> float:
-        """The drawings' spread, as a share of the real one."""
-        return self.drawn / max(self.real, 1e-6)
+    def share(self) -> float | None:
+        """The drawings' spread as a share of the real one, of the label where it is least; None before `HORIZON`."""
+        shares = [drawn / real for pairs, real, drawn in self._of.values() if pairs >= self.HORIZON and real]
+        return min(shares, default=None)
 
     def update(self, real: Tensor, drawn: Tensor, numbers: Tensor) -> None:
         """real and drawn (B, C, H, W) on one scale, sides multiples of 4, numbers (B,) the classes of both."""
@@ -73,23 +72,21 @@ class Spread:
         one, other = order[:-1], order[1:]
         pairs = numbers[one] == numbers[other]
         one, other = one[pairs], other[pairs]
-        if not len(one):
-            return
-        self.updates += 1
-        rate = 1 / min(self.updates, self.HORIZON)
         coarse = [F.avg_pool2d(x, 4) for x in (real, drawn)]
-        near = [(x[one] - x[other]).square().flatten(1).mean(1).sqrt().mean() for x in coarse]
-        found = torch.stack(near).tolist()
-        self.real += rate * (found[0] - self.real)
-        self.drawn += rate * (found[1] - self.drawn)
+        near = [(x[one] - x[other]).square().flatten(1).mean(1).sqrt() for x in coarse]  # twice (pairs,)
+        for label, *found in zip(numbers[one].tolist(), *torch.stack(near).tolist(), strict=True):
+            count, *means = self._of.get(label, (0, 0.0, 0.0))
+            rate = 1 / min(count + 1, self.HORIZON)
+            moved = [mean + rate * (value - mean) for mean, value in zip(means, found, strict=True)]
+            self._of[label] = (count + 1, moved[0], moved[1])
 
     def collapsed(self, share: float) -> bool:
-        """Whether, over a whole horizon, the drawings' spread is less than this share of the real one."""
-        return self.updates >= self.HORIZON and self.drawn < share * self.real
+        """Whether, over a whole horizon, the drawings of a label are less apart than this share of the real ones."""
+        return self.share is not None and self.share < share
 
-    def meta(self) -> list[float]:
+    def meta(self) -> list[list[float]]:
         """JSON."""
-        return [self.updates, self.real, self.drawn]
+        return [[label, *found] for label, found in self._of.items()]
 
-    def restore(self, meta: Sequence[float]) -> None:
-        self.updates, self.real, self.drawn = int(meta[0]), meta[1], meta[2]
+    def restore(self, meta: Sequence[Sequence[Any]]) -> None:
+        self._of = {label: (pairs, real, drawn) for label, pairs, real, drawn in meta}

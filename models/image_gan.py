@@ -181,7 +181,8 @@ class ImageGanLearner:
         self._memory.add(batch, numbers, rng)
         loss = losses[:count].mean().item()
         metrics = {"discriminator_loss": loss, "generator_loss": generator_loss[:count].mean().item()}
-        metrics["spread_share"] = self._spread.share
+        if self._spread.share is not None:
+            metrics["spread_share"] = self._spread.share
         if penalties is not None:
             metrics["gradient_penalty"] = penalties.mean().item()
         alarms = ("collapse",) if self._spread.collapsed(options.collapse_share) else ()

@@ -87,30 +87,34 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
 
 def test_spread_compares_pictures_of_one_label_alone() -> None:
     x, numbers = pictures(6), torch.tensor([1, 0, 1, -1, 0, 1])
-    pairs = [(1, 4), (0, 2), (2, 5)]
-    expected = sum(abs(x[a].mean() - x[b].mean()).item() for a, b in pairs) / 3  # of 4 × 4 pixels, one mean
     spread = Spread()
     spread.update(x, 0.5 * x, numbers)
-    assert spread.real == pytest.approx(expected)
-    assert spread.share == pytest.approx(0.5)
     spread.update(x, x, torch.arange(6))  # no two of a label: nothing to see
-    assert spread.updates == 1
+    means = x.mean((1, 2, 3))  # of 4 × 4 pixels, one mean
+    expected = {0: [abs(means[1] - means[4])], 1: [abs(means[0] - means[2]), abs(means[2] - means[5])]}
+    found = {label: values for label, *values in spread.meta()}
+    assert found.keys() == expected.keys()
+    for label, apart in expected.items():
+        real = torch.stack(apart).mean().item()
+        assert found[label] == pytest.approx([len(apart), real, 0.5 * real])
 
 
-def test_a_collapsed_generator_is_noticed_after_a_horizon_and_a_recovered_one_too() -> None:
-    spread, numbers = Spread(), torch.zeros(8, dtype=torch.int64)
-    same = pictures(1).expand(8, 1, 4, 4)
-    for update in range(Spread.HORIZON):
+def test_a_collapsed_label_among_others_is_noticed_after_a_horizon_and_a_recovered_one_too() -> None:
+    spread, numbers = Spread(), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    same = pictures(1).expand(4, 1, 4, 4)
+    for update in range(-(-Spread.HORIZON // 3)):
+        assert spread.share is None
         assert not spread.collapsed(0.25)
-        spread.update(pictures(8, update), same, numbers)
+        spread.update(pictures(8, update), torch.cat([same, pictures(4, -1 - update)]), numbers)
+    assert spread.share == pytest.approx(0, abs=1e-6)
     assert spread.collapsed(0.25)
     assert not spread.collapsed(0.0)
     restored = Spread()
     restored.restore(spread.meta())
     assert restored.meta() == spread.meta()
     for update in range(Spread.HORIZON):
-        spread.update(pictures(8, update), pictures(8, -update), numbers)
-    assert not spread.collapsed(0.25)
+        restored.update(pictures(8, update), pictures(8, -1 - update), numbers)
+    assert not restored.collapsed(0.25)
 
 
 def test_a_real_stream_of_one_picture_is_no_collapse() -> None:

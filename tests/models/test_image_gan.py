@@ -132,7 +132,7 @@ def test_the_reported_loss_is_the_discriminators_before_the_update() -> None:
     report = ours.learn(one.batch(0, labels=[None] * 8), update_generator(SEED, 0))
     assert report.loss == pytest.approx(F.softplus(drawn - real).mean().item(), rel=1e-5)
     assert report.metrics["discriminator_loss"] == report.loss
-    assert set(report.metrics) == {"discriminator_loss", "generator_loss", "gradient_penalty", "spread_share"}
+    assert set(report.metrics) == {"discriminator_loss", "generator_loss", "gradient_penalty"}
 
 
 def test_each_side_moves_by_its_own_gradient_alone() -> None:
@@ -249,11 +249,11 @@ def test_served_is_the_average_of_the_generator() -> None:
 def test_collapse_raises_an_alarm_and_outlasts_a_restart() -> None:
     one = case(collapse_share=0.5)
     ours = one.learner()
-    ours._spread.restore([Spread.HORIZON - 2, 0.3, 0.02])
-    alarms = []
-    for update in range(3):
-        alarms.append(ours.learn(one.batch(16 * update, 16), update_generator(SEED, update)).alarms)
-    assert alarms == [(), ("collapse",), ("collapse",)]
+    ours.learn(one.batch(0, 16), update_generator(SEED, 0))
+    ours._spread.restore([(0, Spread.HORIZON - 1, 0.3, 0.02), (1, Spread.HORIZON, 0.3, 0.3)])
+    assert not ours._spread.collapsed(0.5)
+    alarms = [ours.learn(one.batch(16 * update, 16), update_generator(SEED, update)).alarms for update in (1, 2)]
+    assert alarms == [("collapse",), ("collapse",)]
     restored = one.learner()
     restored.restore(cloned(ours.capture()))
     assert restored.learn(one.batch(0, 16), update_generator(SEED, 3)).alarms == ("collapse",)
