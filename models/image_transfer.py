@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.backbone import Backbone, BackboneOptions, references, resized
-from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.classifier import ClassifierNetwork
 from models.learner import (
     Batch,
     Blueprint,
@@ -41,13 +41,14 @@ from models.learner import (
 from models.network import pixels, seeded
 from models.optimizer import AdamW
 from models.source_task import SourceTask
+from models.warping import WarpedLearner, WarpedOptions
 
 PREFIX = "backbone.network."  # of the backbone's weights in the state dict
 FOREVER = 1 << 62  # updates
 BLOCKS = 4  # a network with fewer children than this is opened further, to be unfrozen block by block
 
 
-class ImageTransferOptions(BackboneOptions, ClassifierOptions):
+class ImageTransferOptions(BackboneOptions, WarpedOptions):
     """`learning_rate` and `weight_decay` are those of the top; the backbone's weights are never decayed."""
 
     top_layers: tuple[int, ...] = structural((256,))
@@ -108,10 +109,11 @@ def width(backbone: Backbone, options: ImageTransferOptions, shape: tuple[int, .
         return known(backbone, blank, options.grid if options.layers else None).shape[1]
 
 
-class ImageTransferLearner(ClassifierLearner):
+class ImageTransferLearner(WarpedLearner):
     """Learns an `ImageTransfer`. It has a model from `begin` or `restore` on: before, there is nothing to build."""
 
     model: ImageTransfer
+    _learning: ImageTransfer
 
     def __init__(self, options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
         self.options = self.transfer = options
@@ -132,7 +134,7 @@ class ImageTransferLearner(ClassifierLearner):
         network.backbone = backbone.to(self._device)
         memory = options.memory(self._shape, torch.uint8, self._device)
         super().__init__(network, options, memory, self._device)
-        self._updates = 0
+        self._batches = 0
         self._thawed: dict[str, list[str]] = {}  # block → its entries in the state dict of the backbone's network
         self._optimizers: dict[str, AdamW] = {}  # block → of its weights
         self._start: dict[str, Tensor] = {}  # w₀ of all that will ever learn, by name
@@ -145,32 +147,35 @@ class ImageTransferLearner(ClassifierLearner):
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         report = super().learn(batch, rng)
-        self._updates += 1
+        self._batches += 1
         self._thaw()
         return report
 
     def _loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
         loss = self.transfer.target_weight * loss
         if self._source is not None:
-            loss = loss + self._source.loss(self.model.backbone, self.transfer.source_draws, rng)
+            loss = loss + self._source.loss(self._learning.backbone, self.transfer.source_draws, rng)
         for name, start in self._start.items():
-            weight = self.model.backbone.network.get_parameter(name)
+            weight = self._learning.backbone.network.get_parameter(name)
             if weight.requires_grad:
                 loss = loss + 0.5 * (weight - start).square().sum()
         return loss
 
     def _step(self) -> None:
-        super()._step()
         for optimizer in self._optimizers.values():
             optimizer.step(self._rate_factor)
+        super()._step()
 
     def _thaw(self) -> None:
         """Has what is due after so many updates learn from the next one on."""
-        backbone = self.model.backbone
-        for block, entries in due(self.transfer, backbone.network, self._updates).items():
+        backbone = self._learning.backbone
+        for block, entries in due(self.transfer, backbone.network, self._batches).items():
             if block in self._thawed:
                 continue
             backbone.thaw(entries)
+            if self._average is not None:
+                self.model.backbone.thaw(entries)
+                self.model.requires_grad_(False)
             self._thawed[block] = entries
             learns = {key: p for key, p in backbone.network.named_parameters() if key in entries}
             # The parameters themselves are shared; in a module's own name there can be no dot.
@@ -185,7 +190,7 @@ class ImageTransferLearner(ClassifierLearner):
         frozen = {key: w for key, w in weights.items() if key.startswith(PREFIX) and key not in learns}
         serving = {**state.serving, **self._frozen["backbone"].rows(frozen)}
         training = {**state.training, **self._moments(), **self._frozen["start"].rows(self._starts())}
-        meta = {**state.meta, "backbone": self.model.backbone.describe(), "updates": self._updates}
+        meta = {**state.meta, "backbone": self.model.backbone.describe(), "batches": self._batches}
         if self._source is not None:
             training |= self._frozen["source"].rows(self._source.tensors())
             meta["source_task"] = self._source.describe()
@@ -194,11 +199,13 @@ class ImageTransferLearner(ClassifierLearner):
     def restore(self, state: State) -> None:
         task = SourceTask(state.meta["source_task"]) if "source_task" in state.meta else None
         self._build(Backbone.described(state.meta["backbone"]), task)
-        self._updates = state.meta["updates"]
+        self._batches = state.meta["batches"]
         self._thaw()
         super().restore(state)
         ours = {**self._moments(), **self._starts(), **(self._source.tensors() if self._source else {})}
-        copy_into(ours, {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/"))})
+        copy_into(
+            ours, {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/", "learning/"))}
+        )
         for frozen in self._frozen.values():
             frozen.restored()
 
@@ -263,7 +270,7 @@ def learner(
 
 def model(options: ImageTransferOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageTransfer:
     backbone = Backbone.described(meta["backbone"])
-    for entries in due(options, backbone.network, meta["updates"]).values():
+    for entries in due(options, backbone.network, meta["batches"]).values():
         backbone.thaw(entries)  # what has learned is in full precision
     backbone.requires_grad_(False)
     size = width(backbone, options, shape)

@@ -75,6 +75,9 @@ def begun_from_file(**options: object) -> Begun:
 CASES = {
     "frozen": begun(layers=("0", "2"), grid=2),
     "unfrozen from a layer on, source sample": begun(unfreeze_from="blocks.1", **SAMPLE),
+    "unfrozen gradually, averaged, warped, half": begun(
+        unfreeze_every_updates=2, average=0.9, augment={"shift_pixels": 1}, augment_incoming=False, half=True, steps=2
+    ),
     "unfrozen gradually, pulled back, half": begun(unfreeze_every_updates=4, source_loss="l2-sp", half=True),
 }
 
@@ -340,3 +343,20 @@ def test_a_state_that_lacks_the_sources_sample_is_refused() -> None:
     training = {name: value for name, value in state.training.items() if name != "source/x"}
     with pytest.raises(ValueError, match="source/x"):
         case.learner().restore(State(state.serving, training, state.meta))
+
+
+def test_an_average_follows_what_is_unfrozen_from_then_on() -> None:
+    case = begun(unfreeze_every_updates=2, average=0.3)
+    ours = case.learner()
+    assert isinstance(ours, ImageTransferLearner)
+    mean = {name: value.clone() for name, value in ours.model.state_dict().items() if not name.startswith("head")}
+    before = backbone_of(ours)
+    for update in range(6):
+        case.learn(ours, range(update, update + 1))
+        decay = min(0.3, (1 + update) / (10 + update))
+        raw = ours._learning.state_dict()
+        mean = {name: decay * value + (1 - decay) * raw[name] for name, value in mean.items()}
+    for name, value in mean.items():
+        torch.testing.assert_close(ours.model.state_dict()[name], value)
+    assert changed(before, backbone_of(ours))
+    assert not any(p.requires_grad for p in ours.model.parameters())
