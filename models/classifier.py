@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.dreams import Dreams
+from models.dreams import Dreams, RecordsAndDreams
 from models.learner import Batch, Options, Report, structural
 from models.memory import Memory, PolicyName, ReplayMemory
 from models.network import Head
@@ -31,11 +31,13 @@ class ClassifierOptions(Options):
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("balanced")
-    replay_draws: int = Field(16, ge=0)  # records replayed in each update
+    replay_draws: int = Field(16, ge=0)  # records replayed in each step
+    steps: int = Field(1, ge=1)  # of the optimiser in each update, every one with draws of its own
     strategy: StrategyName = structural("er-ace")
     logits_weight: float = structural(0.1, ge=0)  # α, of er-ace and der++: how much replayed records keep their logits
     logits_classes: int = structural(100, ge=1)  # of how many classes, the first ones, they are kept
-    dream_components: int = structural(20, ge=1)  # of the distribution that `dreams` learns of each class
+    dream_share: float = structural(0.0, ge=0, lt=1)  # of the draws, that are dreamed and no records
+    dream_components: int = structural(20, ge=1)  # of the distribution of each class that dreams are drawn from
     dream_axes: int = structural(24, ge=1)  # of each component
 
     @property
@@ -43,18 +45,25 @@ class ClassifierOptions(Options):
         """Slots of the replay memory: a naive learner has none, and one that dreams keeps no record."""
         return 0 if self.strategy in ("naive", "dreams") else self.replay_slots
 
+    @property
+    def dreamed(self) -> float:
+        """The share of the draws that are no records."""
+        return {"naive": 0.0, "dreams": 1.0}.get(self.strategy, self.dream_share)
+
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
         """An empty memory for records of this shape.
 
         Raises:
             ValueError: the records are no pictures, and only pictures can be dreamed.
         """
-        if self.strategy == "dreams":
-            if dtype != torch.uint8:
-                raise ValueError("strategy 'dreams' draws pictures, and these records are none. Choose another one.")
-            return Dreams(shape, device, self.dream_components, self.dream_axes)
+        if self.dreamed and dtype != torch.uint8:
+            raise ValueError("only pictures can be dreamed. Take another strategy than 'dreams', and no dream_share.")
         logits = self.logits_classes if self.logits_weight and self.strategy in KEEPING_LOGITS else 0
-        return ReplayMemory(self.replay_capacity, shape, dtype, device, self.replay_policy, logits)
+        records = ReplayMemory(self.replay_capacity, shape, dtype, device, self.replay_policy, logits)
+        if not self.dreamed:
+            return records
+        dreams = Dreams(shape, device, self.dream_components, self.dream_axes)
+        return RecordsAndDreams(records, dreams, self.dreamed) if records.slots else dreams
 
 
 class ClassifierNetwork(LabelledNetwork):
@@ -119,23 +128,25 @@ class ClassifierLearner(ReplayingLearner):
         known = list(self.model.classes)
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
-        count = len(batch)
-        replayed = self._memory.draw(self.options.replay_draws, rng)
-        x = torch.cat([batch.x.to(self._device), replayed.x])  # (B + R, ...)
-        y = torch.cat([torch.tensor(numbers, device=self._device), replayed.y])  # (B + R,)
-
-        logits = self._learning(self._shown(x, count, rng))  # (B + R, K)
-        kept, compared = self._memory.logits(replayed.slots) or (None, None)
-        alpha = self.options.logits_weight
-        seen = Seen(logits[:count], y[:count], logits[count:], y[count:], kept, compared, alpha)
-        loss = STRATEGIES[self.options.strategy](seen)
-        self._loss(loss, rng).backward()  # type: ignore[no-untyped-call]
-        came_with = logits[:count].detach()
-        answers = self._answers(x[:count], came_with)
+        x, y = batch.x.to(self._device), torch.tensor(numbers, device=self._device)  # (B, ...), (B,)
+        came_with = self._backward(x, y, rng)  # (B, K)
+        answers = self._answers(x, came_with)
         self._step()
-
+        for _ in range(1, self.options.steps):
+            self._backward(x, y, rng)
+            self._step()
         self._memory.add(batch, numbers, rng, came_with)
-        return Report(F.cross_entropy(answers, y[:count]).item(), self._predicted(answers, known))
+        return Report(F.cross_entropy(answers, y).item(), self._predicted(answers, known))
+
+    def _backward(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+        """Gradients for incoming records and such as are replayed beside them → logits (B, K) of the incoming ones."""
+        replayed = self._memory.draw(self.options.replay_draws, rng)
+        count = len(x)
+        logits: Tensor = self._learning(self._shown(torch.cat([x, replayed.x]), count, rng))  # (B + R, K)
+        kept, compared = self._memory.logits(replayed.slots) or (None, None)
+        seen = Seen(logits[:count], y, logits[count:], replayed.y, kept, compared, self.options.logits_weight)
+        self._loss(STRATEGIES[self.options.strategy](seen), rng).backward()  # type: ignore[no-untyped-call]
+        return logits[:count].detach()
 
     def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Any:
         """What the network learns in place of the records, of which so many are incoming, the others replayed."""
@@ -151,7 +162,7 @@ class ClassifierLearner(ReplayingLearner):
 
     @property
     def replays(self) -> bool:
-        return self.options.strategy == "dreams" or self.options.replay_capacity > 0
+        return self.options.dreamed > 0 or self.options.replay_capacity > 0
 
     def scale_learning_rate(self, factor: float) -> None:
         self._rate_factor = factor

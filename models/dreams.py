@@ -17,6 +17,8 @@ the largest n |a|² is halved across its longest axis a (Linde, Buzo and Gray 19
 Dreams are drawn from all classes alike and from components by their n: x = μ + zA, z ~ N(0, I), cut to [0, 1].
 
 It lives on the CPU, whatever the device of the learner: its matrices are small, and there are many of them.
+
+`RecordsAndDreams` replays both: few records, as they were, and around them what else their classes looked like.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.labels import NONE
 from models.learner import Batch, Rows, copy_into
-from models.memory import Changed, Replayed
+from models.memory import Changed, Replayed, ReplayMemory
 from models.network import pixels, widened
 
 SPLIT = 60  # records
@@ -155,3 +158,67 @@ class Dreams:
         self._grow(meta["classes"] - len(self._counts))
         copy_into(self.columns(), {name.removeprefix("memory/"): value for name, value in state.items()})
         self._changed.take()
+
+
+class RecordsAndDreams:
+    """A replay memory and dreams side by side, both of every record.
+
+    Args:
+        share: of what is drawn, that is dreamed.
+    """
+
+    def __init__(self, records: ReplayMemory, dreams: Dreams, share: float) -> None:
+        self._records, self._dreams, self._share = records, dreams, share
+        self.slots = records.slots
+
+    @property
+    def size(self) -> int:
+        return self._records.size
+
+    def add(self, batch: Batch, y: Sequence[int], rng: torch.Generator, logits: Tensor | None = None) -> None:
+        self._records.add(batch, y, rng, logits)
+        self._dreams.add(batch, y, rng)
+
+    def draw(self, count: int, rng: torch.Generator) -> Replayed:
+        """Records, then dreams, whose slot is `NONE`."""
+        dreamed = round(self._share * count)
+        records, dreams = self._records.draw(count - dreamed, rng), self._dreams.draw(dreamed, rng)
+        slots = torch.full_like(dreams.y, NONE)
+        return Replayed(
+            torch.cat([records.x, dreams.x]), torch.cat([records.y, dreams.y]), torch.cat([records.slots, slots])
+        )
+
+    def logits(self, slots: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As a `ReplayMemory` has them; of dreams there are none."""
+        found = self._records.logits(slots.clamp_min(0))
+        return found and (found[0], found[1] & (slots != NONE)[:, None])
+
+    def remembered(self) -> Collection[bytes]:
+        return self._records.remembered()
+
+    def relabel(self, id_: bytes, y: int) -> None:
+        """What was learned of the record by the distribution of its former class stays there."""
+        self._records.relabel(id_, y)
+
+    def flush(self, label: int) -> int:
+        """Drops a class from both; how many records that were."""
+        self._dreams.flush(label)
+        return self._records.flush(label)
+
+    def columns(self) -> dict[str, Tensor]:
+        return {**self._records.columns(), **self._dreams.columns()}
+
+    def capture(self) -> dict[str, Rows]:
+        return {**self._records.capture(), **self._dreams.capture()}
+
+    def meta(self) -> dict[str, Any]:
+        return {"records": self._records.meta(), "dreams": self._dreams.meta()}
+
+    def restore(self, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> None:
+        """
+        Raises:
+            ValueError: a tensor is missing or does not fit.
+        """
+        dreamed = {f"memory/{name}" for name in self._dreams.columns()}
+        self._dreams.restore(meta["dreams"], {name: value for name, value in state.items() if name in dreamed})
+        self._records.restore(meta["records"], {name: value for name, value in state.items() if name not in dreamed})

@@ -205,8 +205,11 @@ class Replayed(NamedTuple):
 class Memory(Protocol):
     """What a classifier replays the past from: a `ReplayMemory`, or what stands in its place (`dreams`)."""
 
-    slots: int
-    size: int
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
     def add(self, batch: Batch, y: Sequence[int], rng: torch.Generator, logits: Tensor | None = None) -> None: ...
 

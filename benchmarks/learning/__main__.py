@@ -39,6 +39,18 @@ TILES_REPLAY = {
     "augment": {"shift_pixels": 2, "mirror": True},
     "augment_incoming": False,
 }
+#: pixels of tiles are sharp: moved by more, they blur
+TILES_DREAMS = {
+    **TILES_REPLAY,
+    "dream_share": 0.75,
+    "dream_components": 10,
+    "dream_axes": 12,
+    "replay_draws": 128,
+    "steps": 4,
+    "width": 32,
+    "hidden": 512,
+    "augment": {"shift_pixels": 1, "mirror": True},
+}
 TILES = "crawl_tiles, a category at a time"
 RIVALS = ("tiles-shuffled", "tiles-avalanche-er-200")
 
@@ -92,6 +104,11 @@ def dreaming(warp: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def both(slots: int, warp: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    """Records and dreams."""
+    return {**replaying(slots, warp), "dream_share": 0.5, "average": 0.99, **others}
+
+
 def by_domain(data: Path, records: Set) -> Sequence[Sequence[str]]:
     return domains(data)
 
@@ -112,6 +129,16 @@ PARTS = {
     "mnist-replay-1000": Part(
         "Split-MNIST, replay memory 1000", digits, "image-classifier", replaying(1000, DIGITS_WARP), 0.985
     ),
+    "mnist-dreams-200": Part(
+        "Split-MNIST, replay memory 200 and dreams", digits, "image-classifier", both(200, DIGITS_WARP, steps=2), 0.975
+    ),
+    "mnist-dreams-1000": Part(
+        "Split-MNIST, replay memory 1000 and dreams",
+        digits,
+        "image-classifier",
+        both(1000, DIGITS_WARP, steps=2),
+        0.985,
+    ),
     "mnist-analytic": Part("Split-MNIST, no stored data", digits, "image-analytic", {"width": 3900}, 0.993),
     "mnist-analytic-small": Part("Split-MNIST, no stored data, small", digits, "image-analytic", {"width": 285}, 0.98),
     "mnist-dreams": Part(
@@ -127,6 +154,20 @@ PARTS = {
         {**replaying(1000, CLOTHES_WARP), "width": 64, "replay_draws": 64, "average": 0.99},
         0.865,
     ),
+    "fashion-dreams-200": Part(
+        "Split-Fashion-MNIST, replay memory 200 and dreams",
+        clothes,
+        "image-classifier",
+        both(200, CLOTHES_WARP, replay_draws=64),
+        0.81,
+    ),
+    "fashion-dreams-1000": Part(
+        "Split-Fashion-MNIST, replay memory 1000 and dreams",
+        clothes,
+        "image-classifier",
+        both(1000, CLOTHES_WARP, replay_draws=64, width=64),
+        0.865,
+    ),
     "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
     "clinc-replay-500": Part(
         "CLINC150 by domain, replay memory 500", intents, "text-classifier", REQUESTS, 0.88, by_domain, "val"
@@ -139,6 +180,14 @@ PARTS = {
     ),
     "tiles-replay-200": Part(
         f"{TILES}, replay memory 200", tiles_mixed, "image-classifier", TILES_REPLAY, above=RIVALS, groups=singly
+    ),
+    "tiles-dreams-200": Part(
+        f"{TILES}, replay memory 200 and dreams",
+        tiles_mixed,
+        "image-classifier",
+        TILES_DREAMS,
+        above=RIVALS,
+        groups=singly,
     ),
     "tiles-analytic": Part(
         f"{TILES}, no stored data", tiles_mixed, "image-analytic", {"width": 3000}, above=RIVALS, groups=singly

@@ -23,6 +23,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "er-ace": ("image-classifier", {**NETWORK, "strategy": "er-ace", "logits_weight": 0.3}),
     "der++": ("image-classifier", {**NETWORK, "strategy": "der++", "logits_weight": 0.3}),
     "dreams": ("image-classifier", {**NETWORK, "strategy": "dreams"}),
+    "er-ace, with dreams": ("image-classifier", {**NETWORK, "strategy": "er-ace", "dream_share": 0.5}),
     "analytic": ("image-analytic", {"width": 200}),
 }
 LEARNED = 1000

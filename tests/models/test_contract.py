@@ -47,6 +47,9 @@ CASES = {
         IMAGE.model_copy(update={"augment": Warp(shift_pixels=1), "augment_incoming": False})
     ),
     "image-classifier, dreams": image_case(IMAGE.model_copy(update={"strategy": "dreams", "dream_components": 2})),
+    "image-classifier, records and dreams": image_case(
+        IMAGE.model_copy(update={"dream_share": 0.5, "dream_components": 2, "logits_weight": 0.3, "steps": 2})
+    ),
     "image-classifier, no memory": image_case(IMAGE.model_copy(update={"replay_slots": 0})),
     "text-classifier": text_case(TEXT),
     "text-classifier, words, dropout": text_case(TEXT.model_copy(update={"words": True, "dropout": 0.5})),

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.dreams import SPLIT, Dreams
+from models.dreams import SPLIT, Dreams, RecordsAndDreams
 from models.image_classifier import BLUEPRINT, ImageClassifierOptions
+from models.labels import NONE
 from models.learner import Batch, update_generator
+from models.memory import ReplayMemory
+from models.strategies import StrategyName
 from models.text_classifier import BLUEPRINT as TEXT
 from models.text_classifier import TextClassifierOptions
 from tests.models.contract import CPU, SEED, Case, digits, tensors
@@ -145,9 +148,60 @@ def test_no_picture_can_be_found_in_the_state() -> None:
             assert likeness.abs().max() < 0.99, name
 
 
-def test_only_pictures_can_be_dreamed() -> None:
+@pytest.mark.parametrize("options", [TextClassifierOptions(strategy="dreams"), TextClassifierOptions(dream_share=0.5)])
+def test_only_pictures_can_be_dreamed(options: TextClassifierOptions) -> None:
     with pytest.raises(ValueError, match="pictures"):
-        TEXT.learner(TextClassifierOptions(strategy="dreams"), (32,), SEED, CPU)
+        TEXT.learner(options, (32,), SEED, CPU)
+
+
+@pytest.mark.parametrize(("strategy", "slots", "kind"), [
+    ("er", 5, RecordsAndDreams), ("er", 0, Dreams), ("dreams", 5, Dreams), ("naive", 5, ReplayMemory),
+])  # fmt: skip
+def test_which_memory_a_share_of_dreams_asks_for(strategy: StrategyName, slots: int, kind: type) -> None:
+    options = ImageClassifierOptions(strategy=strategy, replay_slots=slots, dream_share=0.5)
+    assert type(options.memory(SHAPE, torch.uint8, CPU)) is kind
+
+
+def beside_records(x: Tensor, y: list[int], share: float, logits: Tensor | None = None) -> RecordsAndDreams:
+    count = 0 if logits is None else logits.shape[1]
+    records = ReplayMemory(len(x), SHAPE, torch.uint8, CPU, "reservoir", count)
+    memory = RecordsAndDreams(records, Dreams(SHAPE, CPU, 2, 4), share)
+    memory.add(numbered(x), y, update_generator(SEED, 0), logits)
+    return memory
+
+
+def numbered(x: Tensor) -> Batch:
+    ids = torch.arange(len(x), dtype=torch.uint8)[:, None].expand(-1, 16).contiguous()
+    return Batch(x, ["?"] * len(x), torch.zeros(len(x), 3, dtype=torch.int64), ids)
+
+
+@given(st.integers(0, 40), st.floats(0.01, 0.99), st.integers(0, 99))
+def test_beside_records_a_share_is_dreamed(count: int, share: float, seed: int) -> None:
+    x = pictures(9, 3)
+    drawn = beside_records(x, [0, 1, 2] * 3, share).draw(count, update_generator(seed, 0))
+    dreamed = drawn.slots == NONE
+    assert dreamed.sum() == round(share * count)
+    assert (~dreamed).sum() == min(9, count - round(share * count))
+    assert torch.equal(drawn.x[~dreamed], x[drawn.slots[~dreamed]])
+    assert torch.equal(drawn.y[~dreamed], drawn.slots[~dreamed] % 3)
+
+
+def test_beside_records_no_dream_is_compared_with_logits_that_it_never_had() -> None:
+    memory = beside_records(pictures(2, 3), [0, 1], 0.5, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    found = memory.logits(torch.tensor([1, NONE, 0]))
+    assert found is not None
+    assert found[0][[0, 2]].tolist() == [[3, 4], [1, 2]]
+    assert found[1].tolist() == [[True, True], [False, False], [True, True]]
+    assert beside_records(pictures(2, 3), [0, 1], 0.5).logits(torch.tensor([NONE])) is None
+
+
+def test_beside_records_a_flush_takes_a_class_from_both_and_a_correction_reaches_the_record() -> None:
+    memory = beside_records(pictures(9, 3), [0, 1, 2] * 3, 0.5)
+    memory.relabel(bytes([5] * 16), 0)
+    assert memory.flush(2) == 2  # of three, one is of another class now
+    assert (memory.slots, memory.size) == (9, 7)
+    assert set(memory.draw(200, update_generator(SEED, 0)).y.tolist()) == {0, 1}
+    assert bytes([5] * 16) in memory.remembered()
 
 
 def test_a_flushed_class_is_dreamed_no_more_until_it_comes_again() -> None:

@@ -7,8 +7,10 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from models.averaging import AveragedLearner
 from models.image_classifier import ImageClassifierOptions, learner
 from models.learner import update_generator
+from models.memory import Replayed
 from models.registry import BUILTIN
 from tests.models.contract import CPU, SEED, Case, LearnerContract, digits
 
@@ -157,3 +159,37 @@ def test_an_average_is_steadier_than_what_learns() -> None:
         chosen = served.classify(one.x[1200:]).argmax(1).tolist()  # type: ignore[attr-defined]
         hits.append(sum(served.classes[k] == y for k, y in zip(chosen, one.labels[1200:], strict=True)) / 597)
     assert hits[0] > hits[1]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.3])
+def test_several_steps_an_update_are_as_many_updates_of_one_that_predict_once(average: float) -> None:
+    one, single = case(steps=3, replay_slots=0, average=average), case(replay_slots=0, average=average)
+    ours, theirs = one.learner(), single.learner()
+    for update in range(4):
+        batch = one.batch(8 * update)
+        report = ours.learn(batch, update_generator(SEED, update))
+        expected = theirs.learn(batch, update_generator(SEED, update))
+        for _ in range(2):
+            theirs.learn(batch, update_generator(SEED, update))
+        assert (report.loss, report.predicted) == (expected.loss, expected.predicted)
+    for name, value in theirs.model.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(ours.model.state_dict()[name], value)  # type: ignore[attr-defined]
+
+
+def test_every_step_replays_anew_and_a_record_is_offered_to_the_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = case(steps=3, replay_slots=16, replay_draws=4, replay_policy="reservoir").learner()
+    assert isinstance(ours, AveragedLearner)
+    draw = ours._memory.draw
+    drawn: list[Replayed] = []
+
+    def noted(count: int, rng: torch.Generator) -> Replayed:
+        drawn.append(draw(count, rng))
+        return drawn[-1]
+
+    monkeypatch.setattr(ours._memory, "draw", noted)
+    one = case()
+    for update in range(2):
+        ours.learn(one.batch(8 * update), update_generator(SEED, update))
+    assert [len(each.slots) for each in drawn] == [0] * 3 + [4] * 3
+    assert len({tuple(each.slots.tolist()) for each in drawn[3:]}) == 3
+    assert ours.replay_size == 16

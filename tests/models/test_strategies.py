@@ -132,6 +132,7 @@ SORTED: dict[str, dict[str, Any]] = {
     "er-ace": {"strategy": "er-ace", "logits_weight": ALPHA},
     "der++": {"strategy": "der++", "logits_weight": ALPHA},
     "dreams": {"strategy": "dreams", "replay_draws": 32},
+    "er, with dreams": {"strategy": "er", "replay_draws": 32, "dream_share": 0.5},
 }
 
 
