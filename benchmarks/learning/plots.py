@@ -11,7 +11,20 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SETS = {"mnist": "Split-MNIST", "fashion": "Split-Fashion-MNIST", "tiles": "crawl_tiles", "clinc": "CLINC150 by domain"}
-COLOURS = ("#0f766e", "#b45309", "#1d4ed8", "#be123c", "#7c3aed", "#4d7c0f", "#0e7490", "#a16207", "#9d174d", "#475569")
+COLOURS = (
+    "#0f766e",
+    "#b45309",
+    "#1d4ed8",
+    "#be123c",
+    "#7c3aed",
+    "#4d7c0f",
+    "#0e7490",
+    "#a16207",
+    "#9d174d",
+    "#475569",
+    "#65a30d",
+    "#db2777",
+)
 WIDTH, TOP, HEIGHT, GAP = 300, 40, 220, 14  # of a panel, in pixels; between two names
 NAMES = 190  # pixels for them, to the right of a panel
 
