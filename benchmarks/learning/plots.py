@@ -26,7 +26,7 @@ COLOURS = (
     "#db2777",
 )
 WIDTH, TOP, HEIGHT, GAP = 300, 40, 220, 14  # of a panel, in pixels; between two names
-NAMES = 190  # pixels for them, to the right of a panel
+NAMES = 210  # pixels for them, to the right of a panel
 
 
 def write(folder: Path) -> None:
