@@ -6,6 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.learners.data import Set, accuracy, batches, clothes, learn
+from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from models import image_classifier, image_resnet
 from models.averaging import AveragedLearner
@@ -48,7 +50,7 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
         ("slim ResNet-18", {"average": 0.0}, 640),
     ):
         blueprint = BLUEPRINTS[name.split(",")[0]]
-        shares = [pair(blueprint, {**OPTIONS, **options}, train.take(range(records))) for _ in range(PAIRS)]
+        shares = speeds(blueprint, {**OPTIONS, **options}, train.take(range(records)))
         share = statistics.median(ours / theirs for ours, theirs in shares)
         rates = [statistics.median(rates) for rates in zip(*shares, strict=True)]
         say(f"{name}: {rates[0]:.0f} records/s, plain torch {rates[1]:.0f}, {share:.3f} of it")
@@ -81,28 +83,28 @@ def run(blueprint: Blueprint, train: Set, test: Set, seed: int) -> dict[str, flo
     return {"served": accuracy(learner.model, test), "learning": accuracy(model, test), "records_per_s": rate}
 
 
-def pair(blueprint: Blueprint, options: Mapping[str, Any], records: Set) -> tuple[float, float]:
-    """Records/s of CPU time of the learner and of a plain loop over the same records, one right after the other."""
+def speeds(blueprint: Blueprint, options: Mapping[str, Any], records: Set) -> list[tuple[float, float]]:
+    """Records/s of CPU time of the learner and of a plain loop over the same records, in alternated pairs."""
     made = blueprint.options.model_validate(options)
     learner = blueprint.learner(made, tuple(records.x.shape[1:]), 0, CPU)
     given = list(batches(records, BATCH))
-    started_s = time.process_time()
-    for update, batch in enumerate(given):
-        learner.learn(batch, update_generator(0, update))
-    ours_s = time.process_time() - started_s
     network = blueprint.model(made, tuple(records.x.shape[1:]), {"classes": [str(k) for k in range(10)]})
     assert isinstance(network, ClassifierNetwork)
-    theirs_s = plain(network, records, options)
-    return len(records) / ours_s, len(records) / theirs_s
+
+    def ours() -> None:
+        for update, batch in enumerate(given):
+            learner.learn(batch, update_generator(0, update))
+
+    seconds = alternated(ours, partial(plain, network, records, options), PAIRS)
+    return [(len(records) / ours_s, len(records) / theirs_s) for ours_s, theirs_s in seconds]
 
 
-def plain(network: ClassifierNetwork, records: Set, options: Mapping[str, Any]) -> float:
-    """Seconds of CPU time of a loop without headrace: it predicts, learns, and averages where that is asked."""
+def plain(network: ClassifierNetwork, records: Set, options: Mapping[str, Any]) -> None:
+    """A loop without headrace: it predicts, learns, and averages where that is asked."""
     y = torch.tensor([int(label) for label in records.labels])
     optimizer = torch.optim.AdamW(network.parameters(), lr=options["learning_rate"], weight_decay=1e-4, fused=True)
     average = copy.deepcopy(network).requires_grad_(False)
     hits, loss_sum = 0, 0.0
-    started_s = time.process_time()
     for start in range(0, len(records), BATCH):
         inputs, labels = records.x[start : start + BATCH], y[start : start + BATCH]
         logits = network(inputs)
@@ -119,7 +121,6 @@ def plain(network: ClassifierNetwork, records: Set, options: Mapping[str, Any]) 
         if options["average"]:
             weights = [parameter.detach() for parameter in network.parameters()]
             torch._foreach_lerp_(list(average.parameters()), weights, 1 - options["average"])
-    return time.process_time() - started_s
 
 
 def _accuracy(name: str, runs: list[dict[str, float]]) -> Figure:
