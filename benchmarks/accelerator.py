@@ -47,7 +47,8 @@ def pictures(count: int) -> Batches:
 def texts(count: int) -> Batches:
     """So many batches of random letters, called by their first one."""
     x = torch.randint(ord("a"), ord("z"), (count * SIZE, 64), generator=torch.Generator().manual_seed(0)).int()
-    return [batch(some, [chr(row[0]) for row in some.tolist()]) for some in x.split(SIZE)]
+    parts = [x[at : at + SIZE] for at in starts(count)]
+    return [batch(some, [chr(row[0]) for row in some.tolist()]) for some in parts]
 
 
 def starts(count: int) -> range:
@@ -69,9 +70,13 @@ def learn(learner: Learner, stream: Batches, first: int = 0) -> None:
         learner.learn(one, update_generator(0, update))
 
 
-def whole(state: State) -> dict[str, Tensor]:
-    """Everything, on the CPU, in tensors of its own."""
-    values: dict[str, Tensor | Rows] = {**state.serving, **state.training}
+def everything(learner: Learner) -> dict[str, Tensor]:
+    state = learner.capture()
+    return whole({**state.serving, **state.training})
+
+
+def whole(values: Mapping[str, Tensor | Rows]) -> dict[str, Tensor]:
+    """The same on the CPU, in tensors of their own."""
     found = {name: value.tensor if isinstance(value, Rows) else value for name, value in values.items()}
     return {name: tensor.clone() for name, tensor in move(found, CPU).items()}
 
@@ -87,11 +92,8 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 def restarted(name: str, stream: Batches, device: torch.device, learner: Learner) -> Learner:
     """Another learner that goes on from this one's state, as a version has it: on the CPU."""
-    state = learner.capture()
-    parts = [{n: v.tensor if isinstance(v, Rows) else v for n, v in p.items()} for p in (state.serving, state.training)]
-    copies = [{n: v.clone() for n, v in move(part, CPU).items()} for part in parts]
-    other = made(name, stream, device)
-    other.restore(State(*copies, state.meta))
+    state, other = learner.capture(), made(name, stream, device)
+    other.restore(State(whole(state.serving), whole(state.training), state.meta))
     return other
 
 
@@ -105,8 +107,8 @@ def same_bits(name: str, stream: Batches, device: torch.device) -> tuple[float, 
     again = restarted(name, stream, device, other)
     learn(other, stream[middle:], middle)
     learn(again, stream[middle:], middle)
-    expected = whole(one.capture())
-    return tuple(difference(expected, whole(each.capture())) for each in (other, again, here))  # type: ignore[return-value]
+    runs, restart, from_cpu = (difference(everything(one), everything(each)) for each in (other, again, here))
+    return runs, restart, from_cpu
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -149,7 +151,7 @@ def uplink(stream: Batches, device: torch.device) -> tuple[float, list[float]]:
     for _ in range(PAIRS):
         plain_s = seconds(partial(learn, plain, stream), device)
         ratios.append(seconds(partial(beside, stream, device, over), device) / plain_s)
-    return difference(whole(plain.capture()), whole(over.capture())), ratios
+    return difference(everything(plain), everything(over)), ratios
 
 
 def measure(device: torch.device, updates: int, say: Callable[[str], None]) -> Findings:
