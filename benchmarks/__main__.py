@@ -66,11 +66,16 @@ def throughput(
     records: Annotated[int, typer.Option(help="Learned in each run.", min=10_000)] = 60_000,
     repeats: Annotated[int, typer.Option(help="RAM-fed and Kafka-fed, in turn.", min=1)] = 3,
     threads: Annotated[list[int] | None, typer.Option(help="Of torch; default 1 and 2.")] = None,
+    device: Annotated[str, typer.Option(help="Of the learner: cpu, cuda or mps.")] = "cpu",
     to: To = HERE,
 ) -> None:
     """Kafka-fed of RAM-fed records/s, and where the difference goes."""
     numbers = threads or [1, 2]
-    perform("throughput", lambda s: throughput_part.measure(s, records=records, repeats=repeats, threads=numbers), to)
+    perform(
+        "throughput" if device == "cpu" else f"throughput-{device}",
+        lambda s: throughput_part.measure(s, records=records, repeats=repeats, threads=numbers, device=device),
+        to,
+    )
 
 
 @app.command()

@@ -26,7 +26,7 @@ P50_S, P99_S = 0.5, 1.5
 def measure(stage: Stage, *, seconds: float, snapshot_every_s: float, records: int) -> Findings:
     """Publishes `records` at once to know the full load, then `seconds` long at half of it."""
     port = free_port()
-    stage.configure({MODEL: {**settings(1), "snapshot_every_s": snapshot_every_s}}, sampler_port=port)
+    stage.configure({MODEL: {**settings(1, "cpu"), "snapshot_every_s": snapshot_every_s}}, sampler_port=port)
     kafka = stage.config().kafka
     publish(kafka, TOPIC, digits(records).records())
     store = stage.store(MODEL)

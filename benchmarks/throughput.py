@@ -20,6 +20,7 @@ from benchmarks.data import PICTURE, digits, publish
 from benchmarks.report import Figure, Findings
 from benchmarks.stage import Stage, apart
 from consumers.registry import resolve_blueprint
+from consumers.trainer import pick_device
 from models.learner import Batch, update_generator
 from pipeline.config import ModelConfig
 from pipeline.store import Store
@@ -30,9 +31,10 @@ CAPTURE = ("Session._capture", "Fold.draft", "Fold._captured", "Fold._rows")  # 
 WARM_UP = 0.1  # share of the records before the clock starts
 
 
-def settings(threads: int) -> dict[str, Any]:
+def settings(threads: int, device: str) -> dict[str, Any]:
     """The model's table: defaults, but for the topic and what is learned."""
-    return {"topics": [TOPIC], "learner": "image-classifier", "input": dict(PICTURE), "threads": threads}
+    table = {"topics": [TOPIC], "learner": "image-classifier", "input": dict(PICTURE)}
+    return {**table, "threads": threads, "device": device}
 
 
 def from_ram(table: dict[str, Any], records: int) -> float:
@@ -41,7 +43,8 @@ def from_ram(table: dict[str, Any], records: int) -> float:
     blueprint = resolve_blueprint(config.learner)
     torch.set_num_threads(config.threads)
     shape, size = config.input.shape, config.batch_size
-    learner = blueprint.learner(blueprint.options(), shape, config.seed, torch.device("cpu"))
+    device = pick_device(config.device)
+    learner = blueprint.learner(blueprint.options(), shape, config.seed, device)
     pictures = digits(records)
     x = torch.from_numpy(pictures.x)  # (N, 1, 28, 28) uint8
     origins = torch.zeros(size, 3, dtype=torch.int64)
@@ -78,9 +81,9 @@ def rate_per_s(store: Store, records: int) -> float:
     return (last - first) / (last_s - first_s)
 
 
-def measure(stage: Stage, *, records: int, repeats: int, threads: Sequence[int]) -> Findings:
+def measure(stage: Stage, *, records: int, repeats: int, threads: Sequence[int], device: str) -> Findings:
     """RAM-fed and Kafka-fed in turn, `repeats` times for each number of threads, and a profile of the worker."""
-    tables = {f"t{n}-{run}": settings(n) for n in threads for run in (*range(repeats), "profile")}
+    tables = {f"t{n}-{run}": settings(n, device) for n in threads for run in (*range(repeats), "profile")}
     stage.configure(tables, partitions=1)  # one partition: one order, and so the same batches
     stage.say(f"publishing {records} pictures")
     publish(stage.config().kafka, TOPIC, digits(records).records())
@@ -88,18 +91,18 @@ def measure(stage: Stage, *, records: int, repeats: int, threads: Sequence[int])
     for n in threads:
         ram, kafka = [], []
         for run in range(repeats):
-            ram.append(apart(from_ram, settings(n), records))
+            ram.append(apart(from_ram, settings(n, device), records))
             kafka.append(through_kafka(stage, f"t{n}-{run}", records))
             stage.say(f"{n} threads, run {run + 1}: RAM {ram[-1]:.0f}, Kafka {kafka[-1]:.0f} records/s")
         ram_per_s, kafka_per_s = statistics.median(ram), statistics.median(kafka)
         ratio = kafka_per_s / ram_per_s
-        name = f"{n} thread{'s' * (n > 1)}"
+        name = f"{n} thread{'s' * (n > 1)}" + (f" and {device}" if device != "cpu" else "")
         found = f"{kafka_per_s:,.0f} of {ram_per_s:,.0f} records/s: **{ratio:.2f}**"
         figures.append(Figure(f"Kafka-fed of RAM-fed, {name}", found, f"≥ {FLOOR:.2f}", ratio >= FLOOR))
         out = stage.folder / f"profile-{n}.json"
         profiled_per_s = through_kafka(stage, f"t{n}-profile", records, "benchmarks.profiler", str(out))
         profile = json.loads(out.read_text("utf-8"))
-        notes.append(f"With {name}: {_account(profile, ram_per_s, profiled_per_s, settings(n))}")
+        notes.append(f"With {name}: {_account(profile, ram_per_s, profiled_per_s, settings(n, device))}")
         raw[f"threads={n}"] = {"ram_per_s": ram, "kafka_per_s": kafka, "profile": profile}
     return Findings(figures, notes, raw)
 

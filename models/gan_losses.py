@@ -42,7 +42,10 @@ def generator_losses(name: LossName, real: Tensor, fake: Tensor) -> Tensor:
 
 def gradient_penalties(scores: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """scores (B,), each of its own row of the inputs (B, …) alone → (B,) |∇ D|², summed over inputs; differentiable."""
-    gradients = torch.autograd.grad(scores.sum(), list(inputs), create_graph=True)
+    # On this thread: a GPU's own numbers the nodes by itself, and the order in which gradients are summed would depend
+    # on how many each thread has made before, which a restart forgets.
+    with torch.autograd.set_multithreading_enabled(False):
+        gradients = torch.autograd.grad(scores.sum(), list(inputs), create_graph=True)
     return torch.stack([gradient.square().flatten(1).sum(1) for gradient in gradients]).sum(0)
 
 

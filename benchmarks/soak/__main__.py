@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--hands", type=int, default=100, help="changes of hands between two workers")
     parser.add_argument("--records", type=int, default=15, help="published to each topic before each kill")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="of the workers; on cuda in the deterministic mode")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for soak.md and soak.json")
     parser.add_argument("--keep", action="store_true", help="leave the servers' data and the workers' words")
     options = parser.parse_args()
@@ -60,7 +61,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Everything; what was found, for soak.json."""
     started_s = time.monotonic()
     numbers = (3 * options.kills + 2 * options.hands) * options.records + 10_000
-    with Stage(folder, numbers, say) as stage, _asked(stage) as sampler:
+    with Stage(folder, numbers, options.device, say) as stage, _asked(stage) as sampler:
         say("servers run; now the kills, and meanwhile the changes of hands")
         shares = [options.kills // len(KILLED) + (n < options.kills % len(KILLED)) for n in range(len(KILLED))]
         killing = Ticker(options.kills, "kills", say)
@@ -160,7 +161,7 @@ def _verified(stage: Stage, model: str) -> dict[str, Any]:
     with Fetcher(stage.direct.kafka) as fetcher:
         replay = Replay(fetcher, target.topic_ids)
         blueprint, sources = resolve_blueprint(settings.learner), Sources(store, stage.direct.family)
-        found = verify(store, settings, blueprint, pick_device("cpu"), replay, sources, target)
+        found = verify(store, settings, blueprint, pick_device(settings.device), replay, sources, target)
     say(f"{model}: {found.versions} versions, {found.updates} updates learned again: {'same' if found.same else found}")
     return found.json()
 

@@ -88,8 +88,9 @@ OFTEN: dict[str, Any] = {
 class Stage:
     """Servers and traffic, until the context ends."""
 
-    def __init__(self, folder: Path, numbers: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, numbers: int, device: str, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
+        self._where = {"device": device, "deterministic": device == "cuda"}
         self.servers = Local(folder)
         self.workers: dict[str, Handle] = {}
         self.published: list[Receipt] = []
@@ -124,7 +125,7 @@ class Stage:
     def config(self, bootstrap_servers: str, redis_url: str) -> Config:
         """As seen through these addresses."""
         tables = {
-            name: {**OFTEN, **table, **({"options": {"numbers": self._numbers}} if "options" not in table else {})}
+            name: {**OFTEN, **self._where, "options": {"numbers": self._numbers}, **table}
             for name, table in MODELS.items()
         }
         return validate(

@@ -49,6 +49,8 @@ def start(config: Config, name: str, log: Path, owner: str = "worker") -> ForkSe
 def _work(tree: Mapping[str, Any], name: str, log: str, owner: str) -> None:
     """Ends with the status that `headrace train` would end with."""
     config = Config.model_validate(tree)
+    if config.model(name).deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with Path(log).open("a", encoding="utf-8", buffering=1) as file:

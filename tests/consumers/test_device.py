@@ -6,12 +6,12 @@ import pytest
 
 from tests.consumers.families import FAMILIES, records
 from tests.consumers.working import configuration, publish, verified, working
-from tests.elsewhere import ELSEWHERE
+from tests.device import CPU, OTHER
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_learns_goes_on_and_is_proved_there(kafka: str, redis_url: str, topic: str, family: str) -> None:
-    table = {**FAMILIES[family], "device": "elsewhere", "hold_out": {"slots": 4, "share": 0.1, "every_s": 0.1}}
+    table = {**FAMILIES[family], "device": OTHER.type, "hold_out": {"slots": 4, "share": 0.1, "every_s": 0.1}}
     config = configuration(kafka, redis_url, topic, snapshot_every_updates=2, **table)
     given = records(family)
     with working(config) as run:
@@ -22,9 +22,9 @@ def test_it_learns_goes_on_and_is_proved_there(kafka: str, redis_url: str, topic
         publish(config, topic, *[next(given) for _ in range(20)])
         run.read(40)
         head = run.finish()
-    assert head.environment["device"] == "elsewhere"
+    assert head.environment["device"] == OTHER.type
     assert sorted(map(len, run.outcomes().values())) == [1] * 40
-    assert verified(run, config, device=ELSEWHERE).same
-    on_the_cpu = verified(run, config)
+    assert verified(run, config, device=OTHER).same
+    on_the_cpu = verified(run, config, device=CPU)
     assert set(on_the_cpu.environment) == {"device"}
     assert family != "counting" or on_the_cpu.same  # whole numbers are the same on every device

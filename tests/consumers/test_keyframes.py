@@ -27,6 +27,7 @@ from pipeline.manifest import Manifest, Ref
 from pipeline.store import Store
 from tests.consumers.families import FAMILIES, records
 from tests.consumers.working import Working, configuration, numbers, publish, verified, working
+from tests.device import DEVICE
 from tests.services import Topics, unique
 
 BATCH = 8
@@ -64,9 +65,7 @@ def learned_alone(run: Working, config: Config, values: list[tuple[bytes, str]])
     """
     settings = config.model(run.name)
     blueprint = resolve_blueprint(settings.learner)
-    learner = blueprint.learner(
-        blueprint.options(**settings.options), settings.input.shape, settings.seed, torch.device("cpu")
-    )
+    learner = blueprint.learner(blueprint.options(**settings.options), settings.input.shape, settings.seed, DEVICE)
     torch.set_num_threads(settings.threads)  # of this thread: the worker's own count is that of its thread
     images, update = settings.input.kind == "image", 0
     for entry in run.store.histories():
@@ -90,7 +89,7 @@ def learned_alone(run: Working, config: Config, values: list[tuple[bytes, str]])
         state = learner.capture()
         named = {**state.serving, **state.training}
         live = {name: value.tensor if isinstance(value, Rows) else value for name, value in named.items()}
-        yield {name: array(value.detach()).data.tobytes() for name, value in live.items()}
+        yield {name: array(value.detach().cpu()).data.tobytes() for name, value in live.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

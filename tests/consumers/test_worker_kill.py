@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from redis import Redis
 
 from benchmarks.soak import traffic, workers
@@ -23,6 +22,7 @@ from consumers.verify import verify
 from pipeline.log import Fetcher, Publisher, ensure_topics
 from pipeline.store import Store, connect
 from tests.consumers.working import PATIENCE_S, configuration
+from tests.device import DEVICE
 from tests.services import unique
 
 KILLS = ("starting", "learning", "upload", "commit", "answer", "note", "starting", "commit")
@@ -123,6 +123,6 @@ def test_killed_at_random_moments_every_record_is_learned_exactly_once(
     with Fetcher(direct.kafka) as fetcher:
         replay = Replay(fetcher, target.topic_ids)
         blueprint, sources = resolve_blueprint(settings.learner), Sources(store, direct.family)
-        again = verify(store, settings, blueprint, torch.device("cpu"), replay, sources, target)
+        again = verify(store, settings, blueprint, DEVICE, replay, sources, target)
     assert again.differs == {}
     assert again.records == len(learned)

@@ -23,6 +23,7 @@ from pipeline.log import Fetcher, Publisher
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
 from pipeline.store import Store, connect
+from tests.device import DETERMINISTIC, DEVICE
 
 PATIENCE_S = 20.0  # a slow machine is no failure
 COUNTING = {"learner": "tests.consumers.counting:blueprint", "input": {"kind": "text", "max_chars": 16}}
@@ -30,7 +31,9 @@ COUNTING = {"learner": "tests.consumers.counting:blueprint", "input": {"kind": "
 
 def configuration(kafka: str, redis_url: str, *topics: str, name: str | None = None, **model: Any) -> Config:
     """One model that counts numbers, named after its first topic; `model` are keys of its table."""
-    table = {**COUNTING, "topics": topics, "batch_size": 8, "max_wait_ms": 20, "snapshot_every_s": 0.05, **model}
+    where = {"device": DEVICE.type, "deterministic": DETERMINISTIC}
+    often = {"batch_size": 8, "max_wait_ms": 20, "snapshot_every_s": 0.05}
+    table = {**COUNTING, **where, **often, "topics": topics, **model}
     tree = {
         "kafka": {"bootstrap_servers": kafka, "partitions": 1},
         "redis": {"url": redis_url},
@@ -200,7 +203,7 @@ def verified(
     config: Config,
     version: int | str = "latest",
     start: int | None = None,
-    device: torch.device = torch.device("cpu"),  # noqa: B008 - never changes
+    device: torch.device = DEVICE,
 ) -> Verification:
     """What `headrace verify` finds; torch keeps its number of threads."""
     settings, threads = config.model(run.name), torch.get_num_threads()

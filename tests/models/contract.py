@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from models.capabilities import Classifier, Evaluated, Generator, Restorer, Restyler, Sampling, TextGenerator
 from models.learner import Batch, Blueprint, Correcting, Learner, Options, Rows, State, update_generator
-from tests.elsewhere import ELSEWHERE
+from tests.device import CPU, DEVICE, OTHER
 
-CPU = torch.device("cpu")
 SEED = 5
 GREETINGS = {
     "en": ["good morning to you", "where is the library?", "thank you very much", "see you tomorrow 🙂"],
@@ -55,7 +54,7 @@ class Case:
     labels: Sequence[str]
     has_classes: bool = True  # whether the learner looks at labels
 
-    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         return self.blueprint.learner(self.options, tuple(self.x.shape[1:]), seed, device)
 
     def batch(self, start: int, count: int = 8, labels: Sequence[str | None] | None = None) -> Batch:
@@ -63,7 +62,7 @@ class Case:
         rows = [number % len(self.x) for number in range(start, start + count)]
         ids = [hashlib.blake2b(str(row).encode(), digest_size=16).digest() for row in rows]
         return Batch(
-            x=self.x[rows],
+            x=self.x[rows].to(DEVICE),
             labels=[self.labels[row] for row in rows] if labels is None else labels,
             origins=torch.tensor([(0, 0, row) for row in rows]),
             ids=torch.tensor([list(name) for name in ids], dtype=torch.uint8),
@@ -78,20 +77,20 @@ class Case:
         self.learn(learner, range(updates), seed)
         return learner
 
+    def some(self, count: int) -> Tensor:
+        """The first records, where the learner is."""
+        return self.x[:count].to(DEVICE)
+
 
 def cloned(state: State) -> State:
-    """What comes back from a store: whole tensors of its own, JSON that was text."""
+    """What comes back from a store: whole tensors of its own, on the CPU, and JSON that was text."""
 
     def copy(value: Tensor | Rows) -> Tensor:
-        return (value.tensor if isinstance(value, Rows) else value).clone()
+        return (value.tensor if isinstance(value, Rows) else value).to(CPU, copy=True)
 
     serving = {name: copy(value) for name, value in state.serving.items()}
     training = {name: copy(value) for name, value in state.training.items()}
     return State(serving, training, json.loads(json.dumps(state.meta)))
-
-
-def on_cpu(whole: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
-    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in whole.items()}
 
 
 def tensors(state: State) -> dict[str, Tensor]:
@@ -138,11 +137,11 @@ class LearnerContract:
     def test_answers_before_it_has_learned_anything(self, case: Case) -> None:
         model = case.learner().model
         assert model.classes == []
-        answer = answers(model, case.x[:3], [None] * 3)
+        answer = answers(model, case.some(3), [None] * 3)
         if isinstance(model, Classifier):
             assert answer.shape == (3, 0)
         elif isinstance(model, Generator | Restorer | Restyler):
-            assert (answer.shape, answer.dtype) == (case.x[:3].shape, torch.uint8)
+            assert (answer.shape, answer.dtype) == (case.some(3).shape, torch.uint8)
 
     def test_learns_a_stream_of_one_class(self, case: Case) -> None:
         learner = case.learner()
@@ -190,33 +189,29 @@ class LearnerContract:
 
     def test_lives_where_it_is_told_to(self, case: Case) -> None:
         """On another device it learns the same, and no tensor meets one that was left behind."""
-        ours, there = case.learner(), case.learner(device=ELSEWHERE)
+        ours, there = case.learner(device=CPU), case.learner(device=OTHER)
         for update in range(3):
             if update == 2:  # it goes on from what a store gives
                 state = cloned(there.capture())
-                there = case.learner(device=ELSEWHERE)
-                there.restore(State(on_cpu(state.serving), on_cpu(state.training), state.meta))
-            batch, rngs = case.batch(8 * update), [update_generator(SEED, update) for _ in range(2)]
-            moved = Batch(batch.x.to(ELSEWHERE), batch.labels, batch.origins, batch.ids)  # as a worker gives it
-            losses = [
-                one.learn(given, rng).loss for one, given, rng in zip((ours, there), (batch, moved), rngs, strict=True)
-            ]
+                there = case.learner(device=OTHER)
+                there.restore(state)
+            batch, losses = case.batch(8 * update), []
+            for one, device in ((ours, CPU), (there, OTHER)):
+                given = Batch(batch.x.to(device), batch.labels, batch.origins, batch.ids)  # as a worker gives it
+                losses.append(one.learn(given, update_generator(SEED, update)).loss)
             # After a step of Adam they differ where a gradient is 0 but for rounding: a GAN's by some percents.
             assert losses[1] == pytest.approx(losses[0], rel=0.25 if update else 1e-4)
         here, elsewhere = tensors(ours.capture()), tensors(there.capture())
         assert {name: tensor.shape for name, tensor in here.items()} == {n: t.shape for n, t in elsewhere.items()}
         if isinstance(there.model, torch.nn.Module):
             weights = there.model.state_dict().values()
-            assert {w.device for w in weights if w.dim()} == {ELSEWHERE}
+            assert {w.device for w in weights if w.dim()} == {OTHER}
         labels = [None] * 3
-        assert (
-            answers(there.model, case.x[:3].to(ELSEWHERE), labels).shape
-            == answers(ours.model, case.x[:3], labels).shape
-        )
+        assert answers(there.model, case.x[:3].to(OTHER), labels).shape == answers(ours.model, case.x[:3], labels).shape
 
     def test_touches_no_global_random_numbers(self, case: Case) -> None:
         before = (torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tobytes(), random.getstate())
-        answers(case.learned().model, case.x[:2], [None, None])
+        answers(case.learned().model, case.some(2), [None, None])
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1:] == (np.random.get_state(legacy=False)["state"]["key"].tobytes(), random.getstate())
 
@@ -311,23 +306,25 @@ class LearnerContract:
         assert rows.changed is not None, f"{name}: rows are tracked from the first capture on"
         assert moved or not len(rows.changed), f"{name}: nothing was learned, so nothing changed"
         assert rows.changed.tolist() == sorted(set(rows.changed.tolist())), f"{name}: sorted and unique"
-        replayed = before.clone()
-        replayed[rows.changed] = rows.tensor[rows.changed]
-        assert torch.equal(replayed, rows.tensor), f"{name}: another row changed as well"
+        replayed, tensor = before.clone(), rows.tensor.cpu()
+        replayed[rows.changed] = tensor[rows.changed]
+        assert torch.equal(replayed, tensor), f"{name}: another row changed as well"
 
     def test_the_served_model_answers_as_the_learner_does(self, case: Case) -> None:
         learner = case.learned()
         state = cloned(learner.capture())
         served = case.blueprint.model(case.options, tuple(case.x.shape[1:]), state.meta)
         served.load_state_dict(state.serving)
+        if isinstance(served, torch.nn.Module):
+            served.to(DEVICE)
         assert served.classes == learner.model.classes
         labels = [None, *learner.model.classes[:3]]
-        assert torch.equal(answers(served, case.x[:4], labels), answers(learner.model, case.x[:4], labels))
+        assert torch.equal(answers(served, case.some(4), labels), answers(learner.model, case.some(4), labels))
 
     def test_probabilities_sum_to_one(self, case: Case) -> None:
         model = case.learned().model
         if isinstance(model, Classifier):
-            p = model.classify(case.x[:9])
+            p = model.classify(case.some(9)).cpu()
             assert (p.shape, p.dtype) == ((9, len(model.classes)), torch.float32)
             torch.testing.assert_close(p.sum(1), torch.ones(9))
 
@@ -350,9 +347,9 @@ class LearnerContract:
         model = case.learned().model
         if isinstance(model, Evaluated):
             labels = [None, "never", *model.classes[:2]]
-            first = model.evaluate(case.x[:4], labels)
+            first = model.evaluate(case.some(4), labels)
             assert math.isfinite(first)
-            assert model.evaluate(case.x[:4], labels) == first
+            assert model.evaluate(case.some(4), labels) == first
 
     def test_unlabelled_records_are_learned_where_no_label_is_needed(self, case: Case) -> None:
         learner = case.learner()

@@ -21,7 +21,8 @@ from models.image_classifier import ImageClassifier, ImageClassifierOptions
 from models.image_resnet import ImageResnet, ImageResnetOptions
 from models.learner import Reference, Source, module_on
 from models.network import seeded
-from tests.models.contract import CPU, SEED
+from tests.device import CPU
+from tests.models.contract import SEED
 
 NAME = "shufflenet_v2_x0_5"  # torchvision's smallest
 

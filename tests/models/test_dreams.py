@@ -17,7 +17,8 @@ from models.memory import ReplayMemory
 from models.strategies import StrategyName
 from models.text_classifier import BLUEPRINT as TEXT
 from models.text_classifier import TextClassifierOptions
-from tests.models.contract import CPU, SEED, Case, digits, tensors
+from tests.device import CPU
+from tests.models.contract import SEED, Case, digits, tensors
 
 SHAPE = (1, 3, 4)
 RNG = torch.Generator("cpu")

@@ -21,7 +21,8 @@ from models.image_analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticLearner
 from models.learner import Batch, Learner, Reference, Rows, Source, module_on, update_generator
 from models.registry import BUILTIN
 from models.wavelets import Wavelets
-from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same
+from tests.device import CPU, DEVICE
+from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 HEADS: tuple[HeadName, ...] = ("ridge", "lda", "means")
 NAME = "shufflenet_v2_x0_5"  # torchvision's smallest
@@ -40,7 +41,7 @@ class Begun(Case):
 
     sources: Mapping[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageAnalyticLearner)
         made.begin(self.sources)

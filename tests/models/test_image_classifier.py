@@ -12,7 +12,8 @@ from models.image_classifier import ImageClassifierOptions, learner
 from models.learner import update_generator
 from models.memory import Replayed
 from models.registry import BUILTIN
-from tests.models.contract import CPU, SEED, Case, LearnerContract, digits
+from tests.device import CPU
+from tests.models.contract import SEED, Case, LearnerContract, digits
 
 BLUEPRINT = BUILTIN["image-classifier"]
 

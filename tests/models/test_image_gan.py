@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,10 @@ from torch.nn import functional as F
 from models import image_classifier
 from models.gan_losses import Spread
 from models.image_gan import BLUEPRINT, ImageGanLearner, ImageGanOptions, learner
-from models.learner import Rows, Source, update_generator
+from models.learner import Rows, Source, State, update_generator
 from models.network import pixels
-from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same
+from tests.device import CPU, DEVICE, OTHER
+from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 SMALL = {
     "penalty_every": 1,
@@ -41,7 +43,7 @@ class GanCase(Case):
 
     sources: dict[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED, device: torch.device = CPU) -> ImageGanLearner:
+    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> ImageGanLearner:
         ours = learner(self.options, tuple(self.x.shape[1:]), seed, device)  # type: ignore[arg-type]
         if self.sources:
             ours.begin(self.sources)
@@ -391,3 +393,20 @@ def test_references_name_what_it_begins_with() -> None:
     assert BLUEPRINT.sources(options()) == {}
     with pytest.raises(ValueError, match="source_weight has no source"):
         options(source_weight=1.0)
+
+
+def test_bits_do_not_depend_on_what_its_thread_did_before() -> None:
+    """A device's own thread numbers what it differentiates: after a restart it would count from nothing."""
+    one = case()
+    states: list[State] = []
+
+    def learn() -> None:
+        ours = one.learner(device=OTHER)
+        one.learn(ours, range(3))
+        states.append(cloned(ours.capture()))
+
+    learn()
+    thread = threading.Thread(target=learn)
+    thread.start()
+    thread.join()
+    assert same(*states)

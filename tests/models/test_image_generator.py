@@ -21,7 +21,8 @@ from models.labels import NONE
 from models.learner import Learner, Options, Reference, Rows, Source, update_generator
 from models.network import pixels, seeded
 from models.registry import BUILTIN
-from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same, tensors
+from tests.device import CPU, DEVICE
+from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same, tensors
 
 BLUEPRINT = BUILTIN["image-vae"]
 SMALL: Mapping[str, Any] = {"width": 8, "latent": 4, "label_dim": 4}
@@ -38,7 +39,7 @@ class Begun(Case):
 
     sources: Mapping[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageVaeLearner)
         made.begin(self.sources)

@@ -24,7 +24,8 @@ from models.image_recogniser import BLUEPRINT, ImageRecogniserLearner, ImageReco
 from models.learner import Batch, Learner, Reference, Rows, Source, module_on, update_generator
 from models.recognition import NEVER, background, distances, fit, limit, shrunk
 from models.registry import BUILTIN
-from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same
+from tests.device import CPU, DEVICE
+from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 FIVE = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))
 SMALL: Mapping[str, Any] = {"source": "before", "cells": 1, "calibration_pictures": 3}
@@ -36,7 +37,7 @@ class Begun(Case):
 
     sources: Mapping[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageRecogniserLearner)
         made.begin(self.sources)

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from models.image_resnet import BLUEPRINT, ImageResnet, ImageResnetOptions, Residual, learner
 from models.learner import update_generator
 from models.network import seeded
-from tests.models.contract import CPU, SEED, Case, LearnerContract, digits
+from tests.device import CPU
+from tests.models.contract import SEED, Case, LearnerContract, digits
 
 SMALL = ImageResnetOptions(width=4, replay_slots=24, replay_draws=4)
 

@@ -14,7 +14,8 @@ from models.image_metrics import psnr, ssim
 from models.image_restorer import BLUEPRINT, ImageRestorerLearner, ImageRestorerOptions, fill, learner
 from models.learner import State, structural_fields, update_generator
 from models.network import pixels
-from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits
+from tests.device import CPU
+from tests.models.contract import SEED, Case, LearnerContract, cloned, digits
 
 SMALL = {"width": 8, "depth": 1, "replay_slots": 24, "replay_draws": 4}
 

@@ -29,7 +29,8 @@ from models.image_restyler import (
 from models.learner import Learner, Reference, Rows, Source, update_generator
 from models.network import pixels
 from models.registry import BUILTIN
-from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same
+from tests.device import CPU, DEVICE
+from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 SMALL: Mapping[str, Any] = {
     "source": "before",
@@ -48,7 +49,7 @@ class Begun(Case):
 
     sources: Mapping[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageRestylerLearner)
         made.begin(self.sources)

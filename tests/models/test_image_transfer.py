@@ -17,7 +17,8 @@ from models.backbone import torchvision_network
 from models.image_transfer import BLUEPRINT, ImageTransferLearner, ImageTransferOptions, blocks
 from models.learner import Learner, Reference, Rows, Source, State, module_on, update_generator
 from models.registry import BUILTIN
-from tests.models.contract import CPU, SEED, Case, LearnerContract, cloned, digits, same
+from tests.device import CPU, DEVICE
+from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 NAME = "shufflenet_v2_x0_5"  # torchvision's smallest
 SMALL: Mapping[str, Any] = {"source": "before", "top_layers": (12,), "replay_slots": 24, "replay_draws": 4}
@@ -30,7 +31,7 @@ class Begun(Case):
 
     sources: Mapping[str, Source] = field(default_factory=dict)
 
-    def learner(self, seed: int = SEED, device: torch.device = CPU) -> Learner:
+    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageTransferLearner)
         made.begin(self.sources)

@@ -9,7 +9,7 @@ import torch
 
 from models.learner import Flushing, Reacting, update_generator
 from models.registry import BUILTIN
-from tests.elsewhere import ELSEWHERE
+from tests.device import OTHER
 from tests.models.contract import SEED, Case, digits, same, texts
 
 REPLAY = {"replay_slots": 24, "replay_draws": 4}
@@ -45,7 +45,7 @@ def test_a_scaled_learning_rate_is_that_learning_rate(name: str) -> None:
 @pytest.mark.parametrize("name", RATES)
 def test_a_flushed_class_is_replayed_no_more(name: str) -> None:
     one = case(name)
-    for learner in (one.learned(), one.learner(device=ELSEWHERE)):
+    for learner in (one.learned(), one.learner(device=OTHER)):
         if learner.replay_size == 0:
             one.learn(learner, range(6))
         assert isinstance(learner, Flushing)

@@ -15,7 +15,8 @@ from models.image_classifier import BLUEPRINT, ImageClassifierOptions
 from models.learner import update_generator
 from models.memory import ReplayMemory
 from models.strategies import STRATEGIES, Seen, StrategyName
-from tests.models.contract import CPU, SEED, Case, digits
+from tests.device import CPU
+from tests.models.contract import SEED, Case, digits
 
 ALPHA = 0.3
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from models.learner import Blueprint, Learner, Reference, Rows, Source, update_generator
 from models.text_encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions
-from tests.models.contract import CPU, SEED, Case, LearnerContract, answers, cloned, same, texts
+from tests.device import CPU
+from tests.models.contract import SEED, Case, LearnerContract, answers, cloned, same, texts
 from tests.models.encoders import bert_tokenizer, save_encoder
 
 SOME = [

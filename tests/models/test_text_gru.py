@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from models.learner import update_generator
 from models.text_gru import BLUEPRINT, END, TextGru, TextGruOptions, learner, symbols
-from tests.models.contract import CPU, SEED, Case, LearnerContract, texts
+from tests.device import CPU
+from tests.models.contract import SEED, Case, LearnerContract, texts
 
 SMALL = TextGruOptions(dim=8, hidden=12, replay_slots=24, replay_draws=4)
 CASES = {
