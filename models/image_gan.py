@@ -235,8 +235,7 @@ class ImageGanLearner:
     def _step(self, part: str, loss: Tensor) -> None:
         """One step of this network alone: the other one's weights get no gradient."""
         parameters = [p for p in self._networks[part].parameters() if p.requires_grad]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         self._optimizers[part].step()
 
     def capture(self) -> State:

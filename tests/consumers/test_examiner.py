@@ -21,6 +21,7 @@ from models.registry import BUILTIN
 from pipeline.config import HoldOutConfig
 from pipeline.errors import ConfigError
 from tests.consumers.working import configuration, publish, working
+from tests.device import CPU
 from tests.models.contract import CPU
 from tests.services import Topics, unique
 
