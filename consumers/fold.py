@@ -379,16 +379,17 @@ def use_deterministic(deterministic: bool) -> None:
 
 def not_finite(tensors: Mapping[str, Tensor | Rows]) -> str | None:
     """The name of a tensor that holds NaN or an infinity, looking only at rows that changed."""
-    names, finite = [], []
+    finite: dict[torch.device, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         tensor = value if isinstance(value, Tensor) else _changed(value)
         if tensor.is_floating_point() and tensor.numel():
-            names.append(name)
-            finite.append(torch.stack(tensor.detach().aminmax()).isfinite().all())  # NaN wins; one pass
-    if not names:
-        return None
-    good = torch.stack(finite).tolist()  # one look at the device for all of them
-    return next((name for name, is_finite in zip(names, good, strict=True) if not is_finite), None)
+            found = torch.stack(tensor.detach().aminmax()).isfinite().all()  # NaN wins; one pass
+            finite.setdefault(tensor.device, {})[name] = found
+    for named in finite.values():
+        good = torch.stack([*named.values()]).tolist()  # one look at a device for all that is there
+        if not all(good):
+            return next(name for name, is_finite in zip(named, good, strict=True) if not is_finite)
+    return None
 
 
 def _changed(rows: Rows) -> Tensor:

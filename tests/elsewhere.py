@@ -24,6 +24,8 @@ COPIES = ("aten._to_copy", "aten.copy_", "aten._copy_from")
 INDEXING = ("aten.index.", "aten.index_put_", "aten._index_put_impl_", "aten.index_put.", "aten._unsafe_index")
 #: what it takes and gives of lengths is on the CPU in any case
 LENGTHS = "aten._pack_padded_sequence."
+#: take no scalar of the CPU either
+JOINS = ("aten.cat.", "aten.stack.")
 #: operations that make tensors from nothing
 FACTORIES: tuple[Any, ...] = (
     torch.ops.aten.empty.memory_format,
@@ -150,7 +152,8 @@ def _check(func: Any, args: tuple[Any, ...], leaves: list[Any]) -> None:
         leaves = [args[0], *args[2:3]]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if any(isinstance(one, Elsewhere) for one in tensors):
-        strays = [one for one in tensors if not isinstance(one, Elsewhere) and one.dim()]
+        joins = name.startswith(JOINS)
+        strays = [one for one in tensors if not isinstance(one, Elsewhere) and (one.dim() or joins)]
         if strays:
             raise RuntimeError(
                 f"{name}: expected all tensors to be elsewhere, but one of {strays[0].shape} is on the CPU"

@@ -109,6 +109,12 @@ def both(slots: int, warp: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     return {**replaying(slots, warp), "dream_share": 0.5, "average": 0.99, **others}
 
 
+def as_it_comes(what: str, records: Callable[..., Set], **options: Any) -> Part:
+    """The defaults, but for what is compared with them."""
+    told = f" with {', '.join(f'{name} = {value}' for name, value in options.items())}" if options else ""
+    return Part(f"{what}, as it comes{told}", records, "image-classifier", options)
+
+
 def by_domain(data: Path, records: Set) -> Sequence[Sequence[str]]:
     return domains(data)
 
@@ -168,6 +174,12 @@ PARTS = {
         both(1000, CLOTHES_WARP, replay_draws=64, width=64),
         0.865,
     ),
+    "mnist-default": as_it_comes("Split-MNIST", digits),
+    "mnist-default-dreams": as_it_comes("Split-MNIST", digits, dream_share=0.5),
+    "fashion-default": as_it_comes("Split-Fashion-MNIST", clothes),
+    "fashion-default-er": as_it_comes("Split-Fashion-MNIST", clothes, strategy="er"),
+    "fashion-default-der": as_it_comes("Split-Fashion-MNIST", clothes, strategy="der++"),
+    "fashion-default-dreams": as_it_comes("Split-Fashion-MNIST", clothes, dream_share=0.5),
     "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
     "clinc-replay-500": Part(
         "CLINC150 by domain, replay memory 500", intents, "text-classifier", REQUESTS, 0.88, by_domain, "val"

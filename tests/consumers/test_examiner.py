@@ -22,7 +22,6 @@ from pipeline.config import HoldOutConfig
 from pipeline.errors import ConfigError
 from tests.consumers.working import configuration, publish, working
 from tests.device import CPU
-from tests.models.contract import CPU
 from tests.services import Topics, unique
 
 IMAGE = {"kind": "image", "size": 8, "channels": 1}
