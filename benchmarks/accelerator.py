@@ -167,12 +167,18 @@ def measure(device: torch.device, updates: int, say: Callable[[str], None]) -> F
         told = f"apart by {runs:.3g} and {restart:.3g}; from the CPU {from_cpu:.2g}"
         told += f"; {statistics.median(rates):,.0f} records/s without the mode, "
         told += f"which costs {statistics.median(ratios) - 1:+.0%}"
-        figures.append(Figure(f"{name}, deterministic: two runs, and a restart", told, "0 and 0", runs == restart == 0))
+        figures.append(
+            Figure(
+                f"{name} on {device.type}, deterministic: two runs, a restart", told, "0 and 0", runs == restart == 0
+            )
+        )
         say(figures[-1].row(""))
     apart, ratios = uplink(pictures(updates), device)
     raw["uplink"] = {"apart": apart, "seconds": ratios}
     told = f"apart by {apart:.3g}; {statistics.median(ratios):.2f} of the time"
-    figures.append(Figure("batches copied while updates run, beside one by one", told, "0", apart == 0))
+    figures.append(
+        Figure(f"batches copied to {device.type} while updates run, beside one by one", told, "0", apart == 0)
+    )
     say(figures[-1].row(""))
     return Findings(figures, [f"{updates} updates of {SIZE} records."], raw)
 

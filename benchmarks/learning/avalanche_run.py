@@ -42,30 +42,35 @@ class Before(SupervisedPlugin):  # type: ignore[misc]
         self.hits += (strategy.mb_output.argmax(1) == strategy.mb_y)[:count].tolist()
 
 
-def network_for(channels: int, classes: int) -> nn.Sequential:
-    """The layers of headrace's image-classifier for pictures of 17 to 32 pixels a side."""
+def network_for(x: Tensor, classes: int) -> nn.Module:
+    """The layers of headrace's image-classifier for pictures of 17 to 32 pixels a side, or of its text-classifier."""
+    if not x.is_floating_point():
+        table = nn.EmbeddingBag(1 + (1 << 16), 128, mode="mean", padding_idx=0)
+        nn.init.normal_(table.weight, std=0.1)
+        return nn.Sequential(table, nn.LayerNorm(128), nn.Linear(128, classes))
 
     def block(before: int, after: int, kernel: int, stride: int) -> list[nn.Module]:
         convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
         return [convolution, nn.GroupNorm(8, after), nn.ReLU()]
 
-    maps = [*block(channels, 32, 5, 2), *block(32, 64, 3, 2), *block(64, 64, 3, 1)]
+    maps = [*block(x.shape[1], 32, 5, 2), *block(32, 64, 3, 2), *block(64, 64, 3, 1)]
     return nn.Sequential(*maps, nn.Flatten(), nn.LazyLinear(128), nn.ReLU(), nn.Linear(128, classes))
 
 
 def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
-    """One pass. `arrays`: x (N, C, H, W) uint8, y (N,), ends (S,), test_x, test_y, test_stretch, each test record's."""
+    """One pass. `arrays`: x (N, C, H, W) uint8 or (N, M) int32, y (N,), ends (S,), test_x, test_y, test_stretch, each
+    test record's, record_bytes."""
     for generator in (torch.manual_seed, random.seed, np.random.seed):  # Avalanche draws from all of these
         generator(seed)
-    x, y = torch.from_numpy(arrays["x"]) / 255, torch.from_numpy(arrays["y"])
-    test_x, test_y = torch.from_numpy(arrays["test_x"]) / 255, torch.from_numpy(arrays["test_y"])
-    network = network_for(x.shape[1], int(y.max()) + 1)
+    x, test_x = (scaled(torch.from_numpy(arrays[name])) for name in ("x", "test_x"))
+    y, test_y = (torch.from_numpy(arrays[name]) for name in ("y", "test_y"))
+    network = network_for(x, int(y.max()) + 1)
     network(x[:1])
     before = Before()
     plugins: list[Any] = [before]
     settings = {
         "model": network,
-        "optimizer": torch.optim.SGD(network.parameters(), chosen.rate),
+        "optimizer": getattr(torch.optim, chosen.optimizer)(network.parameters(), chosen.rate),
         "train_mb_size": BATCH,
         "evaluator": None,
         "plugins": plugins,
@@ -92,7 +97,7 @@ def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
             hits = right(network, test_x, test_y)
             by_part.append([hits[of_stretch == k].mean().item() for k in range(len(by_part) + 1)])
             began_s = time.process_time()
-    stored = 0 if chosen.strategy == "naive" else chosen.slots * arrays["x"][0].nbytes
+    stored = 0 if chosen.strategy == "naive" else chosen.slots * int(arrays["record_bytes"])
     return {
         "versions": {"avalanche-lib": version("avalanche-lib"), "torch": version("torch")},
         "by_part": by_part,
@@ -101,6 +106,11 @@ def learn(arrays: Any, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
         "stored_bytes": stored,
         "state_bytes": stored + sum(parameter.nbytes for parameter in network.parameters()),
     }
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Pictures from 0 to 1; texts are as they are."""
+    return x / 255 if x.dtype == torch.uint8 else x
 
 
 class Column(list[int]):
@@ -119,7 +129,7 @@ def classified(x: Tensor, y: Tensor) -> Any:
 
 @torch.no_grad()
 def right(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """x (N, C, H, W), y (N,) → (N,) float32, 1 where the network is right"""
+    """x (N, …), y (N,) → (N,) float32, 1 where the network is right"""
     network.eval()
     found = torch.cat([network(part).argmax(1) for part in torch.split(x, 500)])
     network.train()
@@ -133,6 +143,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--draws", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--optimizer", choices=("SGD", "Adam"), required=True)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)

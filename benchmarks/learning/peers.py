@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
+from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes
 from benchmarks.learning import drift, plots
-from benchmarks.learning.__main__ import HERE, PARTS, Data, Seeds, Threads, To, Tuning, circumstances, figure
+from benchmarks.learning.__main__ import HERE, PARTS, REQUESTS, Data, Seeds, Threads, To, Tuning, circumstances, figure
 from benchmarks.learning.runs import of_classes, summary, thousands
 from benchmarks.learning.streams import middle, sorted_by_class, split, turned, turning
 from benchmarks.machine import others
 from benchmarks.report import Findings, keep
+from models.hashing import both, bucket, ngrams, words
+from models.text_classifier import TextClassifierOptions
 
 PYTHON = Path(".venv-avalanche/bin/python")
 Stretched = tuple[Set, Sequence[int]]  # records, and where each stretch ends
@@ -37,14 +42,15 @@ class Peer:
     beside: str
     strategy: str
     slots: int
-    rate: float  # of SGD
+    rate: float
     draws: int = 32
+    optimizer: str = "SGD"  # of torch
 
     def __str__(self) -> str:
-        return f"Avalanche's {self.strategy} (SGD {self.rate:g}, {self.draws} draws)"
+        return f"Avalanche's {self.strategy} ({self.optimizer} {self.rate:g}, {self.draws} draws)"
 
 
-#: the better of 0.03 and 0.01 on whole streams, judged on training records that are not learned
+#: the better of two on whole streams, judged on training records that are not learned
 RATES = {
     ("mnist", "er"): 0.03,
     ("mnist", "er-ace"): 0.03,
@@ -58,7 +64,12 @@ PEERS = {
     for (data, strategy), rate in RATES.items()
     for slots in (200, 1000)
     if f"{data}-replay-{slots}" in PARTS
-} | {"drift-avalanche-er-1000": Peer("drift", "er", 1000, 0.03)}
+}
+PEERS |= {
+    f"clinc-avalanche-{strategy}-500": Peer("clinc-replay-500", strategy, 500, 1e-3, 100, "Adam")
+    for strategy in ("er", "er-ace")
+}
+PEERS["drift-avalanche-er-1000"] = Peer("drift", "er", 1000, 0.03)
 
 
 def main(
@@ -93,7 +104,7 @@ def main(
 def stretches(peer: Peer, data: Path, seeds: int, tuning: bool) -> tuple[list[Stretched], list[Set]]:
     """For each seed the records and where each stretch ends; and what judges each stretch."""
     part = PARTS[peer.beside]
-    learned, test = split(part.records, data, tuning)
+    learned, test = split(part.records, data, tuning, part.validation)
     groups = part.groups(data, learned)
     streams = [sorted_by_class(learned, groups, seed) for seed in range(seeds)]
     tests = [of_classes(test, classes) for classes in groups]
@@ -125,18 +136,31 @@ def export(path: Path, records: Set, ends: Sequence[int], tests: Sequence[Set]) 
     names = sorted(set(records.labels))
     np.savez(
         path,
-        x=records.x.numpy(),
+        x=shown(records.x),
+        record_bytes=records.x[0].nbytes,
         y=np.array([names.index(label) for label in records.labels]),
         ends=np.array(ends),
-        test_x=np.concatenate([test.x.numpy() for test in tests]),
+        test_x=shown(torch.cat([test.x for test in tests])),
         test_y=np.array([names.index(label) for test in tests for label in test.labels]),
         test_stretch=np.repeat(np.arange(len(tests)), [len(test) for test in tests]),
     )
 
 
+def shown(x: Tensor) -> NDArray[Any]:
+    """Pictures as they are; texts (N, L) as what our text-classifier is told to make of them: for each the numbers of
+    its rows of a table, from 1 on, then zeros."""
+    if x.dtype == torch.uint8:
+        return x.numpy()
+    options = TextClassifierOptions.model_validate(REQUESTS)
+    hashes, there = both(ngrams(x, range(1, options.orders + 1)), words(x))
+    rows: NDArray[Any] = ((bucket(hashes, options.buckets) + 1) * there).int().numpy()
+    return rows
+
+
 def learn(folder: str, peer: Peer, python: Path, threads: int) -> None:
     """Avalanche learns each of the streams in the folder."""
-    settings = {"slots": peer.slots, "rate": peer.rate, "draws": peer.draws, "threads": threads}
+    settings: dict[str, Any] = {"slots": peer.slots, "draws": peer.draws, "optimizer": peer.optimizer}
+    settings |= {"rate": peer.rate, "threads": threads}
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     subprocess.run([python, HERE / "avalanche_run.py", folder, peer.strategy, *options], check=True)
 
