@@ -163,6 +163,7 @@ class Feed:
         self._backlog = list(backlog)
         self._items: queue.Queue[Item | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
+        self._decode_threads = decode_threads
         self._pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads > 1 else None
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
@@ -250,8 +251,14 @@ class Feed:
 
     def _decode(self, polled: Polled) -> list[Decoded]:
         if self._pool is None:
-            return [self._one(record) for record in polled.records]
-        return list(self._pool.map(self._one, polled.records))
+            return self._several(polled.records)
+        share = -(-len(polled.records) // self._decode_threads) or 1
+        # One call a thread: one a record costs more than a small picture's decoding.
+        parts = [polled.records[start : start + share] for start in range(0, len(polled.records), share)]
+        return [one for part in self._pool.map(self._several, parts) for one in part]
+
+    def _several(self, records: Sequence[Record]) -> list[Decoded]:
+        return [self._one(record) for record in records]
 
     def _one(self, record: Record) -> Decoded:
         try:

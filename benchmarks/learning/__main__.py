@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -109,10 +109,11 @@ def both(slots: int, warp: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     return {**replaying(slots, warp), "dream_share": 0.5, "average": 0.99, **others}
 
 
-def as_it_comes(what: str, records: Callable[..., Set], **options: Any) -> Part:
-    """The defaults, but for what is compared with them."""
+def as_it_comes(part: Part, **options: Any) -> Part:
+    """With the learner's defaults, but for what is compared with them."""
     told = f" with {', '.join(f'{name} = {value}' for name, value in options.items())}" if options else ""
-    return Part(f"{what}, as it comes{told}", records, "image-classifier", options)
+    what = part.what.rpartition(", ")[0]
+    return replace(part, what=f"{what}, as it comes{told}", options=options, wanted=None, above=())
 
 
 def by_domain(data: Path, records: Set) -> Sequence[Sequence[str]]:
@@ -174,12 +175,6 @@ PARTS = {
         both(1000, CLOTHES_WARP, replay_draws=64, width=64),
         0.865,
     ),
-    "mnist-default": as_it_comes("Split-MNIST", digits),
-    "mnist-default-dreams": as_it_comes("Split-MNIST", digits, dream_share=0.5),
-    "fashion-default": as_it_comes("Split-Fashion-MNIST", clothes),
-    "fashion-default-er": as_it_comes("Split-Fashion-MNIST", clothes, strategy="er"),
-    "fashion-default-der": as_it_comes("Split-Fashion-MNIST", clothes, strategy="der++"),
-    "fashion-default-dreams": as_it_comes("Split-Fashion-MNIST", clothes, dream_share=0.5),
     "fashion-analytic": Part("Split-Fashion-MNIST, no stored data", clothes, "image-analytic", {"width": 3900}, 0.91),
     "clinc-replay-500": Part(
         "CLINC150 by domain, replay memory 500", intents, "text-classifier", REQUESTS, 0.88, by_domain, "val"
@@ -206,6 +201,20 @@ PARTS = {
     ),
 }
 
+
+#: what defaults are chosen between
+OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "": {},
+    "-er": {"strategy": "er"},
+    "-der": {"strategy": "der++"},
+    "-dreams": {"dream_share": 0.5},
+}
+PARTS |= {
+    f"{data}-default{name}": as_it_comes(PARTS[f"{data}-replay-{slots}"], **options)
+    for data, slots in (("mnist", 200), ("fashion", 200), ("clinc", 500), ("tiles", 200))
+    for name, options in OTHERS.items()
+    if data != "clinc" or name != "-dreams"  # pictures alone are dreamed
+}
 
 #: what is measured beside streams that are sorted by class
 BESIDE: Mapping[str, Callable[[Path, int, bool, float | None], Findings]] = {

@@ -35,6 +35,7 @@ def write(folder: Path) -> None:
     for name, title in SETS.items():
         of_set = {part: result["raw"]["runs"] for part, result in results.items() if part.startswith(f"{name}-")}
         parts = {part.removeprefix(f"{name}-"): runs for part, runs in of_set.items() if len(runs[0]["by_part"]) > 1}
+        parts = {part: runs for part, runs in parts.items() if not part.startswith("default")}  # many, close together
         if parts:
             (folder / f"{name}.svg").write_text(drawn(title, parts), "utf-8")
 
