@@ -208,12 +208,13 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "-er": {"strategy": "er"},
     "-der": {"strategy": "der++"},
     "-dreams": {"dream_share": 0.5},
+    "-slots": {"replay_slots": 15_000},  # for clothes and digits as many bytes as with dreams
 }
 PARTS |= {
     f"{data}-default{name}": as_it_comes(PARTS[f"{data}-replay-{slots}"], **options)
     for data, slots in (("mnist", 200), ("fashion", 200), ("clinc", 500), ("tiles", 200))
     for name, options in OTHERS.items()
-    if data != "clinc" or name != "-dreams"  # pictures alone are dreamed
+    if name not in ("-dreams", "-slots") or data in ("mnist", "fashion")
 }
 
 #: what is measured beside streams that are sorted by class
