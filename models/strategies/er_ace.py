@@ -4,8 +4,10 @@
 
 C are the classes of the incoming batch: incoming records compete among these alone, so that they do not push down the
 logits of all that is not coming just now; the replayed ones compete among all (asymmetric cross-entropy, eqs. 3–4).
-Where nothing is replayed they compete among all: a batch of one class would teach nothing else. With α, that is
-`logits_weight`, replayed records also keep the logits z' that they came with, as in DER (`der`).
+With α, that is `logits_weight`, replayed records also keep the logits z' that they came with, as in DER (`der`).
+
+Unlike in the paper, where the incoming batch is of one class, or nothing is replayed, C are all classes: among itself
+alone a class would learn nothing, and streams do bring one class for a while.
 """
 
 from __future__ import annotations
@@ -20,11 +22,18 @@ from models.strategies.seen import Seen
 def asymmetric(seen: Seen) -> Tensor:
     if not len(seen.replayed_y):
         return F.cross_entropy(seen.logits, seen.y)
-    return among_incoming(seen) + F.cross_entropy(seen.replayed, seen.replayed_y) + seen.from_kept()
+    is_of_one_class = (seen.y == seen.y[0]).all()  # () on the device, which is not asked for it
+    incoming = among(incoming_classes(seen) | is_of_one_class, seen)
+    return incoming + F.cross_entropy(seen.replayed, seen.replayed_y) + seen.from_kept()
 
 
-def among_incoming(seen: Seen) -> Tensor:
-    """mean CE(f(x)|_C, y)"""
+def incoming_classes(seen: Seen) -> Tensor:
+    """(K,) bool, those of the batch"""
     here = torch.zeros(seen.logits.shape[1], dtype=torch.bool, device=seen.y.device)
     here[seen.y] = True
-    return F.cross_entropy(seen.logits.masked_fill(~here, -torch.inf), seen.y)
+    return here
+
+
+def among(classes: Tensor, seen: Seen) -> Tensor:
+    """C as (K,) bool → mean CE(f(x)|_C, y)"""
+    return F.cross_entropy(seen.logits.masked_fill(~classes, -torch.inf), seen.y)
