@@ -131,7 +131,11 @@ def together(data: Path, records: Set) -> Sequence[Sequence[str]]:
 PARTS = {
     "mnist-naive": Part("Split-MNIST, naive", digits, "image-classifier", {"strategy": "naive"}),
     "mnist-replay-200": Part(
-        "Split-MNIST, replay memory 200", digits, "image-classifier", replaying(200, DIGITS_WARP), 0.975
+        "Split-MNIST, replay memory 200",
+        digits,
+        "image-classifier",
+        {**replaying(200, DIGITS_WARP), "replay_draws": 64},
+        0.975,
     ),
     "mnist-replay-1000": Part(
         "Split-MNIST, replay memory 1000", digits, "image-classifier", replaying(1000, DIGITS_WARP), 0.985
