@@ -6,8 +6,8 @@ C are the classes of the incoming batch: incoming records compete among these al
 logits of all that is not coming just now; the replayed ones compete among all (asymmetric cross-entropy, eqs. 3–4).
 With α, that is `logits_weight`, replayed records also keep the logits z' that they came with, as in DER (`der`).
 
-Unlike in the paper, where the incoming batch is of one class, or nothing is replayed, C are all classes: among itself
-alone a class would learn nothing, and streams do bring one class for a while.
+Unlike in the paper, where the incoming batch is of one class, L is that of `er`, with α: among itself alone a class
+would learn nothing, and streams do bring one class for a while. Where nothing is replayed, C are all classes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.strategies.er import experience_replay
 from models.strategies.seen import Seen
 
 
 def asymmetric(seen: Seen) -> Tensor:
     if not len(seen.replayed_y):
         return F.cross_entropy(seen.logits, seen.y)
+    asymmetric = among(incoming_classes(seen), seen) + F.cross_entropy(seen.replayed, seen.replayed_y)
     is_of_one_class = (seen.y == seen.y[0]).all()  # () on the device, which is not asked for it
-    incoming = among(incoming_classes(seen) | is_of_one_class, seen)
-    return incoming + F.cross_entropy(seen.replayed, seen.replayed_y) + seen.from_kept()
+    return torch.where(is_of_one_class, experience_replay(seen), asymmetric) + seen.from_kept()
 
 
 def incoming_classes(seen: Seen) -> Tensor:
