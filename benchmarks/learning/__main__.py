@@ -29,7 +29,7 @@ from pipeline import __version__
 HERE = Path(__file__).parent
 DIGITS_WARP = {"turn_degrees": 15, "shift_pixels": 2, "scale_percent": 10}
 CLOTHES_WARP = {"turn_degrees": 5, "shift_pixels": 1, "scale_percent": 5, "mirror": True}
-#: `er` keeps more of tiles than the default: a category comes by itself
+#: a category comes by itself, where `er-ace` would be this with logits
 TILES_REPLAY = {
     "strategy": "er",
     "replay_slots": 200,
