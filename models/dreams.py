@@ -110,7 +110,9 @@ class Dreams:
         difference = x - self._means[row]
         self._means[row] += w * difference
         rows = torch.cat([math.sqrt(1 - w) * self._axes[row], math.sqrt(w * (1 - w)) * difference[None]])  # (Q + 1, D)
-        self._axes[row] = torch.linalg.eigh(rows @ rows.T)[1][:, 1:].flip(1).T @ rows
+        # Double, for where pictures span few axes, most numbers are too small for the solver in single precision.
+        gram = rows.double() @ rows.double().T
+        self._axes[row] = torch.linalg.eigh(gram)[1][:, 1:].float().flip(1).T @ rows
         self._changed.add(row)
 
     def _split(self, label: int) -> None:

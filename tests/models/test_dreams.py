@@ -222,3 +222,14 @@ def test_a_flushed_class_is_dreamed_no_more_until_it_comes_again() -> None:
     dreams.add(batch(again), [1], RNG)
     drawn = dreams.draw(200, update_generator(SEED, 1))
     assert torch.equal(torch.unique(drawn.x[drawn.y == 1], dim=0), again)  # of one record, that is all there is
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pictures_that_span_hardly_anything_are_learned(seed: int) -> None:
+    """Of one colour each: all axes but one are nothing, and the solver must bear that."""
+    shades = torch.randperm(256, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    x = shades[:, None, None, None].expand(-1, 1, 8, 8)
+    dreams = learned(x, [0] * len(x), components=20, axes=24)
+    assert all(column.isfinite().all() for column in dreams.columns().values())
+    drawn = dreams.draw(64, update_generator(SEED, 0)).x.flatten(1).float()
+    assert drawn.std(1).max() < 1  # they are of one colour, too
