@@ -23,18 +23,13 @@ from models.strategies.seen import Seen
 def asymmetric(seen: Seen) -> Tensor:
     if not len(seen.replayed_y):
         return F.cross_entropy(seen.logits, seen.y)
-    asymmetric = among(incoming_classes(seen), seen) + F.cross_entropy(seen.replayed, seen.replayed_y)
+    apart = among_incoming(seen) + F.cross_entropy(seen.replayed, seen.replayed_y)
     is_of_one_class = (seen.y == seen.y[0]).all()  # () on the device, which is not asked for it
-    return torch.where(is_of_one_class, experience_replay(seen), asymmetric) + seen.from_kept()
+    return torch.where(is_of_one_class, experience_replay(seen), apart) + seen.from_kept()
 
 
-def incoming_classes(seen: Seen) -> Tensor:
-    """(K,) bool, those of the batch"""
+def among_incoming(seen: Seen) -> Tensor:
+    """mean CE(f(x)|_C, y)"""
     here = torch.zeros(seen.logits.shape[1], dtype=torch.bool, device=seen.y.device)
     here[seen.y] = True
-    return here
-
-
-def among(classes: Tensor, seen: Seen) -> Tensor:
-    """C as (K,) bool → mean CE(f(x)|_C, y)"""
-    return F.cross_entropy(seen.logits.masked_fill(~classes, -torch.inf), seen.y)
+    return F.cross_entropy(seen.logits.masked_fill(~here, -torch.inf), seen.y)
