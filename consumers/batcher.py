@@ -7,6 +7,7 @@ any size and a film-strip take seconds, and do not hold it up.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from consumers.serving import Live
 
+STALLED_S = 60.0  # a forward pass that takes longer than this
 CLOSE_S = 5.0  # how long the last batch gets when the sampler ends
 
 Item = TypeVar("Item")
@@ -82,10 +84,21 @@ class Batcher(Places):
         self._queue: deque[_Task] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self._since_s: float | None = None  # monotonic: when the present pass began
         self._thread = threading.Thread(target=self._loop, name="inference", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def problem(self) -> str | None:
+        """Why nobody is answered at this moment."""
+        if not self._thread.is_alive():
+            return "The thread that models run on has ended. Start the sampler again."
+        since_s = self._since_s
+        if since_s is not None and time.monotonic() - since_s > STALLED_S:
+            return f"A model has been at one forward pass for more than {STALLED_S:.0f} s, and all others wait."
+        return None
 
     def close(self) -> None:
         """Answers what still waits, then ends."""
@@ -112,8 +125,10 @@ class Batcher(Places):
                 if not self._queue:
                     return
                 batch = self._take()
+            self._since_s = time.monotonic()
             # A client that went away has cancelled its future.
             _answer([task for task in batch if task.future.set_running_or_notify_cancel()])
+            self._since_s = None
 
     def _take(self) -> list[_Task]:
         """The oldest task and those that join it, oldest first."""
@@ -148,18 +163,46 @@ class Sideline(Places):
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """What the work gives."""
-        return self._pool.submit(torch.inference_mode()(work))
+        return self._pool.submit(contained(torch.inference_mode()(work)))
+
+
+def contained(work: Callable[..., Result]) -> Callable[..., Result]:
+    """The same, for a thread: whatever it raises is an `Exception`, which whoever waits for it can be given.
+
+    A user's own code may raise `SystemExit`; and `StopIteration` never arrives: who waits for it waits for ever.
+    """
+
+    def run(*arguments: Any) -> Result:
+        try:
+            return work(*arguments)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                raise
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    return run
 
 
 def _answer(batch: Sequence[_Task]) -> None:
     if not batch:
         return
     try:
-        with torch.inference_mode():
-            results = batch[0].run(batch[0].live, [task.item for task in batch])
+        results = contained(_results)(batch)
     except Exception as error:  # noqa: BLE001 - the thread's outermost loop: a user's own model may raise anything
         for task in batch:
             task.future.set_exception(error)
     else:
         for task, result in zip(batch, results, strict=True):
             task.future.set_result(result)
+
+
+@torch.inference_mode()
+def _results(batch: Sequence[_Task]) -> Sequence[Any]:
+    """
+    Raises:
+        ValueError: the model gives more or fewer answers than it was asked for.
+    """
+    results = batch[0].run(batch[0].live, [task.item for task in batch])
+    if len(results) != len(batch):
+        raise ValueError(f"the model gave {len(results)} answers to {len(batch)} questions")
+    return list(results)

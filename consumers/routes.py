@@ -33,7 +33,7 @@ from consumers.answers import (
     recognise,
     recognised,
 )
-from consumers.batcher import Batcher, Places, Sideline
+from consumers.batcher import Batcher, Places, Sideline, contained
 from consumers.bridge import tensors
 from consumers.gate import RETRY_AFTER, Writers, refusal
 from consumers.serving import Live, Serving, essentials
@@ -70,13 +70,14 @@ class Service:
             HTTPException: 503 without a version, 409 where the model does something else.
         """
         follower = self.serving.follower(model)
-        if follower.live is None:
+        live = follower.live  # once: a reset may take it away at any moment
+        if live is None:
             detail = follower.problem or "It has no version yet; one comes when its worker has learned."
             raise refusal(503, "no-version", f"{model}: {detail}", **RETRY_AFTER)
-        if not is_able(follower.live, route):
-            able = [f"/models/{model}/{other}" for other in capabilities(follower.live)]
+        if not is_able(live, route):
+            able = [f"/models/{model}/{other}" for other in capabilities(live)]
             raise refusal(409, "wrong-kind", f"{model} does not {route}. Use {' or '.join(able) or '/models'}.")
-        return follower.live
+        return live
 
     def known(self, live: Live, label: str | None) -> None:
         """
@@ -117,7 +118,7 @@ class Service:
 
     def decoded(self, work: Callable[..., Result], *arguments: Any) -> Awaitable[Result]:
         """What the work gives, on the threads that read and write pictures."""
-        return asyncio.get_running_loop().run_in_executor(self.decoders, work, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self.decoders, contained(work), *arguments)
 
 
 def _service(request: Request) -> Service:
@@ -150,16 +151,21 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", tags=["operations"])
 async def readyz(service: ServiceOf) -> JSONResponse:
-    """Ready (200) when every model has a version, else 503. Says so if the store is away; what is live is served."""
-    followers = service.serving.followers()
+    """Ready (200) when every model has a version and models can be asked, else 503.
+
+    Says so if the store is away; what is live is served. A model that was deleted is not waited for.
+    """
+    followers = {name: f for name, f in service.serving.followers().items() if not f.deleted}
+    lives = {name: f.live for name, f in followers.items()}
     outages = [f.unreachable_since_s for f in followers.values() if f.unreachable_since_s is not None]
     since = f"unreachable since {datetime.fromtimestamp(min(outages), UTC):%Y-%m-%dT%H:%M:%SZ}" if outages else None
     models = {
-        name: {"version": f.live.manifest.version if f.live else None, "problem": f.problem}
-        for name, f in followers.items()
+        name: {"version": live.manifest.version if live else None, "problem": followers[name].problem}
+        for name, live in lives.items()
     }
-    ready = bool(models) and all(f.live for f in followers.values())
-    content = {"ready": ready, "store": since or "reachable", "models": models}
+    problem = service.batcher.problem or service.serving.problem
+    ready = bool(models) and all(lives.values()) and service.batcher.problem is None
+    content = {"ready": ready, "store": since or "reachable", "problem": problem, "models": models}
     return JSONResponse(content, 200 if ready else 503)
 
 
@@ -234,7 +240,8 @@ def get_weights(model: str, ref: Reference, service: ServiceOf) -> Response:
     """What serving needs, as one safetensors file; its metadata tells how to build the model."""
     follower = service.serving.follower(model)
     manifest = follower.store.manifest(ref)
-    objects = dict(follower.live.objects) if follower.live else {}
+    live = follower.live
+    objects = dict(live.objects) if live else {}
     content = save(tensors(follower.store.arrays(manifest, "serving", objects)), essentials(manifest))
     headers = {
         "X-Headrace-Model": model,

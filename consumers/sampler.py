@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -117,7 +117,12 @@ def open_server(config: Config, say: Callable[[str], None]) -> tuple[uvicorn.Ser
     return uvicorn.Server(options), listener
 
 
-def serve(config: Config, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> None:
+def _to_stderr(line: str) -> None:
+    with suppress(OSError):  # whoever read it is gone: no reason for a thread to end
+        print(line, file=sys.stderr, flush=True)
+
+
+def serve(config: Config, say: Callable[[str], None] = _to_stderr) -> None:
     """Serves until SIGINT or SIGTERM, then ends within about GRACE_S. Call it from the main thread.
 
     Raises:

@@ -22,7 +22,7 @@ from consumers.bridge import tensors
 from consumers.registry import resolve_blueprint
 from models.registry import BUILTIN
 from pipeline.config import Config, ImageInput, Input, TextInput
-from pipeline.errors import ConfigError, Corrupt, NotFound, StoreError
+from pipeline.errors import ConfigError, Corrupt, HeadraceError, NotFound, StoreError
 from pipeline.store import Store, models
 
 if TYPE_CHECKING:
@@ -107,22 +107,26 @@ class Follower:
         learner: str | None,
         metrics: SamplerMetrics,
         say: Callable[[str], None],
-        stop: threading.Event,
     ) -> None:
         self.store = store
         self.live: Live | None = None
         self.problem: str | None = None  # why the newest version is not the live one
+        self.deleted = False  # on purpose: nobody waits for a version of it
         self.unreachable_since_s: float | None = None  # Unix time since which Redis does not answer
         self._learner = learner  # what the configuration gives for this model
         self._metrics = metrics
         self._say = say
-        self._stop = stop
-        self._refused: str | None = None  # digest of the version that could not be loaded: it is tried once
+        self._stop = threading.Event()
+        self._refused: tuple[str, str] | None = None  # a version that could not be loaded, and why: it is tried once
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name=f"follow-{store.model}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def stop(self) -> None:
+        """Has the thread end, within about BLOCK_MS where Redis answers."""
+        self._stop.set()
 
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
@@ -136,53 +140,71 @@ class Follower:
         last, wait_s = "0", BACKOFF_S[0]
         while not self._stop.is_set():
             try:
-                # The head is read at every turn: a missed event costs half a second, not a version.
-                self._to_head()
-                for event in self.store.events(last, BLOCK_MS):
-                    last = event.id
-                    if event.kind in ("reset", "delete") and event.model == self.store.model:
-                        self._forget()
-            except StoreError as error:
-                if not error.retriable:
-                    self._set(problem=str(error))
-                elif self.unreachable_since_s is None:
-                    self._metrics.store_up(False)
-                    self._say(f"{error} {self.store.model}: what is live stays; trying again.")
-                    self._set(unreachable_since_s=time.time())
+                last = self._turn(last)
+            except BaseException as error:  # noqa: BLE001 - the thread's outermost loop, and it never ends by itself
+                self._failed(error)
                 self._stop.wait(wait_s)
                 wait_s = min(2 * wait_s, BACKOFF_S[1])
             else:
                 wait_s = BACKOFF_S[0]
-                self._metrics.store_up(True)
-                if self.unreachable_since_s is not None:
-                    self._set(unreachable_since_s=None)
+
+    def _turn(self, last: str) -> str:
+        """Puts the head in service and listens a while; gives the last event that was heard."""
+        # The head is read at every turn: a missed event costs half a second, not a version.
+        self._to_head()
+        events = self.store.events(last, BLOCK_MS)
+        if ends := [e.kind for e in events if e.kind in ("reset", "delete") and e.model == self.store.model]:
+            self._forget(ends[-1] == "delete")
+        self._metrics.store_up(True)
+        problem = self._refused[1] if self._refused else None
+        if (self.unreachable_since_s, self.problem) != (None, problem):
+            self._set(unreachable_since_s=None, problem=problem)
+        return events[-1].id if events else last
+
+    def _failed(self, error: BaseException) -> None:
+        """A turn came to nothing; another is made."""
+        if isinstance(error, StoreError) and error.retriable:
+            if self.unreachable_since_s is None:
+                self._metrics.store_up(False)
+                self._set(unreachable_since_s=time.time())
+                self._say(f"{error} {self.store.model}: what is live stays; trying again.")
+            return
+        problem = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
+        if problem != self.problem:
+            self._set(problem=problem)
+            self._say(f"{self.store.model}: {problem}")
 
     def _to_head(self) -> None:
         head = self.store.head()
-        if head is None or head.digest == self._refused or (self.live and head.digest == self.live.digest):
+        if head is None:
+            return
+        self.deleted = False
+        if self.live and head.digest == self.live.digest:
+            self._refused = None
+            return
+        if self._refused and head.digest == self._refused[0]:
             return
         started = time.perf_counter()
         try:
             live = self.load(self.store.manifest(head))
-        except Exception as error:
+            self._metrics.swapped(self.store.model, live.manifest, time.perf_counter() - started)
+        except BaseException as error:
             if isinstance(error, StoreError) and error.retriable:
                 raise
             if isinstance(error, NotFound | Corrupt) and self.store.head() != head:
                 return  # retention was faster than we; the next turn takes the new head
-            self._refused = head.digest
             self._metrics.swap_failed(self.store.model)
             stays = f"version {self.live.manifest.version} stays live" if self.live else "nothing is live"
             problem = f"Version {head.version} cannot be served, {stays}: {type(error).__name__}: {error}"
+            self._set(problem=problem, _refused=(head.digest, problem))
             self._say(f"{self.store.model}: {problem}")
-            self._set(problem=problem)
         else:
-            self._set(live=live, problem=None)
-            self._metrics.swapped(self.store.model, live.manifest, time.perf_counter() - started)
+            self._set(live=live, problem=None, _refused=None)
 
-    def _forget(self) -> None:
+    def _forget(self, deleted: bool) -> None:
         """After a reset or a delete. A Redis that lost its data announces neither, and what is live stays."""
-        if self.live and self.store.head() is None:
-            self._set(live=None, problem=None)
+        if self.store.head() is None:
+            self._set(live=None, problem=None, _refused=None, deleted=deleted)
 
     def load(self, manifest: Manifest) -> Live:
         """A version, ready to answer; it shares what it can with the live one.
@@ -190,7 +212,8 @@ class Follower:
         Raises:
             NotFound, Corrupt, ValueError, KeyError, RuntimeError: it cannot be served.
         """
-        objects = dict(self.live.objects) if self.live else {}
+        before = self.live  # once: others than the follower's own thread ask too
+        objects = dict(before.objects) if before else {}
         model = load_model(self.store, manifest, self._blueprint(manifest), objects)
         return Live(manifest, manifest.digest, model, INPUT.validate_python(manifest.input), objects)
 
@@ -223,6 +246,7 @@ class Serving:
         self._stop = threading.Event()
         self._discovery = threading.Thread(target=self._discover, name="discover", daemon=True)
         self._followers = {name: self._follower(name, config.family(name)) for name in config.models}
+        self.problem: str | None = None  # why no model is found
 
     def start(self) -> None:
         for follower in self._followers.values():
@@ -235,6 +259,8 @@ class Serving:
         self._stop.set()
         if not self._config.models:
             self._discovery.join(2 * BLOCK_MS / 1000)
+        for follower in self._followers.values():
+            follower.stop()
         for follower in self._followers.values():
             follower.join(2 * BLOCK_MS / 1000)
 
@@ -255,18 +281,28 @@ class Serving:
 
     def _follower(self, name: str, family: str) -> Follower:
         learner = self._config.models[name].learner if name in self._config.models else None
-        return Follower(Store(self._redis, family, name), learner, self._metrics, self._say, self._stop)
+        return Follower(Store(self._redis, family, name), learner, self._metrics, self._say)
 
     def _discover(self) -> None:
         while not self._stop.is_set():
             try:
-                found = models(self._redis)
-            except StoreError as error:
-                self._say(f"{error} Models are looked for again.")
-                found = []
-            for family, name in found:
-                if name not in self._followers:
-                    follower = self._follower(name, family)
-                    follower.start()
-                    self._followers = {**self._followers, name: follower}
+                self._look()
+                self.problem = None
+            except BaseException as error:  # noqa: BLE001 - the thread's outermost loop, and it never ends by itself
+                if self.problem is None:
+                    self._say(f"{error} Models are looked for again.")
+                self.problem = f"{error} Models are looked for again."
             self._stop.wait(DISCOVER_S)
+
+    def _look(self) -> None:
+        """Follows what is new, and no longer what was deleted."""
+        found = {name: family for family, name in models(self._redis)}
+        for name, family in found.items():
+            if name not in self._followers:
+                follower = self._follower(name, family)
+                follower.start()
+                self._followers = {**self._followers, name: follower}
+        for name, follower in self._followers.items():
+            if follower.deleted and name not in found:
+                follower.stop()
+                self._followers = {other: one for other, one in self._followers.items() if other != name}

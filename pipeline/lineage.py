@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.log import Partition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what is stored is no larger: JSON has numbers of any size
 Run = tuple[int, int, int]  # index into `partitions`, skip, count
 
 LEARNED = "learned"

@@ -6,18 +6,29 @@ history is a chain of hashes: whoever knows a version's digest knows all that ca
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import math
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from pipeline.codec import sha256
 from pipeline.errors import Corrupt
-from pipeline.lineage import Lineage, Runs
+from pipeline.lineage import Int64, Lineage, Runs
 from pipeline.log import Partition
 
 FORMAT = 1
 
 Group = Literal["serving", "training"]
+
+REF = re.compile(rb"([0-9]{1,18}):([0-9a-f]{64})")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Metric = Annotated[float | None, AfterValidator(_finite)]  # None: not a number; 1e999 is none
 
 
 class Frozen(BaseModel):
@@ -29,7 +40,7 @@ class Frozen(BaseModel):
 class Ref(Frozen):
     """A version, named so that it cannot be taken for another one. As text: "17:9f2c…"."""
 
-    version: int
+    version: Int64
     digest: str
 
     def __str__(self) -> str:
@@ -37,9 +48,14 @@ class Ref(Frozen):
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """The reference that `text` is."""
-        version, digest = text.decode().split(":")
-        return cls(version=int(version), digest=digest)
+        """The reference that `text` is.
+
+        Raises:
+            Corrupt: it is none.
+        """
+        if found := REF.fullmatch(text):
+            return cls(version=int(found[1]), digest=found[2].decode())
+        raise Corrupt(f"Redis names a version {text[:80]!r}, which is not NUMBER:DIGEST. Restore Redis from a backup.")
 
 
 class Part(Frozen):
@@ -89,23 +105,23 @@ class Manifest(Stored):
 
     model: str
     family: str
-    version: int
+    version: Int64
     parent: Ref | None = None
-    created_ms: int
+    created_ms: Int64
     learner: str
     input: dict[str, Any]
     options: dict[str, Any]
     config: dict[str, Any]
     classes: list[str]
     seed: int
-    updates: int
-    counts: dict[str, int]  # records by outcome, since the beginning
-    watermark: dict[str, dict[int, int]]  # topic → partition → next offset to read
+    updates: Int64
+    counts: dict[str, Int64]  # records by outcome, since the beginning
+    watermark: dict[str, dict[Int64, Int64]]  # topic → partition → next offset to read
     topic_ids: dict[str, str] = {}  # topic → Kafka's id of it: one that was made again has another
     pending: Runs = Runs()  # what was read, in order, and is neither learned nor given up yet
     keyframe: Ref | None = None  # None: training is in here; else the ancestor that learning goes on from
-    newest_timestamp_ms: int | None = None  # of all learned records
-    metrics: dict[str, float | None]  # None: not a number
+    newest_timestamp_ms: Int64 | None = None  # of all learned records
+    metrics: dict[str, Metric]
     environment: dict[str, Any]  # headrace, torch, python, device, threads
     meta: dict[str, Any]  # the learner's own
     worker: dict[str, Any]  # the worker's own: what it needs to go on
@@ -165,10 +181,10 @@ class Manifest(Stored):
 class HistoryEntry(Stored):
     """What stays of a version for good, also when retention has removed its manifest."""
 
-    version: int
+    version: Int64
     parent: Ref | None = None
-    created_ms: int
-    updates: int
-    counts: dict[str, int]
-    metrics: dict[str, float | None]
+    created_ms: Int64
+    updates: Int64
+    counts: dict[str, Int64]
+    metrics: dict[str, Metric]
     lineage: Lineage

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.codec import Array, sha256
+from pipeline.config import NAME
 from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.keyspace import REGISTRY, Keyspace, connect, translated
 from pipeline.manifest import Group, HistoryEntry, Manifest, Ref
@@ -349,18 +350,21 @@ def models(redis: Redis) -> list[tuple[str, str]]:
     """Every (family, model) that a worker ever took, sorted."""
     with translated():
         members: Any = redis.smembers(REGISTRY)
-    return sorted((family, model) for family, _, model in (member.decode().partition(":") for member in members))
+    pairs = (member.decode(errors="replace").partition(":") for member in members)
+    return sorted((family, model) for family, _, model in pairs if re.match(NAME, family) and re.match(NAME, model))
 
 
 def _event(id_: bytes, fields: dict[bytes, bytes]) -> Event:
-    text = {key.decode(): value.decode() for key, value in fields.items()}
+    """A field that is damaged is as one that is not there: nobody can go on reading at the next one otherwise."""
+    text = {key: value.decode(errors="replace") for key, value in fields.items()}
+    version = text.get(b"version", "")
     return Event(
         id=id_.decode(),
-        kind=text["kind"],
-        model=text["model"],
-        version=int(text["version"]) if text["version"] else None,
-        digest=text["digest"] or None,
-        alias=text["alias"] or None,
+        kind=text.get(b"kind", ""),
+        model=text.get(b"model", ""),
+        version=int(version) if re.fullmatch("[0-9]{1,18}", version) else None,
+        digest=text.get(b"digest") or None,
+        alias=text.get(b"alias") or None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from queue import Full
@@ -75,6 +76,45 @@ def test_a_pass_that_raises_fails_its_own_requests_alone(batcher: Batcher) -> No
     run = Pass()
     run.go.set()
     assert batcher.submit(run, live, 1).result(WAIT_S) == 10
+
+
+class Odd:
+    """Answers that no caller can use."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, live: Live, items: Sequence[int]) -> Any:
+        match self.name:
+            case "too few":
+                return items[1:]
+            case "too many":
+                return [*items, 0]
+            case "not a list":
+                return 0.5
+            case "exit":
+                raise SystemExit(3)
+            case _:
+                return next(iter(()))
+
+
+@pytest.mark.parametrize("name", ["too few", "too many", "not a list", "exit", "stop"])
+def test_a_model_that_answers_oddly_fails_its_own_requests_alone(batcher: Batcher, name: str) -> None:
+    async def asked() -> list[Any]:
+        futures = [asyncio.wrap_future(batcher.submit(odd, live, item)) for item in range(3)]
+        return await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), WAIT_S)
+
+    odd, live, run = Odd(name), version(), Pass()
+    assert all(isinstance(error, Exception) for error in asyncio.run(asked()))
+    run.go.set()
+    assert batcher.submit(run, live, 1).result(WAIT_S) == 10
+    assert batcher.problem is None
+
+
+def test_a_thread_that_has_ended_is_told(batcher: Batcher) -> None:
+    assert batcher.problem is None
+    batcher.close()
+    assert batcher.problem == "The thread that models run on has ended. Start the sampler again."
 
 
 def test_a_request_that_was_given_up_costs_nothing(batcher: Batcher) -> None:

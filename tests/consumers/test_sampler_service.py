@@ -7,16 +7,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from redis import Redis
 
+from consumers.serving import Follower, Live
 from pipeline.errors import ConfigError
 from pipeline.local import EmbeddedRedis
 from pipeline.store import Store
 from tests.consumers.marked import marked, step
 from tests.consumers.running import PATIENCE_S, configuration, running
+from tests.services import unique
 
 TOKEN = "a token of the tests"
 
@@ -51,12 +54,83 @@ def test_it_is_ready_when_every_model_has_a_version(redis_url: str, redis: Redis
         assert answer.json() == {
             "ready": False,
             "store": "reachable",
+            "problem": None,
             "models": {family: {"version": None, "problem": None}},
         }
         step(marked(Store(redis, family, family)))
         assert at.serves(family, 1)
         answer = at.client.get("/readyz")
         assert (answer.status_code, answer.json()["ready"]) == (200, True)
+
+
+class Vanishing:
+    """A follower whose version is there when it is first looked at, and not any more the second time."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+        self._lives = [follower.live]
+
+    @property
+    def live(self) -> Live | None:
+        return self._lives.pop() if self._lives else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._follower, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/readyz"),
+        ("GET", "/models"),
+        ("GET", "/models/{}"),
+        ("POST", "/models/{}/classify"),
+        ("GET", "/models/{}/generate?n=1"),
+        ("GET", "/models/{}/strip?n=1"),
+        ("GET", "/models/{}/versions/1/weights"),
+    ],
+)
+def test_a_reset_at_any_moment_fails_no_request(
+    redis_url: str, redis: Redis, family: str, method: str, path: str
+) -> None:
+    step(marked(Store(redis, family, family)))
+    with running(configuration(redis_url, {family: {}})) as at:
+        assert at.serves(family, 1)
+        follower: Any = Vanishing(at.follower(family))
+        at.service.serving._followers[family] = follower
+        answer = at.client.request(method, path.format(family), content=b"x" if method == "POST" else None)
+        assert answer.status_code == 200, answer.text
+        at.service.serving._followers[family] = follower._follower
+
+
+def test_a_model_that_was_deleted_is_not_waited_for(redis_url: str, redis: Redis, family: str) -> None:
+    other = unique("other")
+    makers = [marked(Store(redis, name, name)) for name in (family, other)]
+    for maker in makers:
+        step(maker)
+    with running(configuration(redis_url, {family: {}, other: {}})) as at:
+        assert at.serves(family, 1)
+        assert at.serves(other, 1)
+        makers[0].store.release(makers[0].fence)
+        makers[0].store.delete()
+        assert at.follower(family).wait_for(lambda f: f.deleted, PATIENCE_S)
+        answer = at.client.get("/readyz")
+        assert (answer.status_code, list(answer.json()["models"])) == (200, [other])
+        assert at.client.post(f"/models/{family}/classify", content=b"x").status_code == 503
+        step(marked(Store(redis, family, family)))
+        assert at.serves(family, 1)
+        assert sorted(at.client.get("/readyz").json()["models"]) == sorted([family, other])
+
+
+def test_a_sampler_that_cannot_ask_models_is_not_ready(redis_url: str, redis: Redis, family: str) -> None:
+    step(marked(Store(redis, family, family)))
+    with running(configuration(redis_url, {family: {}})) as at:
+        assert at.serves(family, 1)
+        assert at.client.get("/readyz").status_code == 200
+        at.service.batcher.close()
+        answer = at.client.get("/readyz")
+        assert answer.status_code == 503
+        assert "thread that models run on" in answer.json()["problem"]
 
 
 def test_without_redis_it_answers_and_says_so(tmp_path: Path) -> None:

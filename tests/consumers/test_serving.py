@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,19 +15,31 @@ import torch
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
+from consumers.answers import standing
 from consumers.serving import Follower, Live, Serving, client, load_model
 from models.capabilities import Classifier
-from pipeline.codec import from_numpy
+from models.learner import Blueprint
+from pipeline.codec import from_numpy, sha256
 from pipeline.errors import NotFound
 from pipeline.local import EmbeddedRedis
 from pipeline.metrics import SamplerMetrics
 from pipeline.rowlog import whole
-from pipeline.store import Store
-from tests.consumers.marked import blueprint, marked, step
+from pipeline.store import Ref, Store
+from tests.consumers.marked import TEXT, Maker, MarkedLearner, MarkedModel, MarkedOptions, blueprint, marked, step
 from tests.consumers.running import PATIENCE_S, configuration
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+
+
+def _left(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> MarkedModel:
+    """A user's own model that calls sys.exit."""
+    if options.frozen > 1:
+        raise SystemExit("on purpose")
+    return MarkedModel(4096)
+
+
+leaving = Blueprint(MarkedOptions, MarkedLearner, _left, "text")
 
 
 @contextmanager
@@ -100,6 +113,95 @@ def test_a_damaged_version_is_refused_and_the_next_good_one_is_served(
         assert follower.problem is None
 
 
+@pytest.mark.parametrize("head", [b"garbage", b"1" * 5000, b"1:", b"\xff:\xff", b"1" * 5000 + b":" + b"0" * 64, b""])
+def test_a_damaged_head_is_told_and_the_next_good_one_is_served(
+    redis: Redis, redis_url: str, family: str, head: bytes
+) -> None:
+    maker = marked(Store(redis, family, family))
+    step(maker)
+    key = f"headrace:{{{family}}}:model:{family}:head"
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        live_at(follower, 1)
+        good: Any = redis.getset(key, head)
+        if head:
+            assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+            assert "not NUMBER:DIGEST" in (follower.problem or "")
+        redis.set(key, good)
+        step(maker)
+        live_at(follower, 2)
+        assert follower.wait_for(lambda f: f.problem is None, PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "fields", [{b"no": b"kind"}, {b"kind": b"\xff"}, {b"kind": b"commit", b"version": b"1" * 5000}]
+)
+def test_a_damaged_event_is_read_over(redis: Redis, redis_url: str, family: str, fields: dict[Any, Any]) -> None:
+    maker = marked(Store(redis, family, family))
+    redis.xadd(f"headrace:{{{family}}}:events", fields)
+    step(maker)
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        live_at(follower, 1)
+        redis.xadd(f"headrace:{{{family}}}:events", fields)
+        step(maker)
+        live_at(follower, 2)
+        maker.store.release(maker.fence)
+        maker.store.reset()
+        assert follower.wait_for(lambda f: f.live is None, PATIENCE_S)
+        assert follower.problem is None
+
+
+def rewritten(redis: Redis, store: Store, **changes: str) -> None:
+    """Makes a new head of the present one: texts of the manifest in place of others."""
+    manifest = store.manifest()
+    text = manifest.raw.decode()
+    for before, after in changes.items():
+        text, found = re.subn(f'"{before}":[^,}}]+', f'"{before}":{after}', text)
+        assert found
+    raw = text.replace(f'"version":{manifest.version},', f'"version":{manifest.version + 1},', 1).encode()
+    ref = Ref(version=manifest.version + 1, digest=sha256(raw))
+    key = f"headrace:{{{store.family}}}:model:{store.model}:"
+    redis.set(f"{key}manifest:{ref.version}", raw)
+    redis.zadd(f"{key}versions", {str(ref): ref.version})
+    redis.set(f"{key}head", str(ref))
+
+
+@pytest.mark.parametrize("lag", ["1e999", "1e300"])
+def test_a_number_that_is_none_is_not_known(redis: Redis, redis_url: str, family: str, lag: str) -> None:
+    store = Store(redis, family, family)
+    step(marked(store))
+    rewritten(redis, store, lag_records=lag)
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
+        live = live_at(served.follower(family), 2)
+        assert standing(live, 0.0)["lag_records"] == (None if lag == "1e999" else int(1e300))
+
+
+@pytest.mark.parametrize("name", ["newest_timestamp_ms", "created_ms", "updates", "learned", "0"])
+def test_numbers_beyond_all_bounds_are_refused(redis: Redis, redis_url: str, family: str, name: str) -> None:
+    store = Store(redis, family, family)
+    maker = marked(store)
+    step(maker)
+    with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        live_at(follower, 1)
+        rewritten(redis, store, **{name: "1" + "0" * 400})
+        assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+        assert "Version 2 cannot be served, version 1 stays live" in (follower.problem or "")
+
+
+def test_a_model_of_the_users_that_ends_its_process_ends_no_thread(redis: Redis, redis_url: str, family: str) -> None:
+    learner = "tests.consumers.test_serving:leaving"
+    maker = Maker(Store(redis, family, family), learner, leaving, TEXT)
+    step(maker)
+    with serving(configuration(redis_url, {family: {"learner": learner}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+        assert "SystemExit: on purpose" in (follower.problem or "")
+        maker.commit(options={"frozen": 1})
+        live_at(follower, 2)
+
+
 def test_weights_that_do_not_fit_their_manifest_are_refused(redis: Redis, redis_url: str, family: str) -> None:
     maker = marked(Store(redis, family, family))
     step(maker)
@@ -155,6 +257,26 @@ def test_a_reset_model_is_not_served_any_more_until_it_learns_anew(redis: Redis,
         assert follower.wait_for(lambda f: f.live is None, PATIENCE_S)
         assert step(marked(store)) == 3
         assert marks(live_at(follower, 3)) == [1, 1]
+
+
+def test_names_of_models_that_are_none_are_read_over_and_deleted_ones_are_followed_no_more(tmp_path: Path) -> None:
+    with (
+        EmbeddedRedis(tmp_path) as server,
+        Redis.from_url(server.url) as redis,
+        serving(configuration(server.url, {}), redis) as (served, _, said),
+    ):
+        redis.sadd("headrace:models", b"\xff:\xff", "UPPER:UPPER", "alone", "a:b:c")
+        maker = marked(Store(redis, "family", "found"))
+        step(maker)
+        assert said.get(timeout=PATIENCE_S).startswith("found: Version 1 cannot be served")
+        assert list(served.followers()) == ["found"]
+        follower = served.follower("found")
+        maker.store.release(maker.fence)
+        maker.store.delete()
+        assert follower.wait_for(lambda f: f.deleted, PATIENCE_S)
+        follower.join(PATIENCE_S)
+        assert not served.followers()
+        assert served.problem is None
 
 
 def test_without_redis_it_keeps_what_it_has_and_catches_up_later(tmp_path: Path) -> None:
