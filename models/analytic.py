@@ -21,7 +21,9 @@ machine learning with deep streaming LDA").
 Sums add up: two heads merge by adding theirs, and a record is taken out by subtracting its own. With a forgetting
 factor γ < 1 what was there before a record counts γ times as much: then order matters, as it should under drift.
 
-G is kept whole for the product that adds to it, and stored as the half that says it all (`packed`).
+G is kept whole for the product that adds to it, and stored as the half that says it all (`packed`). All sums are in
+double precision: to a single-precision number that has grown to 2²⁴ nothing can be added that is below 1. Of features
+that are multiples of 1/16 all sums are exact, so that neither order nor batches nor processor decide a bit.
 """
 
 from __future__ import annotations
@@ -50,13 +52,14 @@ class Solved:
 class Sums:
     """The sums over records of up to now, of features of width D.
 
-    G, to which D² numbers are added for every record, is on the device, in single precision. S and n are on the CPU in
-    double precision, and so is solving: not every device has that.
+    G, to which D² numbers are added for every record, is on the device, if that has double precision (MPS has not).
+    S, n and solving are on the CPU.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.width = width
-        self.gram = torch.zeros(width, width, device=device)  # G
+        gram_device = torch.device("cpu") if device.type == "mps" else device
+        self.gram = torch.zeros(width, width, dtype=torch.float64, device=gram_device)  # G
         self.by_class = torch.zeros(0, width, dtype=torch.float64)  # S
         self.counts = torch.zeros(0, dtype=torch.float64)  # n
 
@@ -74,10 +77,11 @@ class Sums:
             forgetting: γ; the records of a call are as old as each other.
         """
         kept = forgetting ** len(y)
-        self.gram.addmm_(features.T, features, beta=kept, alpha=sign)
+        wide = features.to(self.gram)
+        self.gram.addmm_(wide.T, wide, beta=kept, alpha=sign)
         self.by_class *= kept
         self.counts *= kept
-        self.by_class.index_add_(0, y, features.cpu().double(), alpha=sign)
+        self.by_class.index_add_(0, y, wide.cpu(), alpha=sign)
         self.counts.index_add_(0, y, torch.ones(len(y), dtype=torch.float64), alpha=sign)
 
     def merge(self, other: Sums, numbers: Tensor) -> None:
@@ -93,7 +97,7 @@ class Sums:
         if head == "means" or n < 1:
             return Solved(means.float(), -0.5 * means.square().sum(1).float())
         mean = self.by_class.sum(0) / n
-        gram = self.gram.to("cpu", torch.float64, copy=True)
+        gram = self.gram.to("cpu", copy=True)
         if head == "ridge":
             factor = _factor(gram.addr_(mean, mean, alpha=-n.item()), ridge / n.item())
             targets = self.by_class - self.counts[:, None] * mean
@@ -111,7 +115,7 @@ class Sums:
         return made
 
     def capture(self) -> dict[str, Tensor]:
-        """sums/gram (⌈D/2⌉, D + 1) packed, sums/by_class (K, D) and sums/counts (K,) float64."""
+        """sums/gram (⌈D/2⌉, D + 1) packed, sums/by_class (K, D) and sums/counts (K,), all float64."""
         named = {"sums/gram": packed(self.gram), "sums/by_class": self.by_class, "sums/counts": self.counts}
         return {name: tensor.clone() for name, tensor in named.items()}
 
@@ -120,7 +124,7 @@ class Sums:
         Raises:
             ValueError: a tensor is missing or does not fit.
         """
-        gram = torch.zeros((self.width + 1) // 2, self.width + 1, device=self.gram.device)
+        gram = self.gram.new_zeros((self.width + 1) // 2, self.width + 1)
         copy_into({"sums/gram": gram, "sums/by_class": self.by_class, "sums/counts": self.counts}, state)
         self.gram = unpacked(gram)
 

@@ -15,6 +15,10 @@ since what a backbone gives is mostly above 0: otherwise what all pictures have 
 of P whose signs do not add up to 0. With length 1, so that contrast does not count. Nothing of it is fitted to the
 stream, whose beginning would then decide what features are.
 
+z is rounded to whole units, so that P z is exact, whatever order a processor adds in. φ is rounded to multiples of
+1/16, so that the sums of its products are exact. So what is learned of a record does not depend on its batch (over a
+backbone: as far as what the backbone makes of it does not).
+
 The head is solved from sums over all records (`analytic`) now and then (`analytic_learner`).
 """
 
@@ -34,6 +38,8 @@ from models.network import pixels
 from models.wavelets import Wavelets
 
 CELLS = 3  # of a side: where maps are averaged
+UNITS = 1 << 16  # of 1, to which z is rounded: ±z added up in units stay below 2²⁴, as floats are whole, for d < 60,000
+STEPS = 16  # of 1, to which φ is
 MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
@@ -72,9 +78,11 @@ class ImageAnalytic(AnalyticModel):
         self.register_buffer("projection", signs(width, extractor.dim), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
-        u = self.extractor(pixels(x))
+        u = self.extractor(pixels(x)).cpu().double()  # not every device has double precision
         z = F.normalize(u - u.mean(1, keepdim=True))  # (B, d)
-        return (z @ self.projection.T + 1).square()
+        units = (z * UNITS).round().to(self.projection)
+        projected = (units @ self.projection.T).div_(UNITS).add_(1)  # (B, D)
+        return projected.square_().mul_(STEPS).round_().div_(STEPS)
 
 
 class ImageAnalyticLearner(AnalyticLearner):

@@ -279,18 +279,25 @@ def module_on(build: Callable[[], M], device: torch.device) -> M:
         return build().to(device)
 
 
+def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether a type has each value of another one; double precision has the whole numbers that sums come to."""
+    same_kind = wide.is_floating_point == narrow.is_floating_point
+    return torch.promote_types(wide, narrow) == wide and (same_kind or wide == torch.float64)
+
+
 def copy_into(targets: Mapping[str, Tensor], source: Mapping[str, Tensor | Rows]) -> None:
     """Copies every tensor of `source` into the one of the same name.
 
     Raises:
-        ValueError: a tensor is missing, has no target, or is of another shape or type; nothing is written then.
+        ValueError: a tensor is missing, has no target, or is of another shape, or of a type of which the target's does
+            not hold every value; nothing is written then. Former versions had sums in narrower types.
     """
     tensors = {name: value.tensor if isinstance(value, Rows) else value for name, value in source.items()}
     if missing := sorted(targets.keys() ^ tensors.keys()):
         raise ValueError(f"{missing[0]} is in only one of the stored state and this learner. Restore with its options.")
     for name, target in targets.items():
         found = tensors[name]
-        if (found.shape, found.dtype) != (target.shape, target.dtype):
+        if found.shape != target.shape or not holds(target.dtype, found.dtype):
             raise ValueError(
                 f"{name} is {tuple(found.shape)} {found.dtype} in the stored state and {tuple(target.shape)} "
                 f"{target.dtype} in this learner. Restore with the options and input that it was learned with."

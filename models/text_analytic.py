@@ -13,8 +13,9 @@ A text is the set of its hashed words, pairs of words and n-grams (`hashing`). O
 Both answer together: softmax(τ (W φ + b) + β log p(x | c)). β is below 1 because the features of a text say the same
 thing many times over.
 
-All sums are of integers, so that order, merging and taking a record out again are exact to the last bit, as long as
-none exceeds 2^24.
+All sums are whole numbers, so that order, merging and taking a record out again are exact to the last bit. C has the
+narrowest type that holds the most records of a class, and a wider one once there are more; the others are in double
+precision, which holds whole numbers to 2^53. With a forgetting factor below 1 C is in double precision, too.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ ORDERS = (3, 4, 5)  # of n-grams
 SCALE = 64  # the length of φ, before it is rounded
 SMOOTHING = 2e-4  # ε
 TRUST = 0.03  # β
+INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)  # from narrow to wide
+NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*INTEGERS, torch.float64)}
+TYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 class TextAnalyticOptions(AnalyticOptions):
-    """`width` is D, the head's features: 2 D² bytes; naive Bayes has 4 bytes for each class and bucket."""
+    """`width` is D, the head's features: 4 D² bytes; naive Bayes has 1 to 4 bytes for each class and bucket."""
 
     width: int = structural(2048, ge=8, le=16_384)
     buckets: int = structural(1 << 16, ge=2)
@@ -47,16 +51,16 @@ class TextAnalyticOptions(AnalyticOptions):
 class TextAnalytic(AnalyticModel):
     """Texts are (B, L) int32."""
 
-    counts: Tensor  # (buckets, K) float32, integers: of each bucket and class, records that have it
-    records: Tensor  # (K,) float32: n_c
-    lengths: Tensor  # (K,) float32: Σ_f C_fc
+    counts: Tensor  # (buckets, K) of `dtype`: C_fc
+    records: Tensor  # (K,) float64: n_c
+    lengths: Tensor  # (K,) float64: Σ_f C_fc
 
-    def __init__(self, width: int, buckets: int, classes: Sequence[str]) -> None:
+    def __init__(self, width: int, buckets: int, classes: Sequence[str], dtype: torch.dtype) -> None:
         super().__init__(width, classes)
         self.reads = (width, buckets)
-        self.register_buffer("counts", torch.zeros(buckets, len(self.classes)))
-        self.register_buffer("records", torch.zeros(len(self.classes)))
-        self.register_buffer("lengths", torch.zeros(len(self.classes)))
+        self.register_buffer("counts", torch.zeros(buckets, len(self.classes), dtype=dtype))
+        self.register_buffer("records", torch.zeros(len(self.classes), dtype=torch.float64))
+        self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
 
     def features(self, x: Tensor) -> Tensor:
         found = hashes(x)
@@ -70,8 +74,9 @@ class TextAnalytic(AnalyticModel):
         """β log p(x | c), less its mean over the classes."""
         row, buckets = self.rows(x)
         records = self.records.clamp_min(1)
-        logs = torch.log(self.counts[buckets] / records + SMOOTHING)  # (N, K)
-        found = torch.zeros(len(x), len(records), device=x.device).index_add_(0, row, logs) - self.lengths / records
+        logs = torch.log(self.counts[buckets].float() / records.float() + SMOOTHING)  # (N, K)
+        found = torch.zeros(len(x), len(records), device=x.device).index_add_(0, row, logs)
+        found -= (self.lengths / records).float()
         return TRUST * (found - found.mean(1, keepdim=True))
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +90,11 @@ class TextAnalytic(AnalyticModel):
         super().grow(classes)
         self.counts = widened(self.counts.T, classes).T.contiguous()
         self.records, self.lengths = widened(self.records, classes), widened(self.lengths, classes)
+
+
+def narrowest(records: float) -> torch.dtype:
+    """The type of C where no class has more records."""
+    return next(dtype for dtype in INTEGERS if records <= torch.iinfo(dtype).max)
 
 
 def hashes(x: Tensor) -> Found:
@@ -105,13 +115,16 @@ class TextAnalyticLearner(AnalyticLearner):
         self._changed = Changed()
 
     def capture(self) -> State:
-        state = super().capture()
+        state, counts = super().capture(), self._model.counts
+        meta = {**state.meta, "counts": NAMES[counts.dtype]}
         if self.options.forgetting < 1:  # every update changes all of it
-            return state
-        counts = Rows(self._model.counts, self._changed.take())
-        return State({**state.serving, "counts": counts}, state.training, state.meta)
+            return State(state.serving, state.training, meta)
+        return State({**state.serving, "counts": Rows(counts, self._changed.take())}, state.training, meta)
 
     def restore(self, state: State) -> None:
+        # Fractions that are left of a former forgetting factor stay.
+        fades = self.options.forgetting < 1
+        self._model.counts = self._model.counts.to(torch.float64 if fades else counts_type(state.meta))
         super().restore(state)
         self._changed.take()
 
@@ -120,22 +133,31 @@ class TextAnalyticLearner(AnalyticLearner):
         model, kept = self._model, self.options.forgetting ** len(y)
         row, buckets = model.rows(x)
         y = y.to(x.device)
+        self._widen(self._sums.counts.max().item())
         if kept < 1:
             for each in (model.counts, model.records, model.lengths):
                 each *= kept
-        one = model.counts.new_full((), sign)
-        model.counts.index_put_((buckets, y[row]), one, accumulate=True)
-        model.lengths.index_put_((y[row],), one, accumulate=True)
-        model.records.index_put_((y,), one, accumulate=True)
+        one = torch.tensor(sign, dtype=torch.int64, device=x.device)
+        model.counts.index_put_((buckets, y[row]), one.to(model.counts), accumulate=True)  # in bytes -1 is 255
+        model.lengths.index_put_((y[row],), one.double(), accumulate=True)
+        model.records.index_put_((y,), one.double(), accumulate=True)
         self._changed.add(*buckets.tolist())
 
     def _join(self, other: Self, numbers: Tensor) -> None:
         super()._join(other, numbers)
         theirs, numbers = other._model, numbers.to(self._device)
-        self._model.counts[:, numbers] += theirs.counts.to(self._device)
+        self._widen(self._sums.counts.max().item())
+        self._model.counts[:, numbers] += theirs.counts.to(self._model.counts)
         self._model.records[numbers] += theirs.records.to(self._device)
         self._model.lengths[numbers] += theirs.lengths.to(self._device)
         self._changed = Changed()
+
+    def _widen(self, records: float) -> None:
+        """Has C hold as many records of a class."""
+        counts = self._model.counts
+        if not counts.is_floating_point() and records > torch.iinfo(counts.dtype).max:
+            self._model.counts = counts.to(narrowest(records))
+            self._changed = Changed()  # another type: all of it
 
     def _grow(self, labels: Sequence[str]) -> None:
         super()._grow(labels)
@@ -143,15 +165,22 @@ class TextAnalyticLearner(AnalyticLearner):
             self._changed = Changed()  # another shape: all of it
 
 
+def counts_type(meta: Mapping[str, Any]) -> torch.dtype:
+    """The type of C in a captured state. Former versions did not name it: single precision, now double."""
+    return TYPES[meta.get("counts", "float64")]
+
+
 def learner(
     options: TextAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> TextAnalyticLearner:
-    network = module_on(lambda: TextAnalytic(options.width, options.buckets, ()), device)
+    dtype = torch.float64 if options.forgetting < 1 else INTEGERS[0]
+    network = module_on(lambda: TextAnalytic(options.width, options.buckets, (), dtype), device)
     return TextAnalyticLearner(network, options, device)
 
 
 def model(options: TextAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextAnalytic:
-    network = module_on(lambda: TextAnalytic(options.width, options.buckets, meta["classes"]), torch.device("cpu"))
+    classes, dtype = meta["classes"], counts_type(meta)
+    network = module_on(lambda: TextAnalytic(options.width, options.buckets, classes, dtype), torch.device("cpu"))
     return network.eval()
 
 

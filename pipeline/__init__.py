@@ -1,3 +1,3 @@
 """Infrastructure without learning: the log, the records, the snapshot store, the metrics."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,19 @@ from hypothesis import strategies as st
 from scipy.stats import poisson
 from sklearn.linear_model import Ridge
 
-from models.learner import Batch, Rows, update_generator
-from models.text_analytic import BLUEPRINT, SCALE, SMOOTHING, TRUST, TextAnalyticLearner, TextAnalyticOptions, hashes
-from tests.models.contract import SEED, Case, LearnerContract, same, tensors, texts
+from models.learner import Batch, Rows, State, update_generator
+from models.text_analytic import (
+    BLUEPRINT,
+    SCALE,
+    SMOOTHING,
+    TRUST,
+    TextAnalytic,
+    TextAnalyticLearner,
+    TextAnalyticOptions,
+    hashes,
+    narrowest,
+)
+from tests.models.contract import SEED, Case, LearnerContract, cloned, same, tensors, texts
 
 ROWS = list(range(64))
 
@@ -123,6 +134,79 @@ def test_two_learners_merge_into_what_one_would_be(cut: int) -> None:
     assert equal(first, learned(case, rows))
     with pytest.raises(ValueError, match="buckets"):
         first.merge(learned(a_case(buckets=256), rows[:8]))
+
+
+def test_counts_have_the_narrowest_type_that_holds_them_and_never_stand_still() -> None:
+    case = a_case()
+    text, labels = case.x[:1].repeat(300, 1), ["a"] * 300
+    learner = case.learner()
+    assert isinstance(learner, TextAnalyticLearner)
+    found = set[int]()
+    for size in (255, 1, 44):
+        some = replace(case.batch(0, 64), x=text[:size], labels=labels[:size])
+        learner.learn(some, update_generator(SEED, len(found)))
+        found.add(int(learner._model.counts.max()))
+        counts = learner.capture().serving["counts"]
+        assert isinstance(counts, Rows)
+        assert counts.tensor.dtype == (torch.uint8 if size == 255 else torch.int16)
+        assert (counts.changed is None) == (size != 44)  # another type goes along whole
+    assert found == {255, 256, 300}
+    learner.forget(replace(case.batch(0, 64), x=text[:45], labels=labels[:45]))
+    assert int(learner._model.counts.max()) == 255
+    assert learner._model.records.tolist() == [255]
+
+
+@pytest.mark.parametrize("before", [2**15 - 1, 2**24, 2**31 - 1, 2**40])
+def test_a_text_counts_as_much_after_many_as_after_few(before: int) -> None:
+    case = a_case()
+    learner, few = learned(case, ROWS), learned(case, ROWS)
+    for learned_before in (learner._model.records, learner._model.lengths, learner._sums.counts):
+        learned_before *= before
+    learner._model.counts = learner._model.counts.to(narrowest(16 * before)) * before
+    then = {name: tensor.clone() for name, tensor in learner._model.named_buffers()}
+    for start in range(0, 64, 8):
+        learner.learn(batch(case, ROWS[start : start + 8]), update_generator(SEED, start))
+    now = dict(learner._model.named_buffers())
+    for name in ("counts", "records", "lengths"):
+        added = dict(few._model.named_buffers())[name]
+        assert torch.equal(now[name].to(torch.int64) - then[name].to(torch.int64), added.to(torch.int64)), name
+
+
+@pytest.mark.parametrize(("before", "now"), [(1.0, 0.9), (0.9, 1.0), (0.9, 0.9)])
+def test_a_forgetting_factor_may_change(before: float, now: float) -> None:
+    ours = learned(a_case(forgetting=before), ROWS)
+    state = cloned(ours.capture())
+    other = a_case(forgetting=now).learner()
+    other.restore(state)
+    assert isinstance(other, TextAnalyticLearner)
+    assert torch.equal(other._model.counts.double(), ours._model.counts.double())
+    other.learn(batch(a_case(), ROWS[:8]), update_generator(SEED, 0))
+    torch.testing.assert_close(other._model.records, other._sums.counts)
+
+
+def test_a_version_from_before_goes_on() -> None:
+    """Sums were in single precision, and counts, too, without a word of their type."""
+    case = a_case()
+    ours = learned(case, ROWS)
+    state = cloned(ours.capture())
+    old = ("counts", "records", "lengths")
+    serving = {name: tensor.float() if name in old else tensor for name, tensor in tensors_of(state.serving).items()}
+    training = {name: t.float() if name == "sums/gram" else t for name, t in tensors_of(state.training).items()}
+    before = State(serving, training, {"classes": state.meta["classes"]})
+    other = case.learner()
+    other.restore(before)
+    served = BLUEPRINT.model(case.options, case.x.shape[1:], before.meta)
+    served.load_state_dict(serving)
+    assert isinstance(served, TextAnalytic)
+    assert torch.equal(served.classify(case.x), ours.model.classify(case.x))
+    for learner in (ours, other):
+        learner.learn(batch(case, ROWS[:8]), update_generator(SEED, 0))
+    assert isinstance(other, TextAnalyticLearner)
+    assert equal(ours, other)
+
+
+def tensors_of(named: Mapping[str, torch.Tensor | Rows]) -> dict[str, torch.Tensor]:
+    return {name: value.tensor if isinstance(value, Rows) else value for name, value in named.items()}
 
 
 def test_a_commit_names_the_buckets_that_were_seen() -> None:
