@@ -39,7 +39,7 @@ from kafka.errors import KafkaError
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, RecordError
 from pipeline.kafka_client import connect, translated
 from pipeline.log import Fetcher, Partition, Publisher
-from pipeline.offsets import describe, end_offsets, first_offsets, record_of, tp
+from pipeline.offsets import describe, end_offsets, first_offsets, tp
 from pipeline.records import FOR, ORIGIN, Record
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ def _records(config: KafkaConfig, topic: str) -> Generator[Record]:
         while left:
             for batch in consumer.poll(timeout_ms=POLL_MS).values():
                 moved_at = time.monotonic()
-                yield from map(record_of, batch)
+                yield from batch
             # Beyond the last record there may be markers of transactions: the position steps over them.
             for partition in [partition for partition, end in left.items() if consumer.position(partition) >= end]:
                 consumer.pause(partition)

@@ -7,15 +7,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
+from pipeline.batches import memory_of
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogUnavailable, OffsetsGone, TopicReplaced
 from pipeline.kafka_client import connect, translated
-from pipeline.offsets import CALL_MS, Partition, describe, end_offsets, first_offsets, record_of, tp
+from pipeline.offsets import CALL_MS, Partition, describe, end_offsets, first_offsets, tp
 from pipeline.records import Record
 
 POLL_MS = 100
@@ -24,7 +25,7 @@ CHUNK_RECORDS = 500
 FETCH_BYTES = 8 << 20  # of one answer
 PARTITION_FETCH_BYTES = 512 << 10
 FAR = 5_000  # offsets: a seek costs about as much as reading over these
-RECORD_OVERHEAD = 800  # bytes that kafka-python's record takes beside its key and value
+RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value and headers
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class _Ahead:
 
     first: int
     position: int  # where the consumer stands
-    records: deque[Any] = field(default_factory=deque)  # kafka-python's
+    records: deque[Record] = field(default_factory=deque)
     size_bytes: int = 0
     is_reading: bool = False  # else it is read on when that is asked for, not before
 
@@ -41,7 +42,7 @@ class _Ahead:
         """Whether reading on comes to it soon, if it is not here already."""
         return self.first <= offset < self.position + FAR
 
-    def drop(self) -> Any:
+    def drop(self) -> Record:
         record = self.records.popleft()
         self.first = record.offset + 1
         self.size_bytes -= _size(record)
@@ -106,7 +107,7 @@ class Fetcher:
                     self._check_id(partition, offset, unchecked.pop(partition.topic))
             except KafkaError as error:
                 raise translated(error, self._config, f"read {_place(partition, offset)}") from error
-            yield record_of(record)
+            yield record
 
     def close(self) -> None:
         """Ends the connection."""
@@ -120,7 +121,7 @@ class Fetcher:
     ) -> None:
         self.close()
 
-    def _record(self, partition: Partition, offset: int) -> Any:
+    def _record(self, partition: Partition, offset: int) -> Record:
         ahead = self._ahead.get(partition)
         if ahead is None:
             ahead = self._ahead[partition] = _Ahead(offset, offset)
@@ -219,6 +220,5 @@ def _place(partition: Partition, offset: int) -> str:
     return f"{partition.topic} partition {partition.number} offset {offset}"
 
 
-def _size(record: Any) -> int:
-    size: int = record.serialized_key_size + record.serialized_value_size
-    return size + RECORD_OVERHEAD
+def _size(record: Record) -> int:
+    return memory_of(record) + RECORD_OVERHEAD

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaConfigurationError, KafkaError
 
+from pipeline.batches import PartitionRecords
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable, TopicMissing
 from pipeline.kafka_network import network
 
 CONNECT_MS = 10_000
+BATCH_OVERHEAD = 1 << 20  # bytes that key, headers and framing may take beside a value of `max_bytes`
 RECONNECT_MS = 1_000  # kafka-python's own 30 s would keep a worker idle long after a broker is back
 
 # What delivery, order and watermarks rest on.
@@ -36,6 +39,8 @@ OURS = {
 
 def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
     """A connected `client`, a class of kafka-python (which has no types); passes `config.client` through.
+
+    A consumer gives our records (see `pipeline.batches`).
 
     Raises:
         ConfigError: a key of `config.client` is not known or not free, or its value does not fit.
@@ -68,6 +73,10 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
         except KafkaError as error:
             raise translated(error, config, "connect") from error
         on_failure.pop_all()
+        if client is KafkaConsumer:
+            connected._fetcher.PartitionRecords = partial(
+                PartitionRecords, most_bytes=config.max_bytes + BATCH_OVERHEAD
+            )
         return connected
 
 

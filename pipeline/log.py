@@ -15,7 +15,7 @@ from pipeline.aligned import AlignedReader
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError
 from pipeline.fetcher import Fetcher
-from pipeline.kafka_client import connect, missing_topics, translated
+from pipeline.kafka_client import BATCH_OVERHEAD, connect, missing_topics, translated
 from pipeline.offsets import Partition, Place, place_of
 from pipeline.publisher import Publisher, Receipt
 from pipeline.reader import Polled, Reader
@@ -33,7 +33,6 @@ __all__ = [
     "place_of",
 ]
 
-BATCH_OVERHEAD = 1 << 20  # bytes that key, headers and framing may take beside a value of `max_bytes`
 TOPIC_EXISTS = 36  # Kafka's error code
 
 

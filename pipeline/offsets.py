@@ -99,12 +99,6 @@ def tp(partition: Partition) -> Any:
     return TopicPartition(partition.topic, partition.number)
 
 
-def record_of(r: Any) -> Record:
-    """Ours for kafka-python's; headers without a value are left out."""
-    headers = tuple([header for header in r.headers if header[1] is not None]) if r.headers else ()
-    return Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, headers)
-
-
 def starts(
     consumer: Any,
     partitions: list[Partition],

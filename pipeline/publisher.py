@@ -13,7 +13,7 @@ from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutErro
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError
-from pipeline.kafka_client import connect, translated
+from pipeline.kafka_client import BATCH_OVERHEAD, connect, translated
 
 RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
 TRANSACTION_MS = 20_000  # readers wait for an open transaction: the broker ends one that was left so long
@@ -75,7 +75,7 @@ class Publisher:
             compression_type="gzip",  # the one codec that every client reads without further packages
             batch_size=64 << 10,
             linger_ms=linger_ms,
-            max_request_size=config.max_bytes + (1 << 20),  # key, headers and framing come on top
+            max_request_size=config.max_bytes + BATCH_OVERHEAD,
             max_block_ms=int(wait_s * 1000),
             delivery_timeout_ms=(1 << 31) - 1,  # what waits for a broker stays; `flush` and `publish` say how long
             allow_auto_create_topics=False,

@@ -17,6 +17,7 @@ from typing import Any, Self
 from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
+from pipeline.batches import memory_of
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone
 from pipeline.kafka_client import connect, missing_topics, translated
@@ -29,7 +30,6 @@ from pipeline.offsets import (
     first_offsets,
     gone,
     noted,
-    record_of,
     replaced,
     resume,
     starts,
@@ -41,7 +41,7 @@ POLL_MS = 50  # how soon the thread sees that it shall stop or commit
 FETCH_WAIT_MS = 50  # how long a fetch that finds nothing holds up other partitions of that broker
 ASK_MS = 2_000  # the thread waits no longer for one answer, and looks after everything else in between
 CHUNK_RECORDS = 500
-RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside its key and value
+RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value and headers
 
 
 @dataclass(slots=True)
@@ -324,12 +324,8 @@ class Reader:
                 raise
             self.reachable = False
             fetched = {}
-        records = []
-        size = 0
-        for batch in fetched.values():
-            for r in batch:
-                records.append(record_of(r))
-                size += r.serialized_value_size + r.serialized_key_size
+        records = [record for batch in fetched.values() for record in batch]
+        size = sum(map(memory_of, records))
         positions = {}
         ends = {}
         for partition, before in self._read.items():

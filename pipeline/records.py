@@ -54,7 +54,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +83,7 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    fault: RecordError | None = field(default=None, compare=False)  # why it could not be read; it has no value then
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,8 @@ class RecordDecoder:
         Raises:
             RecordError: with a reason of the table above.
         """
+        if record.fault is not None:
+            raise record.fault
         if record.value is None:
             return Skipped(record, "tombstone")
         if self._model is not None and record.headers and _requeued_for(record) not in (None, self._model):

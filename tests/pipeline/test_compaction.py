@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator
 from threading import Event
@@ -10,24 +11,34 @@ import pytest
 from kafka import KafkaAdminClient
 
 from pipeline.config import KafkaConfig
-from pipeline.log import Partition, Publisher, Reader
+from pipeline.log import Fetcher, Partition, Publisher, Reader
 from pipeline.records import Record
 from tests.pipeline.brokers import ConfiguredKafka
-from tests.services import Topics
+from tests.services import Topics, unique
 
 PATIENCE_S = 30.0
 SEGMENT_MS = 1000  # a record that is so much newer than a segment's first one begins the next segment
-SETTINGS = {"cleanup.policy": "compact", "segment.ms": str(SEGMENT_MS), "min.cleanable.dirty.ratio": "0.01"}
+SETTINGS = {
+    "cleanup.policy": "compact",
+    "segment.ms": str(SEGMENT_MS),
+    "min.cleanable.dirty.ratio": "0.001",
+    "delete.retention.ms": "0",
+}
 KEYS = 5
 OLD = 200  # records in the segment that is compacted
 KEPT = [*range(OLD - KEYS, OLD)]  # of them: the newest of each key
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaConfig]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfiguredKafka]:
     """A broker that looks for what it can compact many times a second, not every 15 s."""
     with ConfiguredKafka(tmp_path_factory.mktemp("kafka"), {"log.cleaner.backoff.ms": "20"}) as server:
-        yield KafkaConfig(bootstrap_servers=server.bootstrap_servers, partitions=1)
+        yield server
+
+
+@pytest.fixture
+def config(server: ConfiguredKafka) -> KafkaConfig:
+    return KafkaConfig(bootstrap_servers=server.bootstrap_servers, partitions=1)
 
 
 @pytest.fixture
@@ -119,3 +130,45 @@ def test_compaction_under_a_reader_takes_no_key_away(config: KafkaConfig, partit
     offsets = [record.offset for record in [*begun.records, *records]]
     assert offsets == sorted(set(offsets))
     assert {*KEPT, *range(OLD, OLD + closing)} <= {*offsets}
+
+
+def batches(server: ConfiguredKafka, partition: Partition) -> list[tuple[bool, int]]:
+    """What is in the partition's files: of each batch whether it is a marker, and its number of records."""
+    found = []
+    for file in sorted(server.folder.glob(f"**/{partition.topic}-{partition.number}/*.log")):
+        content = file.read_bytes()
+        at = 0
+        while at + 61 <= len(content):
+            _, size = struct.unpack_from(">qi", content, at)
+            (attributes,), (count,) = (
+                struct.unpack_from(">h", content, at + 21),
+                struct.unpack_from(">i", content, at + 57),
+            )
+            found.append((bool(attributes & 32), count))
+            at += 12 + size
+    return found
+
+
+def test_an_emptied_marker_of_a_transaction_stops_nobody(
+    server: ConfiguredKafka, config: KafkaConfig, partition: Partition
+) -> None:
+    """Kafka keeps the batch of a producer's last marker, for its epoch, where compaction took the marker away."""
+    now_ms, id_, topic = int(time.time() * 1000), unique("transaction"), partition.topic
+    with Publisher(config, transactional_id=id_) as died:
+        transaction = died.transaction()
+        transaction.__enter__()
+        died.publish(topic, b"never committed", key=b"k")
+        died.flush(PATIENCE_S)
+        Publisher(config, transactional_id=id_).close()  # it comes back, and what was open is aborted
+    pause = Event()
+    with Publisher(config) as publisher:
+        for number in range(2, 200):
+            publisher.publish(topic, b"%d" % number, key=b"again", timestamp_ms=now_ms + number * 2 * SEGMENT_MS)
+            publisher.flush(PATIENCE_S)
+            if (True, 0) in batches(server, partition):
+                break
+            pause.wait(0.1)
+    assert (True, 0) in batches(server, partition)
+    assert read(config, partition, number + 1)[-1] == number
+    with Fetcher(config) as fetcher:
+        assert [record.value for record in fetcher.records([(partition, number)])] == [b"%d" % number]
