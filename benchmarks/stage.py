@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pipeline.config import Config, load
 from pipeline.local import Local
+from pipeline.process import tied
 from pipeline.store import Store, connect
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ class Stage:
         command = [sys.executable, "-m", *through, *arguments, "--config", config]
         with (
             log.open("w") as file,
-            subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as popen,
+            subprocess.Popen(tied(command), cwd=ROOT, stdout=file, stderr=file) as popen,
         ):
             try:
                 yield Process(popen, log)

@@ -23,9 +23,9 @@ from consumers.command import (
     open_store,
     out,
     print_json,
-    stopping,
     tell,
 )
+from consumers.stopping import stopping
 from pipeline.errors import ConfigError, HeadraceError
 
 
@@ -88,7 +88,7 @@ def local(
 
     with (
         stopping() as stop,
-        Local(folder, kafka_port=kafka_port or None, redis_port=redis_port or None) as servers,
+        Local(folder, kafka_port or None, redis_port or None, say=tell, stop=stop) as servers,
     ):
         typer.echo(
             f"Kafka at {servers.bootstrap_servers}, Redis at {servers.redis_url}, data in {folder}. Ctrl-C ends."

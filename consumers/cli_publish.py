@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from consumers.command import DEFAULT_CONFIG, ConfigPath, err, load_config, stopping, tell
+from consumers.command import DEFAULT_CONFIG, ConfigPath, err, load_config, tell
+from consumers.stopping import stopping
 from pipeline.errors import ConfigError
 
 app = typer.Typer()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +30,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 ModelName = Annotated[str, typer.Argument(help="A [models.NAME] table of the configuration.", metavar="MODEL")]
 DEFAULT_CONFIG = Path("headrace.toml")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
 
 
 def load_config(path: Path) -> Config:
@@ -57,16 +53,5 @@ def print_json(value: Any) -> None:
 
 def tell(line: str) -> None:
     """What is for people alone: results are on standard output."""
-    typer.echo(line, err=True)
-
-
-@contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set, instead of an exception at any point of the program."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in STOP_SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with suppress(OSError):  # whoever reads it may have gone: a closed terminal, a killed parent
+        typer.echo(line, err=True)

@@ -10,13 +10,11 @@ import io
 import os
 import random
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
@@ -28,12 +26,13 @@ from rich.live import Live
 
 from consumers import demo_data
 from consumers.answers import grid, png
+from consumers.processes import Processes, processes
 from consumers.registry import resolve_blueprint
 from consumers.serving import load_model
 from consumers.watch import Heads, Row, plain, table
 from models.capabilities import Classifier, Evaluated, Generator, Model
 from pipeline.config import Config, TextInput, load
-from pipeline.errors import HeadraceError
+from pipeline.errors import HeadraceError, Stopped
 from pipeline.local import Local
 from pipeline.log import Publisher, Reader, ensure_topics
 from pipeline.manifest import Manifest, Ref
@@ -44,7 +43,6 @@ DIGITS_PER_S = 150.0
 TEXTS_PER_S = 120.0
 SHEET_EVERY_S = 10.0
 SAY_EVERY_S = 5.0  # where there is no terminal
-STOP_S = 20.0  # how long a process gets to end with its snapshot
 
 CONFIG = """\
 # Written by `headrace demo`; read it to see what the demo runs. It is written anew at every start.
@@ -148,7 +146,6 @@ class Demo:
     redis: str | None
     console: Console
     stop: Event
-    _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def run(self) -> int:
         """The exit status: 0 if what is held out came out better by the margins (or the run was ended by hand)."""
@@ -159,92 +156,77 @@ class Demo:
             client = connect(config.redis.url)
             stores = {name: Store(client, config.family(name), name) for name in config.models}
             begins = {name: store.head() for name, store in stores.items()}
-            stack.enter_context(self._running(config, stores))
-            return self._watch(config, stores, begins)
+            started = stack.enter_context(self._running(config, stores))
+            return self._watch(config, stores, begins, started)
 
     # --- what runs ---
 
     def _servers(self, stack: ExitStack) -> tuple[str, str]:
         if self.kafka and self.redis:
             return self.kafka, self.redis
-        servers = stack.enter_context(Local(self.folder / "servers", say=self._say))
+        servers = stack.enter_context(Local(self.folder / "servers", say=self._say, stop=self.stop))
         return self.kafka or servers.bootstrap_servers, self.redis or servers.redis_url
 
     def _config(self, kafka: str, redis: str) -> Config:
-        path = self.folder / "headrace.toml"
-        path.write_text(CONFIG.format(kafka=kafka, redis=redis, port=_free_port(8080)), "utf-8")
-        return load(path, {})
+        self._toml.write_text(CONFIG.format(kafka=kafka, redis=redis, port=_free_port(8080)), "utf-8")
+        return load(self._toml, {})
 
     @contextlib.contextmanager
-    def _running(self, config: Config, stores: Mapping[str, Store]) -> Iterator[None]:
+    def _running(self, config: Config, stores: Mapping[str, Store]) -> Iterator[Processes]:
         """Publishers, workers and the sampler; all ended at the end, the workers with a snapshot."""
         ensure_topics(config.kafka, ["digits", "messages"])
         ending = Event()
         publishing = threading.Thread(target=_publish, args=(config, ending), name="publish")
-        try:
-            for name in config.models:
-                self._start(name, "train", name)
-            self._start("sampler", "serve")
-            self._wait_for_workers(stores)
-            publishing.start()
-            self._say(f"The sampler answers at http://{config.sampler.host}:{config.sampler.port}")
-            yield
-        finally:
-            ending.set()
-            for process in self._processes.values():
-                process.terminate()
-            for name, process in self._processes.items():
-                try:
-                    process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    self._say(f"{name} did not end within {STOP_S:.0f} s; killed. Its log: {self._log(name)}")
-                    process.kill()
-                    process.wait()
-            if publishing.ident is not None:
-                publishing.join()
+        with (
+            self._log.open("a", 1, "utf-8") as log,
+            processes(self._toml, lambda line: print(line, file=log)) as started,
+        ):
+            try:
+                for name in config.models:
+                    started.start(name, "train", name)
+                started.start("sampler", "serve")
+                self._wait_for_workers(stores, started)
+                publishing.start()
+                self._say(f"The sampler answers at http://{config.sampler.host}:{config.sampler.port}")
+                yield started
+            finally:
+                ending.set()
+                if publishing.ident is not None:
+                    publishing.join()
 
-    def _wait_for_workers(self, stores: Mapping[str, Store]) -> None:
+    def _wait_for_workers(self, stores: Mapping[str, Store], started: Processes) -> None:
         """Importing torch takes them a while on two cores; a stream that ran ahead would only show up as lag."""
         self._say("Starting three workers and the sampler…")
         while not all(store.holder() for store in stores.values()) and not self.stop.wait(0.2):
-            self._check_processes()
+            started.check()
+        if self.stop.is_set():
+            raise Stopped("The demo was ended before its workers had begun.")
 
-    def _start(self, name: str, *arguments: str) -> None:
-        # -P: the current folder may hold a `models` of its own. A session of its own: Ctrl-C reaches only the demo,
-        # which then ends its processes in order.
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "consumers.cli",
-            *arguments,
-            "--config",
-            str(self.folder / "headrace.toml"),
-        ]
-        with self._log(name).open("ab") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        self._processes[name] = process
+    @property
+    def _toml(self) -> Path:
+        return self.folder / "headrace.toml"
 
-    def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
+    @property
+    def _log(self) -> Path:
+        return self.folder / "demo.log"
 
     # --- what is shown ---
 
-    def _watch(self, config: Config, stores: Mapping[str, Store], begins: Mapping[str, Ref | None]) -> int:
+    def _watch(
+        self, config: Config, stores: Mapping[str, Store], begins: Mapping[str, Ref | None], started: Processes
+    ) -> int:
         torch.set_num_threads(1)
         exams = _exams(config)
         for name, exam in exams.items():
             self._first(config, stores[name], begins[name], exam)
         heads, rows = Heads(), [Row(name) for name in exams]
-        started = sheet_s = said_s = time.monotonic()
+        began_s = sheet_s = said_s = time.monotonic()
         live = Live(table(rows), console=self.console, auto_refresh=False) if self.console.is_terminal else None
         with live or contextlib.nullcontext():
             while not self.stop.wait(1.0):
-                self._check_processes()
+                started.check()
                 rows = [self._row(config, stores[name], name, exam, heads) for name, exam in exams.items()]
-                elapsed = time.monotonic() - started
+                elapsed = time.monotonic() - began_s
                 if live is not None:
                     caption = (
                         f"{elapsed:.0f} s · sampler at http://{config.sampler.host}:{config.sampler.port} · Ctrl-C ends"
@@ -306,18 +288,12 @@ class Demo:
     def _summary(self, exams: dict[str, Exam]) -> int:
         for name, exam in exams.items():
             self._say(MARGINS[name].sentence(name, exam))
-        self._say(f"Drawings are in {self.folder / 'drawings'}, logs in {self.folder}. The next run goes on from here.")
+        self._say(
+            f"Drawings are in {self.folder / 'drawings'}, the log is {self._log}. The next run goes on from here."
+        )
         if self.seconds is None or self.stop.is_set():
             return 0
         return 0 if all(MARGINS[name].passed(exam) for name, exam in exams.items()) else 1
-
-    def _check_processes(self) -> None:
-        for name, process in self._processes.items():
-            if process.poll() is not None:
-                last = self._log(name).read_text("utf-8", "replace").splitlines()[-3:]
-                raise HeadraceError(
-                    f"{name} ended with status {process.returncode}: {' / '.join(last)}. Read {self._log(name)}."
-                )
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)

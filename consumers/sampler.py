@@ -6,12 +6,12 @@ forward passes.
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from threading import Event
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -23,12 +23,13 @@ from consumers.batcher import Batcher, Sideline
 from consumers.gate import Gate, Writers, tell_errors
 from consumers.routes import Service
 from consumers.serving import Serving, client
+from consumers.stopping import stopping
 from pipeline import __version__
 from pipeline.errors import ConfigError
 from pipeline.metrics import SamplerMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from redis import Redis
 
@@ -84,7 +85,26 @@ def create_app(
     return app
 
 
-def open_server(config: Config, say: Callable[[str], None]) -> tuple[uvicorn.Server, socket.socket]:
+class _Server(uvicorn.Server):
+    """Ends once `stop` is set, but not before all has begun: what has begun is ended in order."""
+
+    def __init__(self, config: uvicorn.Config, stop: Event) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """They are `stop`'s."""
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end, asked ten times a second."""
+        return self._stop.is_set() or await super().on_tick(counter)
+
+
+def open_server(
+    config: Config, say: Callable[[str], None], stop: Event | None = None
+) -> tuple[uvicorn.Server, socket.socket]:
     """A server that is not yet run, and the socket that it listens on: `server.run([listener])`.
 
     Raises:
@@ -114,7 +134,7 @@ def open_server(config: Config, say: Callable[[str], None]) -> tuple[uvicorn.Ser
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=GRACE_S,
     )
-    return uvicorn.Server(options), listener
+    return _Server(options, stop or Event()), listener
 
 
 def _to_stderr(line: str) -> None:
@@ -123,23 +143,14 @@ def _to_stderr(line: str) -> None:
 
 
 def serve(config: Config, say: Callable[[str], None] = _to_stderr) -> None:
-    """Serves until SIGINT or SIGTERM, then ends within about GRACE_S. Call it from the main thread.
+    """Serves until SIGINT, SIGTERM or SIGHUP, then ends within about GRACE_S. Call it from the main thread.
 
     Raises:
         ConfigError: the address cannot be bound.
     """
-    server, listener = open_server(config, say)
-    host, port = listener.getsockname()[:2]
-    say(f"The sampler answers at http://{f'[{host}]' if ':' in host else host}:{port}")
-
-    def end(*_: object) -> None:
-        server.should_exit = True
-
-    # uvicorn has handlers of its own while it runs, and at the end raises once more what it caught: for ours.
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stopping() as stop:
+        server, listener = open_server(config, say, stop)
+        host, port = listener.getsockname()[:2]
+        say(f"The sampler answers at http://{f'[{host}]' if ':' in host else host}:{port}")
         with listener:
             server.run([listener])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -33,6 +33,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.config import load
 from pipeline.local import Local
+from pipeline.process import tied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,7 +245,13 @@ class Process:
         self.name = f"{Path(command[0]).name} {command[1]}"
         self.log = log
         with log.open("wb") as out:
-            self.popen = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=log.parent)
+            self.popen = subprocess.Popen(
+                tied([str(shutil.which(command[0])), *map(str, command[1:])]),
+                stdout=out,
+                stderr=out,
+                env=env,
+                cwd=log.parent,
+            )
 
 
 @contextmanager

@@ -116,3 +116,7 @@ class SamplerUnavailable(SamplerError):
     """The sampler cannot be reached, is busy, has no version yet, or broke off."""
 
     retriable = True
+
+
+class Stopped(HeadraceError):
+    """Whoever runs this was asked to end, before what was waited for came."""

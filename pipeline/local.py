@@ -12,12 +12,13 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
+import time
 import uuid
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -109,12 +110,12 @@ class EmbeddedKafka(Server):
             file.write_bytes(base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"="))
         # In one argument: one cluster id in 64 begins with "-", and would be taken for an option.
         arguments = [f"--cluster-id={file.read_text('ascii')}", "--config", str(properties)]
-        process = self._spawn([*command, *arguments])
+        process, deadline = self._spawn([*command, *arguments]), time.monotonic() + START_S
         try:
-            status = process.wait(START_S)
-        except subprocess.TimeoutExpired:
-            status = None
+            while process.poll() is None and time.monotonic() < deadline:
+                self._pause(0.02)
         finally:
+            status = process.poll()
             process.kill()
             process.wait()
         if status != 0:
@@ -197,9 +198,10 @@ class Local:
         *,
         environ: Mapping[str, str] = os.environ,
         say: Callable[[str], None] = quiet,
+        stop: Event | None = None,
     ) -> None:
-        self.kafka = EmbeddedKafka(folder / "kafka", kafka_port, environ=environ, say=say)
-        self.redis = EmbeddedRedis(folder / "redis", redis_port, environ=environ, say=say)
+        self.kafka = EmbeddedKafka(folder / "kafka", kafka_port, environ=environ, say=say, stop=stop)
+        self.redis = EmbeddedRedis(folder / "redis", redis_port, environ=environ, say=say, stop=stop)
 
     @property
     def bootstrap_servers(self) -> str:

@@ -1,8 +1,7 @@
 """A server as a child process with its data in one folder: its lock, its ports, its start and its end.
 
 It runs in a session of its own, so that Ctrl-C in a terminal reaches the parent, which stops its servers in
-order. On Linux it ends by itself when the thread that started it is gone, also by SIGKILL; macOS has no means
-for that, and there a killed parent leaves it running.
+order; it ends with a parent that is killed (pipeline/process.py).
 """
 
 from __future__ import annotations
@@ -13,32 +12,21 @@ import os
 import random
 import socket
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import IO, ClassVar, Self
 
-from pipeline.errors import ConfigError, HeadraceError
+from pipeline.errors import ConfigError, HeadraceError, Stopped
+from pipeline.process import tied
 
 HOST = "127.0.0.1"
 START_S = 120.0  # a JVM on a cold disk and a busy machine
 STOP_S = 20.0  # then SIGKILL
 LOCK_S = 10.0  # how long servers of a killed parent may take to let go of the folder
-
-# Linux ends the child with its parent (prctl 1 is PR_SET_PDEATHSIG). A program of its own, because running
-# Python between fork and exec is not safe in a process with threads; the last check covers a parent that
-# ended before it.
-TIED = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 def quiet(_: str) -> None:
@@ -48,7 +36,7 @@ def quiet(_: str) -> None:
 class Server(ABC):
     """One process with its data in one folder: start, stop, and start again at the same address.
 
-    Start it from a thread that lives as long as it shall.
+    Start it from a thread that lives as long as it shall; `stop` ends the waiting for its start.
     """
 
     title: ClassVar[str]
@@ -61,10 +49,12 @@ class Server(ABC):
         *,
         environ: Mapping[str, str] = os.environ,
         say: Callable[[str], None] = quiet,
+        stop: Event | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.environ = environ
         self.say = say
+        self.stopped = stop or Event()  # whoever waits for the start is to end
         self.process: subprocess.Popen[bytes] | None = None
         self._given_port = port
         self._port: int | None = None
@@ -91,6 +81,7 @@ class Server(ABC):
         Raises:
             ConfigError: what it needs is not installed, or its port or folder is in use.
             LogUnavailable, StoreUnavailable: it cannot be downloaded, or does not start; has its last words.
+            Stopped: `stop` was set meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
@@ -142,7 +133,7 @@ class Server(ABC):
                     raise ConfigError(
                         f"{self.folder} is in use by another {self.title}. Stop that one, or name another folder."
                     ) from None
-                time.sleep(0.05)
+                self._pause(0.05)
             else:
                 return lock
 
@@ -171,7 +162,7 @@ class Server(ABC):
             self._log.replace(self._log.with_suffix(".log.1"))  # what the last run said, for post-mortems
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command],
+                tied(command),
                 cwd=self.folder,
                 env=dict(self.environ),
                 stdin=subprocess.DEVNULL,
@@ -188,7 +179,11 @@ class Server(ABC):
                 raise self.error(f"{self.title} ended with status {status} at its start. {self._last_words()}")
             if time.monotonic() >= deadline:
                 raise self.error(f"{self.title} did not answer within {START_S:.0f} s. {self._last_words()}")
-            time.sleep(0.02)
+            self._pause(0.02)
+
+    def _pause(self, seconds: float) -> None:
+        if self.stopped.wait(seconds):
+            raise Stopped(f"{self.title} was not awaited.")
 
     def _last_words(self) -> str:
         lines = self._log.read_text("utf-8", errors="replace").splitlines()[-10:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 with warnings.catch_warnings():  # kafka-python reads its schemas with what Python 3.11 and 3.12 call deprecated
@@ -14,6 +14,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas with what Pyth
 import pytest
 from redis import Redis
 
+from pipeline import process
 from pipeline.config import KafkaConfig
 from pipeline.local import EmbeddedKafka, EmbeddedRedis
 from tests.services import Topics, unique
@@ -77,6 +78,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a Redis for the whole run; its keys are shared, so tests use `family` or names of their own."""
     with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def tied() -> Callable[[list[str]], list[str]]:
+    """What makes a command one that ends with the tests, also where they are killed."""
+    return process.tied
 
 
 @pytest.fixture

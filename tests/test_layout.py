@@ -139,5 +139,16 @@ def test_what_runs_data_is_seen(source: str) -> None:
     assert forbidden(ast.parse(source))
 
 
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_started_ends_with_whoever_started_it(path: Path) -> None:
+    """A program that runs beside ours is `tied` to it: it would outlive a `kill -9`."""
+    started = [
+        node.args[0]
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and "Popen" in ast.unparse(node.func)
+    ]
+    assert [ast.unparse(command) for command in started if not ast.unparse(command).startswith("tied(")] == []
+
+
 def test_an_evaluated_model_is_not_eval() -> None:
     assert forbidden(ast.parse("model.eval()")) == []

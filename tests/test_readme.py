@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.process import tied
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 HEADRACE = Path(sys.executable).with_name("headrace")
@@ -67,7 +69,7 @@ class Shell:
             stdin = files.enter_context((self.folder / line.split("<")[1].strip()).open("rb")) if "<" in line else None
             log = files.enter_context((self.folder / "log").open("ab"))
             process = subprocess.Popen(
-                command,
+                tied(command),
                 cwd=self.folder,
                 env=self.environment,
                 stdin=stdin or subprocess.DEVNULL,

@@ -19,6 +19,7 @@ from consumers.trainer import Worker
 from pipeline.config import Config
 from pipeline.errors import HeadraceError
 from pipeline.metrics import WorkerMetrics
+from pipeline.process import tie
 from pipeline.store import Store, connect
 
 COUNTING = "tests.consumers.counting"  # as a user's own learner: by its import path
@@ -48,6 +49,7 @@ def start(config: Config, name: str, log: Path, owner: str = "worker") -> ForkSe
 
 def _work(tree: Mapping[str, Any], name: str, log: str, owner: str) -> None:
     """Ends with the status that `headrace train` would end with."""
+    tie()  # to the fork server, which ends with its parent
     config = Config.model_validate(tree)
     if config.model(name).deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts

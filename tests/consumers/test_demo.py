@@ -17,9 +17,11 @@ from redis import Redis
 
 from consumers import demo_data
 from consumers.demo import MARGINS, Exam
+from pipeline.process import tied
 from pipeline.store import Store
 
 PATIENCE_S = 120.0
+HEADRACE = Path(sys.executable).with_name("headrace")
 MODELS = ("digits", "languages", "drawings")
 
 
@@ -36,19 +38,23 @@ def processes(folder: Path) -> list[str]:
     return found
 
 
+def until(stores: list[Store], process: subprocess.Popen[bytes]) -> None:
+    """Returns once each has a version, or the process has ended."""
+    pause = Event()
+    for _ in range(int(PATIENCE_S / 0.1)):
+        if all(store.head() for store in stores) or process.poll() is not None:
+            return
+        pause.wait(0.1)
+
+
 def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on(tmp_path: Path, kafka: str, redis_url: str) -> None:
     url = redis_url.rpartition("/")[0] + "/9"
     folder = tmp_path / "demo"
-    headrace = Path(sys.executable).with_name("headrace")
-    command = [str(headrace), "demo", "--folder", str(folder), "--kafka", kafka, "--redis", url]
+    command = [str(HEADRACE), "demo", "--folder", str(folder), "--kafka", kafka, "--redis", url]
     with Redis.from_url(url) as redis, (tmp_path / "out").open("wb") as out:
         stores = [Store(redis, name, name) for name in MODELS]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-        pause = Event()
-        for _ in range(int(PATIENCE_S / 0.1)):
-            if all(store.head() for store in stores) or process.poll() is not None:
-                break
-            pause.wait(0.1)
+        process = subprocess.Popen(tied(command), cwd=tmp_path, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        until(stores, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0, (tmp_path / "out").read_text()
         assert processes(folder) == []
@@ -65,6 +71,27 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on(tmp_path: Path, kafka
             assert after.counts["learned"] > before[store.model].counts.get("learned", 0)
             assert f"{store.model}: held-out" in again.stdout
     assert list((folder / "drawings").glob("v*.png"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS cannot tie a child to its parent")
+def test_a_demo_that_is_killed_leaves_no_process(tmp_path: Path, kafka: str, redis_url: str) -> None:
+    url = redis_url.rpartition("/")[0] + "/8"
+    folder = tmp_path / "demo"
+    command = [str(HEADRACE), "demo", "--folder", str(folder), "--kafka", kafka, "--redis", url]
+    with Redis.from_url(url) as redis, (tmp_path / "out").open("wb") as out:
+        stores = [Store(redis, name, name) for name in MODELS]
+        with subprocess.Popen(tied(command), cwd=tmp_path, stdout=out, stderr=out) as process:
+            until(stores, process)
+            assert len(processes(folder)) == 1 + len(MODELS) + 1
+            process.kill()
+        pause = Event()
+        for _ in range(int(PATIENCE_S / 0.1)):
+            if not processes(folder):
+                break
+            pause.wait(0.1)
+        assert processes(folder) == []
+        assert [store.holder() for store in stores] == [None] * len(stores)  # they gave their places up: a clean end
+        assert "Traceback" not in (folder / "demo.log").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

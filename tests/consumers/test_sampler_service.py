@@ -16,6 +16,7 @@ from redis import Redis
 from consumers.serving import Follower, Live
 from pipeline.errors import ConfigError
 from pipeline.local import EmbeddedRedis
+from pipeline.process import tied
 from pipeline.store import Store
 from tests.consumers.marked import marked, step
 from tests.consumers.running import PATIENCE_S, configuration, running
@@ -170,15 +171,18 @@ serve(configuration(sys.argv[1], {"model": {}}))
 def test_a_signal_ends_the_process_cleanly(redis_url: str) -> None:
     command = [sys.executable, "-c", PROGRAM, redis_url]
     with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as terminated,
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as interrupted,
+        subprocess.Popen(tied(command), stderr=subprocess.PIPE, text=True) as terminated,
+        subprocess.Popen(tied(command), stderr=subprocess.PIPE, text=True) as interrupted,
+        subprocess.Popen(tied(command), stderr=subprocess.PIPE, text=True) as hung_up,
         httpx.Client(timeout=PATIENCE_S) as client,  # its connections stay open
     ):
-        for process, number in ((terminated, signal.SIGTERM), (interrupted, signal.SIGINT)):
+        for process, number in zip(
+            (terminated, interrupted, hung_up), (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), strict=True
+        ):
             assert process.stderr is not None
             line = process.stderr.readline()
             assert line.startswith("The sampler answers at http://127.0.0.1:")
             assert client.get(f"{line.split()[-1]}/healthz").json() == {"status": "alive"}
             process.send_signal(number)
             _, rest = process.communicate(timeout=PATIENCE_S)
-            assert (process.returncode, rest) == (0, "")
+            assert (process.returncode, rest) == (0, f"headrace: ending, by {number.name}.\n")

@@ -22,7 +22,7 @@ from confluent_kafka import Producer
 from PIL import Image
 from redis import Redis
 
-HEADRACE = Path(sys.executable).with_name("headrace")
+HEADRACE = str(Path(sys.executable).with_name("headrace"))
 PATIENCE_S = 60.0
 SIZE = 20
 FAMILY = "headrace:{doors}:"
@@ -90,11 +90,13 @@ class Pipeline:
 
 
 @pytest.fixture(scope="session")
-def pipeline(kafka: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def pipeline(
+    kafka: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory, tied: Callable[[list[str]], list[str]]
+) -> Iterator[Pipeline]:
     """A worker process; SIGTERM ends it, and it ends well."""
     folder = tmp_path_factory.mktemp("worker")
     (folder / "headrace.toml").write_text(CONFIG.format(kafka=kafka, redis_url=redis_url, size=SIZE), "utf-8")
-    worker = subprocess.Popen([HEADRACE, "train", "pictures"], cwd=folder, stderr=subprocess.PIPE, text=True)
+    worker = subprocess.Popen(tied([HEADRACE, "train", "pictures"]), cwd=folder, stderr=subprocess.PIPE, text=True)
     assert worker.stderr is not None
     try:
         name, _, address = worker.stderr.readline().strip().partition(": metrics at ")

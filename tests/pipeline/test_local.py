@@ -20,6 +20,7 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogUnavailable, StoreUnavailable
 from pipeline.local import EmbeddedRedis, Local
 from pipeline.log import Publisher, ensure_topics
+from pipeline.process import tied
 
 PARENT = """
 import sys
@@ -69,7 +70,7 @@ def publish(config: KafkaConfig, value: bytes) -> None:
 def reading(bootstrap_servers: str) -> Iterator[Iterator[str]]:
     """What another process reads, a line a record."""
     command = [sys.executable, "-c", READER, bootstrap_servers]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout
         process.kill()
@@ -135,7 +136,7 @@ def test_a_killed_server_starts_again_on_its_port_and_data(tmp_path: Path) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS cannot tie a child to its parent")
 def test_servers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         url = parent.stdout.readline().strip()
         parent.kill()

@@ -1,0 +1,127 @@
+"""headrace commands as child processes: started in order, watched, ended together, with one log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import HeadraceError
+from pipeline.process import tied
+
+STOP_S = 20.0  # how long a process gets to end with its snapshot
+KILLS, WITHIN_S = 3, 60.0  # what was killed so often within this time would be killed again
+
+
+class Processes:
+    """The children; they end with this process, also with one that is killed (pipeline/process.py).
+
+    Args:
+        config: the configuration that all of them read.
+        say: takes the log, a line at a time, with the process's name in front; called on several threads.
+    """
+
+    def __init__(self, config: Path, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._say = say
+        self._children: dict[str, Child] = {}
+        self._kills: dict[str, deque[float]] = {}  # when, the last ones
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Starts `headrace ARGUMENTS --config …`, known as `name`."""
+        self._kills[name] = deque(maxlen=KILLS)
+        # -P: the current folder may hold a `models` of its own.
+        command = [sys.executable, "-P", "-m", "consumers.entry", *arguments, "--config", str(self._config)]
+        self._children[name] = Child(name, command, self._say)
+
+    def check(self) -> None:
+        """Starts again what was killed or ended by others.
+
+        Raises:
+            HeadraceError: a process ended with an error of its own, or is killed again and again; with its status.
+        """
+        for name, child in self._children.items():
+            status = child.process.poll()
+            if status is None:
+                continue
+            kills = self._kills[name]
+            kills.append(time.monotonic())
+            if status > 0 or (len(kills) == KILLS and kills[-1] - kills[0] < WITHIN_S):
+                raise child.failed(status)
+            self._say(f"{name} {how(status)}; started again.")
+            self._children[name] = Child(name, child.command, self._say)
+
+    def end(self) -> None:
+        """SIGTERM for all, and SIGKILL for those that do not end in time."""
+        for child in self._children.values():
+            child.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for child in self._children.values():
+            child.wait(deadline)
+        self._children.clear()
+
+
+class Child:
+    """One of them. In a session of its own: Ctrl-C in a terminal reaches only its parent, which ends all in order."""
+
+    def __init__(self, name: str, command: list[str], say: Callable[[str], None]) -> None:
+        self.name = name
+        self.command = command
+        self._say = say
+        self._last: deque[str] = deque(maxlen=1)
+        self.process = subprocess.Popen(
+            tied(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._log = threading.Thread(target=self._read, name=f"log-{name}")
+        self._log.start()
+
+    def failed(self, status: int) -> HeadraceError:
+        """Why it ended, in its own last words."""
+        self._log.join()
+        words = " ".join(self._last).removeprefix("headrace: ") or "It said nothing."
+        error = HeadraceError(f"{self.name} {how(status)}: {words}")
+        error.exit_status = max(status, 1)
+        return error
+
+    def wait(self, deadline_s: float) -> None:
+        """Until it has ended and its log is read; at the deadline it is killed."""
+        try:
+            self.process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._say(f"{self.name} did not end within {STOP_S:.0f} s; killed.")
+            self.process.kill()
+            self.process.wait()
+        self._log.join()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101 - for the type checker
+        with self.process.stdout as lines:
+            for line in lines:
+                self._last.append(line.rstrip())
+                self._say(f"{self.name} | {line.rstrip()}")
+
+
+def how(status: int) -> str:
+    """A process ended, in words."""
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+@contextmanager
+def processes(config: Path, say: Callable[[str], None]) -> Iterator[Processes]:
+    """None yet; all that are started are ended with the context."""
+    started = Processes(config, say)
+    try:
+        yield started
+    finally:
+        started.end()

@@ -1,0 +1,67 @@
+"""What ends a command: SIGINT, SIGTERM or SIGHUP, at any moment, is one line and a clean end."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from pipeline.errors import Stopped
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
+SHOW_CURSOR = "\x1b[?25h"  # what shows progress has hidden it
+
+
+def end(number: int, _: FrameType | None = None) -> None:
+    """Ends this process at once, with the status of the signal: where it has begun nothing that wants an end.
+
+    No exception: an import, a destructor or C++ code that it met would end otherwise.
+    """
+    tell(f"headrace: ended by {signal.Signals(number).name}.")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def end_by_signals() -> None:
+    """From now on a signal is `end`; one that is ignored since the start stays so, as `nohup` wants it."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that the signals set, for whatever has to be ended in order; a second Ctrl-C ends at once.
+
+    What is `Stopped` meanwhile ends the context.
+    """
+    stop, told = threading.Event(), list[int]()
+
+    def asked(number: int, _: FrameType | None) -> None:
+        if told and number == signal.SIGINT:
+            end(number)
+        if not told:
+            told.append(number)
+            tell(f"headrace: ending, by {signal.Signals(number).name}.")
+        _thread.start_new_thread(stop.set, ())  # it takes a lock, which the code that was interrupted may hold
+
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = STOP_SIGNALS[:2] if ignored else STOP_SIGNALS
+    before = {number: signal.signal(number, asked) for number in numbers}
+    try:
+        yield stop
+    except Stopped:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell(line: str) -> None:
+    """A line on standard error, from wherever a signal was met."""
+    with suppress(OSError):  # a terminal that is closed
+        os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}{line}\n".encode())
