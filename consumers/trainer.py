@@ -159,7 +159,7 @@ class Worker:
             reader = self._reader(manifest, opened)
             noted = int(reader.noted or 0)
             known = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
-            letters = opened.enter_context(Publisher(kafka))
+            letters = opened.enter_context(Publisher(kafka, idempotent=False))
             committer = opened.enter_context(
                 Committer(self._store, fence, noted, reader, letters, self._metrics, self._say)
             )

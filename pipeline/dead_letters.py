@@ -1,7 +1,8 @@
-"""Records that could not be learned: kept whole, with the reason, in `<topic>.dead-letters`.
+"""Records that could not be learned: kept with the reason in `<topic>.dead-letters`, whole where that takes them.
 
 A dead letter is an ordinary record. Its key is the original's "topic:partition:offset". Its value is the
-original's; or none, if that is larger than `kafka.max_bytes`: then it is at its origin alone. Its headers:
+original's; or none, if it could not be read, or if the letter would be larger than its topic or `kafka.max_bytes`
+allows: then it is at its origin alone. If the letter is too large even so, key and headers are, too. Its headers:
 
 | header | value |
 |---|---|
@@ -16,7 +17,7 @@ original's; or none, if that is larger than `kafka.max_bytes`: then it is at its
 
 Ours come first and in this order, so that an original with such headers of its own is no riddle.
 
-What became of a letter is in the same topic: a *resolution* is a record with the letter's key and headers, no
+What became of a letter is in the same topic: a *resolution* is a record with the letter's key and our headers, no
 value, and `headrace-resolution` in front. Reading folds by origin and model: the last one counts. So a letter
 that was sent twice, by a worker and by the next after a crash, is one letter; one that was sent again after it
 was resolved is open again.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from kafka import KafkaConsumer
@@ -157,12 +159,29 @@ def publish_dead_letter(publisher: Publisher, record: Record, error: RecordError
         LogUnavailable: Kafka does not take it in time, or the topic does not exist.
         LogError: Kafka refused an earlier one.
     """
-    letter = dead_letter(record, error, model)
-    topic, key = dead_letter_topic(record.topic), letter.origin.encode()
+    _publish(publisher, dead_letter(record, error, model))
+
+
+def _publish(publisher: Publisher, letter: DeadLetter) -> None:
+    topic, key = dead_letter_topic(letter.record.topic), letter.origin.encode()
+    instead = partial(_publish_smaller, publisher, letter)
     try:
-        publisher.publish(topic, record.value, key=key, headers=letter.headers)
-    except RecordError:  # over kafka.max_bytes: only the topic's own, higher limit let it in
-        publisher.publish(topic, None, key=key, headers=letter.headers)
+        publisher.publish(topic, letter.record.value, key=key, headers=letter.headers, instead=instead)
+    except RecordError:
+        instead()
+
+
+def _publish_smaller(publisher: Publisher, letter: DeadLetter) -> None:
+    """Less of it, down to the reason alone; a topic that does not take that either has no letter of this record."""
+    if letter.record.value is not None:
+        _publish(publisher, replace(letter, record=replace(letter.record, value=None)))
+    elif letter.detail or letter.record.headers or letter.record.key is not None:
+        _publish(publisher, _bare(letter))
+
+
+def _bare(letter: DeadLetter) -> DeadLetter:
+    """Without all that makes it large."""
+    return replace(letter, detail="", record=replace(letter.record, key=None, value=None, headers=()))
 
 
 def read_dead_letters(
@@ -232,7 +251,7 @@ def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator
                     f"{_place(*place)}, or the topic was made again. Restore the topic's data, or drop the letter."
                 ) from None
             if at_origin:
-                same = replace(found, value=None) == replace(original, value=None)
+                same = _is_of(letter, found)
             else:
                 same = found.key == letter.origin.encode() and len(found.value or b"") == letter.value_bytes
             if not same:
@@ -240,7 +259,18 @@ def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator
                     f"{_place(*place)} does not hold the value of the dead letter {letter.origin} any more: the topic "
                     "was made again. Restore the topic's data, or drop the letter."
                 )
-            yield replace(letter, record=replace(original, value=found.value))
+            whole = replace(found, headers=original.headers or found.headers) if at_origin else original
+            yield replace(letter, record=replace(whole, value=found.value))
+
+
+def _is_of(letter: DeadLetter, found: Record) -> bool:
+    """Whether the record at its origin is still the letter's, of which less may be in the letter, or a label more."""
+    kept = letter.record
+    return (
+        found.timestamp_ms == kept.timestamp_ms
+        and kept.key in (None, found.key)
+        and (not kept.headers or kept.headers[: len(found.headers)] == found.headers)
+    )
 
 
 def resolve(config: KafkaConfig, topic: str, letters: Iterable[DeadLetter], resolution: Resolution) -> list[DeadLetter]:
@@ -291,6 +321,8 @@ def _publish_again(publisher: Publisher, letter: DeadLetter) -> None:
     ours = ((ORIGIN, letter.origin.encode()), (FOR, letter.model.encode()))
     others = tuple(header for header in record.headers if header[0] not in (ORIGIN, FOR))
     try:
+        if record.value is None:
+            raise record.fault or RecordError("undecodable", "it has no value.")
         publisher.publish(
             record.topic, record.value, key=record.key, headers=(*ours, *others), partition=record.partition
         )
@@ -305,9 +337,8 @@ def _publish_again(publisher: Publisher, letter: DeadLetter) -> None:
 def _publish_resolution(publisher: Publisher, letter: DeadLetter) -> None:
     assert letter.place is not None  # noqa: S101 - of all that were listed
     partition, _ = letter.place  # where it is read after the letter
-    publisher.publish(
-        partition.topic, None, key=letter.origin.encode(), headers=letter.headers, partition=partition.number
-    )
+    headers = _bare(letter).headers
+    publisher.publish(partition.topic, None, key=letter.origin.encode(), headers=headers, partition=partition.number)
 
 
 def _place(partition: Partition, offset: int) -> str:

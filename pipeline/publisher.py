@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
 from kafka import KafkaProducer
-from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutError, ProducerFencedError
+from kafka.errors import (
+    InvalidProducerEpochError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    ProducerFencedError,
+    RecordListTooLargeError,
+    UnknownError,
+)
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError
 from pipeline.kafka_client import BATCH_OVERHEAD, connect, translated
 
 RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)  # for a topic, or for its files
 TRANSACTION_MS = 20_000  # readers wait for an open transaction: the broker ends one that was left so long
 
 
@@ -48,6 +59,8 @@ class Publisher:
     What waits for the broker is bounded by `max_buffered_bytes`: beyond it `publish` waits, at most `wait_s`.
     Once the broker has refused a record, every call says so: what follows it may not overtake it.
 
+    Where a record may be there twice, one that is not `idempotent` outlives what a topic refuses (see `publish`).
+
     With a `transactional_id` all is published in `transaction` blocks, and it is the only publisher with that
     id from now on: an earlier one can commit no more, and what it left open is aborted.
     """
@@ -59,6 +72,7 @@ class Publisher:
         linger_ms: int = 10,
         max_buffered_bytes: int = 64 << 20,
         wait_s: float = 30.0,
+        idempotent: bool = True,
         transactional_id: str | None = None,
     ) -> None:
         self._config = config
@@ -67,11 +81,12 @@ class Publisher:
         self._changed = threading.Condition()
         self._buffered_bytes = 0
         self._failure: KafkaError | None = None
+        self._instead: deque[Callable[[], object]] = deque()  # of records that were too large
         self._producer = connect(
             KafkaProducer,
             config,
             acks="all",
-            enable_idempotence=True,
+            enable_idempotence=idempotent,
             compression_type="gzip",  # the one codec that every client reads without further packages
             batch_size=64 << 10,
             linger_ms=linger_ms,
@@ -99,11 +114,15 @@ class Publisher:
         headers: Iterable[tuple[str, bytes]] = (),
         timestamp_ms: int | None = None,
         partition: int | None = None,
+        instead: Callable[[], object] | None = None,
     ) -> Receipt:
         """Hands a record over; the receipt tells when it is safe. None as value, with a key, is a tombstone.
 
+        Args:
+            instead: what `flush` does where the topic does not take a record of this size; else that is a failure.
+
         Raises:
-            RecordError: it is larger than `kafka.max_bytes`.
+            RecordError: its value is larger than `kafka.max_bytes`, or all of it than that and a megabyte.
             LogUnavailable: Kafka did not make room in time, or the topic does not exist.
             LogError: an earlier record was refused.
         """
@@ -126,11 +145,13 @@ class Publisher:
             ) from error
         except BaseException as error:
             self._release(size)
+            if isinstance(error, MessageSizeTooLargeError):
+                raise RecordError("too-large", f"a record for {topic}, with its key and headers: {error}.") from None
             if isinstance(error, KafkaError):
                 raise self._told(error, f"take a record for {topic}") from error
             raise
         future.add_callback(self._delivered, size)
-        future.add_errback(self._refused, size)
+        future.add_errback(self._refused, size, instead)
         return Receipt(future, self._config)
 
     @contextmanager
@@ -160,18 +181,25 @@ class Publisher:
             return self._buffered_bytes
 
     def flush(self, timeout_s: float) -> None:
-        """Waits until Kafka has acknowledged all that was published.
+        """Waits until Kafka has acknowledged all that was published, or what was to be published instead.
 
         Raises:
             LogUnavailable: not in time.
             LogError: a record was refused.
         """
-        try:
-            self._producer.flush(timeout_s)
-        except KafkaError as error:
-            raise translated(error, self._config, "acknowledge all records in time") from error
-        with self._changed:
-            self._raise_failure()
+        until_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._producer.flush(max(0.0, until_s - time.monotonic()))
+            except UnknownError:  # kafka-python's where a batch was too large and goes in halves now
+                continue
+            except KafkaError as error:
+                raise translated(error, self._config, "acknowledge all records in time") from error
+            with self._changed:
+                self._raise_failure()
+            if not self._instead:
+                return
+            self._instead.popleft()()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Sends what waits, and ends.
@@ -219,9 +247,12 @@ class Publisher:
     def _delivered(self, size: int, _: object) -> None:
         self._release(size)
 
-    def _refused(self, size: int, error: KafkaError) -> None:
+    def _refused(self, size: int, instead: Callable[[], object] | None, error: KafkaError) -> None:
         with self._changed:
-            self._failure = self._failure or error
+            if instead is not None and isinstance(error, TOO_LARGE):
+                self._instead.append(instead)
+            else:
+                self._failure = self._failure or error
         self._release(size)
 
     def _raise_failure(self) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from kafka import TopicPartition
 
 from pipeline import dead_letters
+from pipeline.batches import MAX_HEADERS
 from pipeline.client import Client
 from pipeline.config import Config, KafkaConfig, RedisConfig, TextInput
 from pipeline.dead_letters import (
@@ -32,6 +34,7 @@ from pipeline.lineage import Runs
 from pipeline.log import Partition, Publisher, ensure_topics
 from pipeline.records import Example, Record, RecordDecoder, Skipped
 from pipeline.store import Store
+from tests.pipeline import raw
 from tests.pipeline.drafts import draft, taken, weights
 from tests.services import Topics, unique
 
@@ -107,7 +110,7 @@ def test_what_somebody_else_wrote_is_no_dead_letter(headers: tuple[tuple[str, by
 def send(config: KafkaConfig, *letters: DeadLetter) -> None:
     """As a worker does it: originals that are there, letters, and what nobody knows between them."""
     ensure_topics(config, [dead_letter_topic(letter.record.topic) for letter in letters])
-    with Publisher(config) as publisher:
+    with Publisher(config, idempotent=False) as publisher:
         for letter in letters:
             publish_dead_letter(publisher, letter.record, RecordError(letter.reason, letter.detail), letter.model)
             publisher.publish(dead_letter_topic(letter.record.topic), b"somebody else's")
@@ -171,6 +174,61 @@ def test_what_is_too_large_to_be_sent_again_is_read_at_its_origin(kafka_config: 
         resolve(small, topic, [found], "requeued")
     assert len(resolve(kafka_config, topic, [found], "requeued")) == 1  # with a higher limit
     assert [record.value for record in published(kafka_config, topic)] == [bytes(3000)] * 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "headers"),
+    [
+        (b"k", random.Random(0).randbytes(4500), (("label", b"7"),)),
+        (b"k", b"small", (("odd", random.Random(1).randbytes(4500)), ("label", b"7"))),
+        (random.Random(2).randbytes(4500), b"small", ()),
+    ],
+)
+def test_a_letter_is_as_large_as_its_topic_takes(
+    kafka_config: KafkaConfig, topics: Topics, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...]
+) -> None:
+    topic = topics(settings={"max.message.bytes": "5000"})
+    limit = {"max.message.bytes": "2000"}
+    topics.admin.create_topics(
+        {dead_letter_topic(topic): {"num_partitions": 1, "replication_factor": 1, "configs": limit}},
+        wait_for_metadata=True,
+    )
+    with Publisher(kafka_config) as publisher:
+        publisher.publish(topic, value, key=key, headers=headers, timestamp_ms=1_700_000_000_000)
+    original = letter(topic, 0, key=key, value=value, headers=headers)
+    with Publisher(kafka_config, idempotent=False) as publisher:
+        for sent in (letter(topic, 5), original, letter(topic, 6)):  # in one batch, which goes in parts
+            publish_dead_letter(publisher, sent.record, RecordError("empty", "why" * 300), "m")
+    found = read_dead_letters(kafka_config, topic)
+    assert sorted((e.record.offset, e.value_bytes) for e in found) == [(0, None), (5, 7), (6, 7)]
+    [cut] = [e for e in found if e.record.offset == 0]
+    [whole] = with_values(kafka_config, [cut])
+    assert whole.record == original.record
+    assert resolve(kafka_config, topic, [cut], "requeued") == [replace(cut, resolution="requeued")]
+    first, again = published(kafka_config, topic)
+    assert (again.key, again.value, again.headers[2:]) == (first.key, first.value, first.headers)
+    assert listed(kafka_config, topic, resolved=True)[-1] == (0, "m", "requeued")
+
+
+def test_what_a_joined_label_added_is_kept_where_the_value_is_not(kafka_config: KafkaConfig, topic: str) -> None:
+    with Publisher(kafka_config) as publisher:
+        publisher.publish(topic, bytes(3000), headers=[("id", b"1")], timestamp_ms=1_700_000_000_000)
+    headers = (("id", b"1"), ("label", b"7"))
+    send(kafka_config.model_copy(update={"max_bytes": 2000}), letter(topic, 0, value=bytes(3000), headers=headers))
+    [found] = with_values(kafka_config, read_dead_letters(kafka_config, topic))
+    assert (found.record.value, found.record.headers) == (bytes(3000), headers)
+
+
+def test_what_could_not_be_read_is_not_requeued(kafka_config: KafkaConfig, topic: str, kafka: str) -> None:
+    with raw.sending(kafka) as publish:
+        many = [(b"", None)] * (MAX_HEADERS + 1)
+        assert publish(topic, raw.batch([raw.record(0, b"x", headers=many)], timestamp_ms=1_700_000_000_000)) == 0
+    send(kafka_config, letter(topic, 0, value=None, headers=()))
+    letters = read_dead_letters(kafka_config, topic)
+    assert [e.record.value for e in with_values(kafka_config, letters)] == [None]
+    with pytest.raises(LogError, match=f"{topic}:0:0 cannot be requeued: {len(many)} headers"):
+        resolve(kafka_config, topic, letters, "requeued")
+    assert resolve(kafka_config, topic, letters, "dropped")
 
 
 def test_a_topic_without_dead_letters(kafka_config: KafkaConfig, topic: str) -> None:
