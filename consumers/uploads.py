@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from consumers.gate import refusal
 from pipeline.config import ImageInput
 from pipeline.errors import RecordError
-from pipeline.images import DAMAGE, OPENERS, ORIENTATION, image_array
+from pipeline.images import image_array, upright_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 BODY_S = 30.0  # how long a client may take to send its body
 MIN_SIDE = 16  # pixels: what restorers and restylers take
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 MISSING = 128  # of a mask: this bright or brighter
 #: OpenAPI: what `payload` and `picture_and_mask` read
 INPUTS: dict[str, Any] = {"image/*": {}, "text/plain": {}, "application/json": {}, "multipart/form-data": {}}
@@ -84,40 +81,17 @@ def of_any_size(
     Raises:
         RecordError: "too-large", "too-small" or "undecodable".
     """
-    image = _loaded(content, input)
-    width, height = image.size
-    if "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS:
-        width, height = height, width
+    height, width = upright_size(content, input)
     scale = min(1.0, max_side / max(width, height))
     size = (round(height * scale), round(width * scale))
     if min(size) < MIN_SIDE:
         shown = f"{width}×{height} pixels" + (f", scaled down to {size[1]}×{size[0]}" if scale < 1 else "")
         raise RecordError("too-small", f"{shown}: both sides need at least {MIN_SIDE}.")
-    x = image_array(image, input.model_copy(update={"size": size}))
+    x = image_array(content, input.model_copy(update={"size": size}))
     if mask is None:
         return x, None
     plain = ImageInput(size=size, channels=1, fit="resize", max_bytes=input.max_bytes, max_pixels=input.max_pixels)
     return x, image_array(mask, plain) >= MISSING
-
-
-def _loaded(content: bytes, input: ImageInput) -> Image.Image:
-    """The picture with its pixels: only then are its size and orientation what they are, whatever its format."""
-    if len(content) > input.max_bytes:
-        raise RecordError("too-large", f"{len(content)} bytes, over max_bytes = {input.max_bytes}.")
-    opener = next((opener for magic, opener in OPENERS if content.startswith(magic)), None)
-    if opener is None:
-        raise RecordError("undecodable", "by its first bytes neither PNG, JPEG, WebP, GIF, BMP nor TIFF.")
-    try:
-        image = opener(io.BytesIO(content))
-        if image.width * image.height > input.max_pixels:
-            size = f"{image.width}×{image.height} pixels"
-            raise RecordError("too-large", f"{size}, over max_pixels = {input.max_pixels}.")
-        image.load()
-    except Image.DecompressionBombError as error:
-        raise RecordError("too-large", f"{error}") from None
-    except DAMAGE as error:
-        raise RecordError("undecodable", f"the picture cannot be read ({type(error).__name__}: {error}).") from None
-    return image
 
 
 async def _body(request: Request, fields: int) -> bytes | dict[str, bytes | str]:

@@ -1,7 +1,7 @@
 """How a picture becomes (C, H, W) uint8: one function, the same in worker and sampler.
 
 Six formats are read: PNG, JPEG, WebP, GIF, BMP, TIFF. They are told by their first bytes, and nothing else of
-Pillow is reachable: some of its other formats start programs.
+Pillow is reachable: some of its other formats start programs. `containers.py` bounds what a file can ask of a decoder.
 
 | what arrives | what it becomes |
 |---|---|
@@ -12,7 +12,7 @@ Pillow is reachable: some of its other formats start programs.
 | 32-bit integers or floats, CIELAB | refused: undecodable, for their range is not known |
 | 1 bit | 0 and 255 |
 | palette, CMYK, YCbCr | its colours as RGB; profiles are not applied |
-| EXIF orientation | turned upright |
+| orientation, in EXIF or XMP | turned upright |
 | alpha, or a transparent colour | the fourth channel if `channels` is 4, else laid over `background` |
 | no alpha, `channels` = 4 | opaque |
 | colour, `channels` = 1 | luma (ITU-R 601) |
@@ -31,18 +31,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from pipeline.containers import Picture, unpacked
 from pipeline.errors import RecordError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from PIL.ImageFile import ImageFile
 
     from pipeline.config import ImageInput
 
@@ -57,15 +53,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-OPENERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    (b"\xff\xd8\xff", JpegImageFile),
-    (b"RIFF", WebPImageFile),
-    (b"GIF8", GifImageFile),
-    (b"BM", BmpImageFile),
-    (b"II*\0", TiffImageFile),
-    (b"MM\0*", TiffImageFile),
-)
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+BAND = 1 << 20  # pixels that change their colours at one time
 # What Pillow's readers raise on damaged files. `Warning`: for processes that make errors of warnings.
 # `MemoryError`: a header can ask for any amount, and one record must not stop the worker at every restart.
 DAMAGE = (
@@ -92,41 +81,88 @@ def image_array(content: bytes | Image.Image, input: ImageInput) -> NDArray[np.u
         RecordError: "too-large" or "undecodable".
     """
     try:
-        image = content if isinstance(content, Image.Image) else _opened(content, input.max_bytes)
-        if image.width * image.height > input.max_pixels:
-            size = f"{image.width}×{image.height} pixels"
-            raise RecordError("too-large", f"{size}, over max_pixels = {input.max_pixels}.")
-        if isinstance(image, JpegImageFile) and image is not content:
-            longest = 2 * max(input.shape)  # of both sides, for the orientation may swap them
-            image.draft(None, (longest, longest))
-        image.load()
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1)) if "exif" in image.info else None
-        coloured = _coloured(image, input)
-        upright = coloured if turn is None else coloured.transpose(turn)
-        pixels = np.asarray(_fitted(upright, input))  # (H, W) or (H, W, C)
+        image, orientation = _loaded(content, input)
+        image = _coloured(image, input)
+        if orientation in TURNS:
+            image = image.transpose(TURNS[orientation])
+        image = _fitted(image, input)
+        pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)  # (H, W, C)
     except Image.DecompressionBombError as error:
         raise RecordError("too-large", f"{error}") from None
     except DAMAGE as error:
         raise RecordError("undecodable", f"the picture cannot be read ({type(error).__name__}: {error}).") from None
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _opened(content: bytes, max_bytes: int) -> Image.Image:
-    """The picture with its header read and its pixels not yet decoded."""
-    if len(content) > max_bytes:
-        raise RecordError("too-large", f"{len(content)} bytes, over max_bytes = {max_bytes}.")
-    for magic, opener in OPENERS:
-        if content.startswith(magic):
-            # Not Image.open: it tries formats in turn, and warns of large pictures before our bound is asked.
-            return opener(io.BytesIO(content))
-    raise RecordError("undecodable", "by its first bytes neither PNG, JPEG, WebP, GIF, BMP nor TIFF.")
+def upright_size(content: bytes, input: ImageInput) -> tuple[int, int]:
+    """Height and width of a picture as it is looked at, from its header alone.
+
+    Raises:
+        RecordError: "too-large" or "undecodable".
+    """
+    picture = unpacked(content, input.max_bytes, input.max_pixels)
+    size = picture.height, picture.width
+    return size if picture.orientation not in SIDEWAYS else size[::-1]
+
+
+def _loaded(content: bytes | Image.Image, input: ImageInput) -> tuple[Image.Image, int]:
+    """The picture with its pixels, and its orientation."""
+    if isinstance(content, Image.Image):  # a user's own decoder has opened it
+        if content.width * content.height > input.max_pixels:
+            size = f"{content.width}×{content.height} pixels"
+            raise RecordError("too-large", f"{size}, over max_pixels = {input.max_pixels}.")
+        content.load()
+        return content, content.getexif().get(ORIENTATION, 1) if "exif" in content.info else 1
+    picture = unpacked(content, input.max_bytes, input.max_pixels)
+    # Not Image.open: it tries formats in turn, and warns of large pictures before our bound is asked.
+    image = picture.opener(io.BytesIO(picture.content))
+    if image.size != (picture.width, picture.height):
+        raise RecordError("undecodable", "the picture says two sizes.")
+    if image.mode in ("I", "F"):
+        raise RecordError("undecodable", f"a picture of mode {image.mode} has no known range. Publish 8 or 16 bits.")
+    if isinstance(image, JpegImageFile):
+        longest = 2 * max(input.shape)  # of both sides, for the orientation may swap them
+        if min(image.size) >= 2 * longest:
+            image.draft(None, (longest, longest))
+    image.load()
+    if isinstance(image, PngImageFile) and "transparency" in image.info:
+        _exactly_transparent(image, picture)
+    return image, picture.orientation
+
+
+def _exactly_transparent(image: PngImageFile, picture: Picture) -> None:
+    """A colour that is transparent has the bits of the file, where Pillow's pixels have eight."""
+    key = image.info["transparency"]
+    if picture.depth < 8 and image.mode in ("1", "L"):
+        most = 2**picture.depth - 1
+        image.info["transparency"] = (key & most) * 255 // most
+    elif picture.depth == 16 and isinstance(key, tuple):
+        del image.info["transparency"]
+        low = PngImageFile(io.BytesIO(picture.content))  # big-endian, so that this takes the other byte
+        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+        low.load()
+        bands = [(band, value >> 8) for band, value in zip(image.split(), key, strict=True)]
+        bands += [(band, value & 255) for band, value in zip(low.split(), key, strict=True)]
+        same = np.logical_and.reduce([np.asarray(band) == value for band, value in bands])  # (H, W)
+        image.putalpha(Image.fromarray(np.where(same, 0, 255).astype(np.uint8)))
 
 
 def _coloured(image: Image.Image, input: ImageInput) -> Image.Image:
-    """The picture in the mode of the model's channels."""
+    """The picture in the mode of the model's channels; in bands, so that a large one is not there several times."""
     mode = MODES[input.channels]
     if image.mode == mode and "transparency" not in image.info:
         return image
+    rows = max(1, BAND // max(1, image.width))
+    if rows >= image.height:
+        return _recoloured(image, mode, input.background)
+    result = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_recoloured(band, mode, input.background), (0, top))
+    return result
+
+
+def _recoloured(image: Image.Image, mode: str, background: int) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = _high_byte(image)
     elif image.mode in ("I", "F"):
@@ -134,8 +170,8 @@ def _coloured(image: Image.Image, input: ImageInput) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if mode != "RGBA":
-            background = Image.new("RGBA", image.size, (*[input.background] * 3, 255))
-            image = Image.alpha_composite(background, image)
+            behind = Image.new("RGBA", image.size, (*[background] * 3, 255))
+            image = Image.alpha_composite(behind, image)
     return image.convert(mode)
 
 

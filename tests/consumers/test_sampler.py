@@ -26,6 +26,7 @@ from consumers.registry import resolve_blueprint
 from pipeline.store import Store
 from tests.consumers.marked import Maker, marked, step
 from tests.consumers.running import PATIENCE_S, Running, configuration, running
+from tests.pipeline.bombs import REFUSED, jpeg
 from tests.services import unique
 
 GREY = {"kind": "image", "size": 8, "channels": 1}
@@ -265,6 +266,8 @@ def test_an_alias_is_set_served_and_removed(sampler: Running) -> None:
         ("POST", "/models/sides/classify", {"content": b"no picture"}, 422, "undecodable"),
         ("POST", "/models/sides/classify", {"content": picture()[:50]}, 422, "undecodable"),
         ("POST", "/models/sides/classify", {"content": picture(size=7000)}, 413, "too-large"),
+        ("POST", "/models/sides/classify", {"content": REFUSED["webp: 34 bytes"]()}, 413, "too-large"),
+        ("POST", "/models/squares/encode", {"content": jpeg(100)}, 413, "too-large"),
         ("POST", "/models/sides/classify", {"content": bytes(20_001)}, 413, "too-large"),
         ("POST", "/models/sides/classify", {"files": {"a": b"x" * 20_001}}, 413, "too-large"),
         ("POST", "/models/sides/classify", {"content": iter([bytes(9_999)] * 3)}, 413, "too-large"),
