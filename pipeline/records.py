@@ -33,6 +33,8 @@ A record that cannot be learned raises `RecordError` with one of these reasons, 
 | `id` | the same, for the id |
 | `decoder` | the user's decoder raised, or gave something else than a `Payload` that fits the model |
 
+A user's decoder may raise it, too, with one of these; any other is `decoder`, and leads the detail.
+
 Where a model has a topic of labels (`models.NAME.labels`), a record of that topic is a label: its value is the label,
 its `id` header, or else its key, the id of the record that it is for; all UTF-8.
 
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_NAME_CHARS = 200  # of a label or an id
+REASONS = ("undecodable", "too-large", "empty", "content-type", "label", "id", "decoder")
 BYTE_ORDER_MARK = "\ufeff"
 ORIGIN, FOR = "headrace-origin", "headrace-for"  # headers of a requeued record
 
@@ -232,10 +235,22 @@ def input_array(
     if isinstance(input, ImageInput):
         if isinstance(content, str):
             raise RecordError("decoder", "gave a text, and the model reads pictures. Give bytes or a PIL image.")
-        return image_array(content, input)
+        return _opened_array(content, input) if isinstance(content, Image.Image) else image_array(content, input)
     if isinstance(content, Image.Image):
         raise RecordError("decoder", "gave a picture, and the model reads texts. Give bytes or a str.")
     return text_array(content, input)
+
+
+def _opened_array(image: Image.Image, input: ImageInput) -> NDArray[np.uint8]:
+    """As `image_array`, of a picture that foreign code has made: of any class, size, and state."""
+    try:
+        if min(image.size) < 1:
+            raise RecordError("decoder", f"gave a picture of {image.width}×{image.height} pixels.")
+        return image_array(image, input)
+    except RecordError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever its methods do
+        raise RecordError("decoder", f"gave a picture that cannot be read: {_told(error)}.") from None
 
 
 def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
@@ -278,29 +293,44 @@ def load_decoder(path: str) -> PayloadDecoder:
 
     def decode(record: Record) -> Payload:
         try:
-            payload = function(record)
-        except RecordError:
+            return _checked(function(record), path)
+        except RecordError as error:
+            raise _known(error) from None
+        except KeyboardInterrupt:
             raise
-        except Exception as error:  # noqa: BLE001 - foreign code ends its record, not the worker
-            raise RecordError("decoder", f"{path} raised {type(error).__name__}: {error}.") from None
-        if not _is_payload(payload):
-            raise RecordError("decoder", f"{path} did not give a Payload of the right types: {payload!r:.200}")
-        return payload  # type: ignore[no-any-return]
+        except BaseException as error:  # noqa: BLE001 - foreign code ends its record, not the worker
+            raise RecordError("decoder", f"{path} raised {_told(error)}.") from None
 
     return decode
 
 
+def _checked(payload: object, path: str) -> Payload:
+    """What foreign code gave, if it kept to the types of `Payload`, which nothing checked so far."""
+    if (
+        not isinstance(payload, Payload)
+        or not isinstance(payload.content, bytes | str | Image.Image)
+        or not all(isinstance(field, str | None) for field in (payload.label, payload.id, payload.content_type))
+    ):
+        raise RecordError("decoder", f"{path} did not give a Payload of the right types: {payload!r:.200}")
+    return payload
+
+
+def _known(error: RecordError) -> RecordError:
+    """A reason is a label of a metric: one of few."""
+    if error.reason in REASONS:
+        return RecordError(error.reason, str(error.detail))
+    return RecordError("decoder", f"{error.reason}: {error.detail}")
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - of an error that cannot even be told
+        return type(error).__name__
+
+
 def _requeued_for(record: Record) -> bytes | None:
     return next((value for name, value in record.headers if name == FOR), None)
-
-
-def _is_payload(value: object) -> bool:
-    """Whether foreign code kept to the types of `Payload`, which nothing checked so far."""
-    return (
-        isinstance(value, Payload)
-        and isinstance(value.content, bytes | str | Image.Image)
-        and all(isinstance(field, str | None) for field in (value.label, value.id, value.content_type))
-    )
 
 
 def _text(headers: dict[str, bytes], name: str) -> str | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import textwrap
 from contextlib import suppress
 from dataclasses import replace
@@ -238,7 +239,7 @@ def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         name = f"decoders_{tmp_path.name.replace('-', '_')}"
         (tmp_path / f"{name}.py").write_text(source, "utf-8")
         monkeypatch.syspath_prepend(tmp_path)
-        function = source[source.index("def ") + 4 : source.index("(record")]
+        [function] = re.findall(r"^def (\w+)\(record", source, re.M)
         return RecordDecoder(GREY, needs_label=False, decode=load_decoder(f"{name}:{function}"))
 
     return load
@@ -252,6 +253,23 @@ def test_the_documented_json_decoder(decoder: Any) -> None:
     assert (example.x == 7).all()
 
 
+ODD = """
+from PIL import Image
+from pipeline.errors import RecordError
+from pipeline.records import Payload
+class Untold(Exception):
+    def __str__(self): raise ValueError
+class Closed(Image.Image):
+    size = (9, 9)
+    def load(self): raise ZeroDivisionError("of its own")
+class Odd(Payload):
+    @property
+    def content(self): raise LookupError("no content")
+    @content.setter
+    def content(self, _): pass
+"""
+
+
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
@@ -260,10 +278,21 @@ def test_the_documented_json_decoder(decoder: Any) -> None:
         ("return None", "did not give a Payload of the right types: None"),
         ("return Payload(record.value, label=7)", "did not give a Payload of the right types: Payload"),
         ("return Payload('a text')", "reads pictures"),
+        ("return Payload(Image.new('L', (32, 32)).crop((5, 3, 5, 20)))", "gave a picture of 0×17 pixels"),
+        ("return Payload(Image.new('RGB', (9, 0)))", "gave a picture of 9×0 pixels"),
+        ("return Payload(Closed())", "gave a picture that cannot be read: ZeroDivisionError: of its own"),
+        ("return Payload(bytearray(record.value))", "did not give a Payload of the right types"),
+        ("raise SystemExit(3)", "raised SystemExit: 3"),
+        ("raise Untold", "raised Untold"),
+        ("raise StopIteration", "raised StopIteration"),
+        ("return decode(record)", "raised RecursionError"),
+        ("raise RecordError('box-' + str(record.offset), 'no')", "box-42: no"),
+        ("raise RecordError(None, None)", "None: None"),
+        ("return Odd(record.value)", "raised LookupError: no content"),
     ],
 )
 def test_what_a_users_decoder_does_wrong_ends_the_record_only(decoder: Any, body: str, detail: str) -> None:
-    source = f"from pipeline.records import Payload\ndef decode(record):\n    {body}\n"
+    source = f"{ODD}\ndef decode(record):\n    {body}\n"
     with pytest.raises(RecordError, match=detail) as caught:
         decoder(source)(record(PNG))
     assert caught.value.reason == "decoder"
@@ -294,7 +323,6 @@ def test_decoders_that_are_not_there(path: str) -> None:
 def test_every_reason_is_in_the_table() -> None:
     """The slugs that the sources raise are the slugs that the docstring explains."""
     import inspect
-    import re
 
     from pipeline import images
 
@@ -303,4 +331,4 @@ def test_every_reason_is_in_the_table() -> None:
         raised |= set(re.findall(r'RecordError\(\s*"([a-z-]+)"', inspect.getsource(module)))
         raised |= set(re.findall(r'_(?:text|check_name)\(\w*,? ?"([a-z-]+)"', inspect.getsource(module)))
     documented = set(re.findall(r"^\| `([a-z-]+)` \|", str(records.__doc__).split("| reason |")[1], re.M))
-    assert raised == documented
+    assert raised == documented == {*records.REASONS}
