@@ -25,8 +25,8 @@ from torch import Tensor
 from benchmarks.data import digits
 from benchmarks.machine import machine, versions
 from benchmarks.report import Figure, Findings, keep
+from consumers.environment import use_deterministic
 from consumers.feed import Uplink
-from consumers.fold import use_deterministic
 from consumers.trainer import pick_device
 from models.learner import Batch, Learner, Rows, State, move, update_generator
 from models.registry import BUILTIN

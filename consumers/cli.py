@@ -25,6 +25,7 @@ from consumers.command import (
     print_json,
     tell,
 )
+from consumers.kernels import choose
 from consumers.stopping import stopping
 from pipeline.errors import ConfigError, HeadraceError
 
@@ -110,8 +111,7 @@ def train(
     """
     settings = load_config(config)
     table = settings.model(model)
-    if table.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
+    choose(model, table, os.environ)
 
     from prometheus_client import CollectorRegistry
 

@@ -20,6 +20,7 @@ from consumers.command import (
     print_json,
     tell,
 )
+from consumers.kernels import choose
 from pipeline.errors import ConfigError, NotRepeatable
 
 if TYPE_CHECKING:
@@ -150,6 +151,13 @@ def verify(
 
     Example: headrace verify pictures@stable --from 40
     """
+    model, ref = _split(version)
+    settings = load_config(config)
+    table, store = settings.model(model), open_store(settings, model)
+    target = store.manifest(ref)
+    deterministic = bool(target.environment.get("deterministic"))
+    choose(model, table.model_copy(update={"deterministic": deterministic}), os.environ)
+
     from consumers.registry import resolve_blueprint
     from consumers.replay import Replay, environment_told, told
     from consumers.sources import Sources
@@ -157,12 +165,6 @@ def verify(
     from consumers.verify import verify as verified
     from pipeline.log import Fetcher
 
-    model, ref = _split(version)
-    settings = load_config(config)
-    table, store = settings.model(model), open_store(settings, model)
-    target = store.manifest(ref)
-    if target.environment.get("deterministic"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
     begin = store.keyframe(store.manifest(start)) if start is not None else None
     with Fetcher(settings.kafka) as fetcher, Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("learning again", total=None)

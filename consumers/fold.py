@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from consumers.bridge import copied
 from consumers.drift import Drift
+from consumers.environment import environment
 from consumers.fitting import mismatch, validated_options
 from consumers.joiner import Correction
 from models.evaluation import LossRange, Prequential
@@ -31,7 +31,6 @@ from models.learner import (
     update_generator,
 )
 from models.memory import PolicyName
-from pipeline import __version__
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
 from pipeline.lineage import LineageBuilder, Runs
@@ -357,24 +356,6 @@ class Fold:
                 self._unsent[group, name] = changed
                 found[name] = Rows(value.tensor, changed)
         return found
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What equal bits depend on beside the configuration and the records."""
-    return {
-        "headrace": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
-def use_deterministic(deterministic: bool) -> None:
-    """Has torch take kernels that give the same bits again; on CUDA that costs time."""
-    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports for seconds
-        torch.use_deterministic_algorithms(deterministic)
 
 
 def not_finite(tensors: Mapping[str, Tensor | Rows]) -> str | None:

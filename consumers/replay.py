@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from consumers.bridge import array, tensor, tensors
+from consumers.environment import environment
 from consumers.feed import Uplink, collate
 from consumers.fitting import differences
-from consumers.fold import HELD_OUT, Fold, environment, whole
+from consumers.fold import HELD_OUT, Fold, whole
 from consumers.joiner import Correction
 from pipeline.codec import Array
 from pipeline.config import ModelConfig

@@ -22,10 +22,11 @@ from threading import Event
 import torch
 
 from consumers.committer import RETRY_S, Committer, Lease
+from consumers.environment import environment, use_deterministic
 from consumers.examiner import Examiner, judge_of
 from consumers.feed import Feed, Uplink
 from consumers.fitting import config_changes, differences, validated_options
-from consumers.fold import Fold, environment, use_deterministic
+from consumers.fold import Fold
 from consumers.joiner import Joiner
 from consumers.replay import Replay, at_version, decoder_of
 from consumers.session import Session
@@ -93,6 +94,12 @@ class Worker:
         self._jump = jump
         validated_options(name, self._settings, blueprint)
         self._device = pick_device(self._settings.device)
+        pinned, units = self._settings.cpu_isa, torch.backends.cpu.get_cpu_capability()
+        if pinned is not None and pinned.upper() != units:
+            raise ConfigError(
+                f'models.{name}.cpu_isa = "{pinned}", and torch was loaded with {units} kernels. They are chosen when '
+                f"a process starts: use `headrace train {name}`."
+            )
         if self._device.type == "cuda" and self._settings.keyframe_every > 1 and not self._settings.deterministic:
             raise ConfigError(
                 f"models.{name}.keyframe_every = {self._settings.keyframe_every}: on CUDA, learning again gives equal "

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from consumers.bridge import array
+from consumers.environment import environment, use_deterministic
 from consumers.fitting import differences, mismatch
-from consumers.fold import Fold, environment, use_deterministic, whole
+from consumers.fold import Fold, whole
 from consumers.replay import Replay, at_version, changed, differing, recorded
 from consumers.sources import Sources
 from models.learner import Blueprint

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.network import root
+
 LossName = Literal["relativistic", "minimax", "hinge"]
 
 
@@ -76,7 +78,7 @@ class Spread:
         pairs = numbers[one] == numbers[other]
         one, other = one[pairs], other[pairs]
         coarse = [F.avg_pool2d(x, 4) for x in (real, drawn)]
-        near = [(x[one] - x[other]).square().flatten(1).mean(1).sqrt() for x in coarse]  # twice (pairs,)
+        near = [root((x[one] - x[other]).square().flatten(1).mean(1)) for x in coarse]  # twice (pairs,)
         for label, *found in zip(numbers[one].tolist(), *torch.stack(near).tolist(), strict=True):
             count, *means = self._of.get(label, (0, 0.0, 0.0))
             rate = 1 / min(count + 1, self.HORIZON)

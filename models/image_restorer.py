@@ -39,7 +39,7 @@ from models.labels import NONE
 from models.learner import Batch, Blueprint, Options, Report, State, module_on, structural
 from models.memory import PolicyName, ReplayMemory
 from models.moving_average import MovingAverage, decay_of_records
-from models.network import pixels, seeded
+from models.network import pixels, root, seeded
 from models.replaying import LabelledNetwork, ReplayingLearner
 
 FLOOR = 0.01  # δ: what is nearer than 40 dB pulls less and less
@@ -186,7 +186,7 @@ def fill(x: Tensor, known: Tensor) -> Tensor:
 
 def losses(x: Tensor, y: Tensor) -> Tensor:
     """x, y (B, C, H, W) → (B,) √(mean (x - y)² + δ²)"""
-    return ((x - y).square().flatten(1).mean(1) + FLOOR**2).sqrt()
+    return root((x - y).square().flatten(1).mean(1) + FLOOR**2)
 
 
 class ImageRestorerLearner(ReplayingLearner):

@@ -32,6 +32,11 @@ def seeded(build: Callable[[], M], seed: int, device: torch.device) -> M:
     return module
 
 
+def root(x: Tensor) -> Tensor:
+    """√x, rounded to the nearest: the last bit of MKL's, which torch takes, depends on the processor's maker."""
+    return x.double().sqrt().to(x) if x.device.type == "cpu" else x.sqrt()
+
+
 def pixels(x: Tensor) -> Tensor:
     """x (B, C, H, W) uint8 → float32 in [0, 1]."""
     return x.to(torch.float32).mul_(1 / 255)

@@ -26,7 +26,7 @@ from models.hashing import Found, both, ngrams, words
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
 from models.memory import Changed, Memory
 from models.moving_average import PREFIX
-from models.network import seeded
+from models.network import root, seeded
 
 ROWS, OWN = "optimizer/table.rows", PREFIX + "table.weight"  # of the table, in the state
 
@@ -95,7 +95,7 @@ class RowRms:
         moment, count = self._state[rows].unbind(1)  # (U,)
         moment = self.BETA * moment + (1 - self.BETA) * values.grad.square().mean(1)
         count = count + 1
-        scale = (moment / (1 - self.BETA**count)).sqrt_().add_(self.EPSILON)
+        scale = root(moment / (1 - self.BETA**count)).add_(self.EPSILON)
         learned = values - rate_factor * self._learning_rate * values.grad / scale[:, None]
         self._table.weight[rows] = learned
         if self._served is not self._table:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.network import root
+
 ANGLES = 6
 GRID, COARSE = 7, 3  # places of a side at which S₀ and S₁, and S₂, are averaged
 SIDE = 32  # larger pictures are averaged down to at most this
@@ -41,7 +43,7 @@ class Wavelets(nn.Module):
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
         """pictures (B, C, H, W) float32 in [0, 1] → √S (B, d) float32"""
-        return self.scattered(pictures).sqrt()
+        return root(self.scattered(pictures))
 
     def scattered(self, pictures: Tensor) -> Tensor:
         """(B, C, H, W) → (B, d) of S₀, S₁ and S₂, none below 0"""

@@ -151,6 +151,7 @@ class ModelConfig(Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     threads: int = Field(1, ge=1)  # of torch
+    cpu_isa: Literal["avx2"] | None = None  # has x86 processors of several kinds give the same bits, for a price
     decode_threads: int = Field(1, ge=1)
     batch_size: int = Field(64, ge=1)
     max_wait_ms: int = Field(200, ge=0)  # the longest a record waits for its batch to fill

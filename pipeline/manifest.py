@@ -122,7 +122,7 @@ class Manifest(Stored):
     keyframe: Ref | None = None  # None: training is in here; else the ancestor that learning goes on from
     newest_timestamp_ms: Int64 | None = None  # of all learned records
     metrics: dict[str, Metric]
-    environment: dict[str, Any]  # headrace, torch, python, device, threads
+    environment: dict[str, Any]  # headrace, torch, python, device, threads, processor, kernels
     meta: dict[str, Any]  # the learner's own
     worker: dict[str, Any]  # the worker's own: what it needs to go on
     probes: dict[str, dict[str, Any]] = {}  # class → accuracy on held-out records: now, best, first; records

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from consumers import trainer
-from consumers.fold import use_deterministic
+from consumers.environment import use_deterministic
 from pipeline.errors import ConfigError
 from tests.consumers.families import FAMILIES, records
 from tests.consumers.test_keyframes import STEPWISE, stepwise
