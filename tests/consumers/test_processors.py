@@ -18,6 +18,7 @@ import torch
 from consumers.environment import environment, processor
 from consumers.kernels import CPUINFO, PINS, choose
 from pipeline.errors import ConfigError
+from pipeline.process import tied
 from pipeline.store import Store, connect
 from tests.consumers.families import FAMILIES, records
 from tests.consumers.working import PATIENCE_S, configuration, publish, working
@@ -121,7 +122,7 @@ def test_a_worker_goes_on_on_another_processor(kafka: str, redis_url: str, topic
     publish(config, topic, *[next(values) for _ in range(40)])
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [HEADRACE, "train", topic],
+            tied([HEADRACE, "train", topic]),
             cwd=tmp_path,
             env={**os.environ, **OLD},
             stdout=subprocess.DEVNULL,
