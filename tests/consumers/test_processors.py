@@ -122,7 +122,7 @@ def test_a_worker_goes_on_on_another_processor(kafka: str, redis_url: str, topic
     publish(config, topic, *[next(values) for _ in range(40)])
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            tied([HEADRACE, "train", topic]),
+            tied([str(HEADRACE), "train", topic]),
             cwd=tmp_path,
             env={**os.environ, **OLD},
             stdout=subprocess.DEVNULL,
