@@ -213,26 +213,29 @@ class Fold:
         return Update(report.loss, drift, far_above, begun)
 
     def correct(self, corrections: Sequence[Correction]) -> list[str]:
-        """Replaces labels of remembered and held-out records, in one update if there are any; gives their outcomes."""
-        rng = update_generator(self.settings.seed, self.updates)
-        outcomes, found = list[str](), list[Place]()
+        """Replaces labels of remembered and held-out records, in one update if there are any; gives their outcomes.
+
+        The lineage has what a version held out beside its updates, so it says how much of that came before this one.
+        """
+        rng, before = update_generator(self.settings.seed, self.updates), self.lineage.count(HELD_OUT)
+        outcomes, found, touched = list[str](), list[Place](), False
         for correction in corrections:
-            label, place = correction.label, place_of(correction.label.record)
-            if self._correct(id_digest(label.id), label.label, rng):
+            label, place, id_ = correction.label, place_of(correction.label.record), id_digest(correction.label.id)
+            aside = self.held_out is not None and self.held_out.correct(id_, label.label)
+            touched |= aside
+            if (isinstance(self.learner, Correcting) and self.learner.correct(id_, label.label, rng)) or aside:
                 outcomes.append(CORRECTED)
                 found.append(place)
             else:
                 outcomes.append(correction.otherwise)
                 self.outcome(correction.otherwise, *place)
+        if touched and before:
+            self.lineage.change({"held_out": {"records": before, "before": [*found[0][0], found[0][1]]}})
         if found:
             self.updates += 1
             self.lineage.learned(found)
             self.counts[CORRECTED] += len(found)
         return outcomes
-
-    def _correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
-        aside = self.held_out is not None and self.held_out.correct(id_, label)
-        return (isinstance(self.learner, Correcting) and self.learner.correct(id_, label, rng)) or aside
 
     def hold_out(self, batch: Batch, examples: Sequence[Example]) -> None:
         """Keeps a sample of these examples, and learns none; `batch` is on the CPU."""

@@ -11,17 +11,21 @@ from collections.abc import Callable, Sequence
 from consumers.fold import Fold
 from consumers.replay import Replay, joined
 from pipeline.errors import Diverged
+from pipeline.lineage import Lineage
 from pipeline.log import Place
 
 Row = tuple[Place, ...]  # of a batch: a record, and its label's
 Breaks = Callable[[Sequence[Row]], bool]
 
 
-def recover(begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], replay: Replay) -> tuple[Fold, list[Row]]:
+def recover(
+    begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], lineage: Lineage, replay: Replay
+) -> tuple[Fold, list[Row]]:
     """The state after these updates without the rows that break it, and those rows.
 
     Args:
         begin: makes the fold at the last good version, anew each time.
+        lineage: since that version; it has all of the updates but perhaps the last.
 
     Raises:
         Diverged: more than half of a batch breaks it: the weights are at fault, or the settings.
@@ -30,22 +34,22 @@ def recover(begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], repla
     fold, done = begin(), 0
     left, found = [joined(update, fold.settings) for update in updates], list[Row]()
     while True:
-        done += _learned(fold, left[done:], replay)
+        done += _learned(fold, left[done:], lineage, replay)
         if done == len(left):
             return fold, found
         fold = begin()  # the other is broken
-        _learned(fold, left[:done], replay)
+        _learned(fold, left[:done], lineage, replay)
         culprits = _all_culprits(fold, left[done], replay)
         found += culprits
         left[done] = [row for row in left[done] if row not in culprits]
         left = [update for update in left if update]
 
 
-def _learned(fold: Fold, updates: Sequence[Sequence[Row]], replay: Replay) -> int:
+def _learned(fold: Fold, updates: Sequence[Sequence[Row]], lineage: Lineage, replay: Replay) -> int:
     """Learns the updates up to the first one that breaks the state; how many were good."""
     good = 0
     try:
-        for _ in replay.learn(fold, [[place for row in update for place in row] for update in updates]):
+        for _ in replay.learn(fold, [[place for row in update for place in row] for update in updates], lineage):
             fold.check_finite()
             good += 1
     except Diverged:
@@ -58,7 +62,7 @@ def _all_culprits(fold: Fold, rows: list[Row], replay: Replay) -> list[Row]:
     found: list[Row] = []
 
     def breaks(some: Sequence[Row]) -> bool:
-        return _learned(fold.trial(), [[row for row in rows if row in some]], replay) == 0
+        return _learned(fold.trial(), [[row for row in rows if row in some]], Lineage(), replay) == 0
 
     while (left := [row for row in rows if row not in found]) and breaks(left):
         found += _culprits(breaks, left)

@@ -49,8 +49,11 @@ class Replay:
         """
         return self._fetcher.records(places, self.topic_ids)
 
-    def learn(self, fold: Fold, updates: Iterable[Sequence[Place]]) -> Iterator[None]:
+    def learn(self, fold: Fold, updates: Iterable[Sequence[Place]], lineage: Lineage) -> Iterator[None]:
         """One update after the other, each when the next one is asked for.
+
+        Args:
+            lineage: says what was held out before a correction.
 
         Raises:
             OffsetsGone: the log does not hold a record any more.
@@ -58,7 +61,11 @@ class Replay:
             Diverged: as `Fold.learn`.
         """
         uplink = Uplink(fold.device)
+        notes = [change["held_out"] for change in lineage.changes if "held_out" in change]
+        held_out = {tuple(note["before"]): note["records"] for note in notes}
         for examples, corrections in self._updates(fold, updates):
+            for record in [correction.label.record for correction in corrections[:1]]:
+                self._hold_out(fold, lineage, held_out.get((record.topic, record.partition, record.offset), 0))
             if examples:
                 batch = collate(examples, fold.topics, uplink)
                 uplink.arrive(batch.x)
@@ -83,7 +90,7 @@ class Replay:
                     torch.set_num_threads(change["environment"]["threads"][1])
                 if "ids" in change.get("jump", {}):
                     self.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][1]
-            for _ in self.learn(fold, entry.lineage.learned()):
+            for _ in self.learn(fold, entry.lineage.learned(), entry.lineage):
                 pass
             self.others(fold, entry.lineage)
             fold.lineage.build()
@@ -95,13 +102,18 @@ class Replay:
         Raises:
             OffsetsGone, NotRepeatable: as `learn`, for those that were held out.
         """
-        aside = [(partition, offset) for name, partition, offset in lineage.others() if name == HELD_OUT]
-        uplink = Uplink(torch.device("cpu"))
-        for examples, _ in self._updates(fold, joined(aside, fold.settings)):
-            fold.hold_out(collate(examples, fold.topics, uplink), examples)
+        self._hold_out(fold, lineage)
         for name, partition, offset in lineage.others():
             if name != HELD_OUT:
                 fold.outcome(name, partition, offset)
+
+    def _hold_out(self, fold: Fold, lineage: Lineage, end: int | None = None) -> None:
+        """What a version held out, up to its `end`-th record or label, less what the fold has of it."""
+        aside = [(partition, offset) for name, partition, offset in lineage.others() if name == HELD_OUT]
+        uplink = Uplink(torch.device("cpu"))
+        left = aside[fold.lineage.count(HELD_OUT) : end]
+        for examples, _ in self._updates(fold, joined(left, fold.settings)):
+            fold.hold_out(collate(examples, fold.topics, uplink), examples)
 
     def _updates(
         self, fold: Fold, updates: Iterable[Sequence[Place]]

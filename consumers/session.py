@@ -27,7 +27,7 @@ TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock a
 TRIPS = 3  # of the guard without an update that went well: then it is not the records
 WATCH_S = 1.0  # how often is looked whether the log still reaches back to the keyframe
 #: changes that learning again notes by itself
-MADE_AGAIN = {"sources", "config", "environment", "replayed", "drift", "flush", "loss", "alarm"}
+MADE_AGAIN = {"sources", "config", "environment", "replayed", "drift", "flush", "loss", "alarm", "held_out"}
 
 
 class Session:
@@ -197,7 +197,7 @@ class Session:
         manifest = self._store.manifest(head) if head else None
         lineage = self._fold.lineage.build()
         updates = [*lineage.learned(), failed] if failed else list(lineage.learned())
-        self._fold, culprits = recover(lambda: self._begin(manifest), updates, self._replay)
+        self._fold, culprits = recover(lambda: self._begin(manifest), updates, lineage, self._replay)
         self._replay.others(self._fold, lineage)
         for change in lineage.changes:
             if not MADE_AGAIN & change.keys():

@@ -104,6 +104,10 @@ class LineageBuilder:
         """A record that was read and not learned; `name` is kind/reason."""
         _append(self._outcomes[name], self._ends[name], self._number(partition), offset)
 
+    def count(self, name: str) -> int:
+        """Records with this outcome."""
+        return sum(count for *_, count in self._outcomes.get(name, ()))
+
     def change(self, entry: Mapping[str, Any]) -> None:
         """Something else that a reader of the lineage should know, JSON."""
         self._changes.append(dict(entry))

@@ -185,6 +185,36 @@ def test_records_that_are_held_out_or_refused_take_their_labels_along(
     assert {dict(record.headers)["label"] for record in refused} == {b"third"}  # so that it can be requeued
 
 
+@pytest.mark.parametrize("many", [True, False], ids=["one version", "a version each update"])
+def test_what_is_held_out_is_corrected_in_its_turn(
+    kafka: str, redis_url: str, redis: Redis, topics: Topics, many: bool
+) -> None:
+    """Also within one version, whose lineage has what was held out beside its updates."""
+    often = {"snapshot_every_s": None, "snapshot_every_updates": 10_000 if many else 1}
+    config, records, labels, wanted = labelled_by(
+        topics, kafka, redis_url, hold_out={"slots": 64, "share": 0.5, "every_s": 3600}, keyframe_every=1000, **often
+    )
+    aside = [n for n in range(60) if is_held_out(f"r{n}", 0.5)]
+    with working(config) as run:
+        for start in range(0, 60, 20):
+            some = range(start, start + 20)
+            records.publish(*[(f"r{n}", n, text(n), "held-out" if n in aside else "learned") for n in some])
+            labels.publish(*[(f"r{n}", n + 0.5, b"class %d" % (n % 3), "joined") for n in some])
+            run.waits(lambda: read(run) == len(wanted))
+            wrong = [n for n in some if n in aside]
+            labels.publish(*[(f"r{n}", start + 20.5, b"class %d" % ((n + 1) % 3), "corrected") for n in wrong])
+            run.waits(lambda: read(run) == len(wanted))
+        run.finish()
+        checked(run, redis, config, labels, wanted)
+        assert bool(run.changes("held_out")) == many
+
+
+def read(run: Working) -> int:
+    """Records and labels that have an outcome, in a version or not; what was joined has its record's."""
+    family = next(each for each in run.registry.collect() if each.name == "headrace_records")
+    return int(sum(sample.value for sample in family.samples if sample.name.endswith("_total")))
+
+
 def test_the_guard_takes_a_record_and_its_label_out_together(
     kafka: str, redis_url: str, redis: Redis, topics: Topics
 ) -> None:
