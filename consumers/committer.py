@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 from pipeline.errors import HeadraceError, StoreError, StoreUnavailable
 from pipeline.log import AlignedReader, Partition, Publisher, Reader
 from pipeline.metrics import WorkerMetrics
-from pipeline.store import Draft, Fence, Store
+from pipeline.store import Committed, Draft, Fence, Store
 
 RETRY_S = 1.0
 FLUSH_S = 30.0
@@ -178,16 +178,26 @@ class Committer:
         self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
         # A number is noted before it can be used: should Redis come back older, it never names another content.
         self._until_done(lambda: self._reader.note(str(self._writer.next_version), snapshot.positions, NOTE_S))
-        committed = self._until_done(lambda: self._writer.commit(snapshot.draft))
+        committed = self._until_done(lambda: self._make_head(snapshot))
         self._metrics.committed(committed, time.perf_counter() - started)
         self._reader.commit(snapshot.positions)
-        self._until_done(lambda: self._store.retire(self._fence, snapshot.keep_last, snapshot.keep_every))
+        self._until_done(lambda: self._retire(snapshot))
+
+    def _make_head(self, snapshot: Snapshot) -> Committed:
+        try:
+            return self._writer.commit(snapshot.draft)
+        except StoreUnavailable:
+            self._retire(snapshot)  # what may be missing is memory, and the configuration may ask for less now
+            raise
+
+    def _retire(self, snapshot: Snapshot) -> None:
+        self._store.retire(self._fence, snapshot.keep_last, snapshot.keep_every)
 
     def _until_done(self, call: Callable[[], T]) -> T:
         told = False
         while True:
             try:
-                return call()
+                found = call()
             except HeadraceError as error:
                 if not error.retriable:
                     raise
@@ -197,3 +207,6 @@ class Committer:
                 told = True
                 if self._stop.wait(RETRY_S) or time.monotonic() >= self._until_s:
                     raise
+            else:
+                self._metrics.retried()
+                return found

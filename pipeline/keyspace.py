@@ -101,8 +101,10 @@ class Keyspace:
 
     def register(self) -> None:
         """Makes the model known to those who list models."""
+        name = f"{self.family}:{self.model}"
         with translated():
-            self.redis.sadd(REGISTRY, f"{self.family}:{self.model}")
+            if not self.redis.sismember(REGISTRY, name):  # at its maxmemory Redis refuses to add what is there, too
+                self.redis.sadd(REGISTRY, name)
 
     def unregister(self) -> None:
         """Takes the model off the list."""

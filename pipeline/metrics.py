@@ -30,6 +30,7 @@ class WorkerMetrics:
     """One worker's metrics; every one carries the label `model`."""
 
     def __init__(self, registry: CollectorRegistry, model: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._is_waited_for = False  # by a call that is made again and again
         self._clock = clock
         self._model = model
 
@@ -183,16 +184,21 @@ class WorkerMetrics:
         self._changed.inc(committed.bytes_changed)
         self._moved.inc(committed.bytes_moved)
         self._commit.observe(seconds)
-        self.store_up(True)
 
     def retry(self) -> None:
         """A call to the store has failed and will be made again."""
         self._retries.inc()
+        self._is_waited_for = True
         self.store_up(False)
 
+    def retried(self) -> None:
+        """It has been made."""
+        self._is_waited_for = False
+        self.store_up(True)
+
     def store_up(self, up: bool) -> None:
-        """Whether the store answers."""
-        self._store_up.labels(self._model).set(up)
+        """Whether the store answers; one that takes no version is not up, whatever else it does."""
+        self._store_up.labels(self._model).set(up and not self._is_waited_for)
 
     def log_up(self, up: bool) -> None:
         """Whether the log can be read."""

@@ -315,15 +315,24 @@ def lost_place(keys: Keyspace, fence: Fence) -> Fenced | HeadMoved | None:
         return None
     if held:
         return Fenced(f"{owner} took {keys.model} from this worker and goes on from the head. Stop this one.")
-    if counter is not None and int(counter) < fence.counter:
+    if int(counter or 0) < fence.counter and (counter or not _was_deleted(keys)):
         return HeadMoved(
-            f"Redis knows of {counter} workers of {keys.model} so far, but this one is number {fence.counter}: Redis "
-            f"came back older than it was, or was changed by hand. The worker starts again from what is there."
+            f"Redis knows of {counter or 0} workers of {keys.model} so far, but this one is number {fence.counter}: "
+            f"Redis came back older than it was, or empty, or was changed by hand. The worker starts again from what "
+            f"is there."
         )
     return Fenced(
-        f"{keys.model} is not held by this worker any more, nor by another: one held it meanwhile, it was reset or "
-        f"deleted, or Redis lost its data. Start the worker again if it shall go on from what is there."
+        f"{keys.model} is not held by this worker any more, nor by another: one held it meanwhile, or it was reset or "
+        f"deleted. Start the worker again if it shall go on from what is there."
     )
+
+
+def _was_deleted(keys: Keyspace) -> bool:
+    """Else there is nothing of the model because Redis came back empty."""
+    with translated():
+        events: Any = keys.redis.xrange(keys.family_key("events"))
+    ours = {b"kind": b"delete", b"model": keys.model.encode()}
+    return any(ours.items() <= fields.items() for _, fields in events)
 
 
 def _text(ref: Ref | None) -> str:

@@ -1,11 +1,12 @@
 -- Takes the writer's place if nobody holds a live lease. ARGV: token, owner, lease in ms.
 -- Returns the fence's counter, or false.
 local token, owner, lease_ms = unpack(ARGV)
-if redis.call('EXISTS', lease) == 1 then
-  if not held(token) then
-    return false
-  end
-else
+local is_taken = redis.call('EXISTS', lease) == 1
+if is_taken and not held(token) then
+  return false
+end
+redis.call('DEL', lease)  -- the first write
+if not is_taken then
   redis.call('HINCRBY', fence, 'counter', 1)
   redis.call('HSET', fence, 'token', token, 'owner', owner)
 end

@@ -21,7 +21,7 @@ end
 if #missing > 1 then
   return missing
 end
--- The first write is one that Redis refuses when it is short of memory: then nothing is written at all.
+-- The first write is one that Redis refuses at its maxmemory: then nothing is written at all.
 redis.call('SET', model .. 'manifest:' .. version, manifest)
 for _, digest in ipairs(named) do
   if redis.call('HINCRBY', refs, digest, 1) == 1 then

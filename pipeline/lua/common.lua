@@ -1,5 +1,7 @@
 -- Put in front of every script here. KEYS[1] is the family's prefix, KEYS[2] the model's: every other key begins with
 -- one of them and lies, by its {hash tag}, in the same slot.
+-- At its maxmemory Redis refuses a script whose first write may take memory, and lets all others run to their end:
+-- what adds a version begins with such a write, what frees memory or holds the writer's place with one that takes none.
 local family, model = KEYS[1], KEYS[2]
 local head, counter, fence, lease = model .. 'head', model .. 'counter', model .. 'fence', model .. 'lease'
 local versions, lineage, aliases = model .. 'versions', model .. 'lineage', model .. 'aliases'
@@ -34,6 +36,8 @@ end
 
 -- Removes a version, and every object that no version of the family names any more. Its lineage stays.
 local function remove(ref)
+  redis.call('HDEL', keyframes, ref)
+  redis.call('ZREM', versions, ref)
   local key = model .. 'manifest:' .. string.match(ref, '^%d+')
   local raw = redis.call('GET', key)
   if raw then
@@ -45,6 +49,4 @@ local function remove(ref)
     end
     redis.call('UNLINK', key)
   end
-  redis.call('HDEL', keyframes, ref)
-  redis.call('ZREM', versions, ref)
 end

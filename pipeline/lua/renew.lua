@@ -3,9 +3,9 @@ local token, lease_ms = unpack(ARGV)
 if not held(token) then
   return 0
 end
+redis.call('DEL', lease)  -- the first write
 if lease_ms == '0' then
   redis.call('HDEL', fence, 'token', 'owner')
-  redis.call('DEL', lease)
 else
   redis.call('SET', lease, token, 'PX', lease_ms)
 end

@@ -126,6 +126,29 @@ def test_a_redis_without_memory_is_worth_another_try(store: Store, writer: Write
     assert writer.commit(second).version == 2
 
 
+def test_a_full_redis_can_be_held_and_freed(store: Store, redis: Redis) -> None:
+    fence = taken(store)
+    writer = store.writer(fence)
+    for number in range(5):
+        writer.commit(draft(number, {"w": weights(number)}))
+    store.set_alias("stable", 1)
+    redis.config_set("maxmemory", 1)
+    try:
+        store.renew(fence, 60)
+        store.delete_alias("stable")
+        assert store.retire(fence, 2) == [1, 2, 3]
+        store.release(fence)
+        again = store.acquire("another", 60)
+        assert again is not None
+        assert store.acquire("third", 60) is None
+        assert store.writer(again).next_version == 6  # a worker may start, and wait with its first version
+        store.release(again)
+        store.delete()
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert not redis.keys(f"headrace:{{{store.family}}}:model:*")
+
+
 def test_memory_that_ends_between_upload_and_commit_leaves_nothing_half_done(
     store: Store, writer: Writer, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
