@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.artefacts import KAFKA
+from pipeline.artefacts import TITLE
 
 PACKAGES = ("torch", "kafka-python", "redis", "pillow", "numpy")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -31,7 +31,7 @@ def versions(redis_server: str) -> dict[str, str]:
         "headrace": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
-        "kafka": KAFKA.title.split()[-1],
+        "kafka": TITLE.split()[-1],
         "redis-server": redis_server,
     }
 

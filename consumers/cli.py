@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from consumers import cli_answers, cli_dead_letters, cli_lineage, cli_publish, cli_versions
+from consumers import cli_answers, cli_dead_letters, cli_lineage, cli_local, cli_publish, cli_versions
 from consumers.command import (
     DEFAULT_CONFIG,
     ConfigPath,
@@ -54,47 +55,10 @@ def init(
     """
     if path.exists():
         raise ConfigError(f"{path} exists already. Remove it, or name another file: headrace init other.toml.")
-    path.write_text((Path(__file__).parent / "init.toml").read_text("utf-8"), "utf-8")
-    typer.echo(f"Wrote {path}. Next: headrace local (a Kafka and a Redis of your own), then headrace train pictures.")
-
-
-@app.command()
-def demo(
-    seconds: Annotated[float | None, typer.Option(help="End by itself after this time.", min=5)] = None,
-    folder: Annotated[Path, typer.Option(help="Kafka's and Redis's data, logs and pictures.")] = Path(".headrace/demo"),
-    kafka: Annotated[str | None, typer.Option(help="HOST:PORT of a Kafka that is already there.")] = None,
-    redis: Annotated[str | None, typer.Option(help="URL of a Redis that is already there.")] = None,
-) -> None:
-    """Watch three models learn from two live streams of real data on this machine.
-
-    Example: headrace demo --seconds 60
-    """
-    from consumers.demo import Demo
-
-    with stopping() as stop:
-        sys.exit(Demo(folder, seconds, kafka, redis, out, stop).run())
-
-
-@app.command()
-def local(
-    folder: Annotated[Path, typer.Argument(help="Where their data is kept.")] = Path(".headrace/local"),
-    kafka_port: Annotated[int, typer.Option(help="0: a free one.")] = 9092,
-    redis_port: Annotated[int, typer.Option(help="0: a free one.")] = 6379,
-) -> None:
-    """Run a real Kafka and a real Redis on loopback until Ctrl-C; their data stays in the folder.
-
-    Example: headrace local
-    """
-    from pipeline.local import Local
-
-    with (
-        stopping() as stop,
-        Local(folder, kafka_port or None, redis_port or None, say=tell, stop=stop) as servers,
-    ):
-        typer.echo(
-            f"Kafka at {servers.bootstrap_servers}, Redis at {servers.redis_url}, data in {folder}. Ctrl-C ends."
-        )
-        stop.wait()
+    text = (Path(__file__).parent / "init.toml").read_text("utf-8")
+    path.touch(0o600)  # it has a password
+    path.write_text(text.replace("PASSWORD", secrets.token_urlsafe(16)), "utf-8")
+    typer.echo(f"Wrote {path}. Next: headrace up (a Kafka and a Redis of your own, a worker a model, the sampler).")
 
 
 @app.command()
@@ -192,6 +156,7 @@ def watch(
                 live.stop()
 
 
+app.add_typer(cli_local.app)
 app.add_typer(cli_publish.app)
 app.add_typer(cli_answers.app)
 app.add_typer(cli_versions.app)

@@ -71,7 +71,7 @@ def generate(
 ) -> None:
     """Draw new pictures as one PNG, or write new texts.
 
-    Example: headrace generate drawings -n 16 --label 3 --seed 7 -o threes.png
+    Example: headrace generate drawings -n 16 --label cat --seed 7 -o cats.png
     """
     with _sampler(url, config) as sampler:
         if "complete" not in sampler.answers(model):

@@ -15,6 +15,7 @@ from pipeline.errors import HeadraceError
 from pipeline.process import tied
 
 STOP_S = 20.0  # how long a process gets to end with its snapshot
+NAME_WIDTH = 10
 KILLS, WITHIN_S = 3, 60.0  # what was killed so often within this time would be killed again
 
 
@@ -109,7 +110,7 @@ class Child:
         with self.process.stdout as lines:
             for line in lines:
                 self._last.append(line.rstrip())
-                self._say(f"{self.name} | {line.rstrip()}")
+                self._say(f"{self.name:<{NAME_WIDTH}} | {line.rstrip()}")
 
 
 def how(status: int) -> str:

