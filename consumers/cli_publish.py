@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
-from consumers.command import DEFAULT_CONFIG, ConfigPath, err, load_config, tell
+from consumers.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, print_json, tell
 from consumers.stopping import stopping
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RecordError
+
+if TYPE_CHECKING:
+    from consumers.publishing import Publishing
 
 app = typer.Typer()
+
+STDIN = "-"
+INTERRUPTED = 130  # as a shell tells of Ctrl-C
+WAIT_S = 2.0
 
 
 @app.command()
@@ -26,45 +29,51 @@ def publish(
         typer.Argument(help="Files, folders (sub-folders are labels), .jsonl files, or - for texts on standard input."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="The label of every record.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="The id of the one record; else the digest of it.")] = None,
     follow: Annotated[Path | None, typer.Option(help="Publish what is dropped into this folder, until Ctrl-C.")] = None,
+    in_order: Annotated[bool, typer.Option("--in-order", help="Folders label after label, not shuffled.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of what is shuffled.")] = 0,
+    repeat: Annotated[int, typer.Option(help="Publish all so many times.", min=1)] = 1,
+    again: Annotated[
+        bool, typer.Option("--again", help="Publish also what a try before published that ended early.")
+    ] = False,
     config: ConfigPath = DEFAULT_CONFIG,
+    json_: Json = False,
 ) -> None:
     """Publish pictures and texts.
 
+    Where it ended early, the same command goes on: nothing is published twice.
+
     Example: headrace publish pictures ./photos
     """
-    from consumers.publish import follow as following
-    from consumers.publish import from_paths, from_stdin
-    from pipeline.log import Publisher, ensure_topics
-
-    if bool(sources) == (follow is not None):
+    settings = load_config(config)
+    named = sources or []
+    if bool(named) == (follow is not None):
         raise ConfigError(
             "Nothing to publish, or two things at once. Give files and folders, or - , or --follow FOLDER."
         )
-    kafka = load_config(config).kafka
-    ensure_topics(kafka, [topic])
-    with (
-        # While a line is waited for, Ctrl-C has to be the exception that it is.
-        nullcontext(threading.Event()) if sources == ["-"] else stopping() as stop,
-        Publisher(kafka) as publisher,
-        Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
-    ):
+    if STDIN in named and len(named) > 1:
+        raise ConfigError("Standard input goes alone. Publish the files by a command of their own.")
+    if follow is not None and (id_ is not None or repeat > 1):
+        raise ConfigError("--follow takes neither --id nor --repeat: its records come one by one. Leave them out.")
+    if named == [STDIN] and repeat > 1:
+        raise ConfigError("Standard input can be read once. Leave --repeat out, or publish a .jsonl file.")
+
+    from consumers.publish import Way
+    from consumers.publishing import Publishing
+
+    way = Way(settings.kafka.max_bytes, _named("label", label), None if in_order else seed)
+    with stopping() as stop:
+        run = Publishing(settings, topic, way, stop, tell, id=_named("id", id_), again=again)
         if follow is not None:
-            outgoing = following(follow, stop, tell, label)
-        elif sources == ["-"]:
-            outgoing = from_stdin(sys.stdin, label)
+            run.follow(follow)
+        elif named == [STDIN]:
+            run.lines()
         else:
-            outgoing = from_paths([Path(source) for source in sources or []], tell, label)
-        task = progress.add_task(f"publishing to {topic}", total=None)
-        count = 0
-        for record in outgoing:
-            publisher.publish(topic, record.value, headers=record.headers)
-            count += 1
-            progress.update(task, advance=1, description=f"{count:,} records to {topic}")
-            if stop.is_set():
-                break
-        publisher.flush(60)
-    typer.echo(f"{count:,} records published to {topic}.")
+            run.files([Path(source) for source in named], repeat)
+    if json_:
+        print_json({"topic": topic, **run.json()})
+    _tell_end(run, topic, json_)
 
 
 @app.command()
@@ -73,13 +82,72 @@ def label(
     id_: Annotated[str, typer.Argument(metavar="ID", help="The id of the record.")],
     label: Annotated[str, typer.Argument(help="Its label, or the one that replaces it.")],
     config: ConfigPath = DEFAULT_CONFIG,
+    json_: Json = False,
 ) -> None:
     """Publish the label of a record that was published without one, or under a wrong one.
 
     Example: headrace label answers photo-17 cat
     """
+    settings = load_config(config)
+    _named("id", id_)
+    text = str(_named("label", label))
+
+    from consumers.publishing import impatient
+    from consumers.sending import patiently
+    from consumers.unlearned import labels_warning
     from pipeline.client import Client
 
-    with Client(load_config(config)) as client:
-        client.publish_label(topic, id_, label)
-    typer.echo(f"{id_} is {label}: published to {topic}.")
+    if warning := labels_warning(settings, topic):
+        tell(warning)
+    patient = settings.model_copy(update={"kafka": impatient(settings.kafka)})
+    with stopping() as stop, Client(patient) as client:
+        receipt = patiently(lambda: client.publish_label(topic, id_, text), stop, tell)
+        patiently(lambda: receipt.result(WAIT_S), stop, tell)
+    if json_:
+        print_json({"topic": topic, "id": id_, "label": text})
+    else:
+        typer.echo(f"{id_} is {text}: published to {topic}.")
+
+
+def _named(kind: str, text: str | None) -> str | None:
+    """A label or an id as it is published.
+
+    Raises:
+        ConfigError: it can be none.
+    """
+    from consumers.outgoing import label_of
+    from pipeline.records import check_name
+
+    if text is None:
+        return None
+    try:
+        if kind == "label":
+            return label_of(text)
+        check_name(kind, text)
+    except RecordError as error:
+        raise ConfigError(f"The {kind} {error.detail}") from None
+    return text
+
+
+def _tell_end(run: Publishing, topic: str, is_json: bool) -> None:
+    """What became of the records, for people; ends with a status where not all is published."""
+    from consumers.publishing import advice, records
+
+    tally = run.tally
+    if not is_json:
+        typer.echo(f"{records(tally.published)} published to {topic}.")
+    if tally.before:
+        tell(f"{records(tally.before)} had been published before, and were left out.")
+    if tally.labels and run.is_shown:
+        tell(advice(tally.labels))
+    if run.is_ended:
+        tell("It ended early. The same command publishes the rest.")
+    if tally.missing:
+        typer.secho(
+            f"headrace: {records(tally.missing)} not published. Mend what is told above, and give the same command: it "
+            "publishes these alone.",
+            fg="red",
+            err=True,
+        )
+    if run.is_ended or tally.missing:
+        raise typer.Exit(INTERRUPTED if run.is_ended else RecordError.exit_status)

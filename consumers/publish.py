@@ -1,149 +1,190 @@
-"""What `headrace publish` sends: files, folders, JSON lines, standard input, or whatever is dropped into a folder."""
+"""What `headrace publish` sends: files, folders, JSON lines, standard input."""
 
 from __future__ import annotations
 
+import codecs
 import json
-import mimetypes
+import os
+import random
+import select
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import TextIO
 
-from pipeline.errors import ConfigError
+from consumers.folders import Entry, listing
+from consumers.outgoing import PLAIN, Outgoing, Refused, content_type_of, from_file, label_of, shown, text_of
+from pipeline.errors import ConfigError, RecordError
+from pipeline.records import check_name
+
+CHUNK_BYTES = 1 << 16
+LOOK_S = 0.2  # how soon it is seen that the command is to end while a line is waited for
+STDIN = "standard input"
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One record to publish."""
+class Way:
+    """How records are made of what was named."""
 
-    value: bytes
-    content_type: str
-    label: str | None = None
-    id: str | None = None
-
-    @property
-    def headers(self) -> list[tuple[str, bytes]]:
-        """The optional headers of the public format; see README, "Publish"."""
-        named = {"content-type": self.content_type, "label": self.label, "id": self.id}
-        return [(name, text.encode()) for name, text in named.items() if text is not None]
+    limit: int  # bytes of a record
+    label: str | None = None  # of every record
+    seed: int | str | None = 0  # of the order of a folder's files; None: as they are sorted
 
 
-def from_file(path: Path, label: str | None = None) -> Outgoing:
-    """One file as one record.
+def entries(paths: Iterable[Path], way: Way, say: Callable[[str], None]) -> list[Entry | Refused]:
+    """Files in the order in which they are published: folders by folders, each shuffled unless the way says not to.
 
     Raises:
-        ConfigError: it cannot be read, or is neither a picture nor a text.
+        ConfigError: a file that was named is not there, or neither picture nor text.
     """
-    try:
-        value = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}. Give a file that can be read.") from None
-    kind, _ = mimetypes.guess_type(path.name, strict=False)  # strict: without WebP
-    if kind is None or kind.split("/")[0] not in ("image", "text"):
-        raise ConfigError(f"{path}: neither a picture nor a text by its name. Give it a suffix such as .png or .txt.")
-    return Outgoing(value, kind if kind.startswith("image/") else "text/plain", label)
-
-
-def from_paths(paths: Iterable[Path], say: Callable[[str], None], label: str | None = None) -> Iterator[Outgoing]:
-    """Files, JSON lines (`.jsonl`), and folders: the name of a sub-folder is the label of what is in it.
-
-    A file in a folder that cannot be published is said and passed over; one that is named must fit.
-
-    Raises:
-        ConfigError: as `from_file` and `from_jsonl`.
-    """
-    for path in paths:
+    found: list[Entry | Refused] = []
+    for number, path in enumerate(paths):
         if path.is_dir():
-            for file in sorted(_files(path)):
-                yield from _fitting(file, path, say, label)
-        elif path.suffix == ".jsonl":
-            try:
-                with path.open(encoding="utf-8") as lines:
-                    yield from from_jsonl(lines, path)
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path} cannot be read: {error}. Give a file of JSON lines in UTF-8.") from None
+            inside = listing(path, say)
+            if way.seed is not None:
+                random.Random(f"{way.seed} {number}").shuffle(inside)  # noqa: S311 - an order, no secret
+            found += inside
         else:
-            yield from_file(path, label)
-
-
-def from_jsonl(lines: Iterable[str], source: Path) -> Iterator[Outgoing]:
-    """`{"text": …}` or `{"image": path relative to the file}` a line, with optional "label" and "id".
-
-    Raises:
-        ConfigError: names the file and the line.
-    """
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{source}:{number}: not JSON ({error}). Write one object a line.") from None
-        fields = entry if isinstance(entry, dict) else {}
-        label, id_ = fields.get("label"), fields.get("id")
-        if any(not isinstance(value, str | None) for value in (label, id_)):
-            raise ConfigError(f'{source}:{number}: "label" and "id" are texts. Put them in quotes.')
-        if isinstance(fields.get("text"), str):
-            yield Outgoing(fields["text"].encode(), "text/plain", label, id_)
-        elif isinstance(fields.get("image"), str):
-            picture = from_file(source.parent / fields["image"], label)
-            yield Outgoing(picture.value, picture.content_type, label, id_)
-        else:
-            raise ConfigError(f'{source}:{number}: neither "text" nor "image". Give one of them as a text.')
-
-
-def from_stdin(stream: TextIO, label: str | None = None) -> Iterator[Outgoing]:
-    """Every line that is not empty is a text."""
-    for line in stream:
-        text = line.rstrip("\r\n")
-        if text:
-            yield Outgoing(text.encode(), "text/plain", label)
-
-
-def follow(
-    folder: Path, stop: Event, say: Callable[[str], None], label: str | None = None, poll_s: float = 0.5
-) -> Iterator[Outgoing]:
-    """What is dropped into the folder from now on, once its size has stayed the same for `poll_s`.
-
-    A file that cannot be published is said and passed over; hidden files are passed over: programs that save in two
-    steps use them.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder. Create it, or name the one that files are dropped into.")
-    sent = set(_files(folder))
-    sizes: dict[Path, int] = {}
-    while not stop.wait(poll_s):
-        now = {path: size for path, size in _files(folder).items() if path not in sent}
-        for path in sorted(path for path, size in now.items() if sizes.get(path) == size):
-            sent.add(path)
-            yield from _fitting(path, folder, say, label)
-        sizes = now
-
-
-def _fitting(path: Path, folder: Path, say: Callable[[str], None], label: str | None) -> Iterator[Outgoing]:
-    """The file, if it can be published."""
-    try:
-        outgoing = from_file(path, label or _sub_folder(path, folder))
-    except ConfigError as error:
-        say(str(error))
-    else:
-        yield outgoing
-
-
-def _sub_folder(path: Path, folder: Path) -> str | None:
-    """The first folder between the two: a label."""
-    inside = path.relative_to(folder).parts
-    return inside[0] if len(inside) > 1 else None
-
-
-def _files(folder: Path) -> dict[Path, int]:
-    """File → size in bytes."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.name.startswith("."):
-            try:
-                found[path] = path.stat().st_size
-            except FileNotFoundError:  # taken away between the two calls
-                continue
+            _check_named(path)
+            found.append(Entry(str(path), None))
     return found
+
+
+def from_entries(found: Iterable[Entry | Refused], way: Way, stop: Event) -> Iterator[Outgoing | Refused]:
+    """The records of files, and of the lines of `.jsonl` files, until `stop`."""
+    for entry in found:
+        if isinstance(entry, Refused):
+            yield entry
+        elif entry.path.endswith(".jsonl"):
+            yield from from_jsonl(Path(entry.path), way, stop)
+        else:
+            try:
+                yield from_file(Path(entry.path), entry.label if way.label is None else way.label, way.limit)
+            except RecordError as error:
+                yield Refused(entry.path, error.detail)
+
+
+def from_jsonl(path: Path, way: Way, stop: Event) -> Iterator[Outgoing | Refused]:
+    """`{"text": …}` or `{"image": path relative to the file}` a line, with optional "label" and "id"."""
+
+    def record(line: str) -> Outgoing:
+        fields = _fields(line)
+        label = fields.get("label") if way.label is None else way.label
+        if isinstance(fields.get("text"), str):
+            made = Outgoing(_utf8(fields["text"]), PLAIN, label)
+        elif isinstance(fields.get("image"), str):
+            picture = path.parent / fields["image"]
+            try:
+                made = from_file(picture, label, way.limit)
+            except RecordError as error:
+                raise RecordError(error.reason, f"{shown(fields['image'][:100])}: {error.detail}") from None
+        else:
+            raise RecordError("undecodable", 'neither "text" nor "image". Give one of them as a text.')
+        return replace(made, id=fields.get("id"))
+
+    try:
+        with path.open("rb") as file:
+            yield from _from_lines(reading(file.fileno(), stop), str(path), way, record)
+    except OSError as error:
+        yield Refused(str(path), f"{error.strerror}. Give a file that can be read.")
+
+
+def from_stdin(chunks: Iterable[bytes], way: Way) -> Iterator[Outgoing | Refused]:
+    """Every line that is not empty is a text."""
+    return _from_lines(chunks, STDIN, way, lambda line: Outgoing(line.encode(), PLAIN, way.label))
+
+
+def reading(descriptor: int, stop: Event) -> Iterator[bytes]:
+    """What comes, until its end or `stop`."""
+    while not stop.is_set():
+        if select.select([descriptor], [], [], LOOK_S)[0]:
+            chunk = os.read(descriptor, CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk
+
+
+def _from_lines(
+    chunks: Iterable[bytes], source: str, way: Way, record: Callable[[str], Outgoing]
+) -> Iterator[Outgoing | Refused]:
+    """The records of a source's lines; each is checked, whatever made it."""
+    most = 6 * way.limit + CHUNK_BYTES  # JSON may write a byte as six
+    for number, raw in enumerate(_lines(chunks, most), 1):
+        where = f"{source}, line {number}" if source == STDIN else f"{source}:{number}"
+        if number == 1 and raw.startswith(UTF_16):
+            yield Refused(source, "it is UTF-16. Save it as UTF-8.")
+            return
+        try:
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            if line.strip():
+                yield _checked(record(_decoded(line, most)), way.limit, where)
+        except RecordError as error:
+            yield Refused(where, error.detail)
+
+
+def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    """Lines without their ends; of one that is longer than `limit` the beginning, one chunk longer at the most."""
+    line = bytearray()
+    for chunk in chunks:
+        for number, part in enumerate(chunk.split(b"\n")):
+            if number:
+                yield bytes(line).removesuffix(b"\r")
+                line.clear()
+            if len(line) <= limit:
+                line += part
+    if line:
+        yield bytes(line).removesuffix(b"\r")
+
+
+def _decoded(line: bytes, most: int) -> str:
+    if len(line) > most:
+        raise RecordError("too-large", f"a line of more than {most:,} bytes. Break it.")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            "undecodable", f"not UTF-8 (byte {line[error.start]:#04x} at {error.start}). Convert it to UTF-8."
+        ) from None
+
+
+def _fields(line: str) -> dict[str, str]:
+    """The object of a line, whose label and id are texts."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = f"{error.msg} at {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise RecordError("undecodable", f"not JSON ({why}). Write one object a line.") from None
+    fields = entry if isinstance(entry, dict) else {}
+    if any(not isinstance(fields.get(name), str | None) for name in ("label", "id")):
+        raise RecordError("label", '"label" and "id" are texts. Put them in quotes.')
+    return fields
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise RecordError("undecodable", f"the text holds half a character ({half}). Write it whole.") from None
+
+
+def _checked(made: Outgoing, limit: int, where: str) -> Outgoing:
+    """Raises: RecordError: no record of the public format."""
+    if made.content_type == PLAIN:
+        text_of(made.value)
+    if len(made.value) > limit:
+        raise RecordError("too-large", f"{len(made.value):,} bytes, over kafka.max_bytes = {limit:,}. Make it smaller.")
+    if made.id is not None:
+        check_name("id", made.id)
+    return replace(made, label=None if made.label is None else label_of(made.label), where=where)
+
+
+def _check_named(path: Path) -> None:
+    if not path.exists():
+        raise ConfigError(f"{shown(path)}: No such file or directory. Correct the path; nothing was published.")
+    if path.suffix != ".jsonl" and content_type_of(path.name) is None:
+        raise ConfigError(
+            f"{shown(path)}: neither a picture nor a text by its name. Give it a suffix such as .png, .jpg, .webp, "
+            ".txt or .jsonl; nothing was published."
+        )

@@ -42,6 +42,10 @@ class LogUnavailable(LogError):
     retriable = True
 
 
+class TooLarge(LogError):
+    """The topic takes no record of this size."""
+
+
 class TopicMissing(LogError):
     """The topic does not exist, and the configuration does not allow creating it."""
 

@@ -22,7 +22,7 @@ from kafka.errors import (
 )
 
 from pipeline.config import KafkaConfig
-from pipeline.errors import LogError, LogUnavailable, RecordError
+from pipeline.errors import LogError, LogUnavailable, RecordError, TooLarge
 from pipeline.kafka_client import BATCH_OVERHEAD, connect, translated
 
 RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
@@ -39,17 +39,24 @@ class Receipt:
         self._future = future
         self._config = config
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` has not to wait."""
+        return bool(self._future.is_done)
+
     def result(self, timeout_s: float) -> tuple[str, int, int]:
         """Its topic, partition and offset, once Kafka has acknowledged it.
 
         Raises:
+            TooLarge: it, or one that went with it, is larger than the topic takes.
             LogUnavailable: not in time.
             LogError: Kafka refused it.
         """
         try:
             metadata = self._future.get(timeout_s)
         except KafkaError as error:
-            raise translated(error, self._config, "acknowledge a record") from error
+            told = translated(error, self._config, "acknowledge a record")
+            raise (TooLarge(str(told)) if isinstance(error, TOO_LARGE) else told) from error
         return metadata.topic, metadata.partition, metadata.offset
 
 
@@ -207,10 +214,17 @@ class Publisher:
         Raises:
             LogUnavailable: Kafka did not acknowledge all in time; what it did not may be lost.
         """
-        try:
-            self._producer.close(timeout_s)
-        except KafkaError as error:
-            raise translated(error, self._config, "acknowledge the last records") from error
+        until_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._producer.close(max(0.0, until_s - time.monotonic()))
+            except UnknownError:  # as in `flush`
+                continue
+            except KafkaError as error:
+                self._producer._sender.force_close()  # which kafka-python leaves running, with its connections
+                self._producer._sender.join(timeout_s)
+                raise translated(error, self._config, "acknowledge the last records") from error
+            return
 
     def __enter__(self) -> Self:
         return self

@@ -54,6 +54,7 @@ A topic that already carries something else needs a decoder, a function named in
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -176,9 +177,9 @@ class RecordDecoder:
         if label is None and self._needs_label:
             return Skipped(record, "unlabelled")
         if label is not None:
-            _check_name("label", label)
+            check_name("label", label)
         if id_ is not None:
-            _check_name("id", id_)
+            check_name("id", id_)
         else:
             id_ = f"{record.topic}:{record.partition}:{record.offset}"
         return Example(record, input_array(payload.content, self._input, payload.content_type), label, id_)
@@ -197,8 +198,8 @@ def label_in(record: Record) -> Label:
             raise RecordError("id", "a label without id header and key. Name the record that it is for.")
         id_ = _utf8("id", record.key)
     label = _utf8("label", record.value)
-    _check_name("id", id_)
-    _check_name("label", label)
+    check_name("id", id_)
+    check_name("label", label)
     return Label(record, label, id_)
 
 
@@ -276,6 +277,11 @@ def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
     return padded
 
 
+def content_id(value: bytes) -> str:
+    """The name of a record that its producer gave none: the same for the same content."""
+    return hashlib.blake2b(value, digest_size=16).hexdigest()
+
+
 def load_decoder(path: str) -> PayloadDecoder:
     """The function named "module:function" in the configuration, held to the contract of `PayloadDecoder`.
 
@@ -345,7 +351,11 @@ def _utf8(name: str, raw: bytes) -> str:
         raise RecordError(name, f"it is not UTF-8: {error}.") from None
 
 
-def _check_name(kind: str, text: str) -> None:
+def check_name(kind: str, text: str) -> None:
+    """
+    Raises:
+        RecordError: it can be no label and no id; `kind` says which it is meant to be.
+    """
     if not (0 < len(text) <= MAX_NAME_CHARS and text.isprintable()):
         shown = f"{text[:40]!r}, {len(text)} characters"
         raise RecordError(kind, f"{shown}: use 1 to {MAX_NAME_CHARS} printable characters.")

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import typer
-from PIL import Image
 from redis import Redis
 from safetensors import safe_open
 
@@ -167,56 +165,6 @@ def test_a_wrong_configuration_is_one_sentence(headrace: Headrace, folder: Path)
     assert "batchsize = 3" in message
     assert len(message.splitlines()) == 1
     assert "models.none is not in the configuration" in line(headrace("train", "none", "-c", "/dev/null"), 2)
-
-
-def test_publish_files_folders_lines_and_texts(
-    headrace: Headrace, folder: Path, topic: str, kafka_config: KafkaConfig
-) -> None:
-    (folder / "photos" / "cat").mkdir(parents=True)
-    Image.new("L", (4, 4)).save(folder / "photos" / "cat" / "a.png")
-    (folder / "photos" / "Thumbs.db").write_bytes(b"?")
-    (folder / "b.txt").write_bytes(b"b")
-    (folder / "c.jsonl").write_text('{"text": "c", "label": "x", "id": "7"}\n', "utf-8")
-    done = headrace("publish", topic, "photos", "b.txt", "c.jsonl")
-    assert (done.status, done.out) == (0, f"3 records published to {topic}.\n")
-    assert "Thumbs.db" in done.err
-    picture, text, entry = read(kafka_config, topic, 3)
-    assert picture == ((folder / "photos/cat/a.png").read_bytes(), {"content-type": b"image/png", "label": b"cat"})
-    assert text == (b"b", {"content-type": b"text/plain"})
-    assert entry == (b"c", {"content-type": b"text/plain", "label": b"x", "id": b"7"})
-
-
-def test_publish_a_label(headrace: Headrace, folder: Path, topic: str, kafka_config: KafkaConfig) -> None:
-    assert headrace("label", topic, "photo-17", "été").out == f"photo-17 is été: published to {topic}.\n"
-    with Reader(kafka_config, [topic], group="test") as reader:
-        polled = None
-        while not (polled and polled.records):
-            polled = reader.poll(PATIENCE_S)
-            assert polled is not None
-    assert [(r.key, r.value, r.headers) for r in polled.records] == [(b"photo-17", "été".encode(), ())]
-
-
-def test_publish_standard_input(folder: Path, topic: str, kafka_config: KafkaConfig) -> None:
-    command = [str(HEADRACE), "publish", topic, "-", "--label", "en"]
-    done = subprocess.run(command, input="one\n\ntwo\n", capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    assert done.stdout == f"2 records published to {topic}.\n"
-    assert [value for value, _ in read(kafka_config, topic, 2)] == [b"one", b"two"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "Nothing to publish"),
-        (["a.txt", "--follow", "."], "two things at once"),
-        (["missing.png"], "missing.png: No such file"),
-        (["headrace.toml"], "headrace.toml: neither a picture nor a text"),
-        (["--follow", "nowhere"], "nowhere is not a folder"),
-    ],
-)
-def test_what_cannot_be_published_is_named(
-    headrace: Headrace, folder: Path, topic: str, arguments: list[str], message: str
-) -> None:
-    assert message in line(headrace("publish", topic, *arguments), 2)
 
 
 @contextmanager

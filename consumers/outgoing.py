@@ -1,0 +1,151 @@
+"""A record that is to be published, and one that cannot be: what is known of it before it is sent."""
+
+from __future__ import annotations
+
+import mimetypes
+import stat
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import RecordError
+from pipeline.records import check_name, content_id
+
+PICTURES = {
+    ".bmp": "image/bmp",
+    ".gif": "image/gif",
+    ".jfif": "image/jpeg",
+    ".jpe": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+    ".webp": "image/webp",
+}
+TEXTS = (".md", ".rst", ".text")  # which not every machine knows as texts
+PLAIN = "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One record to publish."""
+
+    value: bytes
+    content_type: str
+    label: str | None = None
+    id: str | None = None  # None: the digest of the value
+    where: str = field(default="", compare=False)  # file and line, for messages: through `shown`
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return content_id(self.value) if self.id is None else self.id
+
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        """The optional headers of the public format; see README, "Publish"."""
+        named = {"content-type": self.content_type, "label": self.label, "id": self.name}
+        return [(name, text.encode()) for name, text in named.items() if text is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One that cannot be published: it is told, and does not stop the others."""
+
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{shown(self.where)}: {self.why}"
+
+
+def content_type_of(name: str) -> str | None:
+    """What a file is by its name; None: neither a picture that a model reads nor a text."""
+    suffix = Path(name).suffix.lower()
+    if suffix in PICTURES:
+        return PICTURES[suffix]
+    kind, compressed = mimetypes.guess_type(name)
+    is_text = suffix in TEXTS or (compressed is None and str(kind).startswith("text/"))
+    return PLAIN if is_text else None
+
+
+def from_file(path: Path, label: str | None, limit: int) -> Outgoing:
+    """One file as one record of at most `limit` bytes.
+
+    Raises:
+        RecordError: it cannot be read, or can be no record.
+    """
+    kind = content_type_of(path.name)
+    if kind is None:
+        raise RecordError(
+            "content-type",
+            "neither a picture nor a text by its name. Give it a suffix such as .png, .jpg, .webp or .txt.",
+        )
+    value = _content(path, limit)
+    if kind == PLAIN:
+        text_of(value)
+    return Outgoing(value, kind, None if label is None else label_of(label), where=str(path))
+
+
+def text_of(raw: bytes) -> str:
+    """
+    Raises:
+        RecordError: no model reads it as a text.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            "undecodable", f"not UTF-8 (byte {raw[error.start]:#04x} at {error.start}). Save it as UTF-8."
+        ) from None
+    if not text:
+        raise RecordError("empty", "it is empty. Fill it, or leave it out.")
+    if "\0" in text:
+        raise RecordError("undecodable", "it holds U+0000, which no text has. Save it as UTF-8.")
+    return text
+
+
+def label_of(text: str) -> str:
+    """As it is published: without what surrounds it, in Unicode's composed form.
+
+    Raises:
+        RecordError: it can be no label.
+    """
+    try:
+        label = unicodedata.normalize("NFC", text.strip())
+        label.encode()
+    except UnicodeEncodeError:
+        raise RecordError(
+            "label", f"the label {shown(text)[:40]} is not UTF-8. Rename the folder, or give --label."
+        ) from None
+    check_name("label", label)
+    return label
+
+
+def shown(name: str | Path) -> str:
+    """A name as a terminal may have it: what is no text, or would steer it, becomes an escape."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in str(name))
+
+
+def _content(path: Path, limit: int) -> bytes:
+    """Raises: RecordError: it cannot be read, is empty or too large."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise RecordError("undecodable", "not a file. Name files and folders.")
+        if found.st_size <= limit:
+            with path.open("rb") as file:
+                value = file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecordError("undecodable", f"{why}. Give a file that can be read.") from None
+    if found.st_size > limit or len(value) > limit:
+        raise RecordError(
+            "too-large",
+            f"{found.st_size:,} bytes, over kafka.max_bytes = {limit:,}. Make it smaller, or raise the limit "
+            "there and in the topic's max.message.bytes.",
+        )
+    if not value:
+        raise RecordError("empty", "it is empty. Fill it, or leave it out.")
+    return value

@@ -1,0 +1,247 @@
+"""One `headrace publish`: sources, a topic, and what became of the records."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from consumers import tries
+from consumers.command import err
+from consumers.dropbox import Dropbox
+from consumers.outgoing import Outgoing, Refused
+from consumers.publish import Way, entries, from_entries, from_stdin, reading
+from consumers.sending import Sender, Tally, patiently
+from consumers.unlearned import Unlearned, topic_warning
+from pipeline.config import Config, KafkaConfig
+from pipeline.errors import ConfigError, LogError, LogUnavailable
+from pipeline.log import ensure_topics
+from pipeline.sent import Essence, mark, sent_since
+
+STDIN, STDIN_FILENO = "-", 0
+CONNECT_MS = 2_000  # of one try to reach Kafka, and so the longest that an end is waited for
+TELL_S = 20.0  # how often it tells how far it is, where there is no terminal
+ENOUGH = 20  # records of a label: from there on most kinds are told apart (models/README.md)
+
+Records = Iterable[Outgoing | Refused | None]  # None: what was sent is waited for
+
+
+def records(number: int) -> str:
+    """In words."""
+    return "1 record" if number == 1 else f"{number:,} records"
+
+
+class Publishing:
+    """Publishes to a topic until all is sent, or `stop`; `tally` and `is_ended` tell how it went.
+
+    Args:
+        id: of the one record that there is.
+        again: also what a try published that ended early.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        topic: str,
+        way: Way,
+        stop: Event,
+        say: Callable[[str], None],
+        *,
+        id: str | None = None,
+        again: bool = False,
+    ) -> None:
+        self.tally = Tally()
+        self.is_ended = False  # before all was sent
+        self.unlearned = Unlearned(config, topic, say)
+        self._config = config
+        self._kafka = impatient(config.kafka)
+        self._topic = topic
+        self._way = way
+        self._stop = stop
+        self._say = say
+        self._id = id
+        self._again = again
+
+    def json(self) -> dict[str, Any]:
+        """What became of the records, for programs."""
+        return {
+            "published": self.tally.published,
+            "published_before": self.tally.before,
+            "not_published": self.tally.missing,
+            "labels": dict(self.tally.labels),
+            "unlearned": {model: dict(counts) for model, counts in self.unlearned.counts.items()},
+            "ended_early": self.is_ended,
+        }
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the labels are those of a set, and not one that was given for all."""
+        return self._way.label is None and self.tally.published > 1
+
+    def files(self, paths: list[Path], repeat: int = 1) -> None:
+        """Publishes files and what is in folders, `repeat` times, in another order each time.
+
+        Raises:
+            ConfigError: a file that is named is not there, or the id is that of several records.
+            LogError: Kafka refuses; LogUnavailable: it is away, and the command is to end.
+        """
+        with err.status("looking through the folders") if err.is_terminal else ExitStack():
+            found = entries(paths, self._way, self._say)
+        are_lines = any(not isinstance(entry, Refused) and entry.path.endswith(".jsonl") for entry in found)
+        total = None if are_lines else repeat * len(found)
+        passes = (
+            from_entries(found, self._way, self._stop),
+            *(self._once_more(paths, number) for number in range(1, repeat)),
+        )
+        sources = [str(path) for path in paths] if are_lines or total != 1 else []
+        self._run(itertools.chain.from_iterable(passes), total, sources)
+
+    def lines(self) -> None:
+        """Publishes the lines of standard input. Raises as `files`."""
+        self._run(from_stdin(reading(STDIN_FILENO, self._stop), self._way), None, [STDIN], is_stream=_is_stream())
+
+    def follow(self, folder: Path) -> None:
+        """Publishes what is dropped into the folder until `stop`. Raises as `files`."""
+        memory = tries.place(self._topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
+        dropbox = Dropbox(folder, self._way, self._say, memory)
+        self._prepare()
+        self._send(dropbox.records(self._stop), None, Counter(), dropbox.sent)
+        self.is_ended = False  # there is no other end
+
+    def _run(self, outgoing: Records, total: int | None, sources: list[str], is_stream: bool = False) -> None:
+        """Publishes what can be gone on with, if it has `sources`. Of a stream the end by Ctrl-C is one like others."""
+        if self._id is not None:
+            outgoing = _named(outgoing, self._id)
+        self._prepare()
+        with ExitStack() as stack:
+            attempt, before = self._attempt(sources, stack) if sources else (None, Counter[Essence]())
+            self._send(outgoing, total, before)
+            if attempt is not None and (is_stream if self.is_ended else not self.tally.missing):
+                attempt.done()
+
+    def _prepare(self) -> None:
+        if warning := topic_warning(self._config, self._topic):
+            self._say(warning)
+        patiently(lambda: ensure_topics(self._kafka, [self._topic]), self._stop, self._say)
+
+    def _attempt(self, sources: list[str], stack: ExitStack) -> tuple[tries.Try | None, Counter[Essence]]:
+        """This try, and what those before it published that ended early."""
+        path = tries.place(self._topic, self._kafka.bootstrap_servers, sources, ".json")
+        try:
+            attempt = stack.enter_context(tries.Try(path))
+            if attempt.begun is not None and not self._again:
+                begun = attempt.begun
+                self._say("The try before ended early. What it published is left out (--again: published once more).")
+                return attempt, patiently(lambda: sent_since(self._kafka, begun), self._stop, self._say)
+            attempt.begin(patiently(lambda: mark(self._kafka, self._topic), self._stop, self._say))
+        except LogUnavailable:
+            raise
+        except (OSError, LogError) as error:
+            self._say(f"This try cannot be gone on with, should it end early: {error}")
+            return None, Counter()
+        return attempt, Counter()
+
+    def _send(
+        self,
+        outgoing: Records,
+        total: int | None,
+        before: Counter[Essence],
+        sent: Callable[[Outgoing], None] = lambda _: None,
+    ) -> None:
+        sender = Sender(self._kafka, self._topic, self._stop, self._say, before, sent)
+        self.tally = sender.tally
+        try:
+            for record in self._progress(outgoing, total):
+                if isinstance(record, Outgoing):
+                    self.unlearned.look(record)
+                if record is None:
+                    sender.flush()
+                else:
+                    sender.send(record)
+                if self._stop.is_set():
+                    break
+            sender.flush()
+        except LogError:
+            self._say(f"{records(self.tally.published)} published to {self._topic} before it failed.")
+            raise
+        finally:
+            sender.close()
+        self.is_ended = self._stop.is_set()
+
+    def _progress(self, outgoing: Records, total: int | None) -> Iterator[Outgoing | Refused | None]:
+        """The records, while it shows how far it is."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        told = time.monotonic()
+        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+            task = progress.add_task(f"publishing to {self._topic}", total=total)
+            number = 0
+            for record in outgoing:
+                yield record
+                if record is None:
+                    continue
+                number += 1
+                progress.advance(task)
+                if not err.is_terminal and time.monotonic() - told >= TELL_S:
+                    told = time.monotonic()
+                    self._say(f"{number:,} of {total:,} records so far" if total else f"{records(number)} so far")
+
+    def _once_more(self, paths: list[Path], number: int) -> Iterator[Outgoing]:
+        """A further pass; what cannot be published was told in the first one."""
+        seed = None if self._way.seed is None else f"{self._way.seed} {number}"
+        way = Way(self._way.limit, self._way.label, seed)
+        again = from_entries(entries(paths, way, lambda _: None), way, self._stop)
+        yield from (record for record in again if isinstance(record, Outgoing))
+
+
+def advice(labels: Counter[str]) -> str:
+    """How many records of each label there are, and whether these are enough to learn from."""
+    counted = f"{len(labels):,} labels, of the rarest {records(min(labels.values()))}."
+    if len(labels) == 1:
+        return f"All have one label, {next(iter(labels))}: there is nothing to be told apart until others come."
+    few = sorted(label for label, number in labels.items() if number < ENOUGH)
+    if not few:
+        return counted
+    named = ", ".join(few[:3]) + (f" and {len(few) - 3:,} more" if len(few) > 3 else "")
+    return f"{counted} A label needs some {ENOUGH} to be told apart, and 100 to be told apart well: {named} fewer."
+
+
+def impatient(kafka: KafkaConfig) -> KafkaConfig:
+    """With which an attempt to connect ends soon, for a caller that tries again."""
+    client: dict[str, Any] = {"bootstrap_timeout_ms": CONNECT_MS, **kafka.client}
+    return kafka.model_copy(update={"client": client})
+
+
+def _is_stream() -> bool:
+    """Whether standard input is no file, and so nothing that is read once more.
+
+    Raises:
+        ConfigError: it is closed.
+    """
+    try:
+        return not stat.S_ISREG(os.fstat(STDIN_FILENO).st_mode)
+    except OSError:
+        raise ConfigError("Standard input is closed. Send lines to it, or name files.") from None
+
+
+def _named(outgoing: Records, id_: str) -> Iterator[Outgoing | Refused | None]:
+    """The one record, with this id.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    found = list(itertools.islice(outgoing, 2))
+    if len(found) > 1:
+        raise ConfigError(
+            "--id is of one record, and here are several. Publish them one by one; nothing was published."
+        )
+    yield from (replace(record, id=id_) if isinstance(record, Outgoing) else record for record in found)
