@@ -116,17 +116,14 @@ def _named(kind: str, text: str | None) -> str | None:
         ConfigError: it can be none.
     """
     from consumers.outgoing import label_of
-    from pipeline.records import check_name
+    from pipeline.records import name_of
 
     if text is None:
         return None
     try:
-        if kind == "label":
-            return label_of(text)
-        check_name(kind, text)
+        return label_of(text) if kind == "label" else name_of(kind, text)
     except RecordError as error:
         raise ConfigError(f"The {kind} {error.detail}") from None
-    return text
 
 
 def _tell_end(run: Publishing, topic: str, is_json: bool) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import mimetypes
 import stat
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import RecordError
-from pipeline.records import check_name, content_id
+from pipeline.records import content_id, name_of
 
 PICTURES = {
     ".bmp": "image/bmp",
@@ -113,14 +112,12 @@ def label_of(text: str) -> str:
         RecordError: it can be no label.
     """
     try:
-        label = unicodedata.normalize("NFC", text.strip())
-        label.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise RecordError(
             "label", f"the label {shown(text)[:40]} is not UTF-8. Rename the folder, or give --label."
         ) from None
-    check_name("label", label)
-    return label
+    return name_of("label", text)
 
 
 def shown(name: str | Path) -> str:

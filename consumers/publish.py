@@ -15,7 +15,7 @@ from threading import Event
 from consumers.folders import Entry, listing
 from consumers.outgoing import PLAIN, Outgoing, Refused, content_type_of, from_file, label_of, shown, text_of
 from pipeline.errors import ConfigError, RecordError
-from pipeline.records import check_name
+from pipeline.records import name_of
 
 CHUNK_BYTES = 1 << 16
 LOOK_S = 0.2  # how soon it is seen that the command is to end while a line is waited for
@@ -175,9 +175,13 @@ def _checked(made: Outgoing, limit: int, where: str) -> Outgoing:
         text_of(made.value)
     if len(made.value) > limit:
         raise RecordError("too-large", f"{len(made.value):,} bytes, over kafka.max_bytes = {limit:,}. Make it smaller.")
-    if made.id is not None:
-        check_name("id", made.id)
-    return replace(made, label=None if made.label is None else label_of(made.label), where=where)
+    label, id_ = made.label, made.id
+    return replace(
+        made,
+        label=None if label is None else label_of(label),
+        id=None if id_ is None else name_of("id", id_),
+        where=where,
+    )
 
 
 def _check_named(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import AfterValidator
 
 from consumers.answers import (
     Drawing,
@@ -33,7 +34,7 @@ from consumers.uploads import PICTURE, of_any_size, payload, picture_and_mask
 from models.capabilities import Generator, Restorer
 from pipeline.answers import Code, Drawn, Interpolated, Pictures, Strip, Written
 from pipeline.config import ImageInput
-from pipeline.records import input_array
+from pipeline.records import composed, input_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from consumers.serving import Live
 
 Seed = Annotated[int | None, Query(ge=0, lt=2**63, description="the same seed draws the same; default: any")]
-Label = Annotated[str | None, Query(description="a class of the model")]
+Label = Annotated[Annotated[str, AfterValidator(composed)] | None, Query(description="a class of the model")]
 Format = Annotated[Literal["png", "json"], Query(alias="format", description="one PNG, or JSON with single ones")]
 UPLOAD = {"requestBody": {"content": PICTURE}}
 PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}

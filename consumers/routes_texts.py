@@ -18,6 +18,7 @@ from consumers.gate import refusal
 from consumers.routes import Service, ServiceOf
 from models.capabilities import Sampling, TextGenerator
 from pipeline.answers import Completed, Written
+from pipeline.records import composed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -85,7 +86,7 @@ async def post_complete(model: str, asked: Completion, request: Request, service
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
     max_bytes = asked.max_bytes or min(DEFAULT.max_bytes, most)
     sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, max_bytes, asked.stop)
-    pieces = _pieces(service, live, asked.prompt, seed, sampling)
+    pieces = _pieces(service, live, composed(asked.prompt), seed, sampling)
     accept = request.headers.get("accept", "")
     if "application/json" not in accept or "text/event-stream" in accept:
         return _Events(service, live, seed, pieces)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.lineage import LEARNED
 from pipeline.log import Partition, Reader
+from pipeline.records import composed, id_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -129,10 +130,10 @@ def places_of(config: KafkaConfig, topic: str, id: str) -> Iterator[tuple[Partit
         TopicMissing: there is no such topic.
         LogUnavailable, LogError: Kafka cannot be reached, or refuses.
     """
-    wanted = ("id", id.encode())
+    wanted = composed(id.strip())
     with Reader(config, [topic], group="headrace-blame") as reader:
         while any(reader.lag().values()):
             polled = reader.poll(POLL_S)
             for record in polled.records if polled else ():
-                if wanted in record.headers:
+                if id_in(record) == wanted:
                     yield Partition(record.topic, record.partition), record.offset

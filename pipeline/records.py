@@ -1,13 +1,15 @@
 """Records as the log holds them, and what they decode to.
 
 The public format has no envelope: a record's value *is* the picture (see `pipeline.images`) or the UTF-8
-text. A few headers are optional, UTF-8, and taken as they are:
+text. A few headers are optional, and UTF-8:
 
 | header | meaning |
 |---|---|
 | `content-type` | agrees with what the model reads: `image/*`, `text/*`, or `application/octet-stream` |
-| `label` | the class, 1 to 200 printable characters |
-| `id` | the producer's name of the record, 1 to 200 printable characters; else "topic:partition:offset" |
+| `label` | the class, 1 to 200 characters |
+| `id` | the producer's name of the record, 1 to 200 characters; else "topic:partition:offset" |
+
+White space and byte-order marks around them are dropped; control characters and line breaks are refused.
 
 If a header is there twice, the last one counts. Two more are in front of all others where a dead letter was
 requeued (see `pipeline.dead_letters`); of these the first one counts:
@@ -21,6 +23,9 @@ The format of a picture is told by its own bytes alone.
 Texts: a byte-order mark is dropped, nothing else is stripped; what is longer than `max_chars` is cut; an
 empty one is refused, for nothing can be learned from it, and so is one with U+0000: it fills up short texts.
 
+Texts, labels and ids that look the same are the same: they are composed (Unicode's form NFC), whether a letter and its
+accent came as one character or, as from macOS's file names, as two.
+
 A record that cannot be learned raises `RecordError` with one of these reasons, values of a metric's label:
 
 | reason | meaning |
@@ -29,7 +34,7 @@ A record that cannot be learned raises `RecordError` with one of these reasons, 
 | `too-large` | over `max_bytes` or `max_pixels` |
 | `empty` | a text without characters |
 | `content-type` | another kind of record than the model reads, or another charset than UTF-8 |
-| `label` | not UTF-8, not printable, or not of 1 to 200 characters |
+| `label` | not UTF-8, with control characters, or not of 1 to 200 characters |
 | `id` | the same, for the id |
 | `decoder` | the user's decoder raised, or gave something else than a `Payload` that fits the model |
 
@@ -56,6 +61,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -73,6 +79,7 @@ if TYPE_CHECKING:
 MAX_NAME_CHARS = 200  # of a label or an id
 REASONS = ("undecodable", "too-large", "empty", "content-type", "label", "id", "decoder")
 BYTE_ORDER_MARK = "\ufeff"
+CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # Unicode's categories of controls, separators of lines, halves of characters
 ORIGIN, FOR = "headrace-origin", "headrace-for"  # headers of a requeued record
 
 
@@ -173,15 +180,11 @@ class RecordDecoder:
         if record.topic == self._labels:
             return label_in(record)
         payload = self._decode(record)
-        label, id_ = payload.label, payload.id
-        if label is None and self._needs_label:
+        if payload.label is None and self._needs_label:
             return Skipped(record, "unlabelled")
-        if label is not None:
-            check_name("label", label)
-        if id_ is not None:
-            check_name("id", id_)
-        else:
-            id_ = f"{record.topic}:{record.partition}:{record.offset}"
+        label = None if payload.label is None else name_of("label", payload.label)
+        place = f"{record.topic}:{record.partition}:{record.offset}"
+        id_ = place if payload.id is None else name_of("id", payload.id)
         return Example(record, input_array(payload.content, self._input, payload.content_type), label, id_)
 
 
@@ -197,10 +200,7 @@ def label_in(record: Record) -> Label:
         if record.key is None:
             raise RecordError("id", "a label without id header and key. Name the record that it is for.")
         id_ = _utf8("id", record.key)
-    label = _utf8("label", record.value)
-    check_name("id", id_)
-    check_name("label", label)
-    return Label(record, label, id_)
+    return Label(record, name_of("label", _utf8("label", record.value)), name_of("id", id_))
 
 
 def labelled(record: Record, label: Record) -> Record:
@@ -264,7 +264,7 @@ def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
         raw = content.encode() if isinstance(content, str) else content
         if len(raw) > input.max_bytes:
             raise RecordError("too-large", f"{len(raw)} bytes, over max_bytes = {input.max_bytes}.")
-        text = raw.decode().removeprefix(BYTE_ORDER_MARK)
+        text = composed(raw.decode().removeprefix(BYTE_ORDER_MARK))
     except UnicodeError as error:
         raise RecordError("undecodable", f"not UTF-8: {error}.") from None
     if not text:
@@ -351,14 +351,32 @@ def _utf8(name: str, raw: bytes) -> str:
         raise RecordError(name, f"it is not UTF-8: {error}.") from None
 
 
-def check_name(kind: str, text: str) -> None:
-    """
+def id_in(record: Record) -> str | None:
+    """The record's `id` header as it is known; None where there is none, or one that is refused."""
+    try:
+        text = _text(dict(record.headers), "id")
+        return None if text is None else name_of("id", text)
+    except RecordError:
+        return None
+
+
+def composed(text: str) -> str:
+    """The one form of all texts that look like this one: Unicode's NFC."""
+    return unicodedata.normalize("NFC", text)
+
+
+def name_of(kind: str, text: str) -> str:
+    """A label or an id as it is known: composed, without what surrounds it.
+
     Raises:
-        RecordError: it can be no label and no id; `kind` says which it is meant to be.
+        RecordError: with `kind` as its reason.
     """
-    if not (0 < len(text) <= MAX_NAME_CHARS and text.isprintable()):
-        shown = f"{text[:40]!r}, {len(text)} characters"
-        raise RecordError(kind, f"{shown}: use 1 to {MAX_NAME_CHARS} printable characters.")
+    found = composed(text.strip().strip(BYTE_ORDER_MARK).strip())
+    if not 0 < len(found) <= MAX_NAME_CHARS:
+        raise RecordError(kind, f"{text[:40]!r}, {len(found)} characters: use 1 to {MAX_NAME_CHARS}.")
+    if bad := [char for char in found if unicodedata.category(char) in CONTROLS]:
+        raise RecordError(kind, f"{text[:40]!r} holds {bad[0]!a}: leave out control characters and line breaks.")
+    return found
 
 
 def _check_content_type(content_type: str, kind: str) -> None:

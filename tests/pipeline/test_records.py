@@ -5,6 +5,7 @@ import io
 import json
 import re
 import textwrap
+import unicodedata
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -140,15 +141,42 @@ def test_a_label_that_cannot_be_read_has_a_reason(key: bytes | None, value: byte
 
 
 @pytest.mark.parametrize("name", ["label", "id"])
-@pytest.mark.parametrize("raw", [b"", b"x" * 201, b"\xff", b"a\nb", "a\u200bb".encode()])
-def test_labels_and_ids_are_1_to_200_printable_characters(name: str, raw: bytes) -> None:
+@pytest.mark.parametrize("raw", [b"", b" ", b"x" * 201, b"\xff", b"a\nb", b"a\x1b[1mb", b"a\x7f", "a\u2028b".encode()])
+def test_labels_and_ids_are_1_to_200_characters_without_controls(name: str, raw: bytes) -> None:
     assert refused(record(PNG, **{name: raw})).reason == name
 
 
 @pytest.mark.parametrize("name", ["label", "id"])
-@pytest.mark.parametrize("text", ["x" * 200, "é" * 200, " ", "🦉", "a:b/c d"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 200,
+        "é" * 200,
+        "🦉",
+        "a:b/c d",
+        "می\u200cخواهم",
+        "👩\u200d🌾",
+        "10\u00a0km",
+        "\u202bעברית\u202c",
+        "🏴\U000e0067\U000e007f",
+    ],
+)
 def test_labels_and_ids_are_taken_as_they_are(name: str, text: str) -> None:
     assert getattr(learned(record(PNG, **{name: text.encode()})), name) == text
+
+
+@pytest.mark.parametrize("name", ["label", "id"])
+@pytest.mark.parametrize("text", ["cafe\u0301", " café\n", "\ufeffcafé", "\u3000café\u00a0", "café\r\n"])
+def test_labels_and_ids_that_look_the_same_are_the_same(name: str, text: str) -> None:
+    assert getattr(learned(record(PNG, **{name: text.encode()})), name) == "café"
+
+
+@pytest.mark.parametrize("text", ["한국어", "Việt Nam", "Ελλάδα", "café"])
+def test_texts_that_look_the_same_are_the_same(text: str) -> None:
+    forms = [unicodedata.normalize(form, text).encode() for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    one, other = (learned(record(form), TextInput(max_chars=16)).x for form in forms)
+    assert one.tolist() == other.tolist() == [*map(ord, text), *[0] * (16 - len(text))]
 
 
 @pytest.mark.parametrize("kind", [b"image/png", b"IMAGE/x-anything", b"application/octet-stream", b"image/jpeg; q=1"])
@@ -329,6 +357,6 @@ def test_every_reason_is_in_the_table() -> None:
     raised = set()
     for module in (records, images):
         raised |= set(re.findall(r'RecordError\(\s*"([a-z-]+)"', inspect.getsource(module)))
-        raised |= set(re.findall(r'_(?:text|check_name)\(\w*,? ?"([a-z-]+)"', inspect.getsource(module)))
+        raised |= set(re.findall(r'(?:_text|_utf8|name_of)\(\w*,? ?"([a-z-]+)"', inspect.getsource(module)))
     documented = set(re.findall(r"^\| `([a-z-]+)` \|", str(records.__doc__).split("| reason |")[1], re.M))
     assert raised == documented == {*records.REASONS}
