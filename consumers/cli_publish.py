@@ -60,7 +60,7 @@ def publish(
         raise ConfigError("Standard input can be read once. Leave --repeat out, or publish a .jsonl file.")
 
     from consumers.publish import Way
-    from consumers.publishing import Publishing
+    from consumers.publishing import Publishing, records
 
     way = Way(settings.kafka.max_bytes, _named("label", label), None if in_order else seed)
     with stopping() as stop:
@@ -73,7 +73,10 @@ def publish(
             run.files([Path(source) for source in named], repeat)
     if json_:
         print_json({"topic": topic, **run.json()})
-    _tell_end(run, topic, json_)
+    if not json_:
+        typer.echo(f"{records(run.tally.published)} published to {topic}.")
+    if follow is None:
+        _tell_end(run)
 
 
 @app.command()
@@ -126,13 +129,11 @@ def _named(kind: str, text: str | None) -> str | None:
         raise ConfigError(f"The {kind} {error.detail}") from None
 
 
-def _tell_end(run: Publishing, topic: str, is_json: bool) -> None:
-    """What became of the records, for people; ends with a status where not all is published."""
+def _tell_end(run: Publishing) -> None:
+    """What to do next, for people; ends with a status where not all is published."""
     from consumers.publishing import advice, records
 
     tally = run.tally
-    if not is_json:
-        typer.echo(f"{records(tally.published)} published to {topic}.")
     if tally.before:
         tell(f"{records(tally.before)} had been published before, and were left out.")
     if tally.labels and run.is_shown:

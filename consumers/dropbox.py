@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 
-from consumers.folders import Entry, listing
+from consumers.folders import listing
 from consumers.outgoing import PLAIN, Outgoing, Refused, from_file, shown
 from consumers.publish import Way
 from pipeline.config import ImageInput
@@ -53,8 +53,8 @@ class Dropbox:
             self._taken = {path: at for path, (at, _) in self._found.items()}
             if self._taken:
                 self._say(
-                    f"{shown(folder)}: {len(self._taken):,} files were there already and are not published. "
-                    f"`headrace publish` of the folder does that."
+                    f"{shown(folder)}: what was there already ({len(self._taken):,} of them) is not published. "
+                    "`headrace publish` of the folder does that."
                 )
         self._remember(self._taken)
 
@@ -82,7 +82,9 @@ class Dropbox:
     def _look(self) -> None:
         self._found = {}
         for entry in listing(self._folder, self._say):
-            if isinstance(entry, Entry) and (signature := _signature(Path(entry.path))):
+            if isinstance(entry, Refused):
+                self._say(str(entry))
+            elif signature := _signature(Path(entry.path)):
                 self._found[entry.path] = signature, entry.label
 
     def _take(self, path: Path, signature: Signature, label: str | None) -> Iterator[Outgoing | Refused]:

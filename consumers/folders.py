@@ -75,8 +75,13 @@ class _Passed:
 
 def _walk(folder: Path, passed: _Passed) -> Iterator[tuple[str, ...] | Refused]:
     """The parts of the path inside the folder, of every file. Links are followed, but not in circles."""
+    waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]]
     seen: set[tuple[str, int, int]] = set()  # each folder once a label
-    waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset({_identity(folder)}))]
+    try:
+        waiting = [((), frozenset({_identity(folder)}))]
+    except OSError as error:
+        yield Refused(str(folder), f"{error.strerror}. See that it is there.")
+        return
     while waiting:
         inside, above = waiting.pop()
         path = folder.joinpath(*inside)

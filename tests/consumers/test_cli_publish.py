@@ -235,6 +235,31 @@ def test_a_try_that_ended_early_is_gone_on_with(
     assert headrace("publish", topic, "lines.jsonl").out == f"6 records published to {topic}.\n"
 
 
+def test_a_folder_is_followed_and_the_next_start_forgets_nothing(folder: Path, topic: str, log: Log) -> None:
+    drop = folder / "drop"
+    drop.mkdir()
+    (drop / "old.txt").write_text("old")
+
+    def follow(at_least: int, name: str) -> tuple[int, str, str]:
+        command = [str(HEADRACE), "publish", topic, "--follow", "drop", "--label", "x"]
+        process = subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        eventually((folder / ".headrace" / "publish").exists)
+        (drop / "big.png").write_bytes(b"1" * 100_001)
+        (drop / name).write_text(name)
+        log.read(topic, at_least)
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=PATIENCE_S)
+        return process.returncode, out, told
+
+    status, out, told = follow(1, "a.txt")
+    assert (status, out) == (0, f"1 record published to {topic}.\n")
+    assert "drop/big.png: 100,001 bytes" in told
+    (drop / "b.txt").write_text("b")  # nobody follows
+    status, out, told = follow(3, "c.txt")
+    assert (status, out) == (0, f"2 records published to {topic}.\n")
+    assert sorted(log.values(topic)) == [b"a.txt", b"b", b"c.txt"]
+
+
 def test_what_is_published_twice_has_the_same_ids_and_every_pass_another_order(
     headrace: Headrace, folder: Path, topic: str, log: Log
 ) -> None:
