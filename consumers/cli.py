@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import sys
-import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,7 @@ from consumers.command import (
 )
 from consumers.kernels import choose
 from consumers.stopping import stopping
-from pipeline.errors import ConfigError, HeadraceError
+from pipeline.errors import ConfigError, HeadraceError, StoreUnavailable
 
 
 def main() -> None:
@@ -130,18 +130,20 @@ def watch(
 
     settings = load_config(config)
     stores = {name: open_store(settings, name) for name in settings.models}
-    heads = Heads()
+    heads, told = Heads(), ""
     live = Live(console=out, auto_refresh=False) if out.is_terminal and not json_ and not once else None
-    with stopping() as stop:
-        if live is not None:
-            live.start()
-        try:
-            while True:
-                newest = {name: store.head() for name, store in stores.items()}
-                rows = [
-                    heads.row(name, stores[name].manifest(ref) if ref else None, time.time())
-                    for name, ref in newest.items()
-                ]
+    with stopping() as stop, live or nullcontext():
+        while True:
+            try:
+                rows = heads.look(stores)
+            except StoreUnavailable as error:
+                if once:
+                    raise
+                if str(error) != told:
+                    told = str(error)
+                    tell(f"{error} Waiting for it.")
+            else:
+                told = ""
                 if json_:
                     print_json([row.json() for row in rows])
                 elif live is not None:
@@ -149,11 +151,8 @@ def watch(
                 else:
                     for row in rows:
                         typer.echo(plain(row))
-                if once or stop.wait(every):
-                    return
-        finally:
-            if live is not None:
-                live.stop()
+            if once or stop.wait(every):
+                return
 
 
 app.add_typer(cli_local.app)

@@ -21,7 +21,7 @@ from consumers.command import (
     tell,
 )
 from consumers.kernels import choose
-from pipeline.errors import ConfigError, NotRepeatable
+from pipeline.errors import ConfigError, NotFound, NotRepeatable
 
 if TYPE_CHECKING:
     from pipeline.provenance import Blame, Commit
@@ -67,12 +67,15 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
 
     model, ref = _split(version)
     store = open_store(load_config(config), model)
-    found = {str(commit.version): commit for commit in commits(store)}
-    if ref in found and found[ref].digest is None:  # retired: what stays for good
-        print_json(found[ref].json()) if json_ else typer.echo(_commit_text(found[ref]))
+    try:
+        manifest = store.manifest(ref)
+    except NotFound:
+        retired = commits(store, 1, int(ref)) if ref.isascii() and ref.isdecimal() else []
+        if not retired:
+            raise
+        print_json(retired[0].json()) if json_ else typer.echo(_commit_text(retired[0]))  # what stays for good
         return
-    manifest = store.manifest(ref)
-    commit = found[str(manifest.version)]
+    [commit] = commits(store, 1, manifest.version)
     if json_:
         print_json({**commit.json(), "manifest": manifest.model_dump(mode="json")})
         return

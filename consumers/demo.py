@@ -265,7 +265,7 @@ class Demo:
             if manifest.version != exam.version:
                 exam.version = manifest.version
                 exam.last = exam.take(load_model(store, manifest, resolve_blueprint(config.model(name).learner)))
-        return heads.row(name, manifest, time.time(), exam.last)
+        return heads.row(name, manifest, time.time(), exam.last, store.holding())
 
     def _sheet(self, config: Config, store: Store) -> None:
         """Ten labels, eight drawings each, from the newest version."""

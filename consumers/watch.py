@@ -12,9 +12,22 @@ from rich.table import Table
 
 from pipeline.errors import NotFound
 from pipeline.manifest import Manifest
-from pipeline.store import Store
+from pipeline.store import Holding, Store
 
-COLUMNS = ("model", "version", "records", "records/s", "lag", "loss", "accuracy", "held out", "freshness")
+COLUMNS = (
+    "model",
+    "version",
+    "records",
+    "records/s",
+    "lag",
+    "loss",
+    "accuracy",
+    "held out",
+    "freshness",
+    "skipped",
+    "dead letters",
+    "worker",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +43,9 @@ class Row:
     accuracy: float | None = None  # prequential, over the last 1,000 records
     held_out: float | None = None  # accuracy, or a generator's loss in nats, on records that are never published
     freshness_s: float | None = None  # age of the newest learned record
+    skipped: int = 0  # records that were not learned, and
+    dead_lettered: int = 0  # records that could not be, since its first version
+    worker: Holding | None = None  # who has the writer's place; None: it was given up in peace
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,7 +63,17 @@ class Row:
             _number(self.accuracy, "{:.1%}"),
             _number(held_out, "{:.1%}" if self.accuracy is not None else "{:.2f} nats"),
             _number(self.freshness_s, "{:.1f} s"),
+            _number(self.skipped or None, "{:,}"),
+            _number(self.dead_lettered or None, "{:,}"),
+            self._worker(),
         ]
+
+    def _worker(self) -> str:
+        if self.worker is None:
+            return "–" if self.version is None else "none"
+        if self.worker.alive:
+            return "alive"
+        return f"dead {_number(self.worker.seen_s, '{:,.0f} s')}"
 
 
 class Heads:
@@ -57,9 +83,17 @@ class Heads:
         self._before: dict[str, Manifest] = {}
         self._rates: dict[str, float] = {}
 
-    def row(self, model: str, manifest: Manifest | None, now_s: float, held_out: float | None = None) -> Row:
+    def row(
+        self,
+        model: str,
+        manifest: Manifest | None,
+        now_s: float,
+        held_out: float | None = None,
+        worker: Holding | None = None,
+    ) -> Row:
+        """The model now; `worker`: who has its writer's place."""
         if manifest is None:
-            return Row(model)
+            return Row(model, worker=worker)
         before = self._before.get(model)
         if before is None or before.version != manifest.version:
             self._before[model] = manifest
@@ -78,7 +112,20 @@ class Heads:
             accuracy=manifest.metrics.get("prequential_accuracy"),
             held_out=held_out,
             freshness_s=None if newest_ms is None else max(0.0, now_s - newest_ms / 1000),
+            skipped=_counted(manifest, "skipped/"),
+            dead_lettered=_counted(manifest, "dead-lettered/"),
+            worker=worker,
         )
+
+    def look(self, stores: Mapping[str, Store]) -> list[Row]:
+        """A row for each model, as Redis has it now."""
+        rows = []
+        for name, store in stores.items():
+            head, manifest = store.head(), None
+            with suppress(NotFound):  # the model was deleted meanwhile
+                manifest = store.manifest(head) if head else None
+            rows.append(self.row(name, manifest, time.time(), worker=store.holding()))
+        return rows
 
 
 def table(rows: Iterable[Row], caption: str | None = None) -> Table:
@@ -125,6 +172,10 @@ def version_line(row: Mapping[str, Any]) -> str:
     accuracy = _number(row.get("prequential_accuracy"), "accuracy {:.1%}")
     parts = (f"{row['version']:>6}", row["digest"][:12], when, f"{row['records']:>10,} records", loss, accuracy)
     return "  ".join([part for part in (*parts, *row["aliases"]) if part != "–"])
+
+
+def _counted(manifest: Manifest, outcome: str) -> int:
+    return sum(count for name, count in manifest.counts.items() if name.startswith(outcome))
 
 
 def _number(value: float | None, form: str = "{}") -> str:

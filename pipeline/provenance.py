@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from pipeline.lineage import LEARNED
 from pipeline.log import Partition, Reader
 from pipeline.records import composed, id_in
+from pipeline.store import HISTORY_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,18 +61,27 @@ class Blame:
         return asdict(self)
 
 
-def commits(store: Store, limit: int | None = None) -> list[Commit]:
-    """The history, newest version first; of all versions there ever were, at most `limit`."""
+def commits(store: Store, limit: int | None = None, version: int | None = None) -> list[Commit]:
+    """The history, newest version first: `version` (default: the head) and those before it, at most `limit`.
+
+    Costs what it tells: a version's entry, and that of its parent.
+    """
+    if version is None:
+        head = store.head()
+        if head is None:
+            return []
+        version = head.version
     names: dict[int, list[str]] = {}
     for alias, ref in store.aliases().items():
         names.setdefault(ref.version, []).append(alias)
     digests = {ref.version: ref.digest for ref in store.versions()}
-    found: deque[Commit] = deque(maxlen=limit)
-    before: Counter[str] = Counter()
-    for entry in store.histories():
+    batch = HISTORY_BATCH if limit is None else min(limit + 1, HISTORY_BATCH)
+    found: list[Commit] = []
+    for entry, parent in islice(pairwise(chain(store.ancestry(version, batch), [None])), limit):
+        assert entry is not None  # noqa: S101 - for the type checker: only the last one is followed by None
+        before = Counter(parent.counts if parent else {})
         found.append(_commit(entry, before, digests.get(entry.version), tuple(names.get(entry.version, ()))))
-        before = Counter(entry.counts)
-    return list(reversed(found))
+    return found
 
 
 def _commit(entry: HistoryEntry, before: Counter[str], digest: str | None, aliases: tuple[str, ...]) -> Commit:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
     from pipeline.lineage import Lineage
 
-__all__ = ["Committed", "Draft", "Event", "Fence", "Ref", "Store", "Writer", "connect", "models"]
+__all__ = ["Committed", "Draft", "Event", "Fence", "Holding", "Ref", "Store", "Writer", "connect", "models"]
 
 LATEST = "latest"
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+MILLISECONDS = re.compile(rb"[0-9]{1,15}")
 BATCH = 64  # versions that one script removes: Redis serves nobody else meanwhile
 HISTORY_BATCH = 256  # entries that are fetched at once
 
@@ -42,6 +43,15 @@ class Event:
     version: int | None
     digest: str | None
     alias: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The writer's place: who has it, whether its lease lasts, and when it gave its last sign of life."""
+
+    owner: str
+    alive: bool
+    seen_s: float | None  # ago, by the clock of Redis; None: it is of an older headrace
 
 
 class Store:
@@ -85,11 +95,22 @@ class Store:
 
     def holder(self) -> str | None:
         """Who holds a live lease."""
+        holding = self.holding()
+        return holding.owner if holding and holding.alive else None
+
+    def holding(self) -> Holding | None:
+        """Who has the writer's place, be it alive or not; None: whoever had it gave it up."""
         with translated():
-            if not self._redis.exists(self._keys.key("lease")):
-                return None
-            owner: Any = self._redis.hget(self._keys.key("fence"), "owner")
-        return None if owner is None else str(owner.decode())
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hmget(self._keys.key("fence"), ["owner", "seen_ms"])
+            pipe.exists(self._keys.key("lease"))
+            pipe.time()
+            (owner, seen_ms), alive, (seconds, micros) = pipe.execute()
+        if owner is None:
+            return None
+        known = seen_ms is not None and MILLISECONDS.fullmatch(seen_ms)
+        seen_s = max(0.0, seconds + micros / 1e6 - int(seen_ms) / 1e3) if known else None
+        return Holding(owner.decode(errors="replace"), bool(alive), seen_s)
 
     def writer(self, fence: Fence, above: int = 0) -> Writer:
         """What commits versions, from the head on, with numbers `above` this one and any that was used.
@@ -251,6 +272,22 @@ class Store:
             numbers = sorted(number for number in map(int, fields) if number > above)
         for start in range(0, len(numbers), HISTORY_BATCH):
             yield from self._histories(numbers[start : start + HISTORY_BATCH])
+
+    def ancestry(self, version: int, batch: int = HISTORY_BATCH) -> Iterator[HistoryEntry]:
+        """What stays of a version and of those before it, each the parent of the one before; reads `batch` at a time.
+
+        Raises:
+            Corrupt: as `history`.
+        """
+        wanted: int | None = version
+        while wanted is not None:
+            before = wanted
+            for entry in self._histories(range(wanted, max(wanted - batch, 0), -1)):
+                if entry.version == wanted:
+                    yield entry
+                    wanted = entry.parent.version if entry.parent else None
+            if wanted == before:
+                return
 
     def lineage(self, version: int) -> Lineage:
         """What a version learned since its parent; also of one that is not kept any more.

@@ -11,4 +11,5 @@ if not is_taken then
   redis.call('HSET', fence, 'token', token, 'owner', owner)
 end
 redis.call('SET', lease, token, 'PX', lease_ms)
+alive()
 return redis.call('HGET', fence, 'counter')

@@ -5,7 +5,7 @@ local name, kind, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if redis.call('EXISTS', lease) == 1 then
   return -1
 end
-redis.call('HDEL', fence, 'token', 'owner')
+redis.call('HDEL', fence, 'token', 'owner', 'seen_ms')
 redis.call('DEL', head, aliases)
 for _, ref in ipairs(redis.call('ZRANGE', versions, 0, limit - 1)) do
   remove(ref)

@@ -8,6 +8,12 @@ local versions, lineage, aliases = model .. 'versions', model .. 'lineage', mode
 local keyframes = model .. 'keyframes'
 local refs, events = family .. 'refs', family .. 'events'
 
+-- When the writer gave its last sign of life, by the clock of Redis.
+local function alive()
+  local time = redis.call('TIME')
+  redis.call('HSET', fence, 'seen_ms', time[1] .. string.format('%03d', math.floor(time[2] / 1000)))
+end
+
 local function held(token)
   return redis.call('HGET', fence, 'token') == token
 end

@@ -5,8 +5,9 @@ if not held(token) then
 end
 redis.call('DEL', lease)  -- the first write
 if lease_ms == '0' then
-  redis.call('HDEL', fence, 'token', 'owner')
+  redis.call('HDEL', fence, 'token', 'owner', 'seen_ms')
 else
   redis.call('SET', lease, token, 'PX', lease_ms)
+  alive()
 end
 return 1

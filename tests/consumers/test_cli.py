@@ -309,17 +309,6 @@ def test_pull_and_alias_tell_programs_what_they_did(headrace: Headrace, maker: M
     assert "has no alias stable" in line(headrace("alias", model, "stable", "--delete", "--json"), 4)
 
 
-def test_watch_once(headrace: Headrace, model: str, redis: Redis) -> None:
-    assert headrace("watch", "--once").out == f"model {model}  records 0\n"
-    step(marked(Store(redis, model, model)))
-    [row] = headrace("watch", "--once", "--json").json()
-    assert (row["model"], row["version"], row["records"], row["lag_records"]) == (model, 1, 1, 7)
-    assert 0 <= row["freshness_s"] < PATIENCE_S
-    shown = headrace("watch", "--once").out
-    assert shown.startswith(f"model {model}  version 1  records 1  lag 7  freshness ")
-    assert len(shown.splitlines()) == 1  # in a pipe no line is broken
-
-
 def test_reset_and_delete_ask_first(
     headrace: Headrace, maker: Maker, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from pipeline.config import KafkaConfig
+from pipeline.errors import Corrupt
 from pipeline.lineage import Lineage, LineageBuilder, Runs
 from pipeline.log import Partition, Publisher
 from pipeline.provenance import Blame, blame, commits, places_of
@@ -48,6 +50,19 @@ def told(store: Store, writer: Writer) -> Store:
     store.set_alias("stable", 2)
     assert store.retire(fence, keep_last=1) == [1]
     return store
+
+
+def test_what_is_told_costs_what_it_shows(store: Store, writer: Writer, redis: Redis, family: str) -> None:
+    for n in range(8):
+        writer.commit(draft(n, {"w": weights(n)}, lineage=lineage([(DIGITS, n)]), counts={"learned": n + 1}))
+    for n in (1, 2, 3, 4):  # whatever reads these fails
+        redis.hset(f"headrace:{{{family}}}:model:{store.model}:lineage", str(n), b"?")
+    assert [(c.version, dict(c.since_parent)) for c in commits(store, limit=3)] == [
+        (n, {"learned": 1}) for n in (8, 7, 6)
+    ]
+    assert [c.version for c in commits(store, 1, version=6)] == [6]
+    with pytest.raises(Corrupt):
+        commits(store)
 
 
 def test_the_history_is_told_newest_first(told: Store) -> None:
