@@ -76,6 +76,7 @@ class Snapshot:
     positions: dict[Partition, int]  # the watermark, for lag monitors
     keep_last: int
     keep_every: int | None
+    is_same: bool = False  # nothing was read since the version before: topics that were made again matter not
 
 
 class Committer:
@@ -177,7 +178,8 @@ class Committer:
         started = time.perf_counter()
         self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
         # A number is noted before it can be used: should Redis come back older, it never names another content.
-        self._until_done(lambda: self._reader.note(str(self._writer.next_version), snapshot.positions, NOTE_S))
+        number, positions = str(self._writer.next_version), snapshot.positions
+        self._until_done(lambda: self._reader.note(number, positions, NOTE_S, is_same=snapshot.is_same))
         committed = self._until_done(lambda: self._make_head(snapshot))
         self._metrics.committed(committed, time.perf_counter() - started)
         self._reader.commit(snapshot.positions)

@@ -20,8 +20,8 @@ from consumers.joiner import Correction
 from pipeline.codec import Array
 from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
-from pipeline.lineage import Lineage
-from pipeline.log import Fetcher, Place
+from pipeline.lineage import Lineage, LineageBuilder
+from pipeline.log import Fetcher, Partition, Place
 from pipeline.manifest import Group, HistoryEntry, Manifest
 from pipeline.records import Example, Label, Record, RecordDecoder, load_decoder
 from pipeline.store import Store
@@ -35,11 +35,16 @@ class Replay:
 
     Args:
         topic_ids: of the topics that the batches are from, as a version names them. `entries` moves them on.
+        held: the first offsets that the log still holds, where `entries` shall leave out what is gone.
     """
 
-    def __init__(self, fetcher: Fetcher, topic_ids: Mapping[str, str]) -> None:
+    def __init__(
+        self, fetcher: Fetcher, topic_ids: Mapping[str, str], held: Mapping[Partition, int] | None = None
+    ) -> None:
         self._fetcher = fetcher
         self.topic_ids = dict(topic_ids)
+        self._held = held
+        self.gone = 0  # records and labels that an update had and that were left out
 
     def records(self, places: Iterable[Place]) -> Iterator[Record]:
         """The records at these places, in this order.
@@ -90,11 +95,37 @@ class Replay:
                     torch.set_num_threads(change["environment"]["threads"][1])
                 if "ids" in change.get("jump", {}):
                     self.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][1]
-            for _ in self.learn(fold, entry.lineage.learned(), entry.lineage):
-                pass
-            self.others(fold, entry.lineage)
+            lineage = entry.lineage if self._held is None else self._rest(entry.lineage, fold.settings)
+            try:
+                for _ in self.learn(fold, lineage.learned(), lineage):
+                    pass
+                self.others(fold, lineage)
+            except OffsetsGone:  # compaction left a record out, or the topic was made again: on with the next version
+                if self._held is None:
+                    raise
+                self.gone += sum(map(len, lineage.learned()))
             fold.lineage.build()
         return fold
+
+    def _rest(self, lineage: Lineage, settings: ModelConfig) -> Lineage:
+        """What a version learned and held out of records that the log still holds."""
+        assert self._held is not None  # noqa: S101 - the caller looked
+        held, rest = self._held, LineageBuilder()
+
+        def kept(places: Iterable[Place]) -> list[Place]:
+            pairs = joined(places, settings)
+            return [at for pair in pairs if all(at[1] >= held.get(at[0], math.inf) for at in pair) for at in pair]
+
+        for update in lineage.learned():
+            if there := kept(update):
+                rest.learned(there)
+            self.gone += len(update) - len(there)
+        others = list(lineage.others())
+        for place in kept((partition, offset) for name, partition, offset in others if name == HELD_OUT):
+            rest.outcome(HELD_OUT, *place)
+        for change in lineage.changes:
+            rest.change(change)
+        return rest.build()
 
     def others(self, fold: Fold, lineage: Lineage) -> None:
         """What became of the records that a version did not learn.
@@ -201,23 +232,28 @@ def at_version(
     except OffsetsGone as error:
         raise type(error)(
             f"{error} Version {manifest.version} of {manifest.model} is no keyframe and learned it after "
-            f"{keyframe.version}, the last one: `headrace reset {manifest.model}` starts anew."
+            f"{keyframe.version}, the last one: `headrace train {manifest.model} --jump` goes on from that one and "
+            f"what the log still holds, `headrace reset {manifest.model}` starts anew."
         ) from None
     apart = differing(fold, store.arrays(manifest, "serving"), "serving")
     fold.keep_books(manifest)
-    if apart:
+    if apart or replay.gone:
         other = differences(manifest.environment, environment(fold.device))
-        if not other:
+        if not other and not replay.gone:
             raise NotRepeatable(
                 f"Version {manifest.version} of {manifest.model}, learned again from its keyframe {keyframe.version}, "
                 f"has other weights in the same environment: {told(apart)}. Look for a learner or decoder whose code "
                 f"changed; `headrace verify` tells more, `headrace reset {manifest.model}` starts anew."
             )
+        why = f"another environment ({environment_told(other)})"
+        if replay.gone:
+            why = f"{replay.gone} records that it learned after that are gone"
         say(
             f"{manifest.model}: version {manifest.version}, learned again from its keyframe {keyframe.version}, has "
-            f"other weights ({told(apart)}) in another environment ({environment_told(other)}); going on with these."
+            f"other weights ({told(apart)}): {why}; going on with these."
         )
-        fold.lineage.change({"replayed": {"from": keyframe.version, "differs": apart, "environment": other}})
+        missing = {"gone": replay.gone} if replay.gone else {}
+        fold.lineage.change({"replayed": {"from": keyframe.version, "differs": apart, "environment": other, **missing}})
     torch.set_num_threads(shall.threads)
     fold.send_all()
     return fold.configured(shall)

@@ -16,7 +16,7 @@ from consumers.guard import Row, recover
 from consumers.joiner import Correction
 from consumers.replay import Replay
 from pipeline.dead_letters import publish_dead_letter
-from pipeline.errors import Diverged, RecordError
+from pipeline.errors import Diverged, OffsetsGone, RecordError, TopicMissing, TopicReplaced
 from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
@@ -75,7 +75,8 @@ class Session:
         keyframe = store.keyframe(manifest) if manifest else None
         self._versions = manifest.version - keyframe.version if manifest and keyframe else 0  # since the keyframe
         self._keyframe = _begins(keyframe.positions(), keyframe.pending) if keyframe else {}
-        self._keyframe_due = keyframe is None
+        self._keyframe_due = keyframe is None or replay.gone > 0
+        self._standing = (manifest.positions(), manifest.pending) if manifest else None  # of the last capture
 
     def run(self, stop: Event, lease: Lease, feed: Feed) -> None:
         """Until `stop`, and then to the last version.
@@ -99,12 +100,21 @@ class Session:
                 if self._due() and not self._committer.busy:
                     self._commit(feed)
             self._committer.finish(patience_s)
-            if self._dirty or self._versions:
-                self._keyframe_due = True  # the next worker begins at once
-                self._commit(feed)
-                self._committer.finish(patience_s)
+            self._leave(feed)
+        except (OffsetsGone, TopicMissing) as error:  # what was learned is not lost for that: `--jump` goes on from it
+            # Of a topic that was made again, records may have been learned as those of the one before.
+            if not isinstance(error, TopicReplaced) or not self._dirty:
+                self._leave(feed, is_same=isinstance(error, TopicReplaced))
+            raise
         finally:
             feed.close()
+
+    def _leave(self, feed: Feed, is_same: bool = False) -> None:
+        """The last version, from which the next worker begins at once. `is_same`: all of it is in the one before."""
+        if self._dirty or self._versions:
+            self._keyframe_due = True
+            self._commit(feed, is_same)
+            self._committer.finish(self._settings.lease_s)
 
     # --- records ---
 
@@ -228,20 +238,21 @@ class Session:
         by_time = every_s is not None and time.monotonic() - self._captured_s >= every_s
         return by_updates or by_time
 
-    def _commit(self, feed: Feed) -> None:
+    def _commit(self, feed: Feed, is_same: bool = False) -> None:
         keyframe = self._keyframe_due or self._versions + 1 >= self._settings.keyframe_every
         try:
-            snapshot = self._capture(feed, keyframe)
+            snapshot = self._capture(feed, keyframe, is_same)
         except Diverged as error:
             self._recover(error, [])
-            snapshot = self._capture(feed, keyframe)
+            snapshot = self._capture(feed, keyframe, is_same)
         self._committer.submit(snapshot)
 
-    def _capture(self, feed: Feed, keyframe: bool) -> Snapshot:
+    def _capture(self, feed: Feed, keyframe: bool, is_same: bool) -> Snapshot:
         started = time.perf_counter()
         lag = self._reader.lag()
         self._metrics.lag(lag)
-        positions, pending = feed.standing()
+        positions, pending = self._standing if is_same and self._standing else feed.standing()
+        self._standing = positions, pending
         draft = self._fold.draft(
             positions=positions,
             pending=pending,
@@ -257,7 +268,7 @@ class Session:
         if keyframe:
             self._versions, self._keyframe_due, self._keyframe = 0, False, _begins(positions, pending)
         self._metrics.stalled(time.perf_counter() - started)
-        return Snapshot(draft, positions, self._settings.keep_last, self._settings.keep_every)
+        return Snapshot(draft, positions, self._settings.keep_last, self._settings.keep_every, is_same)
 
     def _watch(self, feed: Feed) -> None:
         """Has the next version be a keyframe before the log stops reaching back to the last one."""

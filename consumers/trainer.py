@@ -170,7 +170,7 @@ class Worker:
             committer = opened.enter_context(
                 Committer(self._store, fence, noted, reader, letters, self._metrics, self._say)
             )
-            replay = Replay(fetcher, manifest.topic_ids if manifest else {})
+            replay = Replay(fetcher, manifest.topic_ids if manifest else {}, reader.firsts() if self._jump else None)
             begin = partial(self._at, replay=replay)
             fold = begin(manifest)
             if manifest is not None:

@@ -68,10 +68,10 @@ class AlignedReader:
         for reader in self._readers:
             reader.commit(positions)
 
-    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float) -> None:
+    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, is_same: bool = False) -> None:
         """As `Reader.note`, with so much time for each of the two."""
         for reader in self._readers:
-            reader.note(text, positions, timeout_s)
+            reader.note(text, positions, timeout_s, is_same=is_same)
 
     @property
     def reachable(self) -> bool:

@@ -12,13 +12,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from kafka import TopicPartition
-from kafka.errors import LeaderNotAvailableError, UnknownTopicOrPartitionError, for_code
+from kafka.errors import KafkaError, LeaderNotAvailableError, UnknownTopicOrPartitionError, for_code
 from kafka.protocol.metadata import MetadataRequest
 
 from pipeline.errors import ConfigError, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.records import Record
 
 CALL_MS = 10_000
+ASK_MS = 2_000  # where an answer is not waited for: who asks looks after everything else in between
 
 
 class Partition(NamedTuple):
@@ -170,6 +171,72 @@ def resume(
         jumps.append({**entry, "first": first, "end": end, **ids})
         begins[partition] = first
     return begins, jumps
+
+
+class TopicWatch:
+    """Whether topics that are read are still the ones that they were."""
+
+    def __init__(self, consumer: Any, names: tuple[str, ...], model: str) -> None:
+        self._consumer = consumer
+        self._names = names
+        self._model = model
+        self._missing: frozenset[str] = frozenset()  # topics that the last look did not find
+        self.ids: dict[str, str] = {}
+
+    def begin(self) -> dict[str, Topic]:
+        """The topics, whose ids hold from now on."""
+        topics = describe(self._consumer, self._names)
+        self.ids = {name: topic.id for name, topic in topics.items() if topic.id is not None}
+        return topics
+
+    def now(self, read: Mapping[Partition, int], *, are_others: bool = False) -> dict[str, Topic]:
+        """The topics as they are now, without missing ones.
+
+        Raises:
+            TopicReplaced: one is another, unless they `are_others`; `read` says what was to be read next.
+        """
+        topics = describe(self._consumer, self._names, ASK_MS)
+        for name, topic in topics.items():
+            before = self.ids.get(name)
+            if not are_others and before is not None and topic.id is not None and topic.id != before:
+                firsts, ends = self.held(topic.partitions)
+                raise replaced(name, (before, topic.id), read, firsts, ends, self._model)
+        return topics
+
+    def look(self, read: Mapping[Partition, int]) -> dict[str, Topic]:
+        """As `now`, from time to time.
+
+        Raises:
+            TopicMissing: a topic was not there the last time either: it is not just being made again.
+        """
+        topics = self.now(read)
+        missing = frozenset(self._names) - topics.keys()
+        if again := missing & self._missing:
+            raise deleted(sorted(again), self._model)
+        self._missing = missing
+        return topics
+
+    def held(self, partitions: Iterable[Partition]) -> tuple[dict[Partition, int], dict[Partition, int]]:
+        """First offsets and ends."""
+        return first_offsets(self._consumer, partitions, ASK_MS), end_offsets(self._consumer, partitions, ASK_MS)
+
+    def explain_cut(self, read: Mapping[Partition, int]) -> None:
+        """Raises what has happened; not while the broker is away, or the topic, which `look` finds."""
+        try:
+            if len(self.now(read)) < len(self._names):
+                return
+            firsts, ends = self.held(read)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return
+        for partition, position in read.items():
+            if not firsts[partition] <= position <= ends[partition]:
+                raise gone(partition, position, firsts[partition], ends[partition], self._model)
+        raise OffsetsGone(
+            f"{', '.join(self._names)}: the log was cut behind what has been read. "
+            f"Start again; if it lasts, start the model anew with `headrace reset {self._model}`."
+        )
 
 
 def gone(partition: Partition, position: int, first: int, end: int, model: str) -> OffsetsGone:

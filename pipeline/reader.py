@@ -19,18 +19,15 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from pipeline.batches import memory_of
 from pipeline.config import KafkaConfig
-from pipeline.errors import LogError, LogUnavailable, OffsetsGone
+from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.kafka_client import connect, missing_topics, translated
 from pipeline.offsets import (
+    ASK_MS,
     Partition,
-    Topic,
-    deleted,
-    describe,
+    TopicWatch,
     end_offsets,
     first_offsets,
-    gone,
     noted,
-    replaced,
     resume,
     starts,
     tp,
@@ -39,7 +36,6 @@ from pipeline.records import Record
 
 POLL_MS = 50  # how soon the thread sees that it shall stop or commit
 FETCH_WAIT_MS = 50  # how long a fetch that finds nothing holds up other partitions of that broker
-ASK_MS = 2_000  # the thread waits no longer for one answer, and looks after everything else in between
 CHUNK_RECORDS = 500
 RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value and headers
 
@@ -57,6 +53,7 @@ class Polled:
 class _Note:
     text: str
     positions: dict[Partition, int]
+    is_same: bool
     is_done: bool = False
     error: LogError | None = None
 
@@ -107,7 +104,6 @@ class Reader:
         self._max_buffered_bytes = max_buffered_bytes
         self._refresh_s = refresh_s
         self.reachable = True  # whether the broker answered the last refresh
-        self.topic_ids: dict[str, str] = {}  # of the topics that are read, as Kafka's tools print them
         self.jumps: list[dict[str, Any]] = []
         self.noted: str | None = None  # the highest number that was noted for the group before
         self._changed = threading.Condition()  # guards what follows
@@ -124,7 +120,6 @@ class Reader:
         self._read: dict[Partition, int] = {}  # what it has read
         self._committed: dict[Partition, int] = {}  # to Kafka, or where it began
         self._text = ""  # the note that goes with every commit
-        self._missing: frozenset[str] = frozenset()  # topics that the last refresh did not find
         self._is_cut = False  # a partition does not go on where it was read to, for a reason to be found
         self._consumer = connect(
             KafkaConsumer,
@@ -141,6 +136,7 @@ class Reader:
             max_poll_records=CHUNK_RECORDS,
             metrics_enabled=False,
         )
+        self._watch = TopicWatch(self._consumer, self._topics, self._model)
         try:
             self._begin(positions or {}, topic_ids or {}, start, jump)
         except BaseException as error:
@@ -182,6 +178,11 @@ class Reader:
             return dict(self._firsts)
 
     @property
+    def topic_ids(self) -> dict[str, str]:
+        """Of the topics that are read, as Kafka's tools print them."""
+        return self._watch.ids
+
+    @property
     def buffered_bytes(self) -> int:
         """What waits for `poll`."""
         with self._changed:
@@ -193,30 +194,34 @@ class Reader:
             self._commits.update(positions)
             self._changed.notify_all()
 
-    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float) -> None:
+    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, is_same: bool = False) -> None:
         """Commits the offsets with `text` beside those of every partition, and returns when Kafka has it.
 
         From then on `commit` repeats it; the next reader of the group finds it as `noted`, if it is a number. Returns
-        only if the topics are still the ones that were read.
+        only if the topics are still the ones that were read; or are gone, as far as they are, for their notes go along.
+        It can still be done after records were removed that were not read yet.
+
+        Args:
+            is_same: nothing was read since the note before, so that it does not matter what the topics are now.
 
         Raises:
             LogUnavailable: not done in time; it may still come to pass.
-            TopicReplaced, OffsetsGone: as `poll`.
+            TopicReplaced: as `poll`.
             LogError: Kafka refuses, or the reader is closed.
         """
-        note = _Note(text, dict(positions))
+        note = _Note(text, dict(positions), is_same)
         with self._changed:
             self._note = note
             self._changed.notify_all()
             self._changed.wait_for(
-                lambda: note.is_done or note.error or self._error or self._stopped,
+                lambda: note.is_done or note.error or self._prevents(note) or self._stopped,
                 timeout_s,
             )
             if self._note is note:
                 self._note = None
             if note.is_done:
                 return
-            if error := note.error or self._error:
+            if error := note.error or self._prevents(note):
                 raise error
             if self._stopped:
                 raise LogError(f"{text} was not noted for {self._model}: its reader is closed. Start the worker again.")
@@ -224,6 +229,12 @@ class Reader:
             f"Kafka at {self._config.bootstrap_servers} did not take the note {text} for {self._model} within "
             f"{timeout_s:g} s. See that it runs and that its __consumer_offsets topic has a leader."
         )
+
+    def _prevents(self, note: _Note) -> BaseException | None:
+        """What ended the reading, if nothing can be noted for it."""
+        if isinstance(self._error, TopicReplaced):
+            return None if note.is_same else self._error
+        return None if isinstance(self._error, OffsetsGone | TopicMissing) else self._error
 
     def close(self) -> None:
         """Ends the thread; what was not polled is read again by the next reader."""
@@ -243,7 +254,7 @@ class Reader:
     # Where to begin: in the caller's thread, before the other one runs.
 
     def _begin(self, positions: Mapping[Partition, int], known_ids: Mapping[str, str], start: str, jump: bool) -> None:
-        topics = describe(self._consumer, self._topics)
+        topics = self._watch.begin()
         if missing := [name for name in self._topics if name not in topics]:
             raise missing_topics(self._config, missing)
         partitions = [partition for topic in topics.values() for partition in topic.partitions]
@@ -253,7 +264,6 @@ class Reader:
         positions = {partition: offset for partition, offset in positions.items() if partition.topic in topics}
         resumed, self.jumps = resume(positions, known_ids, topics, firsts, ends, model=self._model, jump=jump)
         begins = firsts | starts(self._consumer, fresh, start, firsts, ends) | resumed
-        self.topic_ids = {name: topic.id for name, topic in topics.items() if topic.id is not None}
         self.noted = noted(self._consumer, partitions)
         self._text = self.noted or ""
         self._assign(begins, firsts, dict.fromkeys(begins, 0) | ends)
@@ -278,7 +288,11 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            self._loop()
+            try:
+                self._loop()
+            except (OffsetsGone, TopicMissing) as error:
+                self._fail(error)
+                self._take_last_notes()
             if self._commits:
                 self._consumer.commit(self._to_commit(self._commits), timeout_ms=1000)
         except KafkaError as error:
@@ -313,6 +327,17 @@ class Reader:
             if has_room:
                 self._fetch()
 
+    def _take_last_notes(self) -> None:
+        """Nothing is read any more; but what was read may have to be noted."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._note)
+                if self._stopped:
+                    return
+                note = self._note
+            if note is not None:
+                self._write(note, {})
+
     def _fetch(self) -> None:
         try:
             fetched = self._consumer.poll(timeout_ms=POLL_MS)
@@ -338,7 +363,7 @@ class Reader:
             self._read |= positions
             self._put(Polled(records, positions), size + RECORD_OVERHEAD * len(records), ends)
         if self._is_cut:
-            self._explain_cut()
+            self._watch.explain_cut(self._read)
 
     def _position(self, at: Any) -> int | None:
         try:
@@ -360,7 +385,10 @@ class Reader:
         self._text = note.text
         offsets = self._to_commit(self._committed | commits | note.positions)
         try:
-            if len(self._check_topics()) == len(self._topics):
+            there = self._watch.now(self._read, are_others=self._error is not None)
+            if self._error is not None:
+                offsets = {at: offset for at, offset in offsets.items() if at.topic in there}
+            if self._error is not None or len(there) == len(self._topics):
                 self._consumer.commit(offsets, timeout_ms=ASK_MS)
                 with self._changed:
                     note.is_done = True
@@ -383,13 +411,9 @@ class Reader:
     def _refresh(self) -> None:
         """The topics, new partitions, and the offsets of those that are not fetched because enough is waiting."""
         try:
-            topics = self._check_topics()
-            missing = frozenset(self._topics) - topics.keys()
-            if again := missing & self._missing:  # not one that is just being made again
-                raise deleted(sorted(again), self._model)
-            self._missing = missing
+            topics = self._watch.look(self._read)
             partitions = [partition for topic in topics.values() for partition in topic.partitions]
-            firsts, ends = self._held(partitions)
+            firsts, ends = self._watch.held(partitions)
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -401,38 +425,6 @@ class Reader:
         with self._changed:
             self._firsts |= firsts
             self._ends |= ends
-
-    def _check_topics(self) -> dict[str, Topic]:
-        """The topics as they are now, without missing ones; raises TopicReplaced."""
-        topics = describe(self._consumer, self._topics, ASK_MS)
-        for name, topic in topics.items():
-            before = self.topic_ids.get(name)
-            if before is not None and topic.id is not None and topic.id != before:
-                firsts, ends = self._held(topic.partitions)
-                raise replaced(name, (before, topic.id), self._read, firsts, ends, self._model)
-        return topics
-
-    def _explain_cut(self) -> None:
-        """Raises what has happened; not while the broker is away, or the topic, which `_refresh` looks after."""
-        try:
-            if len(self._check_topics()) < len(self._topics):
-                return
-            firsts, ends = self._held(self._read)
-        except KafkaError as error:
-            if not error.retriable:
-                raise
-            return
-        for partition, position in self._read.items():
-            if not firsts[partition] <= position <= ends[partition]:
-                raise gone(partition, position, firsts[partition], ends[partition], self._model)
-        raise OffsetsGone(
-            f"{', '.join(self._topics)}: the log was cut behind what has been read. "
-            f"Start again; if it lasts, start the model anew with `headrace reset {self._model}`."
-        )
-
-    def _held(self, partitions: Iterable[Partition]) -> tuple[dict[Partition, int], dict[Partition, int]]:
-        """First offsets and ends."""
-        return first_offsets(self._consumer, partitions, ASK_MS), end_offsets(self._consumer, partitions, ASK_MS)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
