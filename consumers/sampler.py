@@ -74,6 +74,7 @@ def create_app(
         service.batcher.close()
         service.sideline.close()
         service.decoders.shutdown(cancel_futures=True)
+        redis.close()
 
     # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.
     app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)

@@ -8,8 +8,10 @@ former stays live and `problem` says why.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from consumers.bridge import tensors
+from consumers.metered import Metered
 from consumers.registry import resolve_blueprint
 from models.registry import BUILTIN
 from pipeline.config import Config, ImageInput, Input, TextInput
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from models.capabilities import Model
     from models.learner import Blueprint
     from pipeline.codec import Array
+    from pipeline.config import SamplerConfig
     from pipeline.manifest import Manifest
     from pipeline.metrics import SamplerMetrics
 
@@ -82,9 +86,31 @@ def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint)
     """
     options = blueprint.options(**manifest.options)
     shape = INPUT.validate_python(manifest.input).shape
-    model: Model = blueprint.model(options, shape, manifest.meta)
-    model.load_state_dict(tensors(arrays))
+    weights, stored = tensors(arrays), sum(array.data.nbytes for array in arrays.values())
+    # A user's own model may make what it likes.
+    with Metered(stored) if blueprint in BUILTIN.values() else nullcontext():
+        model: Model = blueprint.model(options, shape, manifest.meta)
+        model.load_state_dict(weights)
     return model
+
+
+def bounded(input: ImageInput | TextInput, settings: SamplerConfig) -> ImageInput | TextInput:
+    """The input of a stored version, within what this sampler lets in.
+
+    Raises:
+        ConfigError: its records are larger than that themselves.
+    """
+    most = {"max_bytes": min(input.max_bytes, settings.max_upload_bytes)}
+    size, bound, key = math.prod(input.shape[-2:]), settings.max_pixels, "max_pixels"
+    if isinstance(input, ImageInput):
+        most["max_pixels"] = min(input.max_pixels, settings.max_pixels)
+    else:
+        bound, key = settings.max_upload_bytes, "max_upload_bytes"
+    if size > bound:
+        raise ConfigError(
+            f"its records are of shape {input.shape}, over sampler.{key} = {bound}. Raise it to serve it."
+        )
+    return input.model_copy(update=most)
 
 
 def essentials(manifest: Manifest) -> dict[str, str]:
@@ -104,6 +130,7 @@ class Follower:
     def __init__(
         self,
         store: Store,
+        settings: SamplerConfig,
         learner: str | None,
         metrics: SamplerMetrics,
         say: Callable[[str], None],
@@ -113,6 +140,7 @@ class Follower:
         self.problem: str | None = None  # why the newest version is not the live one
         self.deleted = False  # on purpose: nobody waits for a version of it
         self.unreachable_since_s: float | None = None  # Unix time since which Redis does not answer
+        self._settings = settings
         self._learner = learner  # what the configuration gives for this model
         self._metrics = metrics
         self._say = say
@@ -214,8 +242,9 @@ class Follower:
         """
         before = self.live  # once: others than the follower's own thread ask too
         objects = dict(before.objects) if before else {}
+        input_ = bounded(INPUT.validate_python(manifest.input), self._settings)
         model = load_model(self.store, manifest, self._blueprint(manifest), objects)
-        return Live(manifest, manifest.digest, model, INPUT.validate_python(manifest.input), objects)
+        return Live(manifest, manifest.digest, model, input_, objects)
 
     def _blueprint(self, manifest: Manifest) -> Blueprint:
         """Code is never imported by a name from a manifest: built in, or what the configuration says too."""
@@ -281,7 +310,7 @@ class Serving:
 
     def _follower(self, name: str, family: str) -> Follower:
         learner = self._config.models[name].learner if name in self._config.models else None
-        return Follower(Store(self._redis, family, name), learner, self._metrics, self._say)
+        return Follower(Store(self._redis, family, name), self._config.sampler, learner, self._metrics, self._say)
 
     def _discover(self) -> None:
         while not self._stop.is_set():

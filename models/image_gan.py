@@ -77,7 +77,7 @@ class ImageGanOptions(Options):
     augmentation: tuple[Augmentation, ...] = ()
     latent: int = structural(64, ge=1)
     width: int = structural(32, ge=1)
-    depth: int = structural(1, ge=0)  # blocks of each size
+    depth: int = structural(1, ge=0, le=256)  # blocks of each size
     hidden: int = structural(128, ge=1)  # features of the discriminator
     label_dim: int = structural(32, ge=1)
     label_dropout: float = Field(0.1, ge=0, lt=1)  # share of records that are learned as if they had no label

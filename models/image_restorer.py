@@ -57,7 +57,7 @@ class ImageRestorerOptions(Options):
     damages: tuple[Kind, ...] = Field(KINDS, min_length=1)  # the kinds taught, each as often as the others
     average_records: int = Field(10_000, ge=0)  # half-life of the average, at first a twentieth of what was seen
     width: int = structural(24, ge=1)
-    depth: int = structural(4, ge=1)
+    depth: int = structural(4, ge=1, le=256)
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("reservoir")
     replay_draws: int = Field(32, ge=0)  # records replayed in each update

@@ -64,7 +64,7 @@ class ImageRestylerOptions(BackboneOptions):
     weight_decay: float = Field(0.0, ge=0)
     width: int = structural(16, ge=1)
     depth: int = structural(2, ge=1, le=4)  # halvings
-    blocks: int = structural(3, ge=1)  # residual ones, at the smallest size
+    blocks: int = structural(3, ge=1, le=256)  # residual ones, at the smallest size
     replay_slots: int = structural(1000, ge=0)
     replay_policy: PolicyName = structural("reservoir")
     replay_draws: int = Field(8, ge=0)  # contents replayed in each update

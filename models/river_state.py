@@ -4,6 +4,9 @@ A river model is a graph of Python objects. `encode` walks it and writes one str
 many, which), one of floats, and a table of names. `decode` makes objects of listed classes alone and calls nothing
 but `__new__`, so that a stored state can name no code. What is not listed is refused by `encode` with its name.
 
+What a state asks of its reader is bounded by its own size: a count is never more than what is left of its stream, and
+what a dictionary or a set has to hash is plain, for tuples that share tuples would take for ever. Nothing holds itself.
+
 Order is kept: of dictionaries, whose sums river takes in their order, and of references, so that an object that is
 held in two places is one object again. Every number has eight bytes, so that a state whose objects stay the same stays
 of one size however its numbers change.
@@ -50,6 +53,8 @@ CALLABLES: Mapping[str, Callable[..., Any]] = {
 }  # fmt: skip
 DICTS: Sequence[type[dict[Any, Any]]] = (dict, Counter, defaultdict)
 SEQUENCES: Sequence[type[Any]] = (list, tuple, set)
+PLAIN = (str, int, float, bool, type(None))  # what is hashed, alone or in a tuple
+WORDS = 624  # of a Mersenne twister
 
 
 class Op(IntEnum):
@@ -190,6 +195,7 @@ class _Decoder:
         self._texts: list[str] = names["texts"]
         self._layouts: list[list[str]] = names["layouts"]
         self._objects: list[Any] = []
+        self._open: set[int] = set()  # objects that are being read
 
     def read(self) -> Any:
         match Op(self._next()):
@@ -204,29 +210,37 @@ class _Decoder:
             case Op.FLOAT:
                 return self._floats(1)[0]
             case Op.TEXT:
-                return self._texts[self._next()]
+                return self._texts[self._index(self._texts)]
             case Op.CALLABLE:
-                name = self._texts[self._next()]
+                name = self._texts[self._index(self._texts)]
                 return CALLABLES.get(name) or classes()[name]
             case Op.REFERENCE:
-                return self._objects[self._next()]
+                number = self._index(self._objects)
+                if number in self._open:  # whoever follows a ring goes round for ever
+                    raise ValueError(f"object {number} holds itself")
+                return self._objects[number]
             case op:
                 number = len(self._objects)
                 self._objects.append(None)
-                return self._object(op, number)
+                self._open.add(number)
+                value = self._object(op, number)
+                self._open.remove(number)
+                return value
 
     def _object(self, op: Op, number: int) -> Any:
         if op is Op.OBJECT:
-            name, *attributes = self._layouts[self._next()]
+            name, *attributes = self._layouts[self._index(self._layouts)]
             value = self._objects[number] = object.__new__(classes()[name])
             for attribute in attributes:
                 object.__setattr__(value, attribute, self.read())
         elif op in (Op.DICT, Op.NUMBERS):
             value = self._dict(op, number)
         elif op is Op.SEQUENCE:
-            kind, count = SEQUENCES[self._next()], self._next()
+            kind, count = SEQUENCES[self._index(SEQUENCES)], self._count()
             value = self._objects[number] = []
             value.extend(self.read() for _ in range(count))
+            if kind is set and not all(map(_is_plain, value)):
+                raise ValueError("a set of what cannot be hashed")
             if kind is not list:
                 value = self._objects[number] = kind(value)
         elif op is Op.VECTOR:
@@ -236,13 +250,15 @@ class _Decoder:
             function = self.read()
             value = self._objects[number] = functools.partial(function, *self.read())
         else:
-            *words, position, left = self._ints(626)
+            *words, position, left = self._ints(WORDS + 2)
+            if not 0 <= position <= WORDS:  # numpy takes any, and reads there
+                raise ValueError(f"a random generator at {position}")
             value = self._objects[number] = np.random.RandomState()
             value.set_state(("MT19937", np.array(words, dtype=np.uint32), position, left, self._floats(1)[0]))
         return value
 
     def _dict(self, op: Op, number: int | None) -> dict[Any, Any]:
-        value, count = DICTS[self._next()](), self._next()
+        value, count = DICTS[self._index(DICTS)](), self._count()
         if number is not None:
             self._objects[number] = value
         if isinstance(value, defaultdict):
@@ -254,6 +270,8 @@ class _Decoder:
             return value
         for _ in range(count):
             key = self.read()
+            if not _is_plain(key):
+                raise ValueError(f"a key of {type(key).__name__}")
             dict.__setitem__(value, key, self.read())
         return value
 
@@ -261,13 +279,34 @@ class _Decoder:
         self._place += 1
         return self._integers[self._place - 1]
 
+    def _index(self, of: Sequence[Any]) -> int:
+        found = self._next()
+        if not 0 <= found < len(of):
+            raise IndexError(found)
+        return found
+
+    def _count(self) -> int:
+        """How much comes: each item takes an integer at least."""
+        found = self._next()
+        if not 0 <= found <= len(self._integers) - self._place:
+            raise ValueError(f"{found} items, and {len(self._integers) - self._place} numbers are left")
+        return found
+
     def _ints(self, count: int) -> list[int]:
         self._place += count
+        if self._place > len(self._integers):
+            raise IndexError(self._place)
         return self._integers[self._place - count : self._place]
 
     def _floats(self, count: int) -> list[float]:
         self._number += count
+        if self._number > len(self._numbers):
+            raise IndexError(self._number)
         return self._numbers[self._number - count : self._number]
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in PLAIN or (type(value) is tuple and all(type(item) in PLAIN for item in value))
 
 
 NAMES, INTEGERS, NUMBERS = "river/names", "river/integers", "river/numbers"
@@ -304,5 +343,5 @@ def decode(state: Mapping[str, Tensor]) -> Any:
     try:
         names = json.loads(bytes(state[NAMES].cpu().numpy()))
         return _Decoder(state[INTEGERS].tolist(), state[NUMBERS].tolist(), names).read()
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"the stored state of river's model is damaged: {error!r}") from error

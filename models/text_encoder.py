@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -45,7 +46,22 @@ from models.text_gru import strings
 STEP = 8  # tokens
 CONFIG, TOKENIZER, MODULES, POOLING = "config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"
 FILES, WEIGHTS = "files/", "encoder/"  # in the state's names
+#: architectures that may be built: text in, one state a token out, all of their code in transformers
+ARCHITECTURES = frozenset(
+    ("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+     "electra", "ernie", "eurobert", "ibert", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert",
+     "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roformer", "squeezebert", "xlm-roberta",
+     "xlm-roberta-xl", "xmod")
+)  # fmt: skip
+MOST = 1 << 24  # of any number of a configuration: a width or a vocabulary
+MAX_LAYERS = 256
 #: of sentence-transformers: what this learner does as well
+FOREIGN = (
+    "auto_map",
+    "quantization_config",
+    "torch_dtype",
+    "dtype",
+)  # the folder's own code; other libraries; ours is float32
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -59,14 +75,31 @@ class TextEncoderOptions(AveragedOptions):
 
 
 def transformers() -> Any:
-    """
+    """The library, which asks no hub for anything: all that an encoder needs is in its files.
+
     Raises:
         ValueError: the extra is not installed.
     """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read at the first import
     try:
+        constants: Any = importlib.import_module("huggingface_hub.constants")
+        constants.HF_HUB_OFFLINE = True
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ValueError("text-encoder needs transformers: pip install 'headrace[text]'.") from error
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: it names an architecture that is not listed, or a size that no encoder has.
+    """
+    if settings.get("model_type") not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ValueError(f"{CONFIG} is of model_type {settings.get('model_type')!r}; only {known} are known.")
+    for key, value in settings.items():
+        if isinstance(value, int | float) and abs(value) > (MAX_LAYERS if "layers" in key else MOST):
+            raise ValueError(f"{CONFIG}: {key} = {value} is more than any encoder has.")
 
 
 class Encoder(nn.Module):
@@ -83,7 +116,9 @@ class Encoder(nn.Module):
                 raise ValueError(f"the folder has no {name}.")
         library, tokenizers = transformers(), importlib.import_module("tokenizers")
         settings = json.loads(files[CONFIG])
-        settings.pop("auto_map", None)  # the folder's own code
+        _check_settings(settings)
+        for key in FOREIGN:
+            settings.pop(key, None)
         modules = [module["type"].rsplit(".", 1)[-1] for module in json.loads(files.get(MODULES, b"[]"))]
         if unknown := [name for name in modules if name not in KNOWN_MODULES]:
             raise ValueError(f"{MODULES} names {unknown[0]}; only {', '.join(KNOWN_MODULES)} are known.")

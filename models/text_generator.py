@@ -50,7 +50,7 @@ class TextGeneratorOptions(Options):
 
     cell: Literal["lstm", "gru"] = structural("lstm")
     hidden: int = structural(256, ge=1)
-    layers: int = structural(1, ge=1)
+    layers: int = structural(1, ge=1, le=256)
     embedding: int = structural(64, ge=1)
     tied: bool = structural(False)
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -55,6 +55,7 @@ class SamplerConfig(Section):
     port: int = Field(8080, ge=0, le=65535)
     token: str | None = Field(None, min_length=16)
     max_upload_bytes: int = Field(10 << 20, ge=1024)
+    max_pixels: int = Field(40_000_000, ge=1)  # of a picture, whatever a stored version says
     max_batch: int = Field(64, ge=1)  # requests answered by one forward pass
     max_samples: int = Field(64, ge=1)  # drawn by one request
     max_versions: int = Field(16, ge=1)  # loaded for one film-strip

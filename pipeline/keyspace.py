@@ -142,7 +142,7 @@ class Keyspace:
             with translated():
                 raws: Any = self.redis.mget([self._tensor(digest) for digest in batch])
             for digest, raw in zip(batch, raws, strict=True):
-                if raw is None or sha256(raw) != digest:
+                if raw is None or len(raw) != parts[digest][1].bytes or sha256(raw) != digest:
                     raise self._broken(parts[digest][0], version, digest, raw is None)
                 found[digest] = raw
         return found

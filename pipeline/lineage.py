@@ -12,17 +12,21 @@ from collections import defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.log import Partition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what is stored is no larger: JSON has numbers of any size
-Run = tuple[int, int, int]  # index into `partitions`, skip, count
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Run = tuple[int, Int64, Count]  # index into `partitions`, skip, count
 
 LEARNED = "learned"
+MAX_RECORDS = 1 << 27  # of one version: a run of a few bytes can name any number of them
+MAX_WAITING = 1 << 23  # that were read and not learned: all are in memory at one time
+MAX_BATCH = 1 << 23  # of one update
 
 
 class Runs(BaseModel):
@@ -32,6 +36,11 @@ class Runs(BaseModel):
 
     partitions: tuple[Partition, ...] = ()
     runs: tuple[Run, ...] = ()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Runs:
+        _check(self.runs, len(self.partitions), MAX_WAITING)
+        return self
 
     @classmethod
     def of(cls, records: Iterable[tuple[Partition, int]]) -> Runs:
@@ -60,6 +69,13 @@ class Lineage(BaseModel):
     updates: tuple[tuple[Run, ...], ...] = ()  # one entry an update, in the order in which they were made
     outcomes: dict[str, tuple[Run, ...]] = {}  # what was not learned: "skipped/tombstone", "dead-lettered/label", …
     changes: tuple[dict[str, Any], ...] = ()  # what else happened: {"config": …}, {"drift": …}
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Lineage:
+        for runs in self.updates:
+            _check(runs, len(self.partitions), MAX_BATCH)
+        _check([run for runs in (*self.updates, *self.outcomes.values()) for run in runs], len(self.partitions))
+        return self
 
     def learned(self) -> Iterator[list[tuple[Partition, int]]]:
         """The updates in order, each as its records in order."""
@@ -137,6 +153,17 @@ class LineageBuilder:
 
     def _number(self, partition: Partition) -> int:
         return self._numbers.setdefault(partition, len(self._numbers))
+
+
+def _check(runs: Sequence[Run], partitions: int, most: int = MAX_RECORDS) -> None:
+    """
+    Raises:
+        ValueError: they name a partition that is not there, or more records than any version has.
+    """
+    if any(not 0 <= p < partitions for p, _, _ in runs):
+        raise ValueError("a run is of a partition that is not listed")
+    if (records := sum(count for _, _, count in runs)) > most:
+        raise ValueError(f"{records} records are more than {most}")
 
 
 def _append(runs: list[Run], ends: dict[int, int], number: int, offset: int) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline.codec import sha256
 from pipeline.errors import Corrupt
@@ -28,6 +28,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+Size = Annotated[int, Field(ge=0, lt=2**63)]
 Metric = Annotated[float | None, AfterValidator(_finite)]  # None: not a number; 1e999 is none
 
 
@@ -62,15 +63,15 @@ class Part(Frozen):
     """One object of a tensor: rows from `first` on, or (None) rows whose numbers are in the object."""
 
     digest: str
-    bytes: int  # of the object
-    first: int | None = None
+    bytes: Size  # of the object
+    first: Size | None = None
 
 
 class TensorEntry(Frozen):
     """A tensor is its parts, applied in order: where rows are in several of them, the last one counts."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     parts: tuple[Part, ...]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.codec import Array, Encoded, decode, from_numpy, row_bytes
+from pipeline.codec import ITEM_BYTES, Array, Encoded, decode, from_numpy, row_bytes
 from pipeline.errors import Corrupt
 from pipeline.manifest import Part, TensorEntry
 
@@ -28,6 +28,7 @@ SEGMENT_BYTES = 64 << 10  # if they are at least so large
 WHOLE = 1.15  # rows are written all together if those that changed are more than 1/WHOLE of them
 STORED = 2.0  # cleaning begins when more than this times N rows are stored,
 PARTS = 64  # or in more parts than this
+EMPTY_ROWS = 1 << 16  # rows without bytes that a tensor may have
 MAX_PARTS = 128  # beyond it the smallest parts are merged, whatever it costs: they are small
 
 
@@ -81,6 +82,7 @@ def assemble(entry: TensorEntry, objects: Mapping[str, bytes]) -> Array:
         if array is None or (array.dtype, array.shape) != (entry.dtype, entry.shape):
             raise _mismatch(0)
         return array
+    _check_size(entry, objects)
     rows, _, _ = _apply(entry, objects)
     return Array(entry.dtype, entry.shape, rows.reshape(-1))
 
@@ -103,6 +105,7 @@ class RowLog:
         Raises:
             Corrupt: as `assemble`.
         """
+        _check_size(entry, objects)
         log = cls(entry.dtype, entry.shape)
         log._parts = list(entry.parts)
         log._rows, log._owner, log._sizes = _apply(entry, objects)
@@ -228,6 +231,21 @@ def _apply(
     if (owner < 0).any():
         raise Corrupt("Rows are in none of the tensor's parts. Use another version.")
     return rows, owner, sizes
+
+
+def _check_size(entry: TensorEntry, objects: Mapping[str, bytes]) -> None:
+    """
+    Raises:
+        Corrupt: the tensor is larger than what there is of it; a manifest can ask for any size.
+    """
+    if entry.dtype not in ITEM_BYTES:
+        raise Corrupt(f"Its dtype {entry.dtype} is not known here. Upgrade headrace.")
+    rows = entry.shape[0] if entry.shape else 1
+    there = sum(len(objects[part.digest]) for part in entry.parts)
+    if rows * row_bytes(entry.dtype, entry.shape) > there or rows > there + EMPTY_ROWS:
+        raise Corrupt(f"Its shape {list(entry.shape)} needs more than the {there} bytes that there are.")
+    if len(entry.parts) > 2 * MAX_PARTS + 4 * there // CHUNK_BYTES:
+        raise Corrupt(f"It has {len(entry.parts)} parts, which are more than its rows need.")
 
 
 def _mismatch(number: int) -> Corrupt:

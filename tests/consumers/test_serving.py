@@ -16,11 +16,13 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from consumers.answers import standing
-from consumers.serving import Follower, Live, Serving, client, load_model
+from consumers.serving import Follower, Live, Serving, bounded, client, load_model
 from models.capabilities import Classifier
 from models.learner import Blueprint
+from models.registry import BUILTIN
 from pipeline.codec import from_numpy, sha256
-from pipeline.errors import NotFound
+from pipeline.config import ImageInput, SamplerConfig, TextInput
+from pipeline.errors import ConfigError, NotFound
 from pipeline.local import EmbeddedRedis
 from pipeline.metrics import SamplerMetrics
 from pipeline.rowlog import whole
@@ -190,6 +192,56 @@ def test_numbers_beyond_all_bounds_are_refused(redis: Redis, redis_url: str, fam
         assert "Version 2 cannot be served, version 1 stays live" in (follower.problem or "")
 
 
+SMALL = {"hidden": 8, "embedding": 8, "slots": 1 << 12, "history": 256}
+TOO_LARGE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "a table": ("text-classifier", {}, {"buckets": 10**12}),
+    "a layer": ("text-gru", {}, {"hidden": 10**6}),
+    "layers": ("text-generator", SMALL, {"layers": 10**9}),
+    "hashed n-grams": ("text-generator", SMALL, {"slots": 1 << 40}),
+}
+
+
+@pytest.mark.parametrize(("learner", "options", "hostile"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_model_is_no_larger_than_what_is_stored_of_it(
+    redis: Redis, redis_url: str, family: str, learner: str, options: dict[str, Any], hostile: dict[str, Any]
+) -> None:
+    maker = Maker(Store(redis, family, family), learner, BUILTIN[learner], {"kind": "text"}, **options)
+    maker.commit()
+    with serving(configuration(redis_url, {family: {"learner": learner}}), redis) as (served, _, _said):
+        follower = served.follower(family)
+        live_at(follower, 1)
+        maker.commit(options={**options, **hostile})
+        assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+        assert re.search("more than the .* bytes that are stored|less than or equal to 256", follower.problem or "")
+
+
+PICTURE = {"kind": "image", "size": 8, "channels": 1}
+
+
+def test_bounds_of_a_stored_version_are_within_the_operators(redis: Redis, redis_url: str, family: str) -> None:
+    maker = Maker(Store(redis, family, family), "image-classifier", BUILTIN["image-classifier"], PICTURE)
+    hostile = {"max_pixels": 10**15, "max_bytes": 10**15}
+    maker.commit(input={**PICTURE, **hostile})
+    with serving(configuration(redis_url, {}, max_pixels=1000, max_upload_bytes=2000), redis) as (served, _, _said):
+        follower = served._follower(family, family)
+        follower.start()
+        live = live_at(follower, 1)
+        assert isinstance(live.input, ImageInput)
+        assert (live.input.max_pixels, live.input.max_bytes) == (1000, 2000)
+        maker.commit(input={**PICTURE, "size": [100_000, 100_000]})
+        assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
+        assert "over sampler.max_pixels = 1000" in (follower.problem or "")
+        follower.stop()
+        follower.join(PATIENCE_S)
+
+
+def test_texts_of_a_stored_version_are_within_the_operators_bounds() -> None:
+    settings = SamplerConfig(max_upload_bytes=2000)
+    assert bounded(TextInput(max_chars=2000), settings).max_bytes == 2000
+    with pytest.raises(ConfigError, match=r"over sampler\.max_upload_bytes = 2000"):
+        bounded(TextInput(max_chars=10**15), settings)
+
+
 def test_a_model_of_the_users_that_ends_its_process_ends_no_thread(redis: Redis, redis_url: str, family: str) -> None:
     learner = "tests.consumers.test_serving:leaving"
     maker = Maker(Store(redis, family, family), learner, leaving, TEXT)
@@ -283,25 +335,25 @@ def test_without_redis_it_keeps_what_it_has_and_catches_up_later(tmp_path: Path)
     server = EmbeddedRedis(tmp_path)
     server.start()
     try:
-        redis = client(server.url)
-        maker = marked(Store(redis, "model", "model"))
-        step(maker)
-        with serving(configuration(server.url, {"model": {}}), redis) as (served, registry, said):
-            follower = served.follower("model")
-            live_at(follower, 1)
-            server.stop()
-            assert follower.wait_for(lambda f: f.unreachable_since_s is not None, PATIENCE_S)
-            assert follower.live is not None
-            assert marks(follower.live) == [1, 1]
-            assert registry.get_sample_value("headrace_store_up") == 0
-            assert "Redis cannot be reached" in said.get(timeout=PATIENCE_S)
-            server.start()
+        with client(server.url) as redis:
+            maker = marked(Store(redis, "model", "model"))
             step(maker)
-            assert marks(live_at(follower, 2)) == [2, 2]
-            assert follower.wait_for(lambda f: f.unreachable_since_s is None, PATIENCE_S)
-            assert registry.get_sample_value("headrace_store_up") == 1
-            assert said.empty()
-            assert registry.get_sample_value("headrace_swap_failures_total", {"model": "model"}) == 0
+            with serving(configuration(server.url, {"model": {}}), redis) as (served, registry, said):
+                follower = served.follower("model")
+                live_at(follower, 1)
+                server.stop()
+                assert follower.wait_for(lambda f: f.unreachable_since_s is not None, PATIENCE_S)
+                assert follower.live is not None
+                assert marks(follower.live) == [1, 1]
+                assert registry.get_sample_value("headrace_store_up") == 0
+                assert "Redis cannot be reached" in said.get(timeout=PATIENCE_S)
+                server.start()
+                step(maker)
+                assert marks(live_at(follower, 2)) == [2, 2]
+                assert follower.wait_for(lambda f: f.unreachable_since_s is None, PATIENCE_S)
+                assert registry.get_sample_value("headrace_store_up") == 1
+                assert said.empty()
+                assert registry.get_sample_value("headrace_swap_failures_total", {"model": "model"}) == 0
     finally:
         server.stop()
 

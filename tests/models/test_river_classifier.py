@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
@@ -19,7 +20,7 @@ from river import compose, feature_extraction, linear_model, multiclass, naive_b
 
 from models.learner import State, update_generator
 from models.river_classifier import BINARY, BLUEPRINT, MULTICLASS, TREE, RiverClassifierOptions, RiverLearner
-from models.river_state import classes, decode, encode
+from models.river_state import Op, classes, decode, encode
 from models.text_gru import strings
 from tests.models.contract import SEED, Case, LearnerContract, answers, cloned, same, texts
 
@@ -254,6 +255,41 @@ def test_a_state_can_name_no_code() -> None:
         decode({**state, "river/integers": state["river/integers"][:-1]})
     with pytest.raises(TypeError, match="Thread"):
         encode([threading.Thread()])
+
+
+def stored(integers: Sequence[int], texts: Sequence[str] = (), layouts: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+    names = json.dumps({"texts": texts, "layouts": layouts}).encode()
+    return {
+        "river/names": torch.tensor(list(names), dtype=torch.uint8),
+        "river/integers": torch.tensor(integers, dtype=torch.int64),
+        "river/numbers": torch.zeros(1, dtype=torch.float64),
+    }
+
+
+SHARING = [Op.DICT, 0, 1, *[Op.SEQUENCE, 1, 2] * 40, Op.INT, 1, Op.INT, 2]
+HOSTILE = {
+    "a count that steps back": [Op.SEQUENCE, 0, 10_000, Op.NUMBERS, 0, -4, 1],
+    "more items than there are numbers": [Op.SEQUENCE, 0, 1 << 40],
+    "a dictionary of more": [Op.DICT, 0, 1 << 40, Op.NONE],
+    "a dictionary of less than nothing": [Op.DICT, 0, -1],
+    "numbers that are not there": [Op.NUMBERS, 0, 2, 1, 5],
+    "a text before the first": [Op.TEXT, -1],
+    "an object before the first": [Op.SEQUENCE, 0, 1, Op.REFERENCE, -1],
+    "what holds itself": [Op.SEQUENCE, 0, 1, Op.REFERENCE, 0],
+    "a kind before the first": [Op.SEQUENCE, -1, 0],
+    "tuples in tuples as a key": [*SHARING, *[item for n in range(39, 0, -1) for item in (Op.REFERENCE, n)], Op.NONE],
+    "a set of lists": [Op.SEQUENCE, 2, 1, Op.SEQUENCE, 0, 0],
+    "too deep": [Op.SEQUENCE, 0, 1] * 100_000,
+    "a generator beyond its words": [Op.RANDOM, *range(624), 100_000, 0],
+    "a generator before its words": [Op.RANDOM, *range(624), -1, 0],
+    "words that are none": [Op.RANDOM, *[-1] * 624, 0, 0],
+}
+
+
+@pytest.mark.parametrize("integers", HOSTILE.values(), ids=HOSTILE)
+def test_a_state_asks_for_no_more_than_it_holds(integers: list[int]) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        decode(stored(integers, ["a text"]))
 
 
 def test_a_version_of_another_river_is_refused() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.learner import Blueprint, Learner, Reference, Rows, Source, update_generator
-from models.text_encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions
+from models.text_encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions, transformers
 from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, answers, cloned, same, texts
 from tests.models.encoders import bert_tokenizer, save_encoder
@@ -172,7 +172,8 @@ def harmed(path: Path, change: Mapping[str, Any], **others: bytes | None) -> Sou
     [
         ({}, {"tokenizer.json": None}, "no tokenizer.json"),
         ({}, {"tokenizer.json": b"{}"}, "tokenizer.json cannot be read"),
-        ({"model_type": "nonsense"}, {}, "config.json describes no encoder"),
+        ({"model_type": "nonsense"}, {}, "config.json is of model_type 'nonsense'; only albert, "),
+        ({"hidden_size": "wide"}, {}, "config.json describes no encoder"),
         ({"hidden_size": 8}, {}, r"embeddings.word_embeddings.weight is \(.*16\), not \(.*8\)"),
         ({"num_hidden_layers": 3}, {}, r"has no encoder.layer.2"),
         ({"model_type": "t5"}, {}, "."),
@@ -197,6 +198,43 @@ def test_weights_and_the_extra_are_asked_for(folder: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"headrace\[text\]"):
         ours.begin({"folder": source(folder)})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        # These ask the hub for a part of theirs, or for code.
+        ({"model_type": "timm_wrapper"}, "only albert, "),
+        ({"model_type": "timm_backbone", "backbone": "resnet50", "use_pretrained_backbone": True}, "only albert, "),
+        ({"model_type": "detr", "backbone": "resnet50", "use_timm_backbone": True}, "only albert, "),
+        ({"model_type": "encoder-decoder"}, "only albert, "),
+        ({"model_type": None}, "only albert, "),
+        ({"model_type": ["bert"]}, "only albert, "),
+        # These are built for ever.
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is more than any encoder has"),
+        ({"hidden_size": 10**12}, "more than any encoder has"),
+        ({"vocab_size": 1e300}, "more than any encoder has"),
+    ],
+)
+def test_a_stored_configuration_asks_nobody_and_for_nothing(
+    folder: Path, change: Mapping[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("socket.socket.connect", lambda _, address: asked.append(address))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address))
+    state = a_case(folder).learner().capture()
+    files = harmed(folder, change).files
+    stored = {**state.serving, "files/config.json": torch.tensor(list(files["config.json"]), dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=reason):
+        TextEncoder(options(folder), ()).load_state_dict(stored)
+    assert asked == []
+
+
+def test_the_library_is_offline_wherever_it_was_imported_first() -> None:
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = False
+    assert transformers().utils.hub.is_offline_mode()
 
 
 def test_code_of_the_folder_is_never_run(folder: Path) -> None:

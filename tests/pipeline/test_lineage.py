@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from pipeline.lineage import Lineage, LineageBuilder
+from pipeline.lineage import Lineage, LineageBuilder, Runs
 from pipeline.log import Partition
 
 PARTITIONS = [Partition("digits", 0), Partition("digits", 1), Partition("texts", 0)]
@@ -85,3 +89,26 @@ def test_a_million_updates_stay_below_100_mb(partitions: int, records: int) -> N
             (Partition("digits", number), first + at) for number in range(partitions) for at in range(records)
         )
     assert len(builder.build().model_dump_json()) * 1000 < 100e6
+
+
+HOSTILE = {
+    "more records than any batch": {"updates": [[[0, 0, 10**12]]]},
+    "many batches": {"updates": [[[0, 0, 1 << 20]]] * 200},
+    "more that was not learned": {"outcomes": {"skipped/tombstone": [[0, 0, 10**12]]}},
+    "a number beyond all": {"outcomes": {"skipped/tombstone": [[0, 10**30, 1]]}},
+    "less than nothing": {"updates": [[[0, 5, -5]]]},
+    "nothing": {"updates": [[[0, 5, 0]]]},
+    "a partition that is not there": {"updates": [[[1, 0, 1]]]},
+    "a partition before the first": {"updates": [[[-1, 0, 1]]]},
+}
+
+
+@pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE)
+def test_a_stored_lineage_names_no_more_than_a_version_can_have(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Lineage.model_validate_json(json.dumps({"partitions": [["digits", 0]], **fields}))
+
+
+def test_what_waits_is_bounded_too() -> None:
+    with pytest.raises(ValidationError):
+        Runs.model_validate_json('{"partitions": [["digits", 0]], "runs": [[0, 0, 1000000000000]]}')

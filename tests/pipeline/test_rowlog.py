@@ -226,3 +226,29 @@ def test_objects_that_do_not_make_the_tensor_are_refused(
     entry = TensorEntry(dtype=dtype, shape=shape, parts=(part,))
     with pytest.raises(Corrupt):
         assemble(entry, {encoded.digest: encoded.serialized()})
+
+
+def of(rows: Rows, shape: tuple[int, ...], copies: int = 1, dtype: str = "F32") -> tuple[TensorEntry, dict[str, bytes]]:
+    """A tensor of that shape, as a manifest may say, of one object that is named so many times."""
+    [(part, encoded)] = whole(from_numpy(rows))
+    return TensorEntry(dtype=dtype, shape=shape, parts=(part,) * copies), {part.digest: encoded.serialized()}
+
+
+@pytest.mark.parametrize(
+    ("shape", "copies", "dtype"),
+    [
+        ((1_500_000_000, 0), 2, "F32"),
+        ((1_500_000_000,), 2, "F32"),
+        ((1, 10**12), 2, "F32"),
+        ((3, 10**9, 10**9), 2, "F32"),
+        ((10**18, 10**18), 2, "F32"),
+        ((2, 4), 100_000, "F32"),
+        ((2, 4), 2, "F1"),
+    ],
+)
+def test_a_tensor_is_no_larger_than_what_there_is_of_it(shape: tuple[int, ...], copies: int, dtype: str) -> None:
+    rows = np.zeros((1000, 0) if 0 in shape else (2, 4), np.float32)
+    entry, objects = of(rows, shape, copies, dtype)
+    for read in (assemble, RowLog.load):
+        with pytest.raises(Corrupt):
+            read(entry, objects)
