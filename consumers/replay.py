@@ -27,6 +27,7 @@ from pipeline.records import Example, Label, Record, RecordDecoder, load_decoder
 from pipeline.store import Store
 
 #: what an update depends on
+MAX_THREADS = 1024
 LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift", "hold_out", "labels"}
 
 
@@ -92,7 +93,7 @@ class Replay:
                 if "config" in change:
                     fold = fold.configured(changed(fold.settings, change["config"]))
                 if "threads" in change.get("environment", {}):
-                    torch.set_num_threads(change["environment"]["threads"][1])
+                    use_threads(change["environment"]["threads"][1])
                 if "ids" in change.get("jump", {}):
                     self.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][1]
             lineage = entry.lineage if self._held is None else self._rest(entry.lineage, fold.settings)
@@ -167,6 +168,17 @@ class Replay:
             yield examples, corrections
 
 
+def use_threads(stored: object) -> None:
+    """Has torch use as many threads as a version was learned with.
+
+    Raises:
+        NotRepeatable: no worker has so many.
+    """
+    if not isinstance(stored, int) or not 0 < stored <= MAX_THREADS:
+        raise NotRepeatable(f"It was learned with {stored!r:.40} threads, it is said. Use another version.")
+    torch.set_num_threads(stored)
+
+
 def joined(places: Iterable[Place], settings: ModelConfig) -> list[tuple[Place, ...]]:
     """Places of records as a lineage lists them, each with that of its label where this came later."""
     found: list[tuple[Place, ...]] = []
@@ -225,7 +237,7 @@ def at_version(
     shall = fold.settings
     fold = Fold(fold.name, recorded(keyframe, shall), fold.blueprint, fold.device)
     fold.restore(keyframe, serving, training)
-    torch.set_num_threads(keyframe.environment["threads"])
+    use_threads(keyframe.environment["threads"])
     between = [entry for entry in store.histories(above=keyframe.version) if entry.version <= manifest.version]
     try:
         fold = replay.entries(fold, between)

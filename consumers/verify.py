@@ -14,7 +14,7 @@ from consumers.bridge import array
 from consumers.environment import environment, use_deterministic
 from consumers.fitting import differences, mismatch
 from consumers.fold import Fold, whole
-from consumers.replay import Replay, at_version, changed, differing, recorded
+from consumers.replay import Replay, at_version, changed, differing, recorded, use_threads
 from consumers.sources import Sources
 from models.learner import Blueprint
 from pipeline.codec import Array
@@ -87,7 +87,7 @@ def verify(
     else:
         sources.begin(fold, recorded_sources(store))
     fold.lineage.build()
-    torch.set_num_threads(threads)
+    use_threads(threads)
     use_deterministic(bool(target.environment.get("deterministic")))
     first_update, first_counts = fold.updates, fold.counts["learned"]
     versions = 0

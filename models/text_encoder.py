@@ -94,9 +94,10 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it names an architecture that is not listed, or a size that no encoder has.
     """
-    if settings.get("model_type") not in ARCHITECTURES:
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise ValueError(f"{CONFIG} is of model_type {settings.get('model_type')!r}; only {known} are known.")
+        raise ValueError(f"{CONFIG} is of model_type {kind!r}; only {known} are known.")
     for key, value in settings.items():
         if isinstance(value, int | float) and abs(value) > (MAX_LAYERS if "layers" in key else MOST):
             raise ValueError(f"{CONFIG}: {key} = {value} is more than any encoder has.")

@@ -18,6 +18,7 @@ from redis import Redis
 from consumers import session, trainer
 from consumers.bridge import array
 from consumers.registry import resolve_blueprint
+from consumers.replay import use_threads
 from models.learner import Batch, Rows, update_generator
 from pipeline.codec import Encoded, from_numpy, sha256
 from pipeline.config import Config
@@ -294,3 +295,11 @@ def test_what_is_pending_at_a_version_without_training_is_learned_next(kafka: st
         run.read(3 * BATCH)
         assert run.counts() == [1] * 3 * BATCH
         assert run.outcomes() == {(topic, 0, offset): ["learned"] for offset in range(3 * BATCH)}
+
+
+@pytest.mark.parametrize("stored", [0, -1, 10**9, "2", None, 1.5])
+def test_a_stored_number_of_threads_is_one_that_a_worker_has(stored: object) -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(NotRepeatable, match="threads"):
+        use_threads(stored)
+    assert torch.get_num_threads() == before
