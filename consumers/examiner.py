@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from models.quality import NEIGHBOURS, bits_per_dimension, quality
 from models.retention import Retention
 from pipeline.config import HoldOutConfig
 from pipeline.errors import ConfigError
+from pipeline.log import Place, place_of
+from pipeline.records import Example
 
 CHUNK = 128  # records of one pass
 LEARNED = 1000  # records learned last, which drawings are compared with
@@ -63,12 +65,18 @@ class Examiner:
         self._clock = clock
         self._examined_s = clock()
         self._examined_updates = 0
-        self._learned: deque[NDArray[np.uint8]] = deque(maxlen=LEARNED if judge else 0)
+        self._learned: deque[tuple[Place, NDArray[np.uint8]]] = deque(maxlen=LEARNED if judge else 0)
         self.retention = Retention()
 
-    def learned(self, xs: Sequence[NDArray[np.uint8]]) -> None:
-        """These records, (C, H, W) each, were learned."""
-        self._learned.extend(xs)
+    def learned(self, examples: Iterable[Example]) -> None:
+        """These were learned."""
+        self._learned.extend((place_of(example.record), example.x) for example in examples)
+
+    def unlearned(self, places: Collection[Place]) -> None:
+        """The records of these places were not, as it turned out."""
+        kept = [one for one in self._learned if one[0] not in places]
+        self._learned.clear()
+        self._learned.extend(kept)
 
     def due(self, updates: int) -> bool:
         """Whether it is time, and the model has learned since it was asked last."""
@@ -107,7 +115,7 @@ class Examiner:
         count = self._settings.drawings
         asked = [labels[number % len(labels)] for number in range(count)]
         drawn = model.generate(range(count), [label if label in model.classes else None for label in asked])
-        learned = torch.from_numpy(np.stack(self._learned))
+        learned = torch.from_numpy(np.stack([x for _, x in self._learned]))
         return quality(*(features(judge, some) for some in (x, learned, drawn))).metrics()
 
 

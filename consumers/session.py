@@ -12,7 +12,7 @@ from consumers.committer import Committer, Lease, Snapshot
 from consumers.examiner import Examiner
 from consumers.feed import Feed, Item, Uplink, collate
 from consumers.fold import HELD_OUT, JOINED, Fold
-from consumers.guard import Row, recover
+from consumers.guard import recover
 from consumers.joiner import Correction
 from consumers.replay import Replay
 from pipeline.dead_letters import publish_dead_letter
@@ -144,7 +144,7 @@ class Session:
             update = self._fold.learn(item.batch, examples)
         except Diverged as error:
             failed = [place_of(record) for example in examples for record in example.records]
-            culprits = {place for place, *_ in self._recover(error, failed)}
+            culprits = self._recover(error, failed)
             examples = [example for example in examples if place_of(example.record) not in culprits]
             if not examples:
                 return
@@ -162,7 +162,7 @@ class Session:
                 self._say(f"{self._fold.name}: {alarm} (update {self._fold.updates}).")
                 self._metrics.alarmed()
         if self._examiner is not None:
-            self._examiner.learned([example.x for example in item.examples])
+            self._examiner.learned(examples)
         self._metrics.updated(
             time.perf_counter() - started,
             [example.record.timestamp_ms for example in examples],
@@ -196,8 +196,8 @@ class Session:
         self._fold.outcome(name, *place_of(record))
         self._metrics.outcome(name)
 
-    def _recover(self, error: Diverged, failed: Sequence[Place]) -> list[Row]:
-        """Back to the head, and on without the rows that break the state: those."""
+    def _recover(self, error: Diverged, failed: Sequence[Place]) -> set[Place]:
+        """Back to the head, and on without the records that break the state: those."""
         self._trips += 1
         if self._trips > TRIPS:
             raise Diverged(f"{error} Again and again: lower the learning rate, or look at what is published.")
@@ -218,7 +218,10 @@ class Session:
         self._fold.lineage.change({"guard": {"update": self._fold.updates, "records": len(culprits)}})
         self._metrics.guarded()
         self._say(f"{self._fold.name}: {len(culprits)} records are dead-lettered; going on.")
-        return culprits
+        places = {place for place, *_ in culprits}
+        if self._examiner is not None:
+            self._examiner.unlearned(places)
+        return places
 
     def _examine(self) -> None:
         if self._examiner is not None and self._examiner.due(self._fold.updates):

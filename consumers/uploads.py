@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from starlette.datastructures import FormData
 
 BODY_S = 30.0  # how long a client may take to send its body
+FORM = "application/x-www-form-urlencoded"
+FIELDS = re.compile(rb"(?:[\w*.+-]|%[0-9A-Fa-f]{2})+=(?:[\w*.+&=-]|%[0-9A-Fa-f]{2})*")  # no text with a space is one
 MIN_SIDE = 16  # pixels: what restorers and restylers take
 MISSING = 128  # of a mask: this bright or brighter
 #: OpenAPI: what `payload` and `picture_and_mask` read
-INPUTS: dict[str, Any] = {"image/*": {}, "text/plain": {}, "application/json": {}, "multipart/form-data": {}}
+INPUTS: dict[str, Any] = {"image/*": {}, "text/plain": {}, "application/json": {}, FORM: {}, "multipart/form-data": {}}
 PICTURE: dict[str, Any] = {"image/*": {}, "multipart/form-data": {}}
 
 
@@ -34,7 +38,7 @@ class _TextBody(BaseModel):
 async def payload(request: Request) -> tuple[bytes | str, str | None]:
     """The payload of a request and its content type, if it is one that says something about the payload.
 
-    `curl --data-binary @file` calls every body a form; so only a multipart body is taken for one.
+    `curl --data-binary @file` calls every body a form; so one is taken for that only if it is written as one.
 
     Raises:
         HTTPException: 400 or 422 where there is none, 408 where it does not come.
@@ -44,6 +48,8 @@ async def payload(request: Request) -> tuple[bytes | str, str | None]:
         for value in body.values():
             return value, None
         raise refusal(422, "invalid", "The form is empty. Send one field, image or text.")
+    if _media(request) == FORM and FIELDS.fullmatch(body):
+        return _field(body), None
     if _media(request) == "application/json":
         try:
             return _TextBody.model_validate_json(body).text, None
@@ -52,6 +58,18 @@ async def payload(request: Request) -> tuple[bytes | str, str | None]:
             raise refusal(422, "invalid", f'{first["msg"]}. Send {{"text": "…"}}.') from None
     said = _media(request).startswith(("image/", "text/"))
     return body, request.headers["content-type"] if said else None
+
+
+def _field(form: bytes) -> bytes:
+    """The value of the one field of a urlencoded form.
+
+    Raises:
+        HTTPException: 422 where it has several.
+    """
+    _, _, value = form.partition(b"=")
+    if b"&" in value:
+        raise refusal(422, "invalid", "The form has several fields. Send one, image or text.")
+    return unquote_to_bytes(value.replace(b"+", b" "))
 
 
 async def picture_and_mask(request: Request) -> tuple[bytes, bytes | None]:

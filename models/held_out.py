@@ -17,7 +17,7 @@ from models.labels import Labels
 from models.learner import Batch, Rows, update_generator
 from models.memory import PolicyName, ReplayMemory
 
-MAX_CLASSES = 1000  # labels beyond them are not remembered
+SPARE_CLASSES = 1000  # names of classes beside those of the records that are kept: older ones make room for new ones
 PREFIX = "held_out/"
 
 
@@ -32,7 +32,7 @@ class HeldOut:
 
     def __init__(self, slots: int, shape: tuple[int, ...], dtype: torch.dtype, policy: PolicyName, seed: int) -> None:
         self.classes: list[str] = []
-        self._labels = Labels(self.classes, MAX_CLASSES)
+        self._labels = Labels(self.classes, slots + SPARE_CLASSES)
         self._memory = ReplayMemory(slots, shape, dtype, torch.device("cpu"), policy)
         self._seed = seed
         self._seen = 0
@@ -42,15 +42,23 @@ class HeldOut:
 
     def add(self, batch: Batch) -> None:
         """Offers the records of a batch; which ones are kept depends on the seed and on what came before."""
-        refused = self._labels.refuses(batch.labels)
-        labels = [None if row in refused else label for row, label in enumerate(batch.labels)]
-        self._labels.add(self._labels.new(labels))
-        for row, number in enumerate(self._labels.numbers(labels)):
+        for row, label in enumerate(batch.labels):
             # One by one, so that it does not matter how they were batched; by numbers that no update has.
             at = slice(row, row + 1)
-            one = Batch(batch.x[at], labels[at], batch.origins[at], batch.ids[at])
-            self._memory.add(one, [number], update_generator(self._seed, -1 - self._seen))
+            one = Batch(batch.x[at], batch.labels[at], batch.origins[at], batch.ids[at])
+            self._memory.add(one, [self._number(label)], update_generator(self._seed, -1 - self._seen))
             self._seen += 1
+
+    def _number(self, label: str | None) -> int:
+        """The label's number; a new label beyond all room takes that of the first one that no kept record has."""
+        if self._labels.refuses([label]):
+            assert label is not None  # noqa: S101 - none is refused
+            kept = set(self._memory.columns()["y"].tolist())
+            free = next(number for number in range(len(self.classes)) if number not in kept)
+            self._labels.rename(free, label)
+            self._memory.forget(free)
+        self._labels.add(self._labels.new([label]))
+        return self._labels.numbers([label])[0]
 
     def remembered(self) -> Collection[bytes]:
         """The digests of the ids of what is kept."""
@@ -60,10 +68,7 @@ class HeldOut:
         """The record of this id has this label from now on; whether it is kept."""
         found = id_ in self.remembered()
         if found:
-            refused = self._labels.refuses([label])
-            known = [None if refused else label]
-            self._labels.add(self._labels.new(known))
-            self._memory.relabel(id_, *self._labels.numbers(known))
+            self._memory.relabel(id_, self._number(label))
         return found
 
     def records(self) -> tuple[Tensor, list[str | None]]:

@@ -1,4 +1,4 @@
-"""Class names and their numbers: they are given in the order of first appearance, and never taken back."""
+"""Class names and their numbers: they are given in the order of first appearance."""
 
 from __future__ import annotations
 
@@ -56,6 +56,12 @@ class Labels:
         for label in labels:
             self._numbers[label] = len(self._classes)
             self._classes.append(label)
+
+    def rename(self, number: int, label: str) -> None:
+        """Gives a new label the number of one that nobody needs any more."""
+        del self._numbers[self._classes[number]]
+        self._classes[number] = label
+        self._numbers[label] = number
 
     def numbers(self, labels: Sequence[str | None]) -> list[int]:
         """The number of each label, NONE for None.

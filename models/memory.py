@@ -308,6 +308,10 @@ class ReplayMemory:
             self._columns["y"][slot] = y
             self._changed.add(slot)
 
+    def forget(self, label: int) -> None:
+        """What was seen of a class without records counts no more: its number is another one's."""
+        self._policy.flush(label, {}, self.size)
+
     def flush(self, label: int) -> int:
         """Drops the records of a class; how many that were.
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
+from consumers import trainer
+from consumers.examiner import Examiner
 from consumers.guard import Row, _culprits
+from pipeline.config import HoldOutConfig
 from pipeline.dead_letters import read_dead_letters
 from pipeline.errors import Diverged
-from pipeline.log import Partition
+from pipeline.log import Partition, Place, place_of
+from pipeline.records import Example, Record
 from tests.consumers.fragile import BAD_LOSS, BAD_TOGETHER, BAD_TRAINING, BAD_WEIGHT, NUMBERS
 from tests.consumers.working import Working, configuration, numbers, publish, verified, working
 
@@ -165,3 +171,41 @@ def test_the_smallest_sets_of_rows_that_break_it_are_found(sets: list[set[int]])
         found += [offset for [(_, offset)] in _culprits(breaks, left)]
     assert sorted(found) == sorted(set[int]().union(*sets))
     assert asked <= 12 * sum(map(len, sets)) + 12
+
+
+class Noting(Examiner):
+    """Notes the records that it may compare drawings with."""
+
+    known: ClassVar[list[Place]] = []
+
+    def learned(self, examples: Iterable[Example]) -> None:
+        self.known.extend(place_of(example.record) for example in examples)
+
+    def unlearned(self, places: Collection[Place]) -> None:
+        self.known[:] = [place for place in self.known if place not in places]
+
+
+@pytest.mark.parametrize("bad", [BAD_LOSS, BAD_TRAINING])
+def test_what_was_not_learned_is_not_compared_with(
+    kafka: str, redis_url: str, topic: str, bad: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found at its own update, or after others were learned."""
+    monkeypatch.setattr(trainer, "Examiner", Noting)
+    Noting.known.clear()
+    rhythm: dict[str, Any] = {"snapshot_every_updates": 5, "snapshot_every_s": None}
+    config = configuration(kafka, redis_url, topic, **FRAGILE, **rhythm, hold_out={"slots": 1, "share": 1e-9})
+    values = [*GOOD[:20], *numbers(bad[:1]), *GOOD[20:]]
+    publish(config, topic, *values)
+    with working(config) as run:
+        run.learns(64 if bad == BAD_LOSS else 65)
+        run.finish()
+    assert sorted(offset for _, offset in Noting.known) == [n for n in range(len(values)) if n != 20]
+
+
+def test_an_evaluator_forgets_what_was_not_learned() -> None:
+    judge: Any = torch.nn.Identity()
+    examiner = Examiner(HoldOutConfig(slots=1), judge)
+    record = Record("topic", 0, 7, 0, None, b"")
+    examiner.learned(Example(replace(record, offset=offset), np.zeros(1, np.uint8), None, "") for offset in range(5))
+    examiner.unlearned({(Partition("topic", 0), 3)})
+    assert [place[1] for place, _ in examiner._learned] == [0, 1, 2, 4]

@@ -29,6 +29,7 @@ from tests.consumers.running import PATIENCE_S, Running, configuration, running
 from tests.pipeline.bombs import REFUSED, jpeg
 from tests.services import unique
 
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 GREY = {"kind": "image", "size": 8, "channels": 1}
 
 
@@ -119,12 +120,23 @@ def test_a_text_is_classified_however_it_is_sent(sampler: Running) -> None:
         {"content": b"haus", "headers": {"Content-Type": "text/plain; charset=utf-8"}},
         {"content": b"haus"},
         {"json": {"text": "haus"}},
+        {"data": {"text": "haus"}},
+        {"content": b"haus", "headers": {"Content-Type": "application/x-www-form-urlencoded"}},  # curl -d
         {"files": {"text": (None, "haus")}},
     ]
     answers = [sampler.client.post("/models/tongues/classify", **way).json() for way in ways]
     assert [answer["label"] for answer in answers] == ["de"] * len(ways)
     assert sampler.client.post("/models/tongues/classify", content=b"house").json()["label"] == "en"
     assert sampler.client.post("/models/tongues/classify", json={"text": "家🏠"}).status_code == 200
+
+
+@pytest.mark.parametrize("text", ["guten Tag + mehr", "a=b&c=d", "text=", "家🏠", "100 % = 1", "\u00e9t\u00e9"])
+def test_a_form_is_its_text_and_not_how_it_is_written(sampler: Running, text: str) -> None:
+    def asked(**body: Any) -> Any:
+        return sampler.client.post("/models/tongues/classify", **body).json()["probabilities"]
+
+    plain = asked(content=text.encode(), headers={"Content-Type": "text/plain"})
+    assert asked(data={"text": text}) == asked(files={"text": (None, text)}) == plain
 
 
 def test_every_answer_says_which_version_gave_it_and_how_fresh_that_is(sampler: Running) -> None:
@@ -273,6 +285,16 @@ def test_an_alias_is_set_served_and_removed(sampler: Running) -> None:
         ("POST", "/models/sides/classify", {"content": iter([bytes(9_999)] * 3)}, 413, "too-large"),
         ("POST", "/models/tongues/classify", {"content": b"\xff"}, 422, "undecodable"),
         ("POST", "/models/tongues/classify", {"content": b""}, 422, "empty"),
+        ("POST", "/models/tongues/classify", {"data": {"text": "x", "more": "y"}}, 422, "invalid"),
+        ("POST", "/models/tongues/classify", {"data": {"text": ""}}, 422, "empty"),
+        (
+            "POST",
+            "/models/tongues/classify",
+            {"content": b"text=%ff", "headers": FORM},
+            422,
+            "undecodable",
+        ),
+        ("POST", "/models/sides/classify", {"data": {"image": "x"}}, 422, "undecodable"),
         ("POST", "/models/tongues/classify", {"json": {"txt": "x"}}, 422, "invalid"),
         ("POST", "/models/tongues/classify", {"json": ["x"]}, 422, "invalid"),
         ("PUT", "/models/sides/aliases/stable", {"json": {"version": 99}}, 404, "not-found"),

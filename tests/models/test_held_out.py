@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from models.held_out import HeldOut, is_held_out
+from models.held_out import SPARE_CLASSES, HeldOut, is_held_out
 from models.learner import Batch
+from models.memory import PolicyName
 
 
 def batch(*numbers: int, labels: list[str | None] | None = None) -> Batch:
@@ -59,11 +60,27 @@ def test_how_it_was_batched_does_not_matter_and_a_restart_neither() -> None:
     assert all(name.startswith("held_out/") for name in ours)
 
 
-def test_labels_beyond_the_limit_are_forgotten_and_the_records_kept() -> None:
+@pytest.mark.parametrize("policy", ["reservoir", "balanced"])
+def test_every_record_has_its_label_however_many_classes_come(policy: PolicyName) -> None:
+    """Also after a restart in between, and after a correction to a label that is new too."""
+    one = HeldOut(8, (1,), torch.int32, policy, 7)
+    for start in range(0, 3000, 500):
+        numbers = range(start, start + 500)
+        one.add(batch(*numbers, labels=[f"class {number // 2}" for number in numbers]))
+        state, meta = one.capture(), json.loads(json.dumps(one.meta()))
+        one = HeldOut(8, (1,), torch.int32, policy, 7)
+        one.restore(meta, {name: rows.tensor.clone() for name, rows in state.items()})
+    x, labels = one.records()
+    assert labels == [f"class {number // 2}" for number in x[:, 0].tolist()]
+    assert len(one.classes) == len(set(one.classes)) <= 8 + SPARE_CLASSES
+    assert one.correct(bytes([int(x[0]) % 256] * 16), "another")
+    assert one.records()[1][0] == "another"
+
+
+def test_a_sample_of_more_classes_than_a_learner_has_by_default_keeps_them_all() -> None:
     one = HeldOut(2000, (1,), torch.int32, "reservoir", 7)
-    one.add(batch(*range(1002), labels=[f"class {number}" for number in range(1002)]))
-    _, labels = one.records()
-    assert (len(one), labels[999], labels[1000:]) == (1002, "class 999", [None, None])
+    one.add(batch(*range(1500), labels=[f"class {number}" for number in range(1500)]))
+    assert one.records()[1] == [f"class {number}" for number in range(1500)]
 
 
 def test_without_labels_it_keeps_none() -> None:
