@@ -33,8 +33,6 @@ from pipeline.errors import ConfigError, HeadraceError, StoreUnavailable
 
 def main() -> None:
     """Entry point: an error that headrace raises on purpose is one sentence and an exit status, never a traceback."""
-    # A user's own learner or decoder may lie in this folder; behind all else, so that a `models/` here shadows nothing.
-    sys.path.append(str(Path.cwd()))
     try:
         app()
     except HeadraceError as error:

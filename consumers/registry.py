@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 from models.learner import Blueprint
 from models.registry import BUILTIN
 from pipeline.errors import ConfigError
+from pipeline.own_code import own
 
 
 def resolve_blueprint(name: str) -> Blueprint:
@@ -20,13 +19,9 @@ def resolve_blueprint(name: str) -> Blueprint:
     if name in BUILTIN:
         return BUILTIN[name]
     advice = f'Use one of {", ".join(sorted(BUILTIN))}, or "module:attribute" of a Blueprint of your own.'
-    module_name, _, attribute = name.partition(":")
-    if not attribute:
+    if not name.partition(":")[2]:
         raise ConfigError(f'learner = "{name}" is not built in. {advice}')
-    try:
-        blueprint = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f'learner = "{name}" cannot be imported: {error}. {advice}') from error
+    blueprint = own("learner", name, advice)
     if not isinstance(blueprint, Blueprint):
         raise ConfigError(f'learner = "{name}" is a {type(blueprint).__name__}, not a Blueprint. {advice}')
     return blueprint

@@ -60,7 +60,6 @@ A topic that already carries something else needs a decoder, a function named in
 from __future__ import annotations
 
 import hashlib
-import importlib
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -72,6 +71,7 @@ from PIL import Image
 from pipeline.config import ImageInput, TextInput
 from pipeline.errors import ConfigError, RecordError
 from pipeline.images import image_array
+from pipeline.own_code import own
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -289,13 +289,9 @@ def load_decoder(path: str) -> PayloadDecoder:
         ConfigError: there is no such function.
     """
     advice = 'Name a function that takes a Record and returns a Payload, as "module:function".'
-    module_name, _, name = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f'decoder = "{path}": {error}. {advice}') from None
+    function = own("decoder", path, advice)
     if not callable(function):
-        raise ConfigError(f'decoder = "{path}": {name} cannot be called. {advice}')
+        raise ConfigError(f'decoder = "{path}" cannot be called. {advice}')
 
     def decode(record: Record) -> Payload:
         try:
