@@ -28,7 +28,7 @@ from models.capabilities import (
 )
 from models.generator import between
 from pipeline.answers import Classified, Recognised, Standing
-from pipeline.errors import RecordError
+from pipeline.errors import NotFound, RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from consumers.serving import Follower, Live
-    from pipeline.manifest import Manifest
+    from pipeline.manifest import Ref
 
 #: route below a model → what the model must be able to do
 ROUTES: dict[str, type | tuple[type, ...]] = {
@@ -268,32 +268,45 @@ def restyle(live: Live, x: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def strip(
-    follower: Follower, manifests: Sequence[Manifest], seeds: Sequence[int], label: str | None
-) -> tuple[Live, NDArray[np.uint8]]:
-    """The newest of the versions, and (seeds × versions, C, H, W) uint8: what each draws from the same codes.
+    follower: Follower, refs: Sequence[Ref | str], seeds: Sequence[int], label: str | None, whole: bool
+) -> tuple[Live, NDArray[np.uint8], list[int]]:
+    """The newest of the versions, (seeds × versions, C, H, W) uint8: what each draws from the same codes; and which.
 
     One version is loaded at a time, drawn, and let go. Black is what a version that had not learned the label draws.
+
+    Args:
+        whole: all of them were asked for by name; else those that are removed meanwhile are left out.
 
     Raises:
         RecordError: none of them had learned the label.
         StoreError: a version cannot be loaded.
     """
     newest: Live | None = None
-    columns: list[NDArray[np.uint8] | None] = []
-    for manifest in manifests:
-        live = follower.live
-        if live is None or live.digest != manifest.digest:
-            live = follower.load(manifest)
+    columns: dict[int, NDArray[np.uint8] | None] = {}
+    for ref in refs:
+        try:
+            live = _version(follower, ref)
+        except NotFound:
+            if whole:
+                raise
+            continue
         assert isinstance(live.model, Generator)  # noqa: S101 - one model's versions are of one learner
         knows = label is None or label in live.model.classes
-        columns.append(live.model.generate(seeds, [label] * len(seeds)).numpy() if knows else None)
-        if newest is None or manifest.version > newest.manifest.version:
+        drawing = live.model.generate(seeds, [label] * len(seeds)).numpy() if knows else None
+        columns[live.manifest.version] = drawing
+        if newest is None or live.manifest.version > newest.manifest.version:
             newest = live
-    drawn = next((column for column in columns if column is not None), None)
+    drawn = next((column for column in columns.values() if column is not None), None)
     if newest is None or drawn is None:
         raise RecordError("label", f"none of these versions had learned {label}.")
-    filled = [np.zeros_like(drawn) if column is None else column for column in columns]
-    return newest, np.stack(filled, 1).reshape(-1, *drawn.shape[1:])
+    filled = [np.zeros_like(drawn) if column is None else column for column in columns.values()]
+    return newest, np.stack(filled, 1).reshape(-1, *drawn.shape[1:]), list(columns)
+
+
+def _version(follower: Follower, ref: Ref | str) -> Live:
+    """That version, loaded if it is not the live one."""
+    manifest, live = follower.store.manifest(ref), follower.live
+    return live if live is not None and live.digest == manifest.digest else follower.load(manifest)
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

@@ -6,6 +6,8 @@ Those that read the store are `def` and run on threads, the others are `async`.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +46,12 @@ from pipeline.records import input_array
 from pipeline.store import Ref
 
 PAGE = files("consumers").joinpath("page.html").read_text("utf-8")
-POLICY = "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+SCRIPT = PAGE[PAGE.index("<script>") + len("<script>") : PAGE.index("</script>")]  # the only one that may run
+SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_DIGEST}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -124,8 +124,7 @@ async def get_strip(
 
     def drawn() -> tuple[Live, NDArray[np.uint8], list[int]]:
         refs = asked or follower.store.versions()[-columns:]
-        manifests = {m.version: m for m in (follower.store.manifest(ref) for ref in refs)}
-        return *strip(follower, list(manifests.values()), image_seeds(seed, n), label), list(manifests)
+        return strip(follower, refs, image_seeds(seed, n), label, whole=bool(asked))
 
     with service.place():
         newest, images, numbers = await service.aside(drawn)

@@ -43,6 +43,7 @@ LONG = (
     "test_swaps.py",
     "test_image_restorer.py",
     "test_sampler_service.py",
+    "test_page.py",
     "test_packaging.py",
 )
 
