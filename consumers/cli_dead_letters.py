@@ -15,6 +15,7 @@ from consumers.command import (
     Yes,
     ask,
     load_config,
+    moment,
     print_json,
 )
 from pipeline.errors import ConfigError, LogError, RecordError
@@ -108,7 +109,7 @@ def show(
         return
     typer.echo(_line(letter))
     for name, ms in (("published", letter.record.timestamp_ms), ("sent here", letter.sent_ms or 0)):
-        typer.echo(f"{name}: {datetime.fromtimestamp(ms / 1000).astimezone().isoformat(timespec='milliseconds')}")
+        typer.echo(f"{name}: {moment(ms, 'milliseconds')}")
     if letter.record.key is not None:
         typer.echo(f"key: {_printable(letter.record.key.decode(errors='backslashreplace'))}")
     for name, value in letter.record.headers:
@@ -219,12 +220,12 @@ def _milliseconds(since: str | None) -> int:
     if since is None:
         return 0
     try:
-        moment = datetime.fromisoformat(since)
+        begin = datetime.fromisoformat(since)
     except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
+        begin = None
+    if begin is None or begin.tzinfo is None:
         raise ConfigError(f"--since {since} is not a time with its zone. Write it as 2026-01-31T12:00:00Z.")
-    return int(moment.timestamp() * 1000)
+    return int(begin.timestamp() * 1000)
 
 
 def _line(letter: DeadLetter) -> str:

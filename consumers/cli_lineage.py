@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from consumers.command import (
     ModelName,
     err,
     load_config,
+    moment,
     open_store,
     print_json,
     tell,
@@ -215,7 +215,7 @@ def _commit_text(commit: Commit) -> str:
     digest = f" ({commit.digest[:12]})" if commit.digest else " (not kept any more)"
     lines = [f"version {commit.version}{digest}" + "".join(f"  {alias}" for alias in commit.aliases)]
     lines.append(f"parent     {commit.parent if commit.parent is not None else 'none'}")
-    lines.append(time.strftime("time       %Y-%m-%d %H:%M:%S", time.localtime(commit.created_ms / 1000)))
+    lines.append(f"time       {moment(commit.created_ms)}")
     records = ", ".join(f"{count:+,} {name}" for name, count in commit.since_parent.items()) or "none"
     lines.append(
         f"records    {records}; {commit.counts.get('learned', 0):,} learned in all, {commit.updates:,} updates"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,14 @@ def ask(question: str, yes: bool) -> None:
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def moment(ms: int, timespec: str = "seconds") -> str:
+    """The local time of milliseconds since the epoch; producers may write any number."""
+    try:
+        return datetime.fromtimestamp(ms / 1000).isoformat(" ", timespec)
+    except (OverflowError, ValueError, OSError):
+        return f"{ms} ms since 1970, which no calendar here has"
 
 
 def tell(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ class Fold:
         worker = manifest.worker
         self.counts = Counter(manifest.counts)
         self.updates = manifest.updates
-        self.newest_timestamp_ms = manifest.newest_timestamp_ms
+        newest = manifest.newest_timestamp_ms
+        self.newest_timestamp_ms = None if newest is None else min(newest, manifest.created_ms)
         self.topics = dict(worker["topics"])
         self._number_topics()
         self.prequential.restore(worker["prequential"])
@@ -195,6 +197,7 @@ class Fold:
         self.lineage.learned([place_of(record) for example in examples for record in example.records])
         self._count("learned", examples)
         newest = max(example.record.timestamp_ms for example in examples)
+        newest = min(newest, int(time.time() * 1000))  # a producer's clock that is ahead makes nothing fresh for good
         self.newest_timestamp_ms = max(newest, self.newest_timestamp_ms or newest)
         hits = None
         if report.predicted is not None:

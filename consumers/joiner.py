@@ -4,16 +4,23 @@ A record and a label of the same id are joined if their timestamps are at most `
 first. What can find no partner any more *falls out*: the record unlearned, the label as a correction, in case the
 replay memory remembers a record of its id. Time is the stream's own, so that a worker that catches up joins what a live
 one would have: what waits falls out when everything up to `window_s` after it has been read, or when too much waits.
+
+What comes late, such as pairs that a device has kept, waits as long as what it comes among: for so long after the
+newest timestamp before it. A timestamp that is ahead of this machine's clock counts as now.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from models.learner import id_digest
 from pipeline.config import LabelsConfig
+from pipeline.log import Partition, Place, place_of
 from pipeline.records import Example, Label, Record, Skipped
 
 LATE, ORPHANED = "skipped/label-late", "skipped/label-orphaned"  # outcomes of labels
@@ -28,6 +35,7 @@ class Correction:
 
 
 Left = Example | Skipped | Correction
+T = TypeVar("T", Example, Label)
 
 
 class Joiner:
@@ -37,14 +45,25 @@ class Joiner:
 
     Args:
         read_up_to_ms: tells the stream's time, in ms since the epoch: all up to it has been read.
+        begin_ms: the stream's time so far; what waited before a restart waits on.
         known: digests of ids of records that went on already. Of the newest ids, as many as `max_records` are known:
             a label for one of them is a correction at once, any other waits for its record first.
     """
 
     def __init__(
-        self, settings: LabelsConfig, read_up_to_ms: Callable[[], float], known: Collection[bytes] = ()
+        self,
+        settings: LabelsConfig,
+        read_up_to_ms: Callable[[], float],
+        known: Collection[bytes] = (),
+        *,
+        begin_ms: float = -math.inf,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._read_up_to_ms = read_up_to_ms
+        self._clock = clock
+        self._stream_ms = begin_ms  # when what had left was last looked for
+        self._newest_ms: dict[Partition, float] = {}
+        self._since_ms: dict[Place, float] = {}  # of what waits, the time that it counts from
         self._window_ms = settings.window_s * 1000
         self._most = settings.max_records
         self._records: OrderedDict[str, Example] = OrderedDict()  # by id, in the order in which they were read
@@ -57,34 +76,55 @@ class Joiner:
 
     def fallen(self) -> list[Left]:
         """What falls out by now."""
-        horizon_ms = self._read_up_to_ms() - self._window_ms
+        self._stream_ms = max(self._stream_ms, self._read_up_to_ms())
         left: list[Left] = []
-        while self._records and _oldest_ms(self._records) < horizon_ms:
+        while self._records and self._is_past(self._records):
             left.append(self._drop_record())
-        while self._labels and _oldest_ms(self._labels) < horizon_ms:
+        while self._labels and self._is_past(self._labels):
             left.append(self._drop_label())
         return left
 
+    def _is_past(self, waiting: Mapping[str, Example | Label]) -> bool:
+        """Whether the oldest of these has waited for as long as it may."""
+        oldest = place_of(next(iter(waiting.values())).record)
+        return self._since_ms[oldest] + self._window_ms < self._stream_ms
+
+    def _wait(self, waiting: OrderedDict[str, T], one: T) -> T | None:
+        """Has one wait; gives the one that waited under its id."""
+        before = self._end(waiting, one.id)
+        place = partition, _ = place_of(one.record)
+        bounded_ms = min(one.record.timestamp_ms, 1000 * self._clock())
+        newest_ms = max(bounded_ms, self._newest_ms.get(partition, self._stream_ms), self._stream_ms)
+        self._newest_ms[partition] = self._since_ms[place] = newest_ms
+        waiting[one.id] = one
+        return before
+
+    def _end(self, waiting: OrderedDict[str, T], id_: str) -> T | None:
+        one = waiting.pop(id_, None)
+        if one is not None:
+            del self._since_ms[place_of(one.record)]
+        return one
+
     def _record(self, example: Example) -> list[Left]:
         label = self._labels.get(example.id)
+        if label is not None and (example.label is not None or self._are_near(example.record, label.record)):
+            self._end(self._labels, label.id)
         if example.label is not None:
-            early = [Correction(self._labels.pop(example.id))] if label else []
-            return [self._go(example), *early]
+            return [self._go(example), *([Correction(label)] if label else [])]
         if label is not None and self._are_near(example.record, label.record):
-            return [self._go(_joined(example, self._labels.pop(example.id)))]
-        before = self._records.pop(example.id, None)
-        self._records[example.id] = example
+            return [self._go(_joined(example, label))]
+        before = self._wait(self._records, example)
         left: list[Left] = [Skipped(before.record, "unlabelled")] if before else []
         return [*left, self._drop_record()] if len(self._records) > self._most else left
 
     def _label(self, label: Label) -> list[Left]:
         example = self._records.get(label.id)
         if example is not None and self._are_near(example.record, label.record):
-            return [self._go(_joined(self._records.pop(label.id), label))]
+            self._end(self._records, label.id)
+            return [self._go(_joined(example, label))]
         if example is not None or id_digest(label.id) in self._gone:
             return [Correction(label)]
-        before = self._labels.pop(label.id, None)
-        self._labels[label.id] = label
+        before = self._wait(self._labels, label)
         left: list[Left] = [Skipped(before.record, "label-replaced")] if before else []
         return [*left, self._drop_label()] if len(self._labels) > self._most else left
 
@@ -92,11 +132,13 @@ class Joiner:
         return abs(one.timestamp_ms - other.timestamp_ms) <= self._window_ms
 
     def _drop_record(self) -> Skipped:
-        _, example = self._records.popitem(last=False)
+        example = self._records[next(iter(self._records))]
+        self._end(self._records, example.id)
         return Skipped(self._go(example).record, "unlabelled")
 
     def _drop_label(self) -> Correction:
-        _, label = self._labels.popitem(last=False)
+        label = self._labels[next(iter(self._labels))]
+        self._end(self._labels, label.id)
         return Correction(label, ORPHANED)
 
     def _go(self, example: Example) -> Example:
@@ -110,7 +152,3 @@ class Joiner:
 
 def _joined(example: Example, label: Label) -> Example:
     return replace(example, label=label.label, label_record=label.record)
-
-
-def _oldest_ms(waiting: Mapping[str, Example | Label]) -> int:
-    return next(iter(waiting.values())).record.timestamp_ms

@@ -70,6 +70,8 @@ class Session:
         self._trips = 0
         self._dirty = fold.lineage.dirty  # something happened since the last capture
         self._begun = set(manifest.positions()) if manifest else set()  # partitions whose beginning is in a version
+        self._withheld: set[Partition] = set()  # partitions of which this was told
+        self._ahead: dict[Partition, int] = {}
         self._captured_s = self._watched_s = time.monotonic()
         self._captured_updates = fold.updates
         keyframe = store.keyframe(manifest) if manifest else None
@@ -279,6 +281,7 @@ class Session:
         if now - self._watched_s < WATCH_S:
             return
         self._watched_s = now
+        self._watch_log()
         firsts, (positions, pending) = self._reader.firsts(), feed.standing()
         self._metrics.pending(sum(count for *_, count in pending.runs))
         left = {at: begin - firsts[at] for at, begin in self._keyframe.items() if at in firsts}
@@ -292,6 +295,25 @@ class Session:
                     f"keyframe needs it from {self._keyframe[at]} on: the next version is a keyframe. "
                     f"Lower keyframe_every, or keep the topic longer."
                 )
+
+    def _watch_log(self) -> None:
+        """Tells, once, what of the log is no matter of this worker and looks as if it were."""
+        lag, withheld, ahead = self._reader.lag(), self._reader.withheld(), self._reader.ahead()
+        self._metrics.lag(lag)
+        self._metrics.withheld({at: withheld.get(at, 0) for at in lag})
+        for at in withheld.keys() - self._withheld:
+            self._say(
+                f"{self._fold.name}: {withheld[at]} records of {at.topic} partition {at.number} wait behind a "
+                f"transaction that its producer left open. They are read when Kafka ends it."
+            )
+        self._withheld = set(withheld)
+        for at in ahead.keys() - self._ahead.keys():
+            self._say(
+                f"{self._fold.name}: {at.topic} partition {at.number} has records with timestamps that are ahead of "
+                f"this machine's clock, which counts instead. Look at the clocks of its producers."
+            )
+        self._metrics.ahead(sum(ahead.values()) - sum(self._ahead.values()))
+        self._ahead = ahead
 
 
 def _begins(positions: dict[Partition, int], pending: Iterable[Place]) -> dict[Partition, int]:

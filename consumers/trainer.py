@@ -14,6 +14,7 @@ The order of a commit, and what a crash leaves between each two steps:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -289,4 +290,6 @@ def _joiner(fold: Fold, reader: Reader | AlignedReader) -> Joiner | None:
     labels = fold.settings.labels
     if labels is None or isinstance(reader, Reader):
         return None
-    return Joiner(labels, reader.read_up_to_ms, fold.remembered())
+    newest_ms = fold.newest_timestamp_ms
+    begin_ms = -math.inf if newest_ms is None else newest_ms
+    return Joiner(labels, reader.read_up_to_ms, fold.remembered(), begin_ms=begin_ms)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from consumers.command import moment
 from pipeline.errors import NotFound
 from pipeline.manifest import Manifest
 from pipeline.store import Holding, Store
@@ -167,7 +168,7 @@ def kept_versions(store: Store) -> list[dict[str, Any]]:
 
 def version_line(row: Mapping[str, Any]) -> str:
     """One of `kept_versions` for people."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_ms"] / 1000))
+    when = moment(row["created_ms"])
     loss = _number(row.get("prequential_loss"), "loss {:.3f}")
     accuracy = _number(row.get("prequential_accuracy"), "accuracy {:.1%}")
     parts = (f"{row['version']:>6}", row["digest"][:12], when, f"{row['records']:>10,} records", loss, accuracy)

@@ -24,12 +24,20 @@ class AlignedReader:
         records: waited for where neither has something to come.
         labels: the other.
         clock: in seconds; for `PATIENCE_S` alone.
+        now: seconds since the epoch; a timestamp that is ahead of it counts as now.
     """
 
-    def __init__(self, records: Reader, labels: Reader, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        records: Reader,
+        labels: Reader,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._readers = (labels, records)
         self._clock = clock
-        self._newest_ms: dict[Partition, int] = {}
+        self._now = now
+        self._newest_ms: dict[Partition, float] = {}
         self._gave_s = dict.fromkeys(self._readers, clock())
         begins = Polled()
         for reader in self._readers:
@@ -64,6 +72,12 @@ class AlignedReader:
     def firsts(self) -> dict[Partition, int]:
         return {at: offset for reader in self._readers for at, offset in reader.firsts().items()}
 
+    def withheld(self) -> dict[Partition, int]:
+        return {at: records for reader in self._readers for at, records in reader.withheld().items()}
+
+    def ahead(self) -> dict[Partition, int]:
+        return {at: records for reader in self._readers for at, records in reader.ahead().items()}
+
     def commit(self, positions: Mapping[Partition, int]) -> None:
         for reader in self._readers:
             reader.commit(positions)
@@ -93,9 +107,10 @@ class AlignedReader:
         polled = reader.poll(timeout_s)
         if polled is not None:
             self._gave_s[reader] = self._clock()
+            now_ms = 1000 * self._now()
             for record in polled.records:
                 at = Partition(record.topic, record.partition)
-                self._newest_ms[at] = max(record.timestamp_ms, self._newest_ms.get(at, record.timestamp_ms))
+                self._newest_ms[at] = max(min(record.timestamp_ms, now_ms), self._newest_ms.get(at, -math.inf))
         return polled
 
     def _behind_ms(self, lag: Mapping[Partition, int]) -> float:

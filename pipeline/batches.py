@@ -93,7 +93,7 @@ def _read(batch: Any, at: At, most_bytes: int) -> Iterator[Record]:
             if not expected <= offset <= batch.last_offset:
                 raise ValueError(f"a record has offset {offset} in a batch of {expected} to {batch.last_offset}")
             if not batch.timestamp_type:  # else it is the broker's, of the whole batch
-                timestamp_ms = batch.first_timestamp + fields.timestamp_delta
+                timestamp_ms = min(max(batch.first_timestamp + fields.timestamp_delta, -(2**63)), 2**63 - 1)
             yield Record(*at, offset, timestamp_ms, fields.key, fields.value, fields.headers, fields.fault)
             expected = offset + 1
     except Exception as error:  # noqa: BLE001 - of four decompressors, beside those of fields

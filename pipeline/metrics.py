@@ -56,6 +56,15 @@ class WorkerMetrics:
             ["model", "topic", "partition"],
             registry=registry,
         )
+        self._withheld = Gauge(
+            "headrace_withheld_records",
+            "Of the lag, records behind a producer's transaction that has been open for long.",
+            ["model", "topic", "partition"],
+            registry=registry,
+        )
+        self._ahead = counter(
+            "headrace_future_records_total", "Records whose timestamps were ahead of the worker's clock."
+        )
         self._batch = histogram("headrace_batch_records", "Records of an update.", BATCH_RECORDS)
         self._step = histogram("headrace_step_seconds", "Time of an update, prediction included.", STEP_S)
         self._loss = gauge("headrace_prequential_loss_nats", "Mean loss before learning, recent records.")
@@ -136,6 +145,15 @@ class WorkerMetrics:
         """Records not yet read, per partition."""
         for partition, records in lag.items():
             self._lag.labels(self._model, partition.topic, partition.number).set(records)
+
+    def withheld(self, withheld: Mapping[Partition, int]) -> None:
+        """Records that wait behind an open transaction, per partition."""
+        for partition, records in withheld.items():
+            self._withheld.labels(self._model, partition.topic, partition.number).set(records)
+
+    def ahead(self, records: int) -> None:
+        """So many records more had timestamps ahead of this machine's clock."""
+        self._ahead.inc(records)
 
     def pending(self, records: int) -> None:
         """So many records were read, and are neither learned nor anything else yet."""

@@ -181,6 +181,7 @@ class TopicWatch:
         self._names = names
         self._model = model
         self._missing: frozenset[str] = frozenset()  # topics that the last look did not find
+        self._ends: dict[Partition, int] = {}  # what the last look found
         self.ids: dict[str, str] = {}
 
     def begin(self) -> dict[str, Topic]:
@@ -219,6 +220,12 @@ class TopicWatch:
     def held(self, partitions: Iterable[Partition]) -> tuple[dict[Partition, int], dict[Partition, int]]:
         """First offsets and ends."""
         return first_offsets(self._consumer, partitions, ASK_MS), end_offsets(self._consumer, partitions, ASK_MS)
+
+    def withheld(self, written: Mapping[Partition, int], ends: dict[Partition, int]) -> dict[Partition, int]:
+        """What is written behind the readable ends now, and was at the last look: most transactions take no time."""
+        before, self._ends = self._ends, ends
+        found = {at: written.get(at, 0) - end for at, end in ends.items() if end == before.get(at)}
+        return {at: records for at, records in found.items() if records > 0}
 
     def explain_cut(self, read: Mapping[Partition, int]) -> None:
         """Raises what has happened; not while the broker is away, or the topic, which `look` finds."""

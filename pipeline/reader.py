@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -35,6 +35,7 @@ from pipeline.offsets import (
 from pipeline.records import Record
 
 POLL_MS = 50  # how soon the thread sees that it shall stop or commit
+AHEAD_MS = 10_000  # by which the clock of a producer may be ahead of this machine's
 FETCH_WAIT_MS = 50  # how long a fetch that finds nothing holds up other partitions of that broker
 CHUNK_RECORDS = 500
 RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value and headers
@@ -112,6 +113,8 @@ class Reader:
         self._polled: dict[Partition, int] = {}  # what `poll` has handed out
         self._firsts: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
+        self._withheld: dict[Partition, int] = {}
+        self._ahead: Counter[Partition] = Counter()
         self._commits: dict[Partition, int] = {}
         self._note: _Note | None = None
         self._error: BaseException | None = None
@@ -168,9 +171,18 @@ class Reader:
             return None
 
     def lag(self) -> dict[Partition, int]:
-        """Offsets that are written and not yet polled; transaction markers count until they are stepped over."""
+        """Offsets that are written and not yet polled, behind open transactions, too; markers count."""
         with self._changed:
             return {p: max(0, self._ends[p] - position) for p, position in self._polled.items()}
+
+    def withheld(self) -> dict[Partition, int]:
+        """Of the lag, what a transaction holds back that has been open for long."""
+        with self._changed:
+            return dict(self._withheld)
+
+    def ahead(self) -> dict[Partition, int]:
+        """Records so far whose timestamps were ahead of this machine's clock, by more than clocks are."""
+        return self._ahead.copy()
 
     def firsts(self) -> dict[Partition, int]:
         """The first offset that each partition still holds, as of the last refresh."""
@@ -351,6 +363,8 @@ class Reader:
             fetched = {}
         records = [record for batch in fetched.values() for record in batch]
         size = sum(map(memory_of, records))
+        latest_ms = 1000 * time.time() + AHEAD_MS
+        self._ahead.update(Partition(r.topic, r.partition) for r in records if r.timestamp_ms > latest_ms)
         positions = {}
         ends = {}
         for partition, before in self._read.items():
@@ -411,6 +425,7 @@ class Reader:
     def _refresh(self) -> None:
         """The topics, new partitions, and the offsets of those that are not fetched because enough is waiting."""
         try:
+            written = {partition: self._consumer.highwater(tp(partition)) or 0 for partition in self._read}
             topics = self._watch.look(self._read)
             partitions = [partition for topic in topics.values() for partition in topic.partitions]
             firsts, ends = self._watch.held(partitions)
@@ -424,7 +439,8 @@ class Reader:
             self._assign({partition: firsts[partition] for partition in new}, firsts, ends)
         with self._changed:
             self._firsts |= firsts
-            self._ends |= ends
+            self._withheld = self._watch.withheld(written, ends)
+            self._ends |= {at: max(end, written.get(at, 0)) for at, end in ends.items()}
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

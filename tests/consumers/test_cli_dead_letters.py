@@ -73,6 +73,18 @@ def test_list(headrace: Headrace, topic: str, model: str, letters: list[str]) ->
     assert "--since noon is not a time" in line(headrace("dead-letters", "list", topic, "--since", "noon"), 2)
 
 
+@pytest.mark.parametrize("timestamp_ms", [10**15, -(10**15), 2**63 - 1, -(2**63)])
+def test_show_of_a_time_that_is_in_no_calendar(
+    headrace: Headrace, topic: str, kafka_config: KafkaConfig, timestamp_ms: int
+) -> None:
+    ensure_topics(kafka_config, [topic, dead_letter_topic(topic)])
+    with Publisher(kafka_config) as publisher:
+        record = Record(topic, 0, 0, timestamp_ms, None, b"x")
+        publish_dead_letter(publisher, record, RecordError("empty", "why"), "m")
+    shown = headrace("dead-letters", "show", topic, f"{topic}:0:0").out
+    assert f"published: {timestamp_ms} ms since 1970" in shown
+
+
 def test_show(headrace: Headrace, topic: str, model: str, letters: list[str], folder: Any) -> None:
     shown = headrace("dead-letters", "show", topic, letters[0]).out
     assert "key: k\n" in shown

@@ -59,6 +59,11 @@ def worker(registry: CollectorRegistry) -> WorkerMetrics:
     metrics.stalled(0.004)
     metrics.log_up(True)
     metrics.retry()
+    metrics.store_up(True)
+    assert not registry.get_sample_value("headrace_store_up", {"model": "digits"})  # as long as a version waits
+    metrics.retried()
+    metrics.withheld({Partition("digits", 0): 4})
+    metrics.ahead(2)
     metrics.committed(Committed(12, "ab" * 32, bytes_changed=1000, bytes_moved=1100, keyframe=True), 0.2)
     return metrics
 
@@ -106,6 +111,8 @@ def test_a_scrape_of_a_worker(registry: CollectorRegistry) -> None:
         ("headrace_prequential_mean", "psnr_db", "digits"): 21.5,
         ("headrace_learner_alarms_total", "digits"): 1,
         ("headrace_store_up", "digits"): 1,
+        ("headrace_withheld_records", "digits", "0", "digits"): 4,
+        ("headrace_future_records_total", "digits"): 2,
         ("headrace_log_up", "digits"): 1,
         ("headrace_publish_to_learned_seconds_count", "digits"): 3,
         ("headrace_publish_to_learned_seconds_bucket", "0.25", "digits"): 1,  # the one from the future
