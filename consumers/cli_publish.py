@@ -103,9 +103,13 @@ def label(
     if warning := labels_warning(settings, topic):
         tell(warning)
     patient = settings.model_copy(update={"kafka": impatient(settings.kafka)})
+    is_published = False
     with stopping() as stop, Client(patient) as client:
         receipt = patiently(lambda: client.publish_label(topic, id_, text), stop, tell)
         patiently(lambda: receipt.result(WAIT_S), stop, tell)
+        is_published = True
+    if not is_published:
+        raise typer.Exit(INTERRUPTED)
     if json_:
         print_json({"topic": topic, "id": id_, "label": text})
     else:

@@ -24,7 +24,7 @@ from consumers.publish import Way, entries, from_entries, from_stdin, reading
 from consumers.sending import Sender, Tally, patiently
 from consumers.unlearned import Unlearned, topic_warning
 from pipeline.config import Config, KafkaConfig
-from pipeline.errors import ConfigError, LogError, LogUnavailable
+from pipeline.errors import ConfigError, LogError
 from pipeline.log import ensure_topics
 from pipeline.sent import Essence, mark, sent_since
 
@@ -61,7 +61,7 @@ class Publishing:
         again: bool = False,
     ) -> None:
         self.tally = Tally()
-        self.is_ended = False  # before all was sent
+        self.is_ended = True  # before all was sent
         self.unlearned = Unlearned(config, topic, say)
         self._config = config
         self._kafka = impatient(config.kafka)
@@ -93,7 +93,8 @@ class Publishing:
 
         Raises:
             ConfigError: a file that is named is not there, or the id is that of several records.
-            LogError: Kafka refuses; LogUnavailable: it is away, and the command is to end.
+            LogError: Kafka refuses.
+            Stopped: it is away, and the command is to end.
         """
         with err.status("looking through the folders") if err.is_terminal else ExitStack():
             found = entries(paths, self._way, self._say)
@@ -113,10 +114,10 @@ class Publishing:
     def follow(self, folder: Path) -> None:
         """Publishes what is dropped into the folder until `stop`. Raises as `files`."""
         memory = tries.place(self._topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
+        self.is_ended = False  # there is no other end than by `stop`
         dropbox = Dropbox(folder, self._way, self._say, memory)
         self._prepare()
         self._send(dropbox.records(self._stop), None, Counter(), dropbox.sent)
-        self.is_ended = False  # there is no other end
 
     def _run(self, outgoing: Records, total: int | None, sources: list[str], is_stream: bool = False) -> None:
         """Publishes what can be gone on with, if it has `sources`. Of a stream the end by Ctrl-C is one like others."""
@@ -126,6 +127,7 @@ class Publishing:
         with ExitStack() as stack:
             attempt, before = self._attempt(sources, stack) if sources else (None, Counter[Essence]())
             self._send(outgoing, total, before)
+            self.is_ended = self._stop.is_set()
             if attempt is not None and (is_stream if self.is_ended else not self.tally.missing):
                 attempt.done()
 
@@ -144,8 +146,6 @@ class Publishing:
                 self._say("The try before ended early. What it published is left out (--again: published once more).")
                 return attempt, patiently(lambda: sent_since(self._kafka, begun), self._stop, self._say)
             attempt.begin(patiently(lambda: mark(self._kafka, self._topic), self._stop, self._say))
-        except LogUnavailable:
-            raise
         except (OSError, LogError) as error:
             self._say(f"This try cannot be gone on with, should it end early: {error}")
             return None, Counter()
@@ -176,7 +176,6 @@ class Publishing:
             raise
         finally:
             sender.close()
-        self.is_ended = self._stop.is_set()
 
     def _progress(self, outgoing: Records, total: int | None) -> Iterator[Outgoing | Refused | None]:
         """The records, while it shows how far it is."""

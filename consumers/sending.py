@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from consumers.outgoing import Outgoing, Refused
 from pipeline.config import KafkaConfig
-from pipeline.errors import LogError, LogUnavailable, RecordError, TooLarge
+from pipeline.errors import LogError, LogUnavailable, RecordError, Stopped, TooLarge
 from pipeline.log import Publisher, Receipt
 from pipeline.sent import Essence, essence
 
@@ -72,7 +72,7 @@ class Sender:
         """Hands a record over, unless it is one that was sent before.
 
         Raises:
-            LogUnavailable: Kafka is away, and it is to end.
+            Stopped: Kafka is away, and it is to end.
             LogError: Kafka refuses to take records.
         """
         if isinstance(record, Refused):
@@ -87,8 +87,6 @@ class Sender:
             self._waiting.append((self._published(record), record))
         except RecordError as error:
             self.refuse(Refused(record.where, error.detail))
-        except LogUnavailable:
-            raise
         except LogError:  # of an earlier one: nothing goes out behind it
             self._recover()
             self._alone(record)
@@ -200,7 +198,7 @@ def patiently(call: Callable[[], T], stop: Event, say: Callable[[str], None]) ->
     """What the call gives, once Kafka answers.
 
     Raises:
-        LogUnavailable: it does not, and it is to end.
+        Stopped: it does not, and it is to end.
     """
     is_told = False
     while True:
@@ -208,7 +206,7 @@ def patiently(call: Callable[[], T], stop: Event, say: Callable[[str], None]) ->
             return call()
         except LogUnavailable as error:
             if stop.is_set():
-                raise
+                raise Stopped(str(error)) from None
             if not is_told:
                 say(f"{error} Waiting for it; Ctrl-C ends.")
                 is_told = True

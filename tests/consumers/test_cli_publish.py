@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -349,6 +351,82 @@ def eventually(condition: Callable[[], bool]) -> None:
             return
         pause.wait(0.1)
     raise AssertionError("it never came true")
+
+
+@contextmanager
+def kafka_at(port: int, kafka: str) -> Iterator[None]:
+    """Whoever asks there is told of the brokers of another address."""
+    host, _, real = kafka.partition(":")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while content := await reader.read(1 << 16):
+            writer.write(content)
+        writer.close()
+
+    async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection(host, int(real))
+        await asyncio.gather(copy(reader, ours), copy(theirs, writer))
+
+    async def serve(is_up: threading.Event, end: threading.Event) -> None:
+        async with await asyncio.start_server(joined, "127.0.0.1", port):
+            is_up.set()
+            await asyncio.to_thread(end.wait)
+
+    is_up, end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(serve(is_up, end)))
+    thread.start()
+    try:
+        assert is_up.wait(PATIENCE_S)
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def away(*arguments: str) -> tuple[int, subprocess.Popen[str]]:
+    """A command that was told to wait for a Kafka, and where that would be."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        tied([str(HEADRACE), *arguments]),
+        env=os.environ | {"HEADRACE__KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{port}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = process.stderr.readline()
+    while "Waiting for it" not in told:
+        assert told
+        told = process.stderr.readline()
+    return port, process
+
+
+@pytest.mark.parametrize("command", ["publish", "label"])
+def test_a_kafka_that_is_starting_is_waited_for(kafka: str, folder: Path, topic: str, log: Log, command: str) -> None:
+    (folder / "a.txt").write_text("a")
+    arguments = [topic, "a.txt"] if command == "publish" else [f"labels-{topic}", "1", "a"]
+    port, process = away(command, *arguments)
+    with kafka_at(port, kafka):
+        _, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, told
+    assert log.values(arguments[0]) == [b"a"]
+
+
+@pytest.mark.parametrize(("command", "status"), [("publish", 130), ("follow", 0), ("label", 130)])
+def test_the_waiting_is_ended_by_ctrl_c(folder: Path, topic: str, command: str, status: int) -> None:
+    (folder / "a.txt").write_text("a")
+    arguments = {
+        "publish": ["publish", topic, "a.txt"],
+        "follow": ["publish", topic, "--follow", "."],
+        "label": ["label", topic, "1", "a"],
+    }[command]
+    _, process = away(*arguments)
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, "Traceback" in told) == (status, False)
+    assert out == ("" if command == "label" else f"0 records published to {topic}.\n")
 
 
 def test_what_no_model_learns_is_told(headrace: Headrace, folder: Path, topic: str) -> None:
