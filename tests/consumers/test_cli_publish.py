@@ -2,71 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
 import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from consumers import cli
 from consumers.unlearned import UNLABELLED
 from models.registry import BUILTIN
 from pipeline.config import KafkaConfig
-from pipeline.log import Reader
 from pipeline.process import tied
 from pipeline.records import Record
-from tests.services import Topics, unique
-
-HEADRACE = Path(sys.executable).with_name("headrace")
-PATIENCE_S = 60.0
-CONFIG = """
-[kafka]
-bootstrap_servers = "{kafka}"
-partitions = 1
-max_bytes = 100_000
-
-[models.pictures]
-topics = ["{topic}"]
-learner = "image-analytic"
-input = {{ kind = "image", size = 8, max_bytes = 50_000 }}
-
-[models.drawings]
-topics = ["{topic}", "{texts}"]
-learner = "image-vae"
-input = {{ kind = "image", size = 8 }}
-
-[models.joined]
-topics = ["joined-{topic}"]
-learner = "text-analytic"
-input = {{ kind = "text" }}
-labels = {{ topic = "labels-{topic}" }}
-"""
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Headrace = Callable[..., Done]
+from tests.consumers.publishing import HEADRACE, PATIENCE_S, Headrace, Log, Surroundings, eventually, png
+from tests.services import Topics
 
 
 @pytest.fixture
@@ -75,78 +28,22 @@ def topic(topics: Topics) -> str:
     return topics()
 
 
-@pytest.fixture(autouse=True)
-def folder(kafka: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the user is."""
-    (tmp_path / "headrace.toml").write_text(CONFIG.format(kafka=kafka, topic=topic, texts=unique("t")), "utf-8")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture
+def headrace(
+    tmp_path: Path, kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Headrace:
+    return Surroundings(tmp_path, kafka, topic, monkeypatch, capsys).run
 
 
 @pytest.fixture
-def headrace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Headrace:
-    """Runs a command line in this process, with standard input as given."""
-
-    def run(*arguments: str, stdin: bytes = b"") -> Done:
-        monkeypatch.setattr(sys, "argv", ["headrace", *arguments])
-        with standard_input(stdin), pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-@contextmanager
-def standard_input(content: bytes) -> Iterator[None]:
-    """A pipe that holds it, and is closed."""
-    before = os.dup(0)
-    out, into = os.pipe()
-    os.write(into, content)
-    os.close(into)
-    os.dup2(out, 0)
-    os.close(out)
-    try:
-        yield
-    finally:
-        os.dup2(before, 0)
-        os.close(before)
-
-
-class Log:
-    """What a topic holds, read by a reader of its own."""
-
-    def __init__(self, config: KafkaConfig) -> None:
-        self._config = config
-
-    def read(self, topic: str, at_least: int = 0) -> list[Record]:
-        """All records, once there are so many."""
-        found: list[Record] = []
-        with Reader(self._config, [topic], group="test") as reader:
-            while len(found) < at_least or any(reader.lag().values()):
-                polled = reader.poll(PATIENCE_S)
-                assert polled is not None, f"{len(found)} of {at_least} records came"
-                found += polled.records
-        return found
-
-    def values(self, topic: str, at_least: int = 0) -> list[bytes]:
-        return [bytes(record.value or b"") for record in self.read(topic, at_least)]
-
-    def labels(self, topic: str) -> Counter[str | None]:
-        named = [dict(record.headers).get("label") for record in self.read(topic)]
-        return Counter(None if label is None else label.decode() for label in named)
+def folder(headrace: Headrace, tmp_path: Path) -> Path:
+    """Where the user is."""
+    return tmp_path
 
 
 @pytest.fixture
 def log(kafka_config: KafkaConfig) -> Log:
     return Log(kafka_config)
-
-
-def png(seed: int, side: int = 8) -> bytes:
-    """Noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def fill(folder: Path, **labels: int) -> None:
@@ -218,7 +115,7 @@ def test_a_try_that_ended_early_is_gone_on_with(
     lines = [json.dumps({"text": text}) + "\n" for text in ("yes", "no", "yes", "yes", "no", "why")]
     os.mkfifo(folder / "lines.jsonl")
     pipe = os.open(folder / "lines.jsonl", os.O_RDWR)  # a writer that pauses
-    command = [str(HEADRACE), "publish", topic, "lines.jsonl"]
+    command = [HEADRACE, "publish", topic, "lines.jsonl"]
     process = subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.write(pipe, "".join(lines[:3]).encode())
     log.read(topic, 3)
@@ -243,7 +140,7 @@ def test_a_folder_is_followed_and_the_next_start_forgets_nothing(folder: Path, t
     (drop / "old.txt").write_text("old")
 
     def follow(at_least: int, name: str) -> tuple[int, str, str]:
-        command = [str(HEADRACE), "publish", topic, "--follow", "drop", "--label", "x"]
+        command = [HEADRACE, "publish", topic, "--follow", "drop", "--label", "x"]
         process = subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         eventually((folder / ".headrace" / "publish").exists)
         (drop / "big.png").write_bytes(b"1" * 100_001)
@@ -341,92 +238,6 @@ def test_a_try_is_forgotten_where_the_topic_was_made_again_and_by_again(
     eventually(lambda: topic not in topics.admin.list_topics())
     assert headrace("publish", topic, "a.jsonl").out == f"1 record published to {topic}.\n"
     assert log.values(topic) == [b"a"]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Asks again until it holds; a bound in place of for ever."""
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S * 10)):
-        if condition():
-            return
-        pause.wait(0.1)
-    raise AssertionError("it never came true")
-
-
-@contextmanager
-def kafka_at(port: int, kafka: str) -> Iterator[None]:
-    """Whoever asks there is told of the brokers of another address."""
-    host, _, real = kafka.partition(":")
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while content := await reader.read(1 << 16):
-            writer.write(content)
-        writer.close()
-
-    async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection(host, int(real))
-        await asyncio.gather(copy(reader, ours), copy(theirs, writer))
-
-    async def serve(is_up: threading.Event, end: threading.Event) -> None:
-        async with await asyncio.start_server(joined, "127.0.0.1", port):
-            is_up.set()
-            await asyncio.to_thread(end.wait)
-
-    is_up, end = threading.Event(), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(serve(is_up, end)))
-    thread.start()
-    try:
-        assert is_up.wait(PATIENCE_S)
-        yield
-    finally:
-        end.set()
-        thread.join()
-
-
-def away(*arguments: str) -> tuple[int, subprocess.Popen[str]]:
-    """A command that was told to wait for a Kafka, and where that would be."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        tied([str(HEADRACE), *arguments]),
-        env=os.environ | {"HEADRACE__KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{port}"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    told = process.stderr.readline()
-    while "Waiting for it" not in told:
-        assert told
-        told = process.stderr.readline()
-    return port, process
-
-
-@pytest.mark.parametrize("command", ["publish", "label"])
-def test_a_kafka_that_is_starting_is_waited_for(kafka: str, folder: Path, topic: str, log: Log, command: str) -> None:
-    (folder / "a.txt").write_text("a")
-    arguments = [topic, "a.txt"] if command == "publish" else [f"labels-{topic}", "1", "a"]
-    port, process = away(command, *arguments)
-    with kafka_at(port, kafka):
-        _, told = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, told
-    assert log.values(arguments[0]) == [b"a"]
-
-
-@pytest.mark.parametrize(("command", "status"), [("publish", 130), ("follow", 0), ("label", 130)])
-def test_the_waiting_is_ended_by_ctrl_c(folder: Path, topic: str, command: str, status: int) -> None:
-    (folder / "a.txt").write_text("a")
-    arguments = {
-        "publish": ["publish", topic, "a.txt"],
-        "follow": ["publish", topic, "--follow", "."],
-        "label": ["label", topic, "1", "a"],
-    }[command]
-    _, process = away(*arguments)
-    process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, "Traceback" in told) == (status, False)
-    assert out == ("" if command == "label" else f"0 records published to {topic}.\n")
 
 
 def test_what_no_model_learns_is_told(headrace: Headrace, folder: Path, topic: str) -> None:
