@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from pipeline.codec import Encoded
 from pipeline.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
 from pipeline.errors import StoreError
+from pipeline.late_labels import late_headers
 from pipeline.log import Partition, Publisher, ensure_topics
 from pipeline.provenance import Blame, Commit, blame, commits, places_of
 from pipeline.sampling_client import Picture, SamplingClient, encoded
@@ -222,7 +223,7 @@ class Client(SamplingClient):
         return fetched
 
     def requeue(self, *letters: DeadLetter) -> list[DeadLetter]:
-        """Publishes the originals again, each for its model alone; see `resolve`.
+        """Publishes the originals again, each for its model alone, with a label that came later; see `resolve`.
 
         Returns:
             What was requeued: letters that were resolved since they were listed are left out.
@@ -230,6 +231,7 @@ class Client(SamplingClient):
         Raises:
             StoreError: the model's newest version does not account for an original yet: nothing is requeued.
             OffsetsGone: an original was removed from the log.
+            ConfigError: the decoder of a model that gets labels later is not there.
             LogUnavailable: Kafka cannot be reached.
             LogError: another process requeues or drops letters of the topic at this moment.
         """
@@ -238,7 +240,7 @@ class Client(SamplingClient):
         return [
             letter
             for topic, those in _by_topic(letters).items()
-            for letter in resolve(self._config.kafka, topic, those, "requeued")
+            for letter in resolve(self._config.kafka, topic, those, "requeued", late_headers(self._config, those))
         ]
 
     def drop(self, *letters: DeadLetter) -> list[DeadLetter]:

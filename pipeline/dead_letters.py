@@ -23,8 +23,8 @@ that was sent twice, by a worker and by the next after a crash, is one letter; o
 was resolved is open again.
 
 To requeue is to publish the original again, in its partition, under its key and headers, with the headers
-`headrace-origin` and `headrace-for` in front (see `pipeline.records`). That record and the resolution are one
-transaction: a crash leaves both or neither.
+`headrace-origin` and `headrace-for` in front (see `pipeline.records`), and its label behind them, if that came later.
+That record and the resolution are one transaction: a crash leaves both or neither.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pipeline.offsets import describe, end_offsets, first_offsets, tp
 from pipeline.records import FOR, ORIGIN, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from pipeline.config import KafkaConfig
 
@@ -208,7 +208,7 @@ def read_dead_letters(
         LogError: Kafka refuses.
     """
     letters: dict[tuple[str, str], DeadLetter] = {}
-    with closing(_records(config, dead_letter_topic(topic))) as records:
+    with closing(committed(config, dead_letter_topic(topic))) as records:
         for record in records:
             with suppress(RecordError):
                 letter = parse(record)
@@ -273,7 +273,13 @@ def _is_of(letter: DeadLetter, found: Record) -> bool:
     )
 
 
-def resolve(config: KafkaConfig, topic: str, letters: Iterable[DeadLetter], resolution: Resolution) -> list[DeadLetter]:
+def resolve(
+    config: KafkaConfig,
+    topic: str,
+    letters: Iterable[DeadLetter],
+    resolution: Resolution,
+    headers: Mapping[tuple[str, str], tuple[tuple[str, bytes], ...]] | None = None,
+) -> list[DeadLetter]:
     """Requeues or drops dead letters of `topic`; gives those that were still open, which alone it touched.
 
     Each is resolved and, if requeued, published in one transaction (of up to `TRANSACTION_LETTERS`). Another
@@ -281,6 +287,9 @@ def resolve(config: KafkaConfig, topic: str, letters: Iterable[DeadLetter], reso
     is not done. So no letter is requeued twice for having been sent once. What remains: a letter that is sent
     again after it was resolved is open again, and a worker that has not committed yet what became of the
     original reads that again itself; `pipeline.client.Client.requeue` refuses in that case.
+
+    Args:
+        headers: further ones of records that are requeued, by the keys of their letters.
 
     Raises:
         OffsetsGone: a value was removed from the log; nothing of that transaction is done.
@@ -296,7 +305,7 @@ def resolve(config: KafkaConfig, topic: str, letters: Iterable[DeadLetter], reso
                 with publisher.transaction():
                     for letter in chunk:
                         if resolution == "requeued":
-                            _publish_again(publisher, next(originals))
+                            _publish_again(publisher, next(originals), (headers or {}).get(letter.key, ()))
                         _publish_resolution(publisher, letter)
     return done
 
@@ -316,7 +325,7 @@ def _chunks(letters: list[DeadLetter], unknown_bytes: int) -> Iterator[list[Dead
         yield chunk
 
 
-def _publish_again(publisher: Publisher, letter: DeadLetter) -> None:
+def _publish_again(publisher: Publisher, letter: DeadLetter, more: tuple[tuple[str, bytes], ...]) -> None:
     record = letter.record
     ours = ((ORIGIN, letter.origin.encode()), (FOR, letter.model.encode()))
     others = tuple(header for header in record.headers if header[0] not in (ORIGIN, FOR))
@@ -324,7 +333,7 @@ def _publish_again(publisher: Publisher, letter: DeadLetter) -> None:
         if record.value is None:
             raise record.fault or RecordError("undecodable", "it has no value.")
         publisher.publish(
-            record.topic, record.value, key=record.key, headers=(*ours, *others), partition=record.partition
+            record.topic, record.value, key=record.key, headers=(*ours, *others, *more), partition=record.partition
         )
     except RecordError as error:
         raise LogError(f"{letter.origin} cannot be requeued: {error.detail}") from None
@@ -345,7 +354,7 @@ def _place(partition: Partition, offset: int) -> str:
     return f"{partition.topic}:{partition.number}:{offset}"
 
 
-def _records(config: KafkaConfig, topic: str) -> Generator[Record]:
+def committed(config: KafkaConfig, topic: str) -> Generator[Record]:
     """The committed records of a topic up to its end of now, in the order of each partition; none if it is missing.
 
     A `Reader` goes on for ever; this one ends.

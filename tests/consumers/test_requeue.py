@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pipeline.client import Client
-from pipeline.log import Partition
+from pipeline.log import Partition, Publisher
 from pipeline.provenance import blame
-from tests.consumers.working import configuration, publish, working
-from tests.services import unique
+from tests.consumers.working import configuration, publish, verified, working
+from tests.services import Topics, unique
 
 
 def texts(max_classes: int) -> dict[str, Any]:
@@ -44,3 +46,31 @@ def test_after_a_fix_its_own_model_learns_it_once_and_the_others_skip_it(
 
     with working(configuration(kafka, redis_url, topic, name=other, **texts(max_classes=9))) as run:
         assert run.read(4).counts == {"learned": 3, "skipped/requeued": 1}
+
+
+@pytest.mark.parametrize("id_", ["r1", None], ids=["with an id", "by its place"])
+def test_a_record_is_learned_with_the_label_that_came_while_it_was_a_dead_letter(
+    kafka: str, redis_url: str, topics: Topics, id_: str | None
+) -> None:
+    records, labels = topics(), topics()
+    name = unique("model")
+    table = {**texts(9), "labels": {"topic": labels, "window_s": 30}}
+    wrong = configuration(kafka, redis_url, records, name=name, decoder="tests.consumers.odd:decode", **table)
+    with Publisher(wrong.kafka) as publisher:
+        headers = [("id", id_.encode())] if id_ else []
+        publisher.publish(records, b"one", headers=headers, timestamp_ms=1_700_000_000_000)
+        for label, at_s in ((b"too early", -31), (b"wrong", 0), (b"right", 2)):
+            key = (id_ or f"{records}:0:0").encode()
+            publisher.publish(labels, label, key=key, timestamp_ms=1_700_000_000_000 + 1000 * at_s)
+    with working(wrong) as run:
+        run.waits(lambda: run.metric("headrace_records_total", outcome="dead-lettered", reason="decoder") == 1)
+        run.finish()
+    config = configuration(kafka, redis_url, records, name=name, **table)  # the decoder was the mistake
+    with Client(config) as client, working(config) as run:
+        [letter] = client.dead_letters(records, name)
+        assert client.requeue(letter)
+        head = run.until(lambda manifest: manifest.counts.get("learned") == 1)
+        assert head.classes == ["right"]
+        run.finish()
+        assert blame(run.store, Partition(records, 0), 1).outcome == "learned"
+        assert verified(run, config).same

@@ -133,7 +133,7 @@ def listed(config: KafkaConfig, topic: str, **filters: Any) -> list[tuple[int, s
 
 def published(config: KafkaConfig, topic: str) -> list[Record]:
     """All that is in a topic of one partition that can be read."""
-    return list(dead_letters._records(config, topic))
+    return list(dead_letters.committed(config, topic))
 
 
 def test_reading_gives_what_was_sent_and_its_values_only_when_asked(kafka_config: KafkaConfig, topic: str) -> None:
