@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from pydantic import Field
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.analytic import HeadName, Solved, Sums
+from models.familiarity import NEVER, SAMPLE, ranks, tempered
 from models.labels import Labels
-from models.learner import Batch, Options, Report, State, copy_into
+from models.learner import Batch, Options, Report, Rows, State, copy_into
 from models.network import widened
 
 FRESH, FEWEST = 1 / 4, 1 / 64  # of the width: when so many records are not in the head, it is solved anew
@@ -37,44 +39,76 @@ class AnalyticOptions(Options):
     ridge: float = Field(10.0, gt=0)  # λ, in records
     forgetting: float = Field(1.0, gt=0, le=1)  # γ: what counts of all before, at each record
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
+    unknown: float = Field(0.05, gt=0, lt=0.5)  # share of records like the learned ones that may be called unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is seen of B records."""
+
+    features: Tensor  # φ (B, D) float32
+    prior: Tensor  # (B, K) or (), what else speaks for each class: a logarithm
+    strange: Tensor  # (B,) float32: how little they resemble what was learned
+    v: Tensor  # (B, d) float64 on the CPU, what `strange` is computed from; d may be 0
 
 
 class AnalyticModel(nn.Module):
-    """What is served: probabilities are softmax(τ (W φ + b) + prior)."""
+    """What is served: a `Classifier` and a `Recogniser`. Probabilities are softmax(τ (W φ + b) + prior), as far as a
+    record resembles what was learned (`familiarity`)."""
 
     weight: Tensor
     bias: Tensor
     sharpness: Tensor
+    shares: Tensor  # (K,) of each class in all records
+    familiar: Tensor  # (SAMPLE,) scores of learned records
 
-    def __init__(self, width: int, classes: Sequence[str]) -> None:
+    def __init__(self, width: int, classes: Sequence[str], unknown: float) -> None:
         super().__init__()
         self.classes = list(classes)
+        self.unknown = unknown
         self.reads: tuple[int, ...] = (width,)  # what decides its features
         self.register_buffer("weight", torch.zeros(len(self.classes), width))
         self.register_buffer("bias", torch.zeros(len(self.classes)))
         self.register_buffer("sharpness", torch.ones(()))
+        self.register_buffer("shares", torch.zeros(len(self.classes)))
+        self.register_buffer("familiar", torch.full((SAMPLE,), NEVER))
 
-    def features(self, x: Tensor) -> Tensor:
-        """x (B, ...) as in `Batch.x` → φ (B, D) float32"""
+    def look(self, x: Tensor) -> Look:
+        """x (B, ...) as in `Batch.x`"""
         raise NotImplementedError
-
-    def prior(self, x: Tensor) -> Tensor:
-        """x (B, ...) as in `Batch.x` → (B, K) or (), what else speaks for each class: a logarithm."""
-        return self.weight.new_zeros(())
 
     def scores(self, features: Tensor) -> Tensor:
         """φ (B, D) → (B, K)"""
         return features @ self.weight.T + self.bias
 
-    @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
-        x = x.to(self.weight.device)
-        return (self.sharpness * self.scores(self.features(x)) + self.prior(x)).softmax(1)
+        return self.recognise(x)[0]
+
+    @torch.no_grad()
+    def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
+        look = self.look(x.to(self.weight.device))
+        p = (self.sharpness * self.scores(look.features) + look.prior).softmax(1)
+        rank = ranks(look.strange, self.familiar)
+        return tempered(p, rank, self.shares), rank < self.unknown
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(self.completed(state_dict), *args, **kwargs)
+
+    def completed(self, serving: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
+        """What is served, with what versions of before do not have."""
+        younger = self.younger()
+        return {**serving} if younger.keys() & serving.keys() else {**younger, **serving}
+
+    def younger(self) -> dict[str, Tensor]:
+        """What versions of before do not have."""
+        return {"shares": self.shares, "familiar": self.familiar}
 
     def grow(self, classes: int) -> None:
         """Adds as many classes, which score 0 until the head is solved."""
         self.weight, self.bias = widened(self.weight, classes), widened(self.bias, classes)
+        self.shares = widened(self.shares, classes)
 
     def take(self, solved: Solved) -> None:
         """Another head; classes that came up since it was begun score 0."""
@@ -120,13 +154,15 @@ class AnalyticLearner:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         model, x = self.model, batch.x.to(self._device)
         known = list(model.classes)
-        features = model.features(x)  # (B, D)
-        scores, prior = model.scores(features).cpu(), model.prior(x).cpu()  # (B, K) of before
+        look = model.look(x)
+        scores, prior = model.scores(look.features).cpu(), look.prior.cpu()  # (B, K) of before
         predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if known else []
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
         loss = self._judge(scores, prior, y)
-        self._add(x, features, y)
+        self._meet(look, y)
+        self._add(x, look.features, y)
+        model.shares.copy_(self._sums.counts / self._sums.counts.sum())
         self._fresh += torch.bincount(y, minlength=len(self._fresh))
         if self._due():
             self._solve()
@@ -143,8 +179,10 @@ class AnalyticLearner:
             raise ValueError("with forgetting below 1, what is left of a record is not known. Learn anew without it.")
         if unknown := [label for label in batch.labels if label not in self._model.classes]:
             raise ValueError(f"no record with the label {unknown[0]!r} was learned.")
-        x = batch.x.to(self._device)
-        self._add(x, self.model.features(x), torch.tensor(self._labels.numbers(batch.labels)), sign=-1)
+        x, y = batch.x.to(self._device), torch.tensor(self._labels.numbers(batch.labels))
+        look = self.model.look(x)
+        self._meet(look, y, sign=-1)
+        self._add(x, look.features, y, sign=-1)
         self._solve()
 
     def merge(self, other: Self) -> None:
@@ -169,13 +207,16 @@ class AnalyticLearner:
         if names[:known] != self._model.classes:
             raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
         self._grow(names[known:])
-        copy_into(self.model.state_dict(), state.serving)
+        copy_into(self.model.state_dict(), self.model.completed(state.serving))
         copy_into(self._own(), {name: value for name, value in state.training.items() if name.startswith("head/")})
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
 
     def _add(self, x: Tensor, features: Tensor, y: Tensor, sign: int = 1) -> None:
         """Adds records to all sums, or takes them out: x (B, ...), φ (B, D), classes (B,) on the CPU."""
         self._sums.add(features, y, sign=sign, forgetting=self.options.forgetting)
+
+    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        """Takes note of how strange records are that are learned next, or taken out; their classes (B,)."""
 
     def _join(self, other: Self, numbers: Tensor) -> None:
         """Adds the sums of others; numbers (K',) say which of these classes each of theirs is."""

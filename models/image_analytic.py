@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
+from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
 from models.backbone import Backbone, BackboneOptions, references
+from models.familiarity import Acquaintance, distances
 from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
 from models.network import pixels
 from models.wavelets import Wavelets
@@ -40,6 +41,7 @@ from models.wavelets import Wavelets
 CELLS = 3  # of a side: where maps are averaged
 UNITS = 1 << 16  # of 1, to which z is rounded: ±z added up in units stay below 2²⁴, as floats are whole, for d < 60,000
 STEPS = 16  # of 1, to which φ is
+FAMILIAR = 64  # numbers of P z that tell how strange a picture is; beside them, since |z| = 1, its contrast
 MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
@@ -70,19 +72,32 @@ class ImageAnalytic(AnalyticModel):
     """Pictures are (B, C, H, W) uint8, of the shape that `extractor` is for."""
 
     projection: Tensor
+    mean: Tensor  # of v, (d + 1,)
+    whitener: Tensor  # (d + 1, d + 1)
 
-    def __init__(self, extractor: Wavelets | Seen, width: int, classes: Sequence[str]) -> None:
-        super().__init__(width, classes)
+    def __init__(self, extractor: Wavelets | Seen, width: int, classes: Sequence[str], unknown: float) -> None:
+        super().__init__(width, classes, unknown)
         self.extractor = extractor
         self.reads = (width, extractor.dim)
         self.register_buffer("projection", signs(width, extractor.dim), persistent=False)
+        numbers = min(width, FAMILIAR) + 1
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("whitener", torch.zeros(numbers, numbers))
 
-    def features(self, x: Tensor) -> Tensor:
-        u = self.extractor(pixels(x)).cpu().double()  # not every device has double precision
+    def look(self, x: Tensor) -> Look:
+        pictures = pixels(x)
+        u = self.extractor(pictures).cpu().double()  # not every device has double precision
         z = F.normalize(u - u.mean(1, keepdim=True))  # (B, d)
         units = (z * UNITS).round().to(self.projection)
-        projected = (units @ self.projection.T).div_(UNITS).add_(1)  # (B, D)
-        return projected.square_().mul_(STEPS).round_().div_(STEPS)
+        projected = (units @ self.projection.T).div_(UNITS)  # (B, D)
+        v = torch.cat([projected[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1)
+        v = v.mul_(STEPS).round_().div_(STEPS)  # (B, d + 1)
+        features = projected.add_(1).square_().mul_(STEPS).round_().div_(STEPS)
+        strange = distances(v.to(self.mean), self.mean, self.whitener)
+        return Look(features, self.weight.new_zeros(()), strange, v)
+
+    def younger(self) -> dict[str, Tensor]:
+        return {**super().younger(), "mean": self.mean, "whitener": self.whitener}
 
 
 class ImageAnalyticLearner(AnalyticLearner):
@@ -107,8 +122,22 @@ class ImageAnalyticLearner(AnalyticLearner):
             raise ValueError("only learners over the same backbone can be merged.")
         super().merge(other)
 
+    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        self._acquaintance.add(look.v, sign=sign, forgetting=self.options.forgetting)
+
+    def _join(self, other: Self, numbers: Tensor) -> None:
+        super()._join(other, numbers)
+        self._acquaintance.merge(other._acquaintance)
+
+    def _solve(self) -> None:
+        super()._solve()
+        model = self._model
+        for buffer, value in zip((model.mean, model.whitener, model.familiar), self._acquaintance.fit(), strict=True):
+            buffer.copy_(value)
+
     def capture(self) -> State:
         state = super().capture()
+        state = State(state.serving, {**state.training, **self._acquaintance.capture()}, state.meta)
         extractor = self._model.extractor
         if isinstance(extractor, Wavelets):
             return state
@@ -121,12 +150,22 @@ class ImageAnalyticLearner(AnalyticLearner):
         if features is not None:
             self._build(Seen(Backbone.described(state.meta["features"]), features))
         super().restore(state)
+        if familiar := {name: t for name, t in state.training.items() if name.startswith("familiar/")}:
+            self._acquaintance.restore(familiar)  # versions of before have none
         self._constant.restored()
 
     def _build(self, extractor: Wavelets | Seen) -> None:
         """Everything but what is learned."""
-        network = module_on(lambda: ImageAnalytic(extractor, self.options.width, ()), self._device)
-        super().__init__(network.eval(), self.options, self._device)
+        options = self.options
+        network = module_on(lambda: ImageAnalytic(extractor, options.width, (), options.unknown), self._device)
+        super().__init__(network.eval(), options, self._device)
+        self._acquaintance = Acquaintance(len(network.mean))
+
+
+def contrast(pictures: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1] → (B, 1) float64: how much pixels vary, as a logarithm; -20 where they do not at all"""
+    variance = pictures.cpu().double().flatten(2).var(2, correction=0).mean(1, keepdim=True)
+    return (variance + 2.0**-20).log2()
 
 
 def signs(rows: int, columns: int) -> Tensor:
@@ -158,7 +197,10 @@ def learner(
 def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageAnalytic:
     features = options.features
     extractor = Wavelets(shape) if features is None else Seen(Backbone.described(meta["features"]), features)
-    return module_on(lambda: ImageAnalytic(extractor, options.width, meta["classes"]), torch.device("cpu")).eval()
+    made = module_on(
+        lambda: ImageAnalytic(extractor, options.width, meta["classes"], options.unknown), torch.device("cpu")
+    )
+    return made.eval()
 
 
 def sources(options: ImageAnalyticOptions) -> dict[str, Reference]:

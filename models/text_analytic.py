@@ -26,7 +26,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
+from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
+from models.familiarity import SAMPLE
 from models.hashing import Found, both, bucket, edged, mixed, ngrams, words
 from models.learner import Blueprint, Rows, State, module_on, structural
 from models.memory import Changed
@@ -36,6 +37,7 @@ ORDERS = (3, 4, 5)  # of n-grams
 SCALE = 64  # the length of φ, before it is rounded
 SMOOTHING = 2e-4  # ε
 TRUST = 0.03  # β
+ENOUGH = 8  # records of a class from which on another one of it is no stranger
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)  # from narrow to wide
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*INTEGERS, torch.float64)}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -55,34 +57,44 @@ class TextAnalytic(AnalyticModel):
     records: Tensor  # (K,) float64: n_c
     lengths: Tensor  # (K,) float64: Σ_f C_fc
 
-    def __init__(self, width: int, buckets: int, classes: Sequence[str], dtype: torch.dtype) -> None:
-        super().__init__(width, classes)
+    def __init__(self, width: int, buckets: int, classes: Sequence[str], unknown: float, dtype: torch.dtype) -> None:
+        super().__init__(width, classes, unknown)
         self.reads = (width, buckets)
         self.register_buffer("counts", torch.zeros(buckets, len(self.classes), dtype=dtype))
         self.register_buffer("records", torch.zeros(len(self.classes), dtype=torch.float64))
         self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
 
-    def features(self, x: Tensor) -> Tensor:
+    def look(self, x: Tensor) -> Look:
         found = hashes(x)
+        row, buckets = self._distinct(found)
+        logs = self.bayes(len(x), row, buckets)  # (B, K)
+        features_each = torch.bincount(row, minlength=len(x)).clamp_min(1)
+        best = logs.amax(1) if self.classes else logs.new_zeros(len(x))
+        prior = TRUST * (logs - logs.mean(1, keepdim=True))
+        return Look(self.features(found), prior, -best / features_each, torch.zeros(len(x), 0))
+
+    def features(self, found: Found) -> Tensor:
+        """The hashes of B texts → φ (B, D) float32"""
         signs = torch.where(found.there, (mixed(found.hashes) >> 63) * 2 + 1, 0).float()
-        v = torch.zeros(len(x), self.weight.shape[1], device=x.device)
+        v = self.weight.new_zeros(len(signs), self.weight.shape[1])
         v.scatter_add_(1, bucket(found.hashes, v.shape[1]), signs)
         length: Tensor = v.norm(dim=1, keepdim=True)
         return (v * (SCALE / length.clamp_min(1))).round()
 
-    def prior(self, x: Tensor) -> Tensor:
-        """β log p(x | c), less its mean over the classes."""
-        row, buckets = self.rows(x)
+    def bayes(self, count: int, row: Tensor, buckets: Tensor) -> Tensor:
+        """Features of so many texts, as `rows` gives them → log p(x | c) (B, K), but for a constant"""
         records = self.records.clamp_min(1)
         logs = torch.log(self.counts[buckets].float() / records.float() + SMOOTHING)  # (N, K)
-        found = torch.zeros(len(x), len(records), device=x.device).index_add_(0, row, logs)
-        found -= (self.lengths / records).float()
-        return TRUST * (found - found.mean(1, keepdim=True))
+        found = logs.new_zeros(count, len(records)).index_add_(0, row, logs)
+        return found - (self.lengths / records).float()
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, L) → N features of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
-        found, buckets = hashes(x), len(self.counts)
-        text = torch.arange(len(x), device=x.device)[:, None]
+        return self._distinct(hashes(x))
+
+    def _distinct(self, found: Found) -> tuple[Tensor, Tensor]:
+        buckets = len(self.counts)
+        text = torch.arange(len(found.hashes), device=found.hashes.device)[:, None]
         pairs: Tensor = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there])
         return pairs // buckets, pairs % buckets
 
@@ -113,6 +125,7 @@ class TextAnalyticLearner(AnalyticLearner):
     def __init__(self, network: TextAnalytic, options: TextAnalyticOptions, device: torch.device) -> None:
         super().__init__(network, options, device)
         self._changed = Changed()
+        self._scored = torch.zeros((), dtype=torch.int64)
 
     def capture(self) -> State:
         state, counts = super().capture(), self._model.counts
@@ -125,8 +138,20 @@ class TextAnalyticLearner(AnalyticLearner):
         # Fractions that are left of a former forgetting factor stay.
         fades = self.options.forgetting < 1
         self._model.counts = self._model.counts.to(torch.float64 if fades else counts_type(state.meta))
-        super().restore(state)
+        training = state.training if "familiar" in state.serving else {**state.training, "head/scored": self._scored}
+        super().restore(State(state.serving, training, state.meta))
         self._changed.take()
+
+    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        """The scores of the last records, each from before it was learned."""
+        scores = look.strange[self._sums.counts[y] >= ENOUGH].to(self._model.familiar)
+        if sign > 0:
+            places = (self._scored + torch.arange(len(scores))) % SAMPLE
+            self._model.familiar[places] = scores
+            self._scored += len(scores)
+
+    def _own(self) -> dict[str, Tensor]:
+        return {**super()._own(), "head/scored": self._scored}
 
     def _add(self, x: Tensor, features: Tensor, y: Tensor, sign: int = 1) -> None:
         super()._add(x, features, y, sign)
@@ -174,13 +199,15 @@ def learner(
     options: TextAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> TextAnalyticLearner:
     dtype = torch.float64 if options.forgetting < 1 else INTEGERS[0]
-    network = module_on(lambda: TextAnalytic(options.width, options.buckets, (), dtype), device)
+    network = module_on(lambda: TextAnalytic(options.width, options.buckets, (), options.unknown, dtype), device)
     return TextAnalyticLearner(network, options, device)
 
 
 def model(options: TextAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextAnalytic:
     classes, dtype = meta["classes"], counts_type(meta)
-    network = module_on(lambda: TextAnalytic(options.width, options.buckets, classes, dtype), torch.device("cpu"))
+    network = module_on(
+        lambda: TextAnalytic(options.width, options.buckets, classes, options.unknown, dtype), torch.device("cpu")
+    )
     return network.eval()
 
 

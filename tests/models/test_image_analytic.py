@@ -159,7 +159,7 @@ def test_order_and_batches_do_not_matter(head: HeadName) -> None:
     by_class = sorted(rows, key=lambda row: case.labels[row])
     one, other = learned(case, rows), learned(case, by_class, size=7)
     order = [other.model.classes.index(name) for name in one.model.classes]
-    ours, theirs = (each.model.scores(each.model.features(case.x[400:500])) for each in (one, other))
+    ours, theirs = (each.model.scores(each.model.look(case.x[400:500]).features) for each in (one, other))
     torch.testing.assert_close(ours, theirs[:, order], atol=1e-3, rtol=1e-3)
 
 
@@ -189,10 +189,11 @@ def test_features_do_not_depend_on_the_batch() -> None:
     case = a_case(size=16, width=300)
     model = case.learner().model
     assert isinstance(model, ImageAnalytic)
-    together = model.features(case.x[:100])
+    together = model.look(case.x[:100])
     for size in (1, 3, 32):
-        parts = [model.features(case.x[start : min(start + size, 100)]) for start in range(0, 100, size)]
-        assert torch.equal(torch.cat(parts), together)
+        parts = [model.look(case.x[start : min(start + size, 100)]) for start in range(0, 100, size)]
+        assert torch.equal(torch.cat([part.features for part in parts]), together.features)
+        assert torch.equal(torch.cat([part.v for part in parts]), together.v)
 
 
 @pytest.mark.parametrize("learned_before", [2**24, 2**31, 2**40])
@@ -266,11 +267,12 @@ def test_features_are_random_ones_of_what_is_known(features: Mapping[str, Any] |
     u = known(features, case.x[:20]).double()
     z = u - u.mean(1, keepdim=True)
     expected = (z / z.norm(dim=1, keepdim=True) @ rademacher(64, u.shape[1]).T + 1).square()
-    found = served.features(case.x[:20]).double()
+    found = served.look(case.x[:20]).features.double()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0.5 / STEPS + 1e-3)
     assert torch.equal(found * STEPS, (found * STEPS).round())
     assert expected.mean().item() == pytest.approx(2, abs=0.8)  # P z has mean 0 and variance 1
-    assert all(name in {"weight", "bias", "sharpness"} for name in state.serving) == (features is None)
+    of_itself = {"weight", "bias", "sharpness", "shares", "familiar", "mean", "whitener"}
+    assert (state.serving.keys() == of_itself) == (features is None)
 
 
 def test_a_backbone_is_given_once_and_needed_once() -> None:
@@ -322,7 +324,7 @@ def test_any_size_and_number_of_channels(shape: tuple[int, ...]) -> None:
     x = torch.randint(256, (6, *shape), dtype=torch.uint8, generator=rng)
     case = Case(BLUEPRINT, ImageAnalyticOptions(width=32), x, list("ababab"))
     learner = learned(case, list(range(6)))
-    features = learner.model.features(x)
+    features = learner.model.look(x).features
     assert features.shape == (6, 32)
     assert (features >= 0).all()
     assert learner.model.classify(x).shape == (6, 2)
@@ -334,4 +336,4 @@ def test_colours_that_nobody_sees_do_not_count() -> None:
     x[:, 3, :8] = 0
     x[1, :3, :8] = 255 - x[1, :3, :8]
     model = Case(BLUEPRINT, ImageAnalyticOptions(width=16), x, "ab").learner().model
-    assert torch.equal(*model.features(x))  # type: ignore[attr-defined]
+    assert torch.equal(*model.look(x).features)  # type: ignore[attr-defined]

@@ -91,13 +91,13 @@ def test_naive_bayes_is_the_poisson_of_scipy() -> None:
     rates = np.stack([x[y == c].mean(0) + SMOOTHING for c in range(4)])
     oracle = np.stack([poisson.logpmf(x, rate).sum(1) for rate in rates], 1)
     oracle -= oracle.mean(1, keepdims=True)
-    np.testing.assert_allclose(model.prior(case.x[ROWS]).numpy(), TRUST * oracle, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(model.look(case.x[ROWS]).prior.numpy(), TRUST * oracle, rtol=1e-4, atol=1e-3)
 
 
 def test_the_head_is_scikit_learns_ridge_on_whole_numbers() -> None:
     case = a_case()
     model = learned(case, ROWS).model
-    features = model.features(case.x[ROWS])
+    features = model.look(case.x[ROWS]).features
     assert torch.equal(features, features.round())
     torch.testing.assert_close(features.norm(dim=1), torch.full((len(ROWS),), float(SCALE)), atol=4, rtol=0)
     y = np.array([model.classes.index(case.labels[row]) for row in ROWS])

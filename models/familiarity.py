@@ -1,0 +1,140 @@
+"""How much a record resembles what was learned, and what an answer is worth where it does not.
+
+A learner scores how strange a record is. Among the scores s_i of n records that it has learned, each as if it had not
+been, a record with the score s has the rank
+
+    r = (1 + #{i: s_i ≥ s}) / (1 + n)
+
+For a record like those, r is below α with probability α, whatever the distribution of scores (conformal prediction,
+Vovk et al. 2005). So `recognise` calls unknown what has r < `unknown`, and an answer is
+
+    w p + (1 - w) q,   w = min(1, r / RARE)
+
+with the probabilities p and the share q of each class in all records: what tells nothing is answered by what was known
+without it, and nearly all that resembles is answered by p.
+
+Pictures are scored by their squared Mahalanobis distance from all of them, over a few fixed numbers v of each. Its sums
+M = Σ [1, v][1, v]ᵀ are exact, and the sample of those whose v have the smallest digests is uniform (bottom-k, Cohen and
+Kaplan 2007): neither depends on the order of the stream. For a record that M holds,
+
+    d²₋ = n / (n - 1) · d² / (1 - d² / (n - 1))
+
+is its distance from the n - 1 others (Sherman and Morrison 1950).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from models.learner import Rows, copy_into
+
+RARE = 0.05
+SAMPLE = 500  # records whose scores are known
+NEVER = 1e38  # a score that no record has, and a number that a snapshot may hold
+SHRINKAGE = 0.02  # of each variance that is added to it
+SAFE = 0.99  # the most of itself that a record may be to a distance
+
+
+def ranks(strange: Tensor, known: Tensor) -> Tensor:
+    """Scores (B,) among known ones (N,), `NEVER` where there is none → r (B,)"""
+    there = known < NEVER
+    above = (there & (known >= strange[:, None])).sum(1)  # (B,)
+    return (1 + above) / (1 + there.sum())
+
+
+def tempered(p: Tensor, rank: Tensor, shares: Tensor) -> Tensor:
+    """Probabilities p (B, K), ranks (B,), shares q (K,) → w p + (1 - w) q"""
+    w = (rank / RARE).clamp_max(1)[:, None]
+    return w * p + (1 - w) * shares
+
+
+class Acquaintance:
+    """M and the sample, of records' numbers v (d,): whole multiples of 1/16, so that M is exact."""
+
+    def __init__(self, width: int) -> None:
+        self.moments = torch.zeros(width + 1, width + 1, dtype=torch.float64)  # M
+        self._sample: dict[bytes, Tensor] = {}  # digest → v
+        self._last = b""  # the largest digest of a full sample
+
+    def add(self, v: Tensor, *, sign: int = 1, forgetting: float = 1.0) -> None:
+        """v (B, d) float64 of records that are learned, or with the sign -1 taken out."""
+        ones = torch.cat([v.new_ones(len(v), 1), v], 1)
+        self.moments.addmm_(ones.T, ones, beta=forgetting ** len(v), alpha=sign)
+        for row in v.float():
+            if sign > 0:
+                self._keep(row)
+            else:
+                self._sample.pop(_digest(row), None)
+
+    def merge(self, other: Acquaintance) -> None:
+        """Adds all that another one has met."""
+        self.moments += other.moments
+        for row in other._sample.values():
+            self._keep(row)
+
+    def fit(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean (d,), W (d, d) with |W (v - mean)|² the distance, and the sample's scores (SAMPLE,), all float32."""
+        n, total, squares = self.moments[0, 0], self.moments[0, 1:], self.moments[1:, 1:]
+        mean = total / n.clamp_min(1)
+        covariance = squares / n.clamp_min(1) - torch.outer(mean, mean)
+        covariance += torch.diag(SHRINKAGE * covariance.diagonal().clamp_min(1 / 256))
+        root = torch.linalg.cholesky(covariance)
+        whitener = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=torch.float64), upper=False)
+        scores = torch.full((SAMPLE,), NEVER, dtype=torch.float64)
+        if self._sample and n > 2:
+            v = torch.stack([row for _, row in sorted(self._sample.items())]).double()  # (N, d)
+            d = distances(v, mean, whitener)
+            scores[: len(d)] = n / (n - 1) * d / (1 - (d / (n - 1)).clamp_max(SAFE))
+        return mean.float(), whitener.float(), scores.float()
+
+    def capture(self) -> dict[str, Tensor]:
+        """familiar/moments (d + 1, d + 1) float64, familiar/v (SAMPLE, d) float32, and how many rows of it are used:
+        familiar/known () int64."""
+        state, found = self._blank(), [row for _, row in sorted(self._sample.items())]
+        state["familiar/moments"].copy_(self.moments)
+        state["familiar/known"].fill_(len(found))
+        for target, row in zip(state["familiar/v"], found, strict=False):
+            target.copy_(row)
+        return state
+
+    def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
+        """
+        Raises:
+            ValueError: a tensor is missing or does not fit.
+        """
+        found = self._blank()
+        copy_into(found, state)
+        self.moments, self._sample = found["familiar/moments"], {}
+        for row in found["familiar/v"][: int(found["familiar/known"])]:
+            self._keep(row)
+
+    def _blank(self) -> dict[str, Tensor]:
+        width = len(self.moments) - 1
+        return {
+            "familiar/moments": torch.zeros_like(self.moments),
+            "familiar/v": torch.zeros(SAMPLE, width),
+            "familiar/known": torch.zeros((), dtype=torch.int64),
+        }
+
+    def _keep(self, row: Tensor) -> None:
+        digest = _digest(row)
+        if len(self._sample) >= SAMPLE and digest >= self._last:
+            return
+        self._sample[digest] = row.clone()
+        if len(self._sample) > SAMPLE:
+            del self._sample[self._last]
+        if len(self._sample) == SAMPLE:
+            self._last = max(self._sample)
+
+
+def _digest(row: Tensor) -> bytes:
+    return hashlib.blake2b(row.contiguous().numpy().tobytes(), digest_size=16).digest()
+
+
+def distances(v: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
+    """v (B, d) → (B,) squared Mahalanobis distances"""
+    return ((v - mean) @ whitener.T).square().sum(1)
