@@ -73,7 +73,7 @@ def publish(
             run.files([Path(source) for source in named], repeat)
     if json_:
         print_json({"topic": topic, **run.json()})
-    if not json_:
+    else:
         typer.echo(f"{records(run.tally.published)} published to {topic}.")
     if follow is None:
         _tell_end(run)

@@ -16,17 +16,17 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from consumers import tries
 from consumers.command import err
 from consumers.dropbox import Dropbox
 from consumers.outgoing import Outgoing, Refused
 from consumers.publish import Way, entries, from_entries, from_stdin, reading
 from consumers.sending import Sender, Tally, patiently
+from consumers.tries import Try, place
 from consumers.unlearned import Unlearned, topic_warning
 from pipeline.config import Config, KafkaConfig
 from pipeline.errors import ConfigError, LogError
 from pipeline.log import ensure_topics
-from pipeline.sent import Essence, mark, sent_since
+from pipeline.sent import Essence, Mark, mark, sent_since
 
 STDIN, STDIN_FILENO = "-", 0
 CONNECT_MS = 2_000  # of one try to reach Kafka, and so the longest that an end is waited for
@@ -113,43 +113,54 @@ class Publishing:
 
     def follow(self, folder: Path) -> None:
         """Publishes what is dropped into the folder until `stop`. Raises as `files`."""
-        memory = tries.place(self._topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
+        memory = place(self._topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
         self.is_ended = False  # there is no other end than by `stop`
         dropbox = Dropbox(folder, self._way, self._say, memory)
         self._prepare()
         self._send(dropbox.records(self._stop), None, Counter(), dropbox.sent)
 
-    def _run(self, outgoing: Records, total: int | None, sources: list[str], is_stream: bool = False) -> None:
-        """Publishes what can be gone on with, if it has `sources`. Of a stream the end by Ctrl-C is one like others."""
+    def _run(self, outgoing: Records, total: int | None, sources: list[str], *, is_stream: bool = False) -> None:
+        """Publishes, and remembers where it began if it has `sources` that can be read once more.
+
+        What comes through a pipe may be there once more only where all of it was read, and a line could not be sent.
+        """
         if self._id is not None:
             outgoing = _named(outgoing, self._id)
         self._prepare()
         with ExitStack() as stack:
-            attempt, before = self._attempt(sources, stack) if sources else (None, Counter[Essence]())
-            self._send(outgoing, total, before)
+            attempt, begun = self._begin(sources, stack) if sources else (None, None)
+            if attempt is not None and begun is not None and not is_stream:
+                attempt.keep(begun)
+            self._send(outgoing, total, self._before(attempt))
             self.is_ended = self._stop.is_set()
-            if attempt is not None and (is_stream if self.is_ended else not self.tally.missing):
-                attempt.done()
+            is_left = self.tally.missing and not self.is_ended if is_stream else self.tally.missing or self.is_ended
+            if attempt is not None and begun is not None:
+                attempt.keep(begun) if is_left else attempt.done()
 
     def _prepare(self) -> None:
         if warning := topic_warning(self._config, self._topic):
             self._say(warning)
         patiently(lambda: ensure_topics(self._kafka, [self._topic]), self._stop, self._say)
 
-    def _attempt(self, sources: list[str], stack: ExitStack) -> tuple[tries.Try | None, Counter[Essence]]:
-        """This try, and what those before it published that ended early."""
-        path = tries.place(self._topic, self._kafka.bootstrap_servers, sources, ".json")
+    def _begin(self, sources: list[str], stack: ExitStack) -> tuple[Try | None, Mark | None]:
+        """This try, and where it began: with the one before, if that ended early."""
         try:
-            attempt = stack.enter_context(tries.Try(path))
+            attempt = stack.enter_context(Try(place(self._topic, self._kafka.bootstrap_servers, sources, ".json")))
             if attempt.begun is not None and not self._again:
-                begun = attempt.begun
-                self._say("The try before ended early. What it published is left out (--again: published once more).")
-                return attempt, patiently(lambda: sent_since(self._kafka, begun), self._stop, self._say)
-            attempt.begin(patiently(lambda: mark(self._kafka, self._topic), self._stop, self._say))
+                return attempt, attempt.begun
+            attempt.begun = None
+            return attempt, patiently(lambda: mark(self._kafka, self._topic), self._stop, self._say)
         except (OSError, LogError) as error:
             self._say(f"This try cannot be gone on with, should it end early: {error}")
-            return None, Counter()
-        return attempt, Counter()
+            return None, None
+
+    def _before(self, attempt: Try | None) -> Counter[Essence]:
+        """What the tries before published."""
+        if attempt is None or attempt.begun is None:
+            return Counter()
+        begun = attempt.begun
+        self._say("The try before ended early. What it published is left out (--again: published once more).")
+        return patiently(lambda: sent_since(self._kafka, begun, self._stop), self._stop, self._say)
 
     def _send(
         self,

@@ -37,20 +37,23 @@ class Try:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.seek(0)
-            self.begun = _mark(self._file.read())  # where one began that did not end
+            self.begun = _mark(self._file.read())  # where one began that ended early
+        except BlockingIOError:
+            self._file.close()
+            raise OSError("another process publishes the same at this moment.") from None
         except BaseException:
             self._file.close()
             raise
 
-    def begin(self, mark: Mark) -> None:
-        """It begins at the end of the topic."""
+    def keep(self, mark: Mark) -> None:
+        """From now on this is where it began, until it is done."""
         self._file.truncate(0)
         self._file.write(mark.model_dump_json().encode())
         self._file.flush()
 
     def done(self) -> None:
-        """All was published: the next try begins anew."""
-        self._path.unlink()
+        """Nothing is left for another try."""
+        self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

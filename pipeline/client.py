@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.codec import Encoded
 from pipeline.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
-from pipeline.errors import StoreError
+from pipeline.errors import RecordError, StoreError
 from pipeline.late_labels import late_headers
 from pipeline.log import Partition, Publisher, ensure_topics
 from pipeline.provenance import Blame, Commit, blame, commits, places_of
+from pipeline.records import name_of
 from pipeline.sampling_client import Picture, SamplingClient, encoded
 from pipeline.store import Ref, Store, connect
 
@@ -102,15 +103,20 @@ class Client(SamplingClient):
 
         Raises:
             ConfigError: the file cannot be read.
-            RecordError: no such array, a PIL image that PNG cannot hold, or more than `kafka.max_bytes`.
+            RecordError: no such array, a PIL image that PNG cannot hold, or more than `kafka.max_bytes`; or a label or
+                an id that can be none.
             LogUnavailable: Kafka cannot be reached, or does not make room in time.
         """
         content, content_type = encoded(image)
         return self._publish(topic, content, content_type, label, id)
 
     def publish_text(self, topic: str, text: str, *, label: str | None = None, id: str | None = None) -> Receipt:
-        """Publishes one text; the rest is as for `publish_image`."""
-        return self._publish(topic, text.encode(), "text/plain", label, id)
+        """Publishes one text; the rest is as for `publish_image`.
+
+        Raises:
+            RecordError: it holds half a character.
+        """
+        return self._publish(topic, _utf8(text), "text/plain", label, id)
 
     def publish_label(self, topic: str, id: str, label: str) -> Receipt:
         """Publishes the label of the record with this id, which came or comes without, to a topic of labels.
@@ -118,7 +124,8 @@ class Client(SamplingClient):
         Raises:
             RecordError, LogUnavailable: as `publish_image`.
         """
-        return self._publish(topic, label.encode(), None, None, None, key=id.encode())
+        value, key = name_of("label", label).encode(), name_of("id", id).encode()
+        return self._publish(topic, value, None, None, None, key=key)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Waits until what was published is acknowledged.
@@ -288,12 +295,20 @@ class Client(SamplingClient):
         id: str | None,
         key: bytes | None = None,
     ) -> Receipt:
+        names = {kind: name_of(kind, name) for kind, name in (("label", label), ("id", id)) if name is not None}
         if topic not in self._topics:
             ensure_topics(self._config.kafka, [topic])
             self._topics.add(topic)
-        named = {"content-type": content_type, "label": label, "id": id}
-        headers = [(name, text.encode()) for name, text in named.items() if text is not None]
+        named = names if content_type is None else {"content-type": content_type, **names}
+        headers = [(name, text.encode()) for name, text in named.items()]
         return self._publisher.publish(topic, value, key=key, headers=headers)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError("undecodable", f"the text holds half a character at {error.start}. Write it whole.") from None
 
 
 def _by_topic(letters: Iterable[DeadLetter]) -> dict[str, list[DeadLetter]]:

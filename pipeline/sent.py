@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from threading import Event
 
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import KafkaConfig
+from pipeline.errors import Stopped
 from pipeline.kafka_client import connect, missing_topics, translated
 from pipeline.log import Partition, Reader
 from pipeline.offsets import describe, end_offsets
@@ -53,10 +55,11 @@ def mark(config: KafkaConfig, topic: str) -> Mark:
     return Mark(topic=topic, topic_id=found[topic].id, offsets={at.number: offset for at, offset in ends.items()})
 
 
-def sent_since(config: KafkaConfig, begun: Mark) -> Counter[Essence]:
+def sent_since(config: KafkaConfig, begun: Mark, stop: Event) -> Counter[Essence]:
     """How often the topic was sent which record since then; all that it holds, where it was made again.
 
     Raises:
+        Stopped: `stop` was set meanwhile.
         TopicMissing, LogUnavailable, LogError: as `Reader`.
     """
     positions = {Partition(begun.topic, number): offset for number, offset in begun.offsets.items()}
@@ -66,6 +69,8 @@ def sent_since(config: KafkaConfig, begun: Mark) -> Counter[Essence]:
         config, [begun.topic], positions=positions, topic_ids=ids, jump=True, group="headrace-publish"
     ) as reader:
         while any(reader.lag().values()):
+            if stop.is_set():
+                raise Stopped(f"What {begun.topic} holds was not read to its end.")
             polled = reader.poll(POLL_S)
             found.update(essence(record.headers) for record in (polled.records if polled else ()))
     return found

@@ -134,6 +134,25 @@ def test_a_try_that_ended_early_is_gone_on_with(
     assert headrace("publish", topic, "lines.jsonl").out == f"6 records published to {topic}.\n"
 
 
+def test_a_stream_that_was_ended_is_not_gone_on_with(folder: Path, topic: str, log: Log) -> None:
+    """Its lines are other ones, also where they say the same."""
+    for passed in (1, 2):
+        process = subprocess.Popen(
+            tied([HEADRACE, "publish", topic, "-"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        process.stdin.write(b"GET /\nGET /\n")
+        process.stdin.flush()
+        log.read(topic, 2 * passed)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130  # with its standard input open
+        process.communicate()
+    assert log.values(topic) == 4 * [b"GET /"]
+
+
 def test_a_folder_is_followed_and_the_next_start_forgets_nothing(folder: Path, topic: str, log: Log) -> None:
     drop = folder / "drop"
     drop.mkdir()

@@ -19,7 +19,7 @@ from pipeline.records import Example, Record, RecordDecoder
 from pipeline.store import Draft, Ref, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from redis import Redis
@@ -151,6 +151,28 @@ def test_a_pil_image_that_png_cannot_hold(client: Client, topic: str) -> None:
 def test_a_file_that_is_not_there(client: Client, topic: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.png cannot be read"):
         client.publish_image(topic, tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize(
+    ("publish", "reason"),
+    [
+        (
+            lambda client, topic: client.publish_text(topic, "cut \ud83d"),
+            "undecodable: the text holds half a character",
+        ),
+        (lambda client, topic: client.publish_text(topic, "a", label=""), "label: '', 0 characters"),
+        (lambda client, topic: client.publish_text(topic, "a", label="a\nb"), "label: .* leave out control"),
+        (lambda client, topic: client.publish_text(topic, "a", id="x" * 201), "id: .* 201 characters"),
+        (lambda client, topic: client.publish_text(topic, "a", label="\ud83d"), "label: "),
+        (lambda client, topic: client.publish_label(topic, "", "cat"), "id: '', 0 characters"),
+        (lambda client, topic: client.publish_label(topic, "1", " "), "label: ' ', 0 characters"),
+    ],
+)
+def test_what_no_worker_could_read_is_not_published(
+    client: Client, topic: str, publish: Callable[[Client, str], object], reason: str
+) -> None:
+    with pytest.raises(RecordError, match=reason):
+        publish(client, topic)
 
 
 def test_pull(client: Client, store: Store) -> None:
