@@ -29,6 +29,7 @@ from consumers.command import (
 from consumers.kernels import choose
 from consumers.stopping import stopping
 from pipeline.errors import ConfigError, HeadraceError, StoreUnavailable
+from pipeline.words import said
 
 
 def main() -> None:
@@ -39,7 +40,8 @@ def main() -> None:
         typer.secho(f"headrace: {error}", fg="red", err=True)
         sys.exit(error.exit_status)
     except OSError as error:  # of a file that the user named
-        typer.secho(f"headrace: {error}. See that the path exists and may be used.", fg="red", err=True)
+        what = f"{error.filename}: {said(error)}" if error.filename else said(error)
+        typer.secho(f"headrace: {what}. See that the path exists and may be used.", fg="red", err=True)
         sys.exit(1)
 
 
@@ -66,8 +68,11 @@ def train(
         bool, typer.Option("--jump", help="Go on at what a topic holds where that is not what comes next.")
     ] = False,
     config: ConfigPath = DEFAULT_CONFIG,
+    json_: Json = False,
 ) -> None:
     """Learn from the model's topics until Ctrl-C or SIGTERM, which end with a snapshot.
+
+    With --json two lines: where its metrics are, and at its end the newest version.
 
     Example: headrace train pictures
     """
@@ -81,28 +86,34 @@ def train(
     from consumers.trainer import Worker
     from pipeline.metrics import WorkerMetrics, serve_metrics
 
-    registry = CollectorRegistry()
-    with (
-        stopping() as stop,
-        serve_metrics(registry, table.metrics.host, table.metrics.port) as address,
-    ):
-        tell(f"{model}: metrics at {address}")
-        Worker(
+    registry, store = CollectorRegistry(), open_store(settings, model)
+    with stopping() as stop:
+        worker = Worker(
             model,
             settings,
             resolve_blueprint(table.learner),
-            open_store(settings, model),
+            store,
             WorkerMetrics(registry, model),
             stop=stop,
             say=tell,
             owner=f"{socket.gethostname()}:{os.getpid()}",
             jump=jump,
-        ).run()
+        )
+        with serve_metrics(registry, table.metrics.host, table.metrics.port) as address:
+            tell(f"{model}: metrics at {address}")
+            if json_:
+                print_json({"model": model, "metrics": address})
+            worker.run()
+        if json_:
+            head = store.head()
+            print_json({"model": model, "version": head and head.version, "digest": head and head.digest})
 
 
 @app.command()
-def serve(config: ConfigPath = DEFAULT_CONFIG) -> None:
+def serve(config: ConfigPath = DEFAULT_CONFIG, json_: Json = False) -> None:
     """Serve the newest version of every model over HTTP until Ctrl-C.
+
+    With --json a line with its address.
 
     Example: headrace serve
     """
@@ -110,7 +121,7 @@ def serve(config: ConfigPath = DEFAULT_CONFIG) -> None:
 
     from consumers.sampler import serve as run
 
-    run(settings)
+    run(settings, tell, (lambda url: print_json({"url": url})) if json_ else lambda url: None)
 
 
 @app.command()

@@ -10,12 +10,14 @@ import typer
 
 from consumers.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, print_json, tell
 from pipeline.errors import ConfigError
+from pipeline.words import near
 
 if TYPE_CHECKING:
     from pipeline.answers import Classified, Pictures
     from pipeline.sampling_client import SamplingClient
 
 SHOWN = 5  # classes
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".txt"}  # of what is a file's name
 
 app = typer.Typer()
 
@@ -285,13 +287,25 @@ def _picture(path: Path) -> Path | bytes:
 
 
 def _record(record: str) -> Path | bytes | str:
-    """What is no file is a text."""
+    """What is no file is a text, unless it is written as the name of one.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     if record == "-":
         return sys.stdin.buffer.read()
     try:
-        return Path(record) if Path(record).is_file() else record
+        path, is_file = Path(record), Path(record).is_file()
     except (OSError, ValueError):  # longer than a path can be
         return record
+    if is_file:
+        return path
+    if record.startswith(("/", "./", "../", "~/")) or (path.suffix.lower() in SUFFIXES and not record.split()[1:]):
+        advice = near(path.name, [beside.name for beside in path.parent.glob("*")])
+        raise ConfigError(
+            f"{record} is no file.{advice} Correct the path; a text that looks like one goes through standard input, -."
+        )
+    return record
 
 
 def _ranked(answer: Classified, json_: bool) -> None:

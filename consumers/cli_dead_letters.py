@@ -19,6 +19,7 @@ from consumers.command import (
     print_json,
 )
 from pipeline.errors import ConfigError, LogError, RecordError
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,7 @@ def list_(
     for letter in letters[:limit]:
         typer.echo(_line(letter))
     more = f", {limit} shown" if len(letters) > limit else ""
-    typer.echo(f"{len(letters)} dead letters of {topic}{more}.")
+    typer.echo(f"{counted(len(letters), 'dead letter')} of {topic}{more}.")
 
 
 @letters_app.command()
@@ -114,7 +115,7 @@ def show(
         typer.echo(f"key: {_printable(letter.record.key.decode(errors='backslashreplace'))}")
     for name, value in letter.record.headers:
         typer.echo(f"header {_printable(name)}: {_printable(value.decode(errors='backslashreplace'))}")
-    typer.echo(f"{len(content)} bytes{'' if to is None else f', written to {to}'}:\n{_preview(content)}")
+    typer.echo(f"{counted(len(content), 'byte')}{'' if to is None else f', written to {to}'}:\n{_preview(content)}")
 
 
 @letters_app.command()
@@ -195,7 +196,7 @@ def _chosen(
 
 def _agreed(verb: str, topic: str, letters: list[DeadLetter], yes: bool) -> bool:
     if len(letters) > 1:
-        ask(f"{verb} {len(letters)} dead letters of {topic}?", yes)
+        ask(f"{verb} {counted(len(letters), 'dead letter')} of {topic}?", yes)
     return bool(letters)
 
 
@@ -205,7 +206,7 @@ def _report(done: Literal["requeued", "dropped"], topic: str, letters: list[Dead
         return
     for letter in letters:
         typer.echo(_line(letter))
-    typer.echo(f"{len(letters)} dead letters of {topic} {done}.")
+    typer.echo(f"{counted(len(letters), 'dead letter')} of {topic} {done}.")
 
 
 def _unknown(origin: str, topic: str) -> LogError:

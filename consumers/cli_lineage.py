@@ -14,14 +14,17 @@ from consumers.command import (
     Json,
     ModelName,
     err,
+    known_store,
     load_config,
     moment,
     open_store,
     print_json,
+    stranger,
     tell,
 )
 from consumers.kernels import choose
 from pipeline.errors import ConfigError, NotFound, NotRepeatable
+from pipeline.words import counted, near
 
 if TYPE_CHECKING:
     from pipeline.provenance import Blame, Commit
@@ -48,13 +51,15 @@ def log(
     """
     from pipeline.provenance import commits
 
-    found = commits(open_store(load_config(config), model), limit)
+    settings = load_config(config)
+    found = commits(open_store(settings, model), limit)
     if json_:
         print_json([commit.json() for commit in found])
         return
-    typer.echo("\n\n".join(map(_commit_text, found)))
-    if not found:
-        tell(f"{model} has no version yet.")
+    if found:
+        typer.echo("\n\n".join(map(_commit_text, found)))
+    else:
+        tell(f"{stranger(settings, model)}{model} has no version yet.")
 
 
 @app.command()
@@ -66,7 +71,7 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
     from pipeline.provenance import commits
 
     model, ref = _split(version)
-    store = open_store(load_config(config), model)
+    store = known_store(load_config(config), model)
     try:
         manifest = store.manifest(ref)
     except NotFound:
@@ -90,7 +95,7 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
         "state": f"{size['serving']:,} bytes to serve, {size['training']:,} more to go on learning",
         "keyframe": "this version" if manifest.keyframe is None else f"version {manifest.keyframe.version}",
         "read up to": "  ".join(f"{at.topic}:{at.number}@{offset}" for at, offset in manifest.positions().items()),
-        "pending": f"{sum(1 for _ in manifest.pending)} records",
+        "pending": counted(sum(1 for _ in manifest.pending), "record"),
         "seed": manifest.seed,
         "code": "  ".join(f"{key} {value}" for key, value in manifest.environment.items()),
         "options": "  ".join(f"{key}={value}" for key, value in manifest.options.items()),
@@ -122,11 +127,11 @@ def blame(
     settings = load_config(config)
     if (place is None) == (id_ is None):
         raise ConfigError("Name one record: headrace blame TOPIC:PARTITION:OFFSET, or headrace blame --id ID.")
+    read = sorted({topic for table in settings.models.values() for topic in table.read_topics})
+    topic, number, offset = ("", 0, 0) if place is None else _place(place)
     if id_ is not None:
-        topics = sorted({topic for table in settings.models.values() for topic in table.read_topics})
-        places = [found for topic in topics for found in places_of(settings.kafka, topic, id_)]
+        places = [found for topic in read for found in places_of(settings.kafka, topic, id_)]
     else:
-        topic, number, offset = _place(place or "")
         places = [(Partition(topic, number), offset)]
     found = [
         blamed(open_store(settings, name), partition, offset)
@@ -140,7 +145,11 @@ def blame(
     for one in found:
         typer.echo(_blame_text(one))
     if not found:
-        tell("No model reads that topic." if places else f"No record of the models' topics has the id {id_}.")
+        tell(
+            f"No model of {config} reads {topic} (read: {', '.join(read) or 'nothing'}).{near(topic, read)}"
+            if id_ is None
+            else f"No record of the topics {', '.join(read)} has the id {id_}."
+        )
 
 
 @app.command()
@@ -183,9 +192,8 @@ def verify(
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     since = "nothing" if result.start is None else f"version {result.start}"
-    what = (
-        f"{model} {result.version}, learned again from {since} ({result.updates:,} updates, {result.records:,} records)"
-    )
+    done = f"{counted(result.updates, 'update')}, {counted(result.records, 'record')}"
+    what = f"{model} {result.version}, learned again from {since} ({done})"
     if json_:
         print_json(result.json())
     elif result.same:
@@ -218,7 +226,7 @@ def _commit_text(commit: Commit) -> str:
     lines.append(f"time       {moment(commit.created_ms)}")
     records = ", ".join(f"{count:+,} {name}" for name, count in commit.since_parent.items()) or "none"
     lines.append(
-        f"records    {records}; {commit.counts.get('learned', 0):,} learned in all, {commit.updates:,} updates"
+        f"records    {records}; {commit.counts.get('learned', 0):,} learned in all, {counted(commit.updates, 'update')}"
     )
     ranges = "  ".join(f"{at} {first}..{end - 1} ({n})" for at, (first, end, n) in commit.ranges.items())
     lines += [f"ranges     {ranges}"] if ranges else []

@@ -38,8 +38,8 @@ def up(folder: Folder = LOCAL, config: ConfigPath = DEFAULT_CONFIG) -> None:
 @app.command()
 def local(
     folder: Annotated[Path, typer.Argument(help="Where their data is kept.")] = LOCAL,
-    kafka_port: Annotated[int, typer.Option(help="0: a free one.")] = 9092,
-    redis_port: Annotated[int, typer.Option(help="0: a free one.")] = 6379,
+    kafka_port: Annotated[int, typer.Option(help="0: a free one.", min=0, max=65535)] = 9092,
+    redis_port: Annotated[int, typer.Option(help="0: a free one.", min=0, max=65535)] = 6379,
     config: Annotated[
         Path, typer.Option("--config", "-c", help="The configuration, if there is one: its redis.url has the password.")
     ] = DEFAULT_CONFIG,

@@ -14,11 +14,14 @@ from consumers.command import (
     ModelName,
     Yes,
     ask,
+    known_store,
     load_config,
     open_store,
     print_json,
+    stranger,
     tell,
 )
+from pipeline.words import counted
 
 app = typer.Typer()
 
@@ -40,7 +43,7 @@ def pull(
     from consumers.bridge import tensors
     from consumers.serving import essentials
 
-    store = open_store(load_config(config), model)
+    store = known_store(load_config(config), model)
     manifest = store.manifest(ref)
     path = to or Path(f"{model}-v{manifest.version}.safetensors")
     path.write_bytes(save(tensors(store.arrays(manifest, "serving")), essentials(manifest)))
@@ -69,14 +72,15 @@ def versions(model: ModelName, config: ConfigPath = DEFAULT_CONFIG, json_: Json 
     """
     from consumers.watch import kept_versions, version_line
 
-    rows = kept_versions(open_store(load_config(config), model))
+    settings = load_config(config)
+    rows = kept_versions(open_store(settings, model))
     if json_:
         print_json(rows)
         return
     for row in rows:
         typer.echo(version_line(row))
     if not rows:
-        tell(f"{model} has no version yet.")
+        tell(f"{stranger(settings, model)}{model} has no version yet.")
 
 
 @app.command()
@@ -92,7 +96,7 @@ def alias(
 
     Example: headrace alias pictures stable 120
     """
-    store = open_store(load_config(config), model)
+    store = known_store(load_config(config), model)
     if delete:
         store.delete_alias(name)
     named = None if delete else store.set_alias(name, ref)
@@ -115,8 +119,8 @@ def delete(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONF
 
     Example: headrace delete pictures
     """
-    store = open_store(load_config(config), model)
-    ask(f"Delete {model} with {len(store.versions())} versions, aliases and lineage?", yes)
+    store = known_store(load_config(config), model)
+    ask(f"Delete {model} with {counted(len(store.versions()), 'version')}, aliases and lineage?", yes)
     store.delete()
     typer.echo(f"{model} is deleted.")
 
@@ -127,7 +131,7 @@ def reset(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONFI
 
     Example: headrace reset pictures
     """
-    store = open_store(load_config(config), model)
-    ask(f"Remove the {len(store.versions())} versions of {model} and start anew?", yes)
+    store = known_store(load_config(config), model)
+    ask(f"Remove {counted(len(store.versions()), 'version')} of {model} and start anew?", yes)
     store.reset()
     typer.echo(f"{model} starts anew.")

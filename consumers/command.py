@@ -12,17 +12,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from pipeline import __version__
 from pipeline.config import Config, load
+from pipeline.errors import NotFound
+from pipeline.words import near
 
 if TYPE_CHECKING:
     from pipeline.store import Store
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"headrace {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     help="Continual learning on live streams: publish data to a topic, watch live metrics, pull current versions.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+
+
+@app.callback()
+def headrace(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """What is said before any command."""
+
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -41,6 +61,27 @@ def open_store(config: Config, model: str) -> Store:
     from pipeline.store import Store, connect
 
     return Store(connect(config.redis.url), config.family(model), model)
+
+
+def known_store(config: Config, model: str) -> Store:
+    """The same of a model that there is.
+
+    Raises:
+        NotFound: it is neither in the configuration nor in Redis.
+    """
+    if unknown := stranger(config, model):
+        raise NotFound(f"{unknown}`headrace watch` lists those that are.")
+    return open_store(config, model)
+
+
+def stranger(config: Config, model: str) -> str:
+    """A sentence on a name that is neither in the configuration nor in Redis; else nothing."""
+    from pipeline.store import connect, models
+
+    known = {*config.models, *(name for _, name in models(connect(config.redis.url)))}
+    if model in known:
+        return ""
+    return f"There is no model {model} (known: {', '.join(sorted(known)) or 'none'}).{near(model, known)} "
 
 
 def ask(question: str, yes: bool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from models.learner import Blueprint, Options, structural_fields
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, unknown_key
 from pipeline.errors import ConfigError, StateMismatch
 from pipeline.manifest import Manifest
 
@@ -30,11 +30,18 @@ def validated_options(name: str, settings: ModelConfig, blueprint: Blueprint) ->
     try:
         return blueprint.options(**settings.options)
     except ValidationError as error:
+        known = blueprint.options.model_fields
         lines = [
-            f"models.{name}.options.{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}."
+            f"models.{name}.options.{'.'.join(map(str, item['loc']))} = {item['input']!r}: {_fault(item, known)}."
             for item in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _fault(item: ErrorDetails, known: Iterable[str]) -> str:
+    if item["type"] != "extra_forbidden":
+        return item["msg"]
+    return f"{unknown_key(str(item['loc'][-1]), known)}; its learner's options are {', '.join(known)}"
 
 
 def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Blueprint) -> dict[str, list[Any]]:

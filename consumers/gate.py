@@ -159,7 +159,9 @@ def tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RecordError)
     async def _(request: Request, error: RecordError) -> JSONResponse:
-        return _told(413 if error.reason == "too-large" else 422, error.reason, error.detail)
+        return _told(
+            413 if error.reason == "too-large" else 422, error.reason, f"The record cannot be read: {error.detail}"
+        )
 
     @app.exception_handler(ConfigError)  # an alias that no alias can have
     async def _(request: Request, error: ConfigError) -> JSONResponse:

@@ -27,6 +27,7 @@ from pipeline.config import Config, KafkaConfig
 from pipeline.errors import ConfigError, LogError
 from pipeline.log import ensure_topics
 from pipeline.sent import Essence, Mark, mark, sent_since
+from pipeline.words import counted
 
 STDIN, STDIN_FILENO = "-", 0
 CONNECT_MS = 2_000  # of one try to reach Kafka, and so the longest that an end is waited for
@@ -38,7 +39,7 @@ Records = Iterable[Outgoing | Refused | None]  # None: what was sent is waited f
 
 def records(number: int) -> str:
     """In words."""
-    return "1 record" if number == 1 else f"{number:,} records"
+    return counted(number, "record")
 
 
 class Publishing:

@@ -6,6 +6,7 @@ from models.learner import Blueprint
 from models.registry import BUILTIN
 from pipeline.errors import ConfigError
 from pipeline.own_code import own
+from pipeline.words import near
 
 
 def resolve_blueprint(name: str) -> Blueprint:
@@ -20,7 +21,7 @@ def resolve_blueprint(name: str) -> Blueprint:
         return BUILTIN[name]
     advice = f'Use one of {", ".join(sorted(BUILTIN))}, or "module:attribute" of a Blueprint of your own.'
     if not name.partition(":")[2]:
-        raise ConfigError(f'learner = "{name}" is not built in. {advice}')
+        raise ConfigError(f'learner = "{name}" is not built in.{near(name, BUILTIN)} {advice}')
     blueprint = own("learner", name, advice)
     if not isinstance(blueprint, Blueprint):
         raise ConfigError(f'learner = "{name}" is a {type(blueprint).__name__}, not a Blueprint. {advice}')

@@ -82,8 +82,8 @@ class Service:
             detail = follower.problem or "It has no version yet; one comes when its worker has learned."
             raise refusal(503, "no-version", f"{model}: {detail}", **RETRY_AFTER)
         if not is_able(live, route):
-            able = [f"/models/{model}/{other}" for other in capabilities(live)]
-            raise refusal(409, "wrong-kind", f"{model} does not {route}. Use {' or '.join(able) or '/models'}.")
+            able = " or ".join(capabilities(live)) or "ask for its versions alone"
+            raise refusal(409, "wrong-kind", f"{model} does not {route}. What it does: {able}.")
         return live
 
     def known(self, live: Live, label: str | None) -> None:
@@ -93,7 +93,7 @@ class Service:
         """
         if label is not None and label not in live.model.classes:
             known = ", ".join(live.model.classes[:50]) or "none yet"
-            raise refusal(422, "label", f"{live.manifest.model} has learned no such label. Known: {known}.")
+            raise refusal(422, "label", f"{live.manifest.model} has learned no label {label!r}. Known: {known}.")
 
     def bounded(self, name: str, value: int, most: int) -> None:
         """
@@ -101,7 +101,7 @@ class Service:
             HTTPException: 422 where more is asked than the configuration allows one request.
         """
         if value > most:
-            raise refusal(422, "invalid", f"{name}: at most {most}.")
+            raise refusal(422, "invalid", f"{name} = {value}: at most {most} at one time. Ask for less.")
 
     @contextmanager
     def place(self, places: Places | None = None) -> Iterator[None]:

@@ -27,6 +27,7 @@ from consumers.stopping import stopping
 from pipeline import __version__
 from pipeline.errors import ConfigError
 from pipeline.metrics import SamplerMetrics
+from pipeline.words import said
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -117,7 +118,7 @@ def open_server(
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=CONNECTIONS)
     except OSError as error:
         raise ConfigError(
-            f"sampler: {settings.host}:{settings.port} cannot be bound: {error}. "
+            f"sampler: {settings.host}:{settings.port} cannot be bound ({said(error)}). "
             f"Set another sampler.host or sampler.port."
         ) from None
     # For all that it accepts: asyncio does it only for sockets that name their protocol, and without it each answer
@@ -143,8 +144,14 @@ def _to_stderr(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def serve(config: Config, say: Callable[[str], None] = _to_stderr) -> None:
+def serve(
+    config: Config, say: Callable[[str], None] = _to_stderr, listens: Callable[[str], None] = lambda url: None
+) -> None:
     """Serves until SIGINT, SIGTERM or SIGHUP, then ends within about GRACE_S. Call it from the main thread.
+
+    Args:
+        say: takes one-line messages for people.
+        listens: is told the address once it is bound.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -152,6 +159,8 @@ def serve(config: Config, say: Callable[[str], None] = _to_stderr) -> None:
     with stopping() as stop:
         server, listener = open_server(config, say, stop)
         host, port = listener.getsockname()[:2]
-        say(f"The sampler answers at http://{f'[{host}]' if ':' in host else host}:{port}")
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        say(f"The sampler answers at {url}")
+        listens(url)
         with listener:
             server.run([listener])

@@ -22,6 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
 from pipeline.records import Example, Record, labelled
 from pipeline.store import Store
+from pipeline.words import counted
 
 TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
 TRIPS = 3  # of the guard without an update that went well: then it is not the records
@@ -219,7 +220,7 @@ class Session:
             self._bury(why, *self._replay.records(row))
         self._fold.lineage.change({"guard": {"update": self._fold.updates, "records": len(culprits)}})
         self._metrics.guarded()
-        self._say(f"{self._fold.name}: {len(culprits)} records are dead-lettered; going on.")
+        self._say(f"{self._fold.name}: dead-lettered {counted(len(culprits), 'record')}; going on.")
         places = {place for place, *_ in culprits}
         if self._examiner is not None:
             self._examiner.unlearned(places)

@@ -14,6 +14,7 @@ from consumers.command import moment
 from pipeline.errors import NotFound
 from pipeline.manifest import Manifest
 from pipeline.store import Holding, Store
+from pipeline.words import counted
 
 COLUMNS = (
     "model",
@@ -171,7 +172,14 @@ def version_line(row: Mapping[str, Any]) -> str:
     when = moment(row["created_ms"])
     loss = _number(row.get("prequential_loss"), "loss {:.3f}")
     accuracy = _number(row.get("prequential_accuracy"), "accuracy {:.1%}")
-    parts = (f"{row['version']:>6}", row["digest"][:12], when, f"{row['records']:>10,} records", loss, accuracy)
+    parts = (
+        f"{row['version']:>6}",
+        row["digest"][:12],
+        when,
+        counted(row["records"], "record").rjust(18),
+        loss,
+        accuracy,
+    )
     return "  ".join([part for part in (*parts, *row["aliases"]) if part != "–"])
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError
+from pipeline.words import near, said
 
 ENV_PREFIX = "HEADRACE__"
 FREE = {"client", "options"}  # tables whose values have no type here
 SECRET = re.compile("token|password|secret")  # keys whose values are not repeated in messages
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")  # of an address
+NAMING = (
+    "not of the pattern of names: use lower-case letters, digits, '.', '_' and '-', and begin with a letter or a digit"
+)
 NAME = r"^[a-z0-9][a-z0-9._-]{0,99}$"
 
 
@@ -206,7 +212,8 @@ class Config(Section):
         if name not in self.models:
             known = ", ".join(sorted(self.models)) or "none"
             raise ConfigError(
-                f"models.{name} is not in the configuration (known: {known}). Add a [models.{name}] table."
+                f"models.{name} is not in the configuration (known: {known}).{near(name, self.models)} "
+                f"Correct the name, or add a [models.{name}] table."
             )
         return self.models[name]
 
@@ -224,7 +231,11 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     try:
         tree = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist. `headrace init` writes a commented one.") from None
+        beside = [other.name for other in path.parent.glob("*.toml")]
+        advice = near(path.name, beside) or f" `headrace init {path}` writes a commented one."
+        raise ConfigError(f"{path} does not exist.{advice}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {said(error)}. Name a file that can be.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
     origins = _overlay(tree, environ)
@@ -236,18 +247,31 @@ def validate(tree: Mapping[str, Any], source: str, origins: Mapping[str, str] | 
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = _key(item["loc"], tree)
-            where = (origins or {}).get(key, source)
-            value = "(hidden)" if SECRET.search(key) else repr(item["input"])
-            advice = (
-                "Remove it or correct its name; `headrace init` shows the keys"
-                if item["type"] == "extra_forbidden"
-                else item["msg"]
-            )
-            lines.append(f"{where}: {key} = {value}: {advice}.")
+        lines = [_line(item, tree, source, origins or {}) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _line(item: ErrorDetails, tree: Mapping[str, Any], source: str, origins: Mapping[str, str]) -> str:
+    """Where a value does not fit, and what to do."""
+    key = _key(item["loc"], tree)
+    where = f"{origins.get(key, source)}: {key.removesuffix('.[key]')}"
+    match item["type"]:
+        case "missing":
+            return f"{where} is required, and is not there. Set it."
+        case "extra_forbidden":
+            advice = unknown_key(str(item["loc"][-1]), _known(item["loc"]))
+        case "string_pattern_mismatch":
+            advice = NAMING
+        case _:
+            advice = item["msg"].removeprefix("Value error, ")
+    return f"{where} = {_shown(key, item['input'])}: {advice}."
+
+
+def _shown(key: str, value: object) -> str:
+    """The value, but no secret: it may also be in an address, or somewhere in a table."""
+    if isinstance(value, Mapping):
+        return "a table"
+    return "(hidden)" if SECRET.search(key) else CREDENTIALS.sub("…@", repr(value))
 
 
 def _key(loc: tuple[int | str, ...], tree: Any) -> str:
@@ -259,6 +283,27 @@ def _key(loc: tuple[int | str, ...], tree: Any) -> str:
             parts.append(str(part))
             tree = inside
     return ".".join(parts)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """What to do about a key that is none of those that are known."""
+    return f"there is no such key.{near(key, known)} Correct its name, or remove it"
+
+
+def _known(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table that this place is in."""
+    sections: list[Any] = [Config]
+    for part in loc[:-1]:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [found for field in fields for found in _sections(field.annotation)] or sections
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def _sections(annotation: Any) -> list[Any]:
+    """The tables that a value of this type may be."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _sections(inner)]
 
 
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.errors import KafkaConfigurationError, KafkaError
+from kafka.errors import AuthorizationError, KafkaConfigurationError, KafkaError
 
 from pipeline.batches import PartitionRecords
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable, TopicMissing
-from pipeline.kafka_network import network
+from pipeline.kafka_network import REFUSALS, Untrusted, network
+from pipeline.words import said
 
 CONNECT_MS = 10_000
 BATCH_OVERHEAD = 1 << 20  # bytes that key, headers and framing may take beside a value of `max_bytes`
@@ -69,7 +70,9 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
                 **{key: value for key, value in settings.items() if key in client.DEFAULT_CONFIG},
             )
         except (KafkaConfigurationError, ValueError, TypeError, RuntimeError) as error:  # all for bad values
-            raise ConfigError(f"kafka.client does not fit ({error}). Correct the setting that it names.") from error
+            raise ConfigError(
+                f"kafka.client does not fit ({said(error)}). Correct the setting that it names."
+            ) from error
         except KafkaError as error:
             raise translated(error, config, "connect") from error
         on_failure.pop_all()
@@ -82,13 +85,15 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
 
 def translated(error: KafkaError, config: KafkaConfig, doing: str) -> LogError:
     """Our error for kafka-python's: LogUnavailable where trying again may help."""
-    what = f"Kafka at {config.bootstrap_servers} could not {doing} ({error})."
+    what = f"Kafka at {config.bootstrap_servers} could not {doing} ({said(error)})."
     if error.retriable:
         return LogUnavailable(
             f"{what} See that it runs and that kafka.bootstrap_servers is right; "
-            "`headrace local` starts one on this machine."
+            "`headrace up` starts one on this machine."
         )
-    return LogError(f"{what} See the broker's log, and that kafka.client has the right credentials and certificates.")
+    if isinstance(error, (*REFUSALS, Untrusted, AuthorizationError)):
+        return LogError(f"{what} See that kafka.client has the right credentials and certificates, and their rights.")
+    return LogError(f"{what} The broker's log says why.")
 
 
 def missing_topics(config: KafkaConfig, topics: Iterable[str]) -> TopicMissing:

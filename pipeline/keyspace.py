@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from pipeline.codec import Encoded, sha256
 from pipeline.errors import Corrupt, NotFound, StoreError, StoreUnavailable
+from pipeline.words import said
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
@@ -62,13 +63,20 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
-        raise StoreError(f"Redis refused the credentials: {error}. Check redis.url.") from error
+        raise StoreError(
+            f"Redis refused the credentials: {said(error)}. Give redis.url its password: redis://:PASSWORD@HOST:PORT/0."
+        ) from error
     except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
-        raise StoreUnavailable(f"Redis cannot be reached: {error}. Check that it runs and redis.url.") from error
+        raise StoreUnavailable(
+            f"Redis cannot be reached: {said(error)}. See that it runs and that redis.url is right; "
+            "`headrace up` starts one on this machine."
+        ) from error
     except redis_errors.RedisError as error:
         if isinstance(error, PASSING_TYPES) or any(word in str(error) for word in PASSING):
-            raise StoreUnavailable(f"Redis takes no writes: {error}. Check its memory and its disk.") from error
-        raise StoreError(f"Redis refused a command: {error}. Check its version (6.2 or newer) and rights.") from error
+            raise StoreUnavailable(f"Redis takes no writes: {said(error)}. See to its memory and its disk.") from error
+        raise StoreError(
+            f"Redis refused a command: {said(error)}. See to its version (6.2 or newer) and to the user's rights."
+        ) from error
 
 
 class Keyspace:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from pipeline.errors import ConfigError
+from pipeline.words import said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -305,7 +306,7 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Iterator
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise ConfigError(
-            f"metrics: {host}:{port} cannot be bound ({error}). Set another metrics.host or metrics.port."
+            f"metrics: {host}:{port} cannot be bound ({said(error)}). Set another metrics.host or metrics.port."
         ) from None
     shown = f"[{host}]" if ":" in host else host
     try:

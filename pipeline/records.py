@@ -380,7 +380,7 @@ def _check_content_type(content_type: str, kind: str) -> None:
     media, _, parameters = content_type.partition(";")
     media = media.strip().lower()
     if media != "application/octet-stream" and not media.startswith(f"{kind}/"):
-        raise RecordError("content-type", f"{content_type[:80]!r}, and the model reads {kind}/*.")
+        raise RecordError("content-type", f"it is {content_type[:80]!r}, and the model reads {kind}/*.")
     for parameter in parameters.lower().split(";") if kind == "text" else ():
         name, _, value = parameter.strip().partition("=")
         if name == "charset" and value.strip('"') not in ("utf-8", "utf8", "us-ascii"):

@@ -38,6 +38,7 @@ from pipeline.answers import (
     Written,
 )
 from pipeline.errors import ConfigError, NotFound, RecordError, SamplerError, SamplerUnavailable
+from pipeline.words import said
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,12 +225,14 @@ class SamplingClient:
         import httpx
 
         url = self._sampler if isinstance(self._sampler, str) else address(self._sampler)
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{url!r} is no address of a sampler. Give one such as http://127.0.0.1:8080.")
         try:
             # To read the certificates takes longer than most answers, and plain HTTP needs none.
             secured = httpx.URL(url).scheme == "https"
             return httpx.Client(base_url=url, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), verify=secured)
         except httpx.InvalidURL as error:
-            raise ConfigError(f"{url} is no URL: {error}. Give one such as http://127.0.0.1:8080.") from None
+            raise ConfigError(f"{url} is no URL: {said(error)}. Give one such as http://127.0.0.1:8080.") from None
 
     def _get(self, model: str, route: str, asked: dict[str, Any]) -> httpx.Response:
         given = {name: value for name, value in asked.items() if value is not None}
@@ -371,13 +374,14 @@ def _read(read: Callable[[], Answer]) -> Answer:
         return read()
     except ValidationError as error:
         first: Any = error.errors()[0]
-        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise SamplerError(f"The answer is of another kind than was asked for: {said}.", "wrong-kind") from None
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise SamplerError(f"The answer is of another kind than was asked for: {fault}.", "wrong-kind") from None
 
 
 def _unreachable(host: str, error: Exception) -> SamplerUnavailable:
-    said = str(error) or type(error).__name__
-    return SamplerUnavailable(f"The sampler at {host} does not answer: {said}. See that `headrace serve` runs there.")
+    return SamplerUnavailable(
+        f"The sampler at {host} does not answer: {said(error)}. See that `headrace serve` runs there."
+    )
 
 
 def _refused(answer: httpx.Response) -> Exception:

@@ -131,7 +131,7 @@ def test_requeue_and_drop(
     done = headrace("dead-letters", "requeue", topic, letters[0])
     assert done.status == 0
     assert done.out.splitlines()[0].endswith("  [requeued]")
-    assert done.out.splitlines()[1] == f"1 dead letters of {topic} requeued."
+    assert done.out.splitlines()[1] == f"1 dead letter of {topic} requeued."
     [(value, headers)] = read(kafka_config, topic, 1)
     assert (value, headers["headrace-origin"], headers["headrace-for"]) == (
         SENT[0][0],
