@@ -141,7 +141,7 @@ def _tell_end(run: Publishing) -> None:
     if tally.before:
         tell(f"{records(tally.before)} had been published before, and were left out.")
     if tally.labels and run.is_shown:
-        tell(advice(tally.labels))
+        tell(advice(tally))
     if run.is_ended:
         tell("It ended early. The same command publishes the rest.")
     if tally.missing:

@@ -106,9 +106,12 @@ class Dropbox:
     def _remember(self, files: dict[str, Signature]) -> None:
         if self._memory is None:
             return
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
-        with self._memory.open("a", encoding="utf-8") as lines:
-            lines.writelines(f"{json.dumps([path, *signature])}\n" for path, signature in files.items())
+        try:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            with self._memory.open("a", encoding="utf-8") as lines:
+                lines.writelines(f"{json.dumps([path, *signature])}\n" for path, signature in files.items())
+        except OSError as error:
+            self._say(f"{self._memory}: {error.strerror}. The next start will not know what was published.")
 
 
 def _signature(path: Path) -> Signature | None:

@@ -214,16 +214,19 @@ class Publishing:
         yield from (record for record in again if isinstance(record, Outgoing))
 
 
-def advice(labels: Counter[str]) -> str:
-    """How many records of each label there are, and whether these are enough to learn from."""
-    counted = f"{len(labels):,} labels, of the rarest {records(min(labels.values()))}."
+def advice(tally: Tally) -> str:
+    """How many records of each label there are, and whether a model learns well from them as they came."""
+    labels = tally.labels
     if len(labels) == 1:
         return f"All have one label, {next(iter(labels))}: there is nothing to be told apart until others come."
+    told = f"{len(labels):,} labels, of the rarest {records(min(labels.values()))}."
     few = sorted(label for label, number in labels.items() if number < ENOUGH)
-    if not few:
-        return counted
-    named = ", ".join(few[:3]) + (f" and {len(few) - 3:,} more" if len(few) > 3 else "")
-    return f"{counted} A label needs some {ENOUGH} to be told apart, and 100 to be told apart well: {named} fewer."
+    if few:
+        named = ", ".join(few[:3]) + (f" and {len(few) - 3:,} more" if len(few) > 3 else "")
+        told += f" A label needs some {ENOUGH} to be told apart, and 100 to be told apart well: {named} fewer."
+    if tally.turns == len(labels) and tally.published > 2 * len(labels):
+        told += " They came label after label, of which networks forget the first ones: mix the lines (shuf) or files."
+    return told
 
 
 def impatient(kafka: KafkaConfig) -> KafkaConfig:

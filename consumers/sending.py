@@ -30,6 +30,7 @@ class Tally:
 
     published: int = 0  # acknowledged
     labels: Counter[str] = field(default_factory=Counter)
+    turns: int = 0  # times that another label came than before
     before: int = 0  # that an earlier try published
     refused: int = 0
     unknown: int = 0  # that Kafka did not acknowledge in time; it may have them
@@ -66,6 +67,7 @@ class Sender:
         self._before = before
         self._sent = sent
         self._waiting: deque[tuple[Receipt, Outgoing]] = deque()  # for Kafka's word, in order
+        self._label: str | None = None  # the one before
         self._publisher = self._connected()
 
     def send(self, record: Outgoing | Refused) -> None:
@@ -175,7 +177,9 @@ class Sender:
     def _acknowledged(self, record: Outgoing) -> None:
         self.tally.published += 1
         if record.label is not None:
+            self.tally.turns += record.label != self._label
             self.tally.labels[record.label] += 1
+            self._label = record.label
         self._sent(record)
 
 

@@ -208,6 +208,11 @@ def test_it_says_how_many_records_are_needed(headrace: Headrace, folder: Path, t
     assert "2 labels, of the rarest 20 records.\n" in headrace("publish", topic, "more").err
     fill(folder / "one", cat=20)
     assert "All have one label, cat" in headrace("publish", topic, "one").err
+    lines = [json.dumps({"text": f"{label} {n}", "label": label}) + "\n" for label in "ab" for n in range(20)]
+    (folder / "sorted.jsonl").write_text("".join(lines), "utf-8")
+    (folder / "mixed.jsonl").write_text("".join(lines[::3] + lines[1::3] + lines[2::3]), "utf-8")
+    assert "They came label after label" in headrace("publish", topic, "sorted.jsonl").err
+    assert "label after label" not in headrace("publish", topic, "mixed.jsonl").err
 
 
 def test_a_label_for_all(headrace: Headrace, folder: Path, topic: str, log: Log) -> None:
