@@ -43,7 +43,7 @@ DEPLOY = ROOT / "deploy"
 TOOLS = ROOT / ".headrace" / "tools"
 BASE = ROOT / "docker-compose.yml"
 GPU = DEPLOY / "docker-compose.gpu.yml"
-TOKEN = {"HEADRACE_TOKEN": "only-for-this-check"}
+SECRETS = {"HEADRACE_TOKEN": "only-for-this-check", "HEADRACE_REDIS_PASSWORD": "onlyforthischeck"}
 
 
 class CheckError(Exception):
@@ -82,11 +82,13 @@ def check_compose() -> dict[str, Any]:
         )
     parser = TOOLS / "compose"
     run(["go", "build", "-o", parser, "."], cwd=DEPLOY / "compose")
-    without = {name: value for name, value in os.environ.items() if name not in TOKEN}
-    if subprocess.run([parser, BASE], env=without, capture_output=True, check=False).returncode == 0:
-        raise CheckError(f"{BASE.name} loads without HEADRACE_TOKEN. Require it: ${{HEADRACE_TOKEN:?…}}.")
-    services: dict[str, Any] = json.loads(run([parser, BASE], env=without | TOKEN))["services"]
-    with_gpu: dict[str, Any] = json.loads(run([parser, BASE, GPU], env=without | TOKEN))["services"]
+    for secret in SECRETS:
+        lacking = {name: value for name, value in (os.environ | SECRETS).items() if name != secret}
+        if subprocess.run([parser, BASE], env=lacking, capture_output=True, check=False).returncode == 0:
+            raise CheckError(f"{BASE.name} loads without {secret}. Require it: ${{{secret}:?…}}.")
+    environment = os.environ | SECRETS
+    services: dict[str, Any] = json.loads(run([parser, BASE], env=environment))["services"]
+    with_gpu: dict[str, Any] = json.loads(run([parser, BASE, GPU], env=environment))["services"]
 
     models = tomllib.loads((DEPLOY / "headrace.toml").read_text("utf-8"))["models"]
     workers = {f"worker-{name}": ["train", name] for name in models}
@@ -103,6 +105,11 @@ def check_compose() -> dict[str, Any]:
     for name, service in services.items():
         exposed = [port for port in service.get("ports", []) if port.get("host_ip") != "127.0.0.1"]
         agree(f"{name}: the ports published beyond loopback", exposed, [])
+        agree(f"{name}: a limit of its memory", bool(service.get("mem_limit")), True)
+        agree(f"{name}: no new privileges", service.get("security_opt"), ["no-new-privileges:true"])
+        agree(f"{name}: read-only", bool(service.get("read_only")), name != "kafka")  # which writes its settings
+        secrets = [word for word in service.get("command") or [] if any(secret in word for secret in SECRETS.values())]
+        agree(f"{name}: secrets among the arguments, which everybody may read", secrets, [])
         mounts = [volume["source"] for volume in service.get("volumes", []) if volume["type"] == "bind"]
         agree(
             f"{name}: the mounted files that are missing",
