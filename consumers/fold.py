@@ -43,6 +43,8 @@ from pipeline.store import Draft
 HELD_OUT = "held-out"  # the outcome of records that are kept aside
 JOINED = "joined"  # the outcome of a label that completed a record; what was learned has it right behind the record
 CORRECTED = "corrected"  # of a label that replaced another one
+CUT = "cut_ratio"  # of texts: the share that is longer than `max_chars`; as an alarm: it is above
+MANY_CUT = 0.05
 NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
@@ -202,15 +204,19 @@ class Fold:
         hits = None
         if report.predicted is not None:
             hits = [predicted == label for predicted, label in zip(report.predicted, batch.labels, strict=True)]
-        self.prequential.update(report.loss, hits, records=len(examples), metrics=report.metrics)
+        means = dict(report.metrics)
+        if self.settings.input.kind == "text":
+            means[CUT] = sum(example.is_cut for example in examples) / len(examples)
+        self.prequential.update(report.loss, hits, records=len(examples), metrics=means)
         far_above = self.loss_range.update(report.loss)
         if far_above:
             self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
         drift = self.drift.after(self.updates, batch.labels, hits) if hits is not None else {}
         for kind, change in drift.items():
             self.lineage.change({kind: change})
-        begun = [alarm for alarm in report.alarms if alarm not in self.alarms]
-        self.alarms = list(report.alarms)
+        alarms = [*report.alarms, *([CUT] if self.prequential.own().get(CUT, 0.0) > MANY_CUT else [])]
+        begun = [alarm for alarm in alarms if alarm not in self.alarms]
+        self.alarms = alarms
         for alarm in begun:
             self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
         return Update(report.loss, drift, far_above, begun)

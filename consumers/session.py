@@ -11,7 +11,7 @@ import torch
 from consumers.committer import Committer, Lease, Snapshot
 from consumers.examiner import Examiner
 from consumers.feed import Feed, Item, Uplink, collate
-from consumers.fold import HELD_OUT, JOINED, Fold
+from consumers.fold import CUT, HELD_OUT, JOINED, Fold
 from consumers.guard import recover
 from consumers.joiner import Correction
 from consumers.replay import Replay
@@ -162,7 +162,7 @@ class Session:
                 self._say(f"{self._fold.name}: the loss is far above its range (update {self._fold.updates}).")
                 self._metrics.far_above()
             for alarm in update.alarms:
-                self._say(f"{self._fold.name}: {alarm} (update {self._fold.updates}).")
+                self._say(f"{self._fold.name}: {self._told(alarm)} (update {self._fold.updates}).")
                 self._metrics.alarmed()
         if self._examiner is not None:
             self._examiner.learned(examples)
@@ -175,6 +175,15 @@ class Session:
             replay_records=self._fold.learner.replay_size,
         )
         self._joined(examples)
+
+    def _told(self, alarm: str) -> str:
+        if alarm != CUT:
+            return alarm
+        share, most = self._fold.prequential.own()[CUT], self._settings.input.shape[0]
+        return (
+            f"{share:.0%} of the texts are longer than input.max_chars = {most} and were cut; publish them in pieces, "
+            f"or give a new model a larger one"
+        )
 
     def _correct(self, corrections: Sequence[Correction]) -> None:
         refused = self._fold.learner.refuses([correction.label.label for correction in corrections])

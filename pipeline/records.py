@@ -120,6 +120,7 @@ class Example:
     label: str | None
     id: str
     label_record: Record | None = None  # that the label came with, where it came later
+    is_cut: bool = False  # a text that is longer than x
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -185,7 +186,8 @@ class RecordDecoder:
         label = None if payload.label is None else name_of("label", payload.label)
         place = f"{record.topic}:{record.partition}:{record.offset}"
         id_ = place if payload.id is None else name_of("id", payload.id)
-        return Example(record, input_array(payload.content, self._input, payload.content_type), label, id_)
+        x = input_array(payload.content, self._input, payload.content_type)
+        return Example(record, x, label, id_, is_cut=is_cut(payload.content, self._input))
 
 
 def label_in(record: Record) -> Label:
@@ -254,6 +256,18 @@ def _opened_array(image: Image.Image, input: ImageInput) -> NDArray[np.uint8]:
         raise RecordError("decoder", f"gave a picture that cannot be read: {_told(error)}.") from None
 
 
+def is_cut(content: bytes | str | Image.Image, input: ImageInput | TextInput) -> bool:
+    """Whether it is a text of which `text_array` gives only the beginning."""
+    if not isinstance(input, TextInput) or isinstance(content, Image.Image) or len(content) <= input.max_chars:
+        return False
+    return len(_text_of(content)) > input.max_chars
+
+
+def _text_of(content: bytes | str) -> str:
+    text = content if isinstance(content, str) else content.decode()
+    return composed(text.removeprefix(BYTE_ORDER_MARK))
+
+
 def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
     """Unicode code points (L,) int32, zero-padded.
 
@@ -264,7 +278,7 @@ def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
         raw = content.encode() if isinstance(content, str) else content
         if len(raw) > input.max_bytes:
             raise RecordError("too-large", f"{len(raw)} bytes, over max_bytes = {input.max_bytes}.")
-        text = composed(raw.decode().removeprefix(BYTE_ORDER_MARK))
+        text = _text_of(raw)
     except UnicodeError as error:
         raise RecordError("undecodable", f"not UTF-8: {error}.") from None
     if not text:

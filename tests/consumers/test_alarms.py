@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig
 from pipeline.manifest import Manifest
 from pipeline.records import Example, Record
 from tests.consumers.counting import blueprint
-from tests.consumers.working import COUNTING
+from tests.consumers.working import COUNTING, configuration, publish, verified, working
 
 SETTINGS = ModelConfig.model_validate({**COUNTING, "topics": ["numbers"]})
 
@@ -44,12 +44,35 @@ def told(fold: Fold) -> list[str]:
     return list(fold.learn(batch, [example]).alarms)
 
 
+def test_texts_that_are_cut_are_counted_and_told(kafka: str, redis_url: str, topic: str) -> None:
+    config = configuration(kafka, redis_url, topic, batch_size=4, input={"kind": "text", "max_chars": 4})
+    with working(config) as run:
+        publish(config, topic, *[b"1", b"2", b"3", b"1234"] * 2)
+        run.learns(8)
+        assert run.metric("headrace_prequential_mean", metric="cut_ratio") == 0
+        assert not any("cut" in line for line in run.said)
+        publish(config, topic, b"00001", b"00012345", "\ufeff0001".encode(), b"0003")  # a mark is no character
+        run.read(12)
+        head = run.finish()
+        assert head.metrics["prequential_cut_ratio"] == pytest.approx(2 / 12)
+        assert run.metric("headrace_prequential_mean", metric="cut_ratio") == pytest.approx(2 / 12)
+        [told] = [line for line in run.said if "cut" in line]
+        assert "17% of the texts are longer than input.max_chars = 4 and were cut" in told
+        assert verified(run, config).same
+
+
 def test_an_alarm_is_told_once_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     fold = begun([(), ("collapse",), ("collapse",), (), ("collapse",)], monkeypatch)
     assert [told(fold) for _ in range(5)] == [[], ["collapse"], [], [], ["collapse"]]
     noted = [change["alarm"]["update"] for change in fold.lineage.build().changes if "alarm" in change]
     assert noted == [2, 5]
     again = begun([("collapse",)], monkeypatch)
-    fields = {"worker": fold.books(), "counts": dict(fold.counts), "updates": 5, "newest_timestamp_ms": 0}
+    fields = {
+        "worker": fold.books(),
+        "counts": dict(fold.counts),
+        "updates": 5,
+        "newest_timestamp_ms": 0,
+        "created_ms": 0,
+    }
     again.keep_books(cast(Manifest, SimpleNamespace(**fields)))
     assert told(again) == []
