@@ -13,7 +13,7 @@ PATIENTLY = test -t 2 || { s=0; while sleep 2 && kill -0 $$$$ 2>/dev/null; do s=
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format bench bench-learners bench-learning bench-learning-peers soak check-deploy lock clean
+.PHONY: help setup demo test test-kernels format bench bench-learners bench-learning bench-learning-peers soak check-deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: $(STAMP) ## check format and lint, then run every test, types among them; 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-kernels: $(STAMP) ## run the tests of models on the oldest kernels that torch has, as another processor would
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+	  $(BIN)/pytest --numprocesses 3 --dist loadfile tests/models $(ARGS)
 
 format: $(STAMP) ## format the code and apply the safe lint fixes
 	$(BIN)/ruff check --fix .
