@@ -23,6 +23,7 @@ PICTURES = {
     ".webp": "image/webp",
 }
 TEXTS = (".md", ".rst", ".text")  # which not every machine knows as texts
+LINES = (".jsonl", ".ndjson")  # of JSON, each of which is a record
 PLAIN = "text/plain"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 
 from consumers.folders import Entry, listing
-from consumers.outgoing import PLAIN, Outgoing, Refused, content_type_of, from_file, label_of, shown, text_of
+from consumers.outgoing import LINES, PLAIN, Outgoing, Refused, content_type_of, from_file, label_of, shown, text_of
 from pipeline.errors import ConfigError, RecordError
 from pipeline.records import name_of
 
@@ -51,12 +51,17 @@ def entries(paths: Iterable[Path], way: Way, say: Callable[[str], None]) -> list
     return found
 
 
+def are_lines(entry: Entry | Refused) -> bool:
+    """Whether it is a file of JSON lines, of which nobody knows how many there are."""
+    return isinstance(entry, Entry) and entry.path.lower().endswith(LINES)
+
+
 def from_entries(found: Iterable[Entry | Refused], way: Way, stop: Event) -> Iterator[Outgoing | Refused]:
     """The records of files, and of the lines of `.jsonl` files, until `stop`."""
     for entry in found:
         if isinstance(entry, Refused):
             yield entry
-        elif entry.path.endswith(".jsonl"):
+        elif are_lines(entry):
             yield from from_jsonl(Path(entry.path), way, stop)
         else:
             try:
@@ -187,7 +192,7 @@ def _checked(made: Outgoing, limit: int, where: str) -> Outgoing:
 def _check_named(path: Path) -> None:
     if not path.exists():
         raise ConfigError(f"{shown(path)}: No such file or directory. Correct the path; nothing was published.")
-    if path.suffix != ".jsonl" and content_type_of(path.name) is None:
+    if path.suffix.lower() not in LINES and content_type_of(path.name) is None:
         raise ConfigError(
             f"{shown(path)}: neither a picture nor a text by its name. Give it a suffix such as .png, .jpg, .webp, "
             ".txt or .jsonl; nothing was published."

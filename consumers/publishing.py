@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from consumers.command import err
 from consumers.dropbox import Dropbox
 from consumers.outgoing import Outgoing, Refused
-from consumers.publish import Way, entries, from_entries, from_stdin, reading
+from consumers.publish import Way, are_lines, entries, from_entries, from_stdin, reading
 from consumers.sending import Sender, Tally, patiently
 from consumers.tries import Try, place
 from consumers.unlearned import Unlearned, topic_warning
@@ -79,6 +79,7 @@ class Publishing:
             "published": self.tally.published,
             "published_before": self.tally.before,
             "not_published": self.tally.missing,
+            "id": self.tally.id if self.tally.published == 1 else None,
             "labels": dict(self.tally.labels),
             "unlearned": {model: dict(counts) for model, counts in self.unlearned.counts.items()},
             "ended_early": self.is_ended,
@@ -99,13 +100,12 @@ class Publishing:
         """
         with err.status("looking through the folders") if err.is_terminal else ExitStack():
             found = entries(paths, self._way, self._say)
-        are_lines = any(not isinstance(entry, Refused) and entry.path.endswith(".jsonl") for entry in found)
-        total = None if are_lines else repeat * len(found)
+        total = None if any(map(are_lines, found)) else repeat * len(found)
         passes = (
             from_entries(found, self._way, self._stop),
             *(self._once_more(paths, number) for number in range(1, repeat)),
         )
-        sources = [str(path) for path in paths] if are_lines or total != 1 else []
+        sources = [] if total == 1 else [str(path) for path in paths]
         self._run(itertools.chain.from_iterable(passes), total, sources)
 
     def lines(self) -> None:

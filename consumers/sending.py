@@ -29,6 +29,7 @@ class Tally:
     """What became of the records."""
 
     published: int = 0  # acknowledged
+    id: str | None = None  # of the last one
     labels: Counter[str] = field(default_factory=Counter)
     turns: int = 0  # times that another label came than before
     before: int = 0  # that an earlier try published
@@ -176,6 +177,7 @@ class Sender:
 
     def _acknowledged(self, record: Outgoing) -> None:
         self.tally.published += 1
+        self.tally.id = record.name
         if record.label is not None:
             self.tally.turns += record.label != self._label
             self.tally.labels[record.label] += 1

@@ -226,7 +226,7 @@ def test_a_label_for_all(headrace: Headrace, folder: Path, topic: str, log: Log)
 
 def test_an_id(headrace: Headrace, folder: Path, topic: str, log: Log) -> None:
     (folder / "cat.png").write_bytes(png(0))
-    assert headrace("publish", topic, "cat.png", "--id", "photo-17").status == 0
+    assert headrace("publish", topic, "cat.png", "--id", "photo-17", "--json").json()["id"] == "photo-17"
     assert headrace("publish", topic, "-", "--id", "m-1", stdin=b"hello\n").status == 0
     assert ids(log.read(topic)) == [b"photo-17", b"m-1"]
     (folder / "more").mkdir()
@@ -312,6 +312,7 @@ def test_programs_are_told_what_became_of_the_records(headrace: Headrace, folder
             "published": 3,
             "published_before": 0,
             "not_published": 1,
+            "id": None,
             "labels": {"cat": 2, "dog": 1},
             "unlearned": {},
             "ended_early": False,

@@ -10,12 +10,19 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consumers.outgoing import Outgoing, Refused, content_type_of
 from consumers.publish import Way, entries, from_entries, from_stdin
 from pipeline.errors import ConfigError
 
 LIMIT = 1000
+#: What a line may hold as its text, picture, label and id: anything.
+FIELDS = st.dictionaries(
+    st.sampled_from(("text", "image", "label", "id")),
+    st.none() | st.integers() | st.text(st.characters(), max_size=30) | st.text(st.sampled_from("a\ud83d\udcfc")),
+)
 WAY = Way(LIMIT)
 
 
@@ -182,6 +189,18 @@ def test_a_bad_line_is_named_and_stops_nothing(tmp_path: Path, line: bytes, why:
     assert len(told) < 400 + len(str(tmp_path))
     assert re.search(why, told)
     told.encode()
+
+
+@given(st.lists(st.one_of(st.binary(max_size=60), FIELDS.map(lambda fields: json.dumps(fields).encode()))))
+def test_whatever_a_file_of_lines_holds_is_records_and_sentences(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    found = of_lines(tmp_path_factory.mktemp("lines"), *lines, b'{"text": "the last"}')
+    for one in fine(found):
+        assert all(value.decode() for _, value in one.headers)
+    for told in refused(found):
+        assert re.search(r"records\.jsonl(:\d+)?: ", told)
+        assert told.isprintable()
 
 
 def test_a_label_that_is_given_is_that_of_every_record(tmp_path: Path) -> None:
