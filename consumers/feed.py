@@ -54,7 +54,7 @@ class Item:
 
     def add(self, one: Left | Dead, hold_out: float) -> None:
         if isinstance(one, Example):
-            held_out = hold_out > 0 and is_held_out(one.id, hold_out)
+            held_out = hold_out > 0 and is_held_out(one.held_out_by, hold_out)
             (self.held_out if held_out else self.examples).append(one)
             self.records += one.records
         elif isinstance(one, Correction):

@@ -1,7 +1,8 @@
 """Records that are held out: never learned, kept as a bounded sample, so that a model can be asked what it cannot know.
 
-Whether a record is held out depends on its id alone, so that one that is published twice is held out twice. The sample
-is kept as the replay memory keeps its own: uniform where nobody needs labels, else with equal room for each class.
+Whether a record is held out depends on its id alone, or on its content where it has none, so that one that is published
+twice is held out twice. The sample is kept as the replay memory keeps its own: uniform where nobody needs labels, else
+with equal room for each class.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PREFIX = "held_out/"
 
 
 def is_held_out(id_: str, share: float) -> bool:
-    """Whether the record of this id belongs to the held-out share of the stream."""
+    """Whether the record of this id, or with content of this digest, belongs to the held-out share of the stream."""
     digest = hashlib.blake2b(id_.encode(), digest_size=8, person=b"held-out").digest()
     return int.from_bytes(digest, "big") < share * 2**64
 

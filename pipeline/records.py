@@ -123,6 +123,12 @@ class Example:
     is_cut: bool = False  # a text that is longer than x
 
     @property
+    def held_out_by(self) -> str:
+        """What decides whether it is held out: its id, or its content where it has none but its place."""
+        places = (place_name(self.record), *(v.decode(errors="replace") for n, v in self.record.headers if n == ORIGIN))
+        return content_id(self.record.value or b"") if self.id in places else self.id
+
+    @property
     def records(self) -> tuple[Record, ...]:
         """The record, and the label's behind it."""
         return (self.record,) if self.label_record is None else (self.record, self.label_record)
@@ -289,6 +295,11 @@ def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
     padded = np.zeros(input.max_chars, np.int32)
     padded[: len(points)] = points
     return padded
+
+
+def place_name(record: Record) -> str:
+    """The id of a record that its producer gave none."""
+    return f"{record.topic}:{record.partition}:{record.offset}"
 
 
 def content_id(value: bytes) -> str:

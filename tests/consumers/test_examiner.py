@@ -20,7 +20,8 @@ from models.quality import quality
 from models.registry import BUILTIN
 from pipeline.config import HoldOutConfig
 from pipeline.errors import ConfigError
-from tests.consumers.working import configuration, publish, working
+from pipeline.log import Publisher
+from tests.consumers.working import configuration, numbers, publish, verified, working
 from tests.device import CPU
 from tests.services import Topics, unique
 
@@ -89,6 +90,23 @@ def test_a_classifier_and_a_generator_judged_by_it(kafka: str, redis_url: str, t
     distance = head.metrics["frechet_distance"]
     assert distance is not None
     assert distance > 0
+
+
+def test_what_is_published_twice_without_an_id_is_held_out_twice(kafka: str, redis_url: str, topics: Topics) -> None:
+    topic = topics(partitions=2)
+    config = configuration(kafka, redis_url, topic, hold_out={"slots": 40, "share": 0.3, "every_s": 3600})
+    sent: dict[tuple[str, int, int], bytes] = {}
+    with Publisher(config.kafka) as publisher:
+        for value in numbers(range(60), range(60)):
+            receipt = publisher.publish(topic, value, partition=len(sent) % 2 if len(sent) < 60 else 0)
+            sent[receipt.result(10)] = value
+    with working(config) as run:
+        run.read(120)
+        run.finish()
+        outcomes = {place: outcome for place, [outcome] in run.outcomes().items()}
+        of_value = {value: {outcomes[place] for place in sent if sent[place] == value} for value in sent.values()}
+        assert {frozenset(names) for names in of_value.values()} == {frozenset({"held-out"}), frozenset({"learned"})}
+        assert verified(run, config).same
 
 
 def test_what_was_probed_before_a_restart_counts(kafka: str, redis_url: str, topic: str) -> None:
