@@ -37,7 +37,7 @@ from pipeline.answers import (
     Strip,
     Written,
 )
-from pipeline.errors import ConfigError, NotFound, RecordError, SamplerError, SamplerUnavailable
+from pipeline.errors import ConfigError, RecordError, SamplerError, SamplerUnavailable
 from pipeline.words import said
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class SamplingClient:
     fresh that is. With `sheet` all drawings are on one picture: `images` has one.
 
     Raises:
-        NotFound: no such model or version.
         SamplerUnavailable: it cannot be reached, is busy, or the model has no version yet.
-        SamplerError: what was asked is wrong, or the model does something else.
+        SamplerError: what was asked is wrong, or the model does something else; its `reason` is "not-found" where there
+            is no such model or version.
         ConfigError, RecordError: a file cannot be read, an array is no picture.
     """
 
@@ -390,8 +390,6 @@ def _refused(answer: httpx.Response) -> Exception:
         detail, reason = str(told["detail"]), str(told["error"])
     except (ValueError, KeyError, TypeError):
         detail, reason = f"{answer.url} answered {answer.status_code}, and not as a sampler does.", "not-a-sampler"
-    if answer.status_code == 404:
-        return NotFound(detail)
     if answer.status_code in BUSY:
         return SamplerUnavailable(detail, reason)
     return SamplerError(detail, reason)

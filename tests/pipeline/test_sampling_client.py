@@ -20,7 +20,6 @@ from pipeline.config import Config, SamplerConfig
 from pipeline.errors import (
     ConfigError,
     HeadraceError,
-    NotFound,
     RecordError,
     SamplerError,
     SamplerUnavailable,
@@ -113,15 +112,15 @@ def test_who_closes_a_text_ends_the_work(client: Client) -> None:
 
 def test_refusals_are_errors_that_say_what_is_wrong(client: Client, tmp_path: Path) -> None:
     refused: list[tuple[Callable[[], object], type[HeadraceError], str]] = [
-        (lambda: client.classify("none", b""), NotFound, "There is no model none"),
-        (lambda: client.classify("../healthz?", b""), NotFound, "Not Found"),
+        (lambda: client.classify("none", b""), SamplerError, "There is no model none"),
+        (lambda: client.classify("../healthz?", b""), SamplerError, "Not Found"),
         (lambda: client.classify("drawings", "x"), SamplerError, "drawings does not classify"),
         (lambda: client.classify("eyes", "x"), SamplerError, "reads image"),
         (lambda: client.generate("voice"), SamplerError, "another kind than was asked for"),
         (lambda: client.generate("voice", sheet=True), SamplerError, "another kind than was asked for"),
         (lambda: client.write("drawings"), SamplerError, "another kind than was asked for"),
         (lambda: client.generate("drawings", label="none"), SamplerError, "Known: left"),
-        (lambda: client.strip("drawings", versions=[9]), NotFound, "9 names no version"),
+        (lambda: client.strip("drawings", versions=[9]), SamplerError, "9 names no version"),
         (lambda: client.restore("eyes", tmp_path / "none.png"), ConfigError, "none.png cannot be read"),
         (lambda: client.restyle("eyes", np.zeros((2, 2))), RecordError, "is no picture"),
         (lambda: client.complete("voice", temperature=-1), SamplerError, "greater than or equal to 0"),
@@ -134,6 +133,9 @@ def test_refusals_are_errors_that_say_what_is_wrong(client: Client, tmp_path: Pa
     with pytest.raises(SamplerError) as wrong:
         client.classify("drawings", "x")
     assert (wrong.value.reason, wrong.value.exit_status) == ("wrong-kind", 9)
+    with pytest.raises(SamplerError) as unknown:
+        client.classify("none", "x")
+    assert (unknown.value.reason, unknown.value.exit_status) == ("not-found", 9)
 
 
 def test_a_busy_sampler_can_be_asked_again(client: Client, sampler: Running) -> None:
