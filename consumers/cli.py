@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -141,7 +142,7 @@ def watch(
     stores = {name: open_store(settings, name) for name in settings.models}
     heads, told = Heads(), ""
     live = Live(console=out, auto_refresh=False) if out.is_terminal and not json_ and not once else None
-    with stopping() as stop, live or nullcontext():
+    with live or nullcontext():
         while True:
             try:
                 rows = heads.look(stores)
@@ -160,8 +161,9 @@ def watch(
                 else:
                     for row in rows:
                         typer.echo(plain(row))
-            if once or stop.wait(every):
+            if once:
                 return
+            time.sleep(every)  # a signal ends it at once: it has begun nothing
 
 
 app.add_typer(cli_local.app)

@@ -15,6 +15,7 @@ from pipeline.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is closed
 UNTIL_SIGNAL = ("up", "local", "demo", "train", "serve", "watch")  # commands whose right end a signal is
+OVERDUE_S = 60.0  # for a last snapshot; a Kafka or Redis that hangs is waited for no longer
 SHOW_CURSOR = "\x1b[?25h"  # what shows progress has hidden it
 
 
@@ -44,11 +45,16 @@ def end_by_signals() -> None:
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """An event that the signals set, for whatever has to be ended in order; a second Ctrl-C ends at once.
+    """An event that the signals set, for whatever has to be ended in order, within OVERDUE_S.
 
-    What is `Stopped` meanwhile ends the context.
+    A second Ctrl-C ends at once. What is `Stopped` meanwhile ends the context.
     """
-    stop, told = threading.Event(), list[int]()
+    stop, ended, told = threading.Event(), threading.Event(), list[int]()
+
+    def overdue(number: int) -> None:
+        if not ended.wait(OVERDUE_S):
+            tell(f"headrace: did not end within {OVERDUE_S:.0f} s: ended by {signal.Signals(number).name}.")
+            os._exit(128 + number)  # as a shell tells it
 
     def asked(number: int, _: FrameType | None) -> None:
         if told and number == signal.SIGINT:
@@ -56,6 +62,7 @@ def stopping() -> Iterator[threading.Event]:
         if not told:
             told.append(number)
             tell(f"headrace: ending, by {signal.Signals(number).name}.")
+            _thread.start_new_thread(overdue, (number,))
         _thread.start_new_thread(stop.set, ())  # it takes a lock, which the code that was interrupted may hold
 
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -66,6 +73,7 @@ def stopping() -> Iterator[threading.Event]:
     except Stopped:
         pass
     finally:
+        ended.set()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from consumers.stopping import STOP_SIGNALS, UNTIL_SIGNAL, stopping
+from pipeline.local import EmbeddedRedis
 from pipeline.process import tied
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
@@ -197,3 +199,48 @@ def test_a_signal_while_the_event_is_being_waited_for_does_not_lock(capfd: pytes
             Event().wait(0)
         assert stop.wait(PATIENCE_S)
     assert capfd.readouterr().err == "headrace: ending, by SIGTERM.\n"
+
+
+OVERDUE = """
+from consumers import stopping
+stopping.OVERDUE_S = 0.1
+with stopping.stopping() as stop:
+    print("begun", flush=True)
+    stop.wait()
+    while True:
+        pass
+"""
+
+
+def test_what_hangs_is_not_waited_for_without_end() -> None:
+    command = tied([sys.executable, "-c", OVERDUE])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said == "headrace: ending, by SIGTERM.\nheadrace: did not end within 0 s: ended by SIGTERM.\n"
+
+
+def test_a_hanging_redis_does_not_hold_watch(folder: Path, tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "redis") as server:
+        command = tied([HEADRACE, "watch", "--every", "0.1"])
+        with subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"HEADRACE__REDIS__URL": server.url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("model ")
+            assert server.process is not None
+            server.process.send_signal(signal.SIGSTOP)
+            while select.select([process.stdout], [], [], 1.0)[0]:  # until it waits for an answer
+                process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)  # less than it waits for Redis
+            server.process.send_signal(signal.SIGCONT)
+    assert (process.returncode, said) == (0, "headrace: ended by SIGINT.\n")
