@@ -21,6 +21,7 @@ CHOSEN = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 def environment(device: torch.device, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """JSON; a manifest holds it, and the lineage what of it has changed."""
+    chosen = " ".join(f"{name}={environ[name]}" for name in CHOSEN if name in environ)
     return {
         "headrace": __version__,
         "torch": str(torch.__version__),
@@ -31,7 +32,7 @@ def environment(device: torch.device, environ: Mapping[str, str] = os.environ) -
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "vector_units": torch.backends.cpu.get_cpu_capability(),
         "libraries": libraries(),
-        "kernels": " ".join(f"{name}={environ[name]}" for name in CHOSEN if name in environ),
+        **({"kernels": chosen} if chosen else {}),
     }
 
 

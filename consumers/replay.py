@@ -293,7 +293,8 @@ def told(apart: Mapping[str, float | None]) -> str:
 
 def environment_told(other: Mapping[str, Sequence[Any]]) -> str:
     """What is not as it was, for people."""
-    return "; ".join(f"{key} was {then}, is {now}" for key, (then, now) in other.items())
+    noted = {key: [value if value is not None else "not noted" for value in values] for key, values in other.items()}
+    return "; ".join(f"{key} was {then}, is {now}" for key, (then, now) in noted.items())
 
 
 def recorded(manifest: Manifest, now: ModelConfig) -> ModelConfig:

@@ -37,7 +37,7 @@ class Verification:
     stored: str  # digest of the state as it was stored,
     learned: str  # and as it was learned again
     differs: Mapping[str, float | None]  # None: no number
-    environment: Mapping[str, list[Any]]  # what is not as it was: key → [then, now]
+    environment: Mapping[str, list[Any]]  # what is not as it was at some time on the way: key → [then, now]
 
     @property
     def same(self) -> bool:
@@ -118,7 +118,7 @@ def verify(
         stored=_digest(stored),
         learned=_digest(live),
         differs=differs,
-        environment=differences(target.environment, environment(device)),
+        environment=_changed_environment(store, start, target, environment(device)),
     )
 
 
@@ -127,6 +127,19 @@ def recorded_sources(store: Store) -> Mapping[str, str]:
     first = next(iter(store.histories()), None)
     changes = first.lineage.changes if first else ()
     found: Mapping[str, str] = next((change["sources"] for change in changes if "sources" in change), {})
+    return found
+
+
+def _changed_environment(
+    store: Store, start: Manifest | None, target: Manifest, now: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Where any of the versions was learned otherwise than here; their numbers of threads are followed."""
+    then = dict(target.environment)
+    found = differences(then, now)
+    for entry in reversed([entry for entry in _between(store, start, target) if entry.lineage.changes]):
+        for change in reversed(entry.lineage.changes):
+            then |= {key: before for key, (before, _) in change.get("environment", {}).items()}
+            found = {**differences({**then, "threads": now["threads"]}, now), **found}
     return found
 
 

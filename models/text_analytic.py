@@ -140,7 +140,11 @@ class TextAnalyticLearner(AnalyticLearner):
         self._model.counts = self._model.counts.to(torch.float64 if fades else counts_type(state.meta))
         training = state.training if "familiar" in state.serving else {**state.training, "head/scored": self._scored}
         super().restore(State(state.serving, training, state.meta))
-        self._changed.take()
+        stored = state.serving["counts"]
+        is_same = (stored.tensor if isinstance(stored, Rows) else stored).dtype == self._model.counts.dtype
+        self._changed = Changed()  # of another type: all of it
+        if is_same:
+            self._changed.take()
 
     def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
         """The scores of the last records, each from before it was learned."""

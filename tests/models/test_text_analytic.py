@@ -195,6 +195,9 @@ def test_a_version_from_before_goes_on() -> None:
     before = State(serving, training, {"classes": state.meta["classes"]})
     other = case.learner()
     other.restore(before)
+    counts = other.capture().serving["counts"]
+    assert isinstance(counts, Rows)
+    assert counts.changed is None  # its rows do not fit beside those of before
     served = BLUEPRINT.model(case.options, case.x.shape[1:], before.meta)
     served.load_state_dict(serving)
     assert isinstance(served, TextAnalytic)
