@@ -213,8 +213,9 @@ with stopping.stopping() as stop:
 
 
 def test_what_hangs_is_not_waited_for_without_end() -> None:
-    command = tied([sys.executable, "-c", OVERDUE])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        tied([sys.executable, "-c", OVERDUE]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGTERM)
@@ -225,9 +226,8 @@ def test_what_hangs_is_not_waited_for_without_end() -> None:
 
 def test_a_hanging_redis_does_not_hold_watch(folder: Path, tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path / "redis") as server:
-        command = tied([HEADRACE, "watch", "--every", "0.1"])
         with subprocess.Popen(
-            command,
+            tied([HEADRACE, "watch", "--every", "0.1"]),
             cwd=folder,
             env=os.environ | {"HEADRACE__REDIS__URL": server.url},
             stdout=subprocess.PIPE,
