@@ -225,22 +225,24 @@ def test_what_hangs_is_not_waited_for_without_end() -> None:
 
 
 def test_a_hanging_redis_does_not_hold_watch(folder: Path, tmp_path: Path) -> None:
-    with EmbeddedRedis(tmp_path / "redis") as server:
-        with subprocess.Popen(
+    with (
+        EmbeddedRedis(tmp_path / "redis") as server,
+        subprocess.Popen(
             tied([HEADRACE, "watch", "--every", "0.1"]),
             cwd=folder,
             env=os.environ | {"HEADRACE__REDIS__URL": server.url},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("model ")
-            assert server.process is not None
-            server.process.send_signal(signal.SIGSTOP)
-            while select.select([process.stdout], [], [], 1.0)[0]:  # until it waits for an answer
-                process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=20)  # less than it waits for Redis
-            server.process.send_signal(signal.SIGCONT)
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("model ")
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        while select.select([process.stdout], [], [], 1.0)[0]:  # until it waits for an answer
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)  # less than it waits for Redis
+        server.process.send_signal(signal.SIGCONT)
     assert (process.returncode, said) == (0, "headrace: ended by SIGINT.\n")
