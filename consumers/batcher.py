@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from consumers.serving import Live
 
 STALLED_S = 60.0  # a forward pass that takes longer than this
-CLOSE_S = 5.0  # how long the last batch gets when the sampler ends
+CLOSE_S = 1.0  # how long the last batch gets when the sampler ends
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hmac
 import ipaddress
 import re
 import time
+from collections import Counter
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -26,6 +30,19 @@ if TYPE_CHECKING:
     from pipeline.metrics import SamplerMetrics
 
 RETRY_AFTER = {"Retry-After": "1"}
+HEALTH = "/healthz"
+OPERATIONS = (HEALTH, "/readyz", "/metrics")  # for what watches the sampler: read without a token
+BODY_S = 30.0  # how long a client may take to send its body
+SEND_S = 30.0  # and to take the next piece of an answer
+REQUESTS = 1024  # at one time; half of them of one client
+BODIES = 32  # of the largest size, that are in memory at one time; half of them of one client
+#: on every answer that does not say otherwise: its type is as told, and no page of another site shows or reads it
+SAFETY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-frame-options", b"DENY"),
+)
 
 
 def refusal(status: int, error: str, detail: str, **headers: str) -> HTTPException:
@@ -41,95 +58,170 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Gate:
-    """ASGI middleware: the Host header, the size of the body, the time that an answer took.
+class Access:
+    """Who may ask what.
 
-    A sampler on loopback has no password, and any page that a browser on this machine opens could call it. Pages
-    of other sites cannot send PUT or DELETE without a preflight that nobody answers here; a site that lets its own
-    name point to 127.0.0.1 (DNS rebinding) is turned away by its Host header.
+    On loopback everybody reads, and writes where no token is configured. Beyond it whoever has the token does either;
+    `open_reading` lets everybody read. A browser is asked for the token as a password, so that the page works.
     """
 
-    def __init__(self, app: ASGIApp, config: SamplerConfig, metrics: SamplerMetrics) -> None:
+    def __init__(self, config: SamplerConfig) -> None:
+        self._token = config.token
+        self._local = is_loopback(config.host)
+        self._reading_open = self._local or config.open_reading
+        self._hosts = {host.lower() for host in config.hosts}
+
+    @property
+    def closed(self) -> str | None:
+        """What nobody may do: it is bound beyond loopback without a token."""
+        if self._token is not None or self._local:
+            return None
+        return "the routes that write are closed" if self._reading_open else "all but its health is closed"
+
+    def check(self, method: str, path: str, headers: Headers) -> None:
+        """
+        Raises:
+            HTTPException: 421 for a name that is not ours, 403 for a page of another site or where nobody may, 401
+                without the right token.
+        """
+        host = headers.get("host", "")
+        self._check_host(re.sub(r":\d*$", "", host).strip("[]").lower())
+        writes = method in ("PUT", "DELETE", "PATCH")
+        origin = headers.get("origin")
+        if (writes or method == "POST") and origin is not None and origin.partition("://")[2].lower() != host.lower():
+            raise refusal(403, "origin", "A page of another site asks for this. Ask from the sampler's own.")
+        if path in OPERATIONS or (self._reading_open and not writes) or (self._local and self._token is None):
+            return
+        if self._token is None:
+            detail = "Without sampler.token nothing is {} from beyond loopback. Configure one."
+            raise refusal(403, "closed", detail.format("written" if writes else "read"))
+        if not hmac.compare_digest(_given(headers.get("authorization", "")), self._token.encode()):
+            detail = "This needs the sampler's token. Send Authorization: Bearer TOKEN."
+            raise refusal(401, "unauthorized", detail, **{"WWW-Authenticate": 'Bearer, Basic realm="headrace"'})
+
+    def _check_host(self, host: str) -> None:
+        """A site that lets its own name point here (DNS rebinding) asks by that name."""
+        if host in self._hosts or is_loopback(host) or (not self._local and _is_address(host)):
+            return
+        detail = f"This sampler is not asked by the name {host[:80]!r}. Ask by its address, or set sampler.hosts."
+        raise refusal(421, "host", detail)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _given(authorization: str) -> bytes:
+    """The token of a request, or the password that a browser sends in its place."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip().encode()
+    with suppress(ValueError):
+        if scheme.lower() == "basic":
+            return base64.b64decode(given.strip(), validate=True).partition(b":")[2]
+    return b""
+
+
+class Gate:
+    """ASGI middleware: who asks, how much at one time, how large and how slow a body and its answer may be.
+
+    A body is read before its request is admitted anywhere, so that a slow one keeps nobody out; what all of them
+    hold in memory is bounded. `/healthz` is always answered.
+    """
+
+    def __init__(self, app: ASGIApp, config: SamplerConfig, access: Access, metrics: SamplerMetrics) -> None:
         self._app = app
-        self._local_only = is_loopback(config.host) and config.token is None
+        self._access = access
         self._max_bytes = config.max_upload_bytes
         self._metrics = metrics
+        self._held: Counter[str] = Counter()  # bytes of bodies, by client
+        self._requests: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        # What is answered to GET is answered to HEAD: the server itself leaves the body out.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        started, status, begun = time.perf_counter(), 500, False
 
-        async def noting(message: Message) -> None:
-            nonlocal status
+        async def guarded(message: Message) -> None:
+            nonlocal status, begun
+            begun = True
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+                said = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(pair for pair in SAFETY if pair[0] not in said)]
+            async with asyncio.timeout(SEND_S):  # else whoever does not read keeps what is answered in memory
+                await send(message)
 
         try:
-            await self._bounded(scope, receive, noting)
+            await self._admitted(inner, receive, guarded)
+        except TimeoutError:
+            pass  # the connection is closed
+        except asyncio.CancelledError:  # the sampler ends, and this took longer than it waits
+            if not begun:
+                answer = _told(503, "ending", "The sampler ends. Ask again when it is back.", RETRY_AFTER)
+                await answer(inner, receive, guarded)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(inner.get("route"), "path", "other")
             self._metrics.answered(route, status, time.perf_counter() - started)
 
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        host = re.sub(r":\d*$", "", headers.get("host", "")).strip("[]")
-        if self._local_only and not is_loopback(host):
-            answer = _told(421, "host", "This sampler answers on loopback only. Ask for it as localhost or 127.0.0.1.")
-            await answer(scope, receive, send)
-            return
-        length = headers.get("content-length", "")
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = (scope.get("client") or ("", 0))[0]
+        self._requests[client] += 1
+        try:
+            self._access.check(scope["method"], scope["path"], Headers(scope=scope))
+            crowded = self._requests.total() > REQUESTS or self._requests[client] > REQUESTS // 2
+            if crowded and scope["path"] != HEALTH:
+                raise refusal(503, "busy", "Too many requests at one time. Try again in a second.", **RETRY_AFTER)
+            await self._bounded(scope, receive, send, client)
+        except AnyHTTPException as error:
+            await _response(error, Request(scope))(scope, receive, send)
+        finally:
+            self._requests[client] -= 1
+            self._requests += Counter()  # without those that are gone
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
+        length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
-            await _response(self._too_large(), Request(scope))(scope, receive, send)
-            return
-        read = 0
+            raise self._too_large()
+        read, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + BODY_S
 
         async def counting() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
+            nonlocal read, is_whole
+            if is_whole:
+                return await receive()  # tells when the client goes away
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                detail = f"The body did not come within {BODY_S:.0f} s. Send it again."
+                raise refusal(408, "timeout", detail, Connection="close") from None
+            size = len(message.get("body", b""))
+            is_whole = not message.get("more_body")
+            read += size
+            self._held[client] += size
             if read > self._max_bytes:
                 raise self._too_large()
+            if self._held.total() > BODIES * self._max_bytes or self._held[client] > BODIES // 2 * self._max_bytes:
+                raise refusal(503, "busy", "Too many large bodies at one time. Try again in a second.", **RETRY_AFTER)
             return message
 
-        await self._app(scope, counting, send)
+        try:
+            await self._app(scope, counting, send)
+        finally:
+            self._held[client] -= read
+            self._held += Counter()
 
     def _too_large(self) -> HTTPException:
         detail = f"The body is larger than {self._max_bytes} bytes. Send less, or raise sampler.max_upload_bytes."
         return refusal(413, "too-large", detail, Connection="close")
-
-
-class Writers:
-    """Who may write: everybody on loopback; elsewhere, or if a token is configured, who has the token."""
-
-    def __init__(self, config: SamplerConfig) -> None:
-        self._token = config.token
-        self._open = config.token is None and is_loopback(config.host)
-
-    @property
-    def closed(self) -> bool:
-        """Bound beyond loopback without a token: then nobody may."""
-        return self._token is None and not self._open
-
-    def check(self, request: Request) -> None:
-        """
-        Raises:
-            HTTPException: 401 without the right token, 403 where nobody may.
-        """
-        if self._open:
-            return
-        if self._token is None:
-            raise refusal(
-                403,
-                "read-only",
-                "Without sampler.token nothing is written from beyond loopback. Configure one.",
-            )
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
-            detail = "This route writes and needs the sampler's token. Send Authorization: Bearer TOKEN."
-            raise refusal(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
 
 
 def _told(status: int, error: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -181,4 +273,5 @@ def tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> JSONResponse:
-        return _told(500, "internal", "The sampler failed at this request. Its log says more.")
+        headers = {name.decode(): value.decode() for name, value in SAFETY}  # it is answered outside of the gate
+        return _told(500, "internal", "The sampler failed at this request. Its log says more.", headers)

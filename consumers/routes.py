@@ -19,9 +19,9 @@ from queue import Full
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from safetensors.torch import save
+from starlette.types import Receive, Scope, Send
 
 from consumers.answers import (
     AliasTarget,
@@ -36,9 +36,8 @@ from consumers.answers import (
     recognised,
 )
 from consumers.batcher import Batcher, Places, Sideline, contained
-from consumers.bridge import tensors
-from consumers.gate import RETRY_AFTER, Writers, refusal
-from consumers.serving import Live, Serving, essentials
+from consumers.gate import RETRY_AFTER, refusal
+from consumers.serving import Live, Serving, weights
 from consumers.uploads import INPUTS, payload
 from pipeline.answers import Classified, Recognised
 from pipeline.config import NAME, SamplerConfig
@@ -65,7 +64,7 @@ class Service:
     batcher: Batcher
     sideline: Sideline
     decoders: ThreadPoolExecutor
-    writers: Writers
+    downloads: Places
     registry: CollectorRegistry
     clock: Callable[[], float]
 
@@ -215,8 +214,8 @@ async def post_recognise(model: str, request: Request, service: ServiceOf) -> Re
 async def _answered(
     run: Callable[[Live, Sequence[Any]], Sequence[Result]], live: Live, request: Request, service: Service
 ) -> Result:
+    content, content_type = await payload(request)  # before a place is taken: a slow client keeps none
     with service.place():
-        content, content_type = await payload(request)
         x = await service.decoded(input_array, content, live.input, content_type)
         return await service.batched(run, live, x)
 
@@ -246,29 +245,38 @@ def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
 def get_weights(model: str, ref: Reference, service: ServiceOf) -> Response:
     """What serving needs, as one safetensors file; its metadata tells how to build the model."""
     follower = service.serving.follower(model)
-    manifest = follower.store.manifest(ref)
-    live = follower.live
-    objects = dict(live.objects) if live else {}
-    content = save(tensors(follower.store.arrays(manifest, "serving", objects)), essentials(manifest))
+    manifest, live = follower.store.manifest(ref), follower.live
+    pieces, size = weights(follower.store, manifest, live.objects if live else {})
     headers = {
         "X-Headrace-Model": model,
         "X-Headrace-Version": str(manifest.version),
         "X-Headrace-Digest": manifest.digest,
         "X-Headrace-Watermark": json.dumps(manifest.watermark),
         "Content-Disposition": f'attachment; filename="{model}-v{manifest.version}.safetensors"',
+        "Content-Length": str(size),
     }
-    return Response(content, headers=headers, media_type="application/octet-stream")
+    return _Download(service, pieces, headers=headers, media_type="application/octet-stream")
+
+
+class _Download(StreamingResponse):
+    """Has a place from its first byte to its last, or until the client goes."""
+
+    def __init__(self, service: Service, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.place(self._service.downloads):
+            await super().__call__(scope, receive, send)
 
 
 @router.put("/models/{model}/aliases/{alias}", tags=["versions"], status_code=204)
-def put_alias(model: str, alias: Alias, target: AliasTarget, request: Request, service: ServiceOf) -> None:
+def put_alias(model: str, alias: Alias, target: AliasTarget, service: ServiceOf) -> None:
     """Let an alias name a version; what has a name is never removed."""
-    service.writers.check(request)
     service.serving.follower(model).store.set_alias(alias, target.version)
 
 
 @router.delete("/models/{model}/aliases/{alias}", tags=["versions"], status_code=204)
-def delete_alias(model: str, alias: Alias, request: Request, service: ServiceOf) -> None:
+def delete_alias(model: str, alias: Alias, service: ServiceOf) -> None:
     """Remove an alias; the version is kept or removed by the rules again."""
-    service.writers.check(request)
     service.serving.follower(model).store.delete_alias(alias)

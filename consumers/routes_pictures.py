@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -37,6 +38,8 @@ from pipeline.config import ImageInput
 from pipeline.records import composed, input_array
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -136,8 +139,8 @@ async def get_strip(
 async def post_encode(model: str, request: Request, service: ServiceOf, label: Label = None) -> Code:
     """Find the latent code of a picture: mean and standard deviation of its posterior."""
     live = service.live(model, "encode")
-    with service.place():
-        mean, std = await service.batched(encode, live, await _sight(service, live, request, label))
+    async with _sight(service, live, request, label) as sight:
+        mean, std = await service.batched(encode, live, sight)
     return Code(**standing(live, service.clock()), label=label, mean=mean.tolist(), std=std.tolist())
 
 
@@ -145,8 +148,8 @@ async def post_encode(model: str, request: Request, service: ServiceOf, label: L
 async def post_reconstruct(model: str, request: Request, service: ServiceOf, label: Label = None) -> Response:
     """Draw what the model makes of a picture: what it draws from the mean of the picture's code."""
     live = service.live(model, "reconstruct")
-    with service.place():
-        image = await service.batched(reconstruct, live, await _sight(service, live, request, label))
+    async with _sight(service, live, request, label) as sight:
+        image = await service.batched(reconstruct, live, sight)
         return await _shown(service, Pictures, standing(live, service.clock()), image)
 
 
@@ -168,8 +171,7 @@ async def post_vary(
     live = service.live(model, "vary")
     service.bounded("n", n, service.config.max_samples)
     seed = _seed(seed)
-    with service.place():
-        sight = await _sight(service, live, request, label)
+    async with _sight(service, live, request, label) as sight:
         images = await service.batched(vary, live, Variation(sight, image_seeds(seed, n), strength), n)  # (n, C, H, W)
         fields = {**standing(live, service.clock()), "seed": seed, "label": label}
         return await _shown(service, Drawn, fields, images, format_)
@@ -190,8 +192,7 @@ async def post_restore(
     kinds = live.model.kinds if isinstance(live.model, Restorer) else ()
     if kind is not None and kind not in kinds:
         raise refusal(422, "kind", f"{model} was taught no such kind of damage. Known: {', '.join(kinds)}.")
-    with service.place():
-        x, holes = await _upload(service, live, request)
+    async with _upload(service, live, request) as (x, holes):
         image = await service.aside(lambda: restore(live, x, kind, holes))  # (C, H, W)
         return await _shown(service, Pictures, standing(live, service.clock()), image[None])
 
@@ -200,8 +201,7 @@ async def post_restore(
 async def post_restyle(model: str, request: Request, service: ServiceOf) -> Response:
     """Give a picture of any size another style, as a PNG of the same size; a large one is scaled down first."""
     live = service.live(model, "restyle")
-    with service.place():
-        x, _ = await _upload(service, live, request)
+    async with _upload(service, live, request) as (x, _):
         image = await service.aside(lambda: restyle(live, x))  # (C, H, W)
         return await _shown(service, Pictures, standing(live, service.clock()), image[None])
 
@@ -210,18 +210,24 @@ def _seed(seed: int | None) -> int:
     return secrets.randbits(32) if seed is None else seed
 
 
-async def _sight(service: Service, live: Live, request: Request, label: str | None) -> Sight:
-    """The uploaded picture in the model's size."""
+@asynccontextmanager
+async def _sight(service: Service, live: Live, request: Request, label: str | None) -> AsyncIterator[Sight]:
+    """The uploaded picture in the model's size, and a place from when it is there on."""
     service.known(live, label)
     content, content_type = await payload(request)
-    return Sight(await service.decoded(input_array, content, live.input, content_type), label)
+    with service.place():
+        yield Sight(await service.decoded(input_array, content, live.input, content_type), label)
 
 
-async def _upload(service: Service, live: Live, request: Request) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-    """The uploaded picture in its own size, and what is missing of it."""
+@asynccontextmanager
+async def _upload(
+    service: Service, live: Live, request: Request
+) -> AsyncIterator[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]:
+    """The uploaded picture in its own size, and what is missing of it; and a place, as above."""
     assert isinstance(live.input, ImageInput)  # noqa: S101 - what restores or restyles reads pictures
     content, mask = await picture_and_mask(request)
-    return await service.decoded(of_any_size, content, mask, live.input, service.config.max_side)
+    with service.place():
+        yield await service.decoded(of_any_size, content, mask, live.input, service.config.max_side)
 
 
 async def _shown(

@@ -6,8 +6,10 @@ forward passes.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -19,8 +21,9 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from consumers import routes, routes_pictures, routes_texts
-from consumers.batcher import Batcher, Sideline
-from consumers.gate import Gate, Writers, tell_errors
+from consumers.batcher import Batcher, Places, Sideline
+from consumers.connections import CONNECTIONS, Patient
+from consumers.gate import Access, Gate, tell_errors
 from consumers.routes import Service
 from consumers.serving import Serving, client
 from consumers.stopping import stopping
@@ -40,7 +43,9 @@ DECODERS = 2  # pictures decoded at one time: bounds the memory that pixels take
 PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
 PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
 GRACE_S = 5  # how long open requests get when the sampler ends
-CONNECTIONS = 1024
+DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
+END_S = 1.0  # how long what still computes then gets: its answer reaches nobody
+THREADS = ("decode", "sideline", "inference")
 
 
 def create_app(
@@ -61,7 +66,7 @@ def create_app(
         Batcher(places=places, max_rows=settings.max_batch, threads=settings.threads),
         Sideline(slots=settings.slots, places=PLACES_PER_SLOT * settings.slots, threads=settings.threads),
         ThreadPoolExecutor(DECODERS, "decode"),
-        Writers(settings),
+        Places(DOWNLOADS),
         registry,
         clock,
     )
@@ -74,7 +79,7 @@ def create_app(
         service.serving.close()
         service.batcher.close()
         service.sideline.close()
-        service.decoders.shutdown(cancel_futures=True)
+        service.decoders.shutdown(wait=False, cancel_futures=True)
         redis.close()
 
     # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.
@@ -82,7 +87,7 @@ def create_app(
     app.state.service = service
     for part in (routes, routes_pictures, routes_texts):
         app.include_router(part.router)
-    app.add_middleware(Gate, config=settings, metrics=metrics)
+    app.add_middleware(Gate, config=settings, access=Access(settings), metrics=metrics)
     tell_errors(app)
     return app
 
@@ -125,15 +130,15 @@ def open_server(
     # waits 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     app = create_app(config, client(config.redis.url), CollectorRegistry(), say=say)
-    if app.state.service.writers.closed:
-        say(f"{settings.host} is not loopback and sampler.token is not set: the routes that write are closed.")
+    if closed := Access(settings).closed:
+        say(f"{settings.host} is not loopback and sampler.token is not set: {closed}.")
     options = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="on",
-        limit_concurrency=CONNECTIONS,
+        http=Patient,
         timeout_graceful_shutdown=GRACE_S,
     )
     return _Server(options, stop or Event()), listener
@@ -164,3 +169,15 @@ def serve(
         listens(url)
         with listener:
             server.run([listener])
+    _leave()
+
+
+def _leave() -> None:
+    """Ends at once where a thread still works for nobody: the interpreter would wait for it."""
+    deadline = time.monotonic() + END_S
+    left = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+    for thread in left:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in left):
+        sys.stdout.flush()
+        os._exit(0)

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -24,12 +25,13 @@ from consumers.bridge import tensors
 from consumers.metered import Metered
 from consumers.registry import resolve_blueprint
 from models.registry import BUILTIN
+from pipeline.codec import header
 from pipeline.config import Config, ImageInput, Input, TextInput
 from pipeline.errors import ConfigError, Corrupt, HeadraceError, NotFound, StoreError
 from pipeline.store import Store, models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
     from models.capabilities import Model
     from models.learner import Blueprint
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 BLOCK_MS = 500  # the longest that a follower listens at a stretch, and so the longest that it takes to end
 BACKOFF_S = (0.1, 2.0)  # the first and the longest wait before Redis is tried again
+PIECE_BYTES = 1 << 18  # of a download
 DISCOVER_S = 1.0  # how often models are looked for, where the configuration names none
 INPUT: TypeAdapter[ImageInput | TextInput] = TypeAdapter(Input)
 
@@ -122,6 +125,27 @@ def essentials(manifest: Manifest) -> dict[str, str]:
         "digest": manifest.digest,
         **{key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()},
     }
+
+
+def weights(store: Store, manifest: Manifest, known: Mapping[str, bytes]) -> tuple[Iterator[bytes], int]:
+    """What serving needs as a safetensors file in pieces, one tensor in memory at a time, and the file's size.
+
+    Args:
+        known: digest → objects that need not be fetched.
+
+    Raises:
+        StoreError: the first tensor cannot be read; later ones end the pieces.
+    """
+    shapes = {name: (entry.dtype, entry.shape) for name, entry in manifest.serving.items()}
+    head, size = header(shapes, essentials(manifest))
+    arrays = store.each(manifest, "serving", known)
+    first = list(islice(arrays, 1))
+    pieces = (
+        array.data[start : start + PIECE_BYTES].tobytes()
+        for _, array in chain(first, arrays)
+        for start in range(0, array.data.nbytes, PIECE_BYTES)
+    )
+    return chain([head], pieces), len(head) + size
 
 
 class Follower:

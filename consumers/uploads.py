@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from starlette.datastructures import FormData
 
-BODY_S = 30.0  # how long a client may take to send its body
 FORM = "application/x-www-form-urlencoded"
 FIELDS = re.compile(rb"(?:[\w*.+-]|%[0-9A-Fa-f]{2})+=(?:[\w*.+&=-]|%[0-9A-Fa-f]{2})*")  # no text with a space is one
 MIN_SIDE = 16  # pixels: what restorers and restylers take
@@ -41,7 +39,7 @@ async def payload(request: Request) -> tuple[bytes | str, str | None]:
     `curl --data-binary @file` calls every body a form; so one is taken for that only if it is written as one.
 
     Raises:
-        HTTPException: 400 or 422 where there is none, 408 where it does not come.
+        HTTPException: 400 or 422 where there is none.
     """
     body = await _body(request, 1)
     if not isinstance(body, bytes):
@@ -76,7 +74,7 @@ async def picture_and_mask(request: Request) -> tuple[bytes, bytes | None]:
     """The files `image` and `mask` of a form, or the body itself as the picture.
 
     Raises:
-        HTTPException: 400 or 422 where there is none, 408 where it does not come.
+        HTTPException: 400 or 422 where there is none.
     """
     body = await _body(request, 2)
     if isinstance(body, bytes):
@@ -114,14 +112,10 @@ def of_any_size(
 
 async def _body(request: Request, fields: int) -> bytes | dict[str, bytes | str]:
     """The body, or the fields of the form that it is: files are bytes."""
-    try:
-        async with asyncio.timeout(BODY_S):
-            if _media(request) != "multipart/form-data":
-                return await request.body()
-            async with request.form(max_files=fields, max_fields=fields) as form:
-                return await _fields(form)
-    except TimeoutError:
-        raise refusal(408, "timeout", f"The body did not come within {BODY_S:.0f} s. Send it again.") from None
+    if _media(request) != "multipart/form-data":
+        return await request.body()
+    async with request.form(max_files=fields, max_fields=fields) as form:
+        return await _fields(form)
 
 
 async def _fields(form: FormData) -> dict[str, bytes | str]:

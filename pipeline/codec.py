@@ -90,18 +90,25 @@ def from_numpy(values: NDArray[Any]) -> Array:
     return Array(NAMES[values.dtype], values.shape, data)
 
 
+def header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, int]:
+    """What stands in front of the data of tensors of these dtypes and shapes, in this order; and the data's bytes."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + ITEM_BYTES[dtype] * math.prod(shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format's own padding: data begins at a multiple of 8
+    return len(text).to_bytes(8, "little") + text, end
+
+
 class Encoded:
     """One object, not yet copied to one piece: its digest and its size are known first."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
-        tensors, end = {}, 0
-        for name, array in arrays.items():
-            start, end = end, end + array.data.nbytes
-            offsets = [start, end]
-            tensors[name] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": offsets}
-        header = json.dumps(tensors, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)  # the format's own padding: data begins at a multiple of 8
-        self._header = len(header).to_bytes(8, "little") + header
+        self._header, end = header({name: (array.dtype, array.shape) for name, array in arrays.items()})
         self._data = [array.data.data for array in arrays.values()]
         digest = hashlib.sha256(self._header)
         for data in self._data:

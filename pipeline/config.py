@@ -55,11 +55,13 @@ class MetricsConfig(Section):
 
 
 class SamplerConfig(Section):
-    """The HTTP service. Bound elsewhere than to loopback, its writing routes need `token`."""
+    """The HTTP service. Bound elsewhere than to loopback, it needs `token`."""
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     token: str | None = Field(None, min_length=16)
+    open_reading: bool = False  # beyond loopback, too, all may read without the token
+    hosts: tuple[str, ...] = ()  # names that it is asked by, beside addresses and localhost
     max_upload_bytes: int = Field(10 << 20, ge=1024)
     max_pixels: int = Field(40_000_000, ge=1)  # of a picture, whatever a stored version says
     max_batch: int = Field(64, ge=1)  # requests answered by one forward pass

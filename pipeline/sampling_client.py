@@ -70,7 +70,7 @@ def address(config: SamplerConfig) -> str:
 
 
 class SamplingClient:
-    """Asks a sampler, by its URL or as the configuration has it; connects when it is first asked.
+    """Asks a sampler, by its URL and token or as the configuration has it; connects when it is first asked.
 
     Pictures are given as for `publish_image`, and come as PNG files. Every answer says which version gave it and how
     fresh that is. With `sheet` all drawings are on one picture: `images` has one.
@@ -82,8 +82,9 @@ class SamplingClient:
         ConfigError, RecordError: a file cannot be read, an array is no picture.
     """
 
-    def __init__(self, sampler: str | SamplerConfig) -> None:
+    def __init__(self, sampler: str | SamplerConfig, token: str | None = None) -> None:
         self._sampler = sampler
+        self._token = token if isinstance(sampler, str) else sampler.token
 
     def __enter__(self) -> Self:
         return self
@@ -230,7 +231,9 @@ class SamplingClient:
         try:
             # To read the certificates takes longer than most answers, and plain HTTP needs none.
             secured = httpx.URL(url).scheme == "https"
-            return httpx.Client(base_url=url, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), verify=secured)
+            timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            return httpx.Client(base_url=url, timeout=timeout, verify=secured, headers=headers)
         except httpx.InvalidURL as error:
             raise ConfigError(f"{url} is no URL: {said(error)}. Give one such as http://127.0.0.1:8080.") from None
 

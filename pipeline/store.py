@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from pipeline.codec import Array, sha256
 from pipeline.config import NAME
 from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.keyspace import REGISTRY, Keyspace, connect, translated
-from pipeline.manifest import Group, HistoryEntry, Manifest, Ref
+from pipeline.manifest import Group, HistoryEntry, Manifest, Ref, TensorEntry
 from pipeline.rowlog import assemble
 from pipeline.writer import Committed, Draft, Fence, Writer, lost_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableMapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
     from redis import Redis
 
@@ -238,13 +239,23 @@ class Store:
         if cache is not None:
             cache.clear()
             cache.update((part.digest, objects[part.digest]) for entry in tensors.values() for part in entry.parts)
-        arrays = {}
-        for name, entry in tensors.items():
-            try:
-                arrays[name] = assemble(entry, objects)
-            except Corrupt as error:
-                raise Corrupt(f"Tensor {name} of version {manifest.version} of {self.model}: {error}") from None
-        return arrays
+        return {name: self._assembled(manifest, name, entry, objects) for name, entry in tensors.items()}
+
+    def each(self, manifest: Manifest, group: Group, known: Mapping[str, bytes]) -> Iterator[tuple[str, Array]]:
+        """The same, one tensor after the other: beside what is `known` no more than one is in memory.
+
+        Raises:
+            Corrupt: names tensor and version.
+        """
+        for name, entry in manifest.tensors(group).items():
+            fetched = self._keys.fetch({name: entry}, manifest.ref, known)
+            yield name, self._assembled(manifest, name, entry, ChainMap(fetched, dict(known)))
+
+    def _assembled(self, manifest: Manifest, name: str, entry: TensorEntry, objects: Mapping[str, bytes]) -> Array:
+        try:
+            return assemble(entry, objects)
+        except Corrupt as error:
+            raise Corrupt(f"Tensor {name} of version {manifest.version} of {self.model}: {error}") from None
 
     def history(self, version: int) -> HistoryEntry:
         """What stays of a version for good.

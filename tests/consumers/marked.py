@@ -5,6 +5,7 @@ It is a user's own learner too: the tests load it by its import path. `Maker` co
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,6 +94,25 @@ def _model(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str, An
 
 
 blueprint = Blueprint(MarkedOptions, MarkedLearner, _model, "text")
+
+
+class BlockingModel(MarkedModel):
+    """Comes to no end; says when it is at work."""
+
+    def classify(self, x: Tensor) -> Tensor:
+        print("at work", flush=True)
+        threading.Event().wait()
+        return x
+
+    def generate(self, seeds: Sequence[int], labels: Sequence[str | None]) -> Tensor:
+        return self.classify(torch.empty(0))
+
+
+def _blocking(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> MarkedModel:
+    return BlockingModel(options.frozen)
+
+
+blocking = Blueprint(MarkedOptions, MarkedLearner, _blocking, "text")
 
 
 class Maker:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +19,114 @@ from consumers.serving import Follower, Live
 from pipeline.errors import ConfigError
 from pipeline.local import EmbeddedRedis
 from pipeline.process import tied
+from pipeline.sampling_client import SamplingClient
 from pipeline.store import Store
-from tests.consumers.marked import marked, step
+from tests.consumers.marked import TEXT, Maker, blocking, marked, step
 from tests.consumers.running import PATIENCE_S, configuration, running
 from tests.services import unique
 
 TOKEN = "a token of the tests"
 
 
-def test_with_a_token_only_its_holder_writes(redis_url: str, redis: Redis, family: str) -> None:
-    step(marked(Store(redis, family, family)))
-    url = f"/models/{family}/aliases/stable"
-    with running(configuration(redis_url, {family: {}}, host="0.0.0.0", token=TOKEN)) as at:  # noqa: S104
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer é"}):
-            raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-            answer = at.client.put(url, json={"version": 1}, headers=raw)
-            assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
-            assert answer.headers["www-authenticate"] == "Bearer"
-        assert at.client.delete(url).status_code == 401
-        right = {"Authorization": f"Bearer {TOKEN}"}
-        assert at.client.put(url, json={"version": 1}, headers=right).status_code == 204
-        assert at.client.get("/models", headers={"Host": "any.example"}).status_code == 200
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+PASSWORD = {"Authorization": "Basic " + base64.b64encode(f"anybody:{TOKEN}".encode()).decode()}
+WRONG = ("Bearer wrong", TOKEN, "Bearer é", "Basic wrong", "Basic " + base64.b64encode(b"no colon").decode(), "")
+READ = ("/", "/models", "/models/{}", "/models/{}/versions", "/models/{}/versions/1/weights", "/openapi.json")
+EVERYWHERE = "0.0.0.0"  # noqa: S104
 
 
-def test_beyond_loopback_without_a_token_nobody_writes(redis_url: str, redis: Redis, family: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "settings", "open_"),
+    [
+        ("127.0.0.1", {}, "all"),
+        ("127.0.0.1", {"token": TOKEN}, "read"),
+        (EVERYWHERE, {"token": TOKEN}, "health"),
+        (EVERYWHERE, {"token": TOKEN, "open_reading": True}, "read"),
+        (EVERYWHERE, {}, "health"),
+        (EVERYWHERE, {"open_reading": True}, "read"),
+    ],
+)
+def test_who_may_read_and_who_may_write(
+    redis_url: str, redis: Redis, family: str, host: str, settings: dict[str, Any], open_: str
+) -> None:
     step(marked(Store(redis, family, family)))
-    with running(configuration(redis_url, {family: {}}, host="0.0.0.0")) as at:  # noqa: S104
-        answer = at.client.put(f"/models/{family}/aliases/stable", json={"version": 1})
-        assert (answer.status_code, answer.json()["error"]) == (403, "read-only")
-        assert at.said == ["0.0.0.0 is not loopback and sampler.token is not set: the routes that write are closed."]
+    write = f"/models/{family}/aliases/stable"
+    refused = 401 if "token" in settings else 403
+    with running(configuration(redis_url, {family: {}}, host=host, **settings)) as at:
+        assert at.serves(family, 1)
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert at.client.get(path).status_code == 200
+        for path in READ:
+            answer = at.client.get(path.format(family))
+            assert answer.status_code == (refused if open_ == "health" else 200)
+        answer = at.client.post(f"/models/{family}/classify", content=b"x")
+        assert answer.status_code == (refused if open_ == "health" else 200)
+        answer = at.client.put(write, json={"version": 1})
+        assert answer.status_code == (204 if open_ == "all" else refused)
+        if "token" not in settings:
+            closed = {
+                "all": [],
+                "read": ["the routes that write are closed"],
+                "health": ["all but its health is closed"],
+            }
+            assert [line.partition("not set: ")[2].rstrip(".") for line in at.said] == closed[open_]
+            return
+        assert answer.headers["www-authenticate"] == 'Bearer, Basic realm="headrace"'
+        for given in WRONG:
+            raw = [(b"Authorization", given.encode("latin-1"))]
+            assert at.client.put(write, json={"version": 1}, headers=raw).status_code == 401
+            assert at.client.delete(write, headers=raw).status_code == 401
+        for headers in (BEARER, PASSWORD):
+            assert at.client.put(write, json={"version": 1}, headers=headers).status_code == 204
+            assert at.client.get("/models", headers=headers).status_code == 200
+        with SamplingClient(at.url, TOKEN) as asked:
+            assert "classify" in asked.answers(family)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", EVERYWHERE])
+def test_its_name_is_always_checked(redis_url: str, host: str) -> None:
+    with running(configuration(redis_url, {}, host=host, token=TOKEN, hosts=["Sampler", "sampler.example"])) as at:
+        for name in ("evil.example", "127.0.0.1.evil.example", "127.1", "2130706433", "", "localhost.evil.example"):
+            answer = at.client.get("/healthz", headers={"Host": name})
+            assert (answer.status_code, answer.json()["error"]) == (421, "host")
+        for name in ("localhost:1", "127.0.0.1", "[::1]:8080", "sampler:8080", "SAMPLER.example"):
+            assert at.client.get("/healthz", headers={"Host": name}).status_code == 200
+        assert at.client.get("/healthz", headers={"Host": "10.1.2.3"}).status_code == (
+            421 if host != EVERYWHERE else 200
+        )
+
+
+def test_pages_of_other_sites_neither_write_nor_ask(redis_url: str, redis: Redis, family: str) -> None:
+    step(marked(Store(redis, family, family)))
+    with running(configuration(redis_url, {family: {}})) as at:
+        assert at.serves(family, 1)
+        write, ask = f"/models/{family}/aliases/stable", f"/models/{family}/classify"
+        for origin in ("https://evil.example", "null", "", "http://127.0.0.1:1"):
+            headers = {"Origin": origin}
+            for answer in (
+                at.client.put(write, json={"version": 1}, headers=headers),
+                at.client.delete(write, headers=headers),
+                at.client.post(ask, content=b"x", headers=headers),
+            ):
+                assert (answer.status_code, answer.json()["error"]) == (403, "origin")
+        own = {"Origin": at.url}
+        assert at.client.put(write, json={"version": 1}, headers=own).status_code == 204
+        assert at.client.post(ask, content=b"x", headers=own).status_code == 200
+
+
+def test_every_answer_is_what_it_says_and_in_no_frame(redis_url: str, redis: Redis, family: str) -> None:
+    step(marked(Store(redis, family, family)))
+    with running(configuration(redis_url, {family: {}})) as at:
+        assert at.serves(family, 1)
+        paths = ("/", "/models", "/nowhere", "/healthz", f"/models/{family}/generate", f"/models/{family}/versions/1")
+        for path in paths:
+            headers = at.client.get(path).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cross-origin-resource-policy"] == "same-origin"
+            assert "frame-ancestors 'none'" in headers["content-security-policy"]
+            assert "script-src 'unsafe-inline'" not in headers["content-security-policy"]
+            head = at.client.head(path)
+            assert (head.status_code, head.content) == (at.client.get(path).status_code, b"")
 
 
 def test_it_is_ready_when_every_model_has_a_version(redis_url: str, redis: Redis, family: str) -> None:
@@ -166,6 +247,42 @@ from consumers.sampler import serve
 from tests.consumers.running import configuration
 serve(configuration(sys.argv[1], {"model": {}}))
 """
+
+
+BLOCKING = """
+import sys
+from consumers.sampler import serve
+from tests.consumers.running import configuration
+name = sys.argv[2]
+serve(configuration(sys.argv[1], {name: {"learner": "tests.consumers.marked:blocking"}}))
+"""
+
+
+@pytest.mark.parametrize("path", ["classify", "strip?versions=1"])
+def test_a_signal_ends_it_while_a_model_is_at_work(redis_url: str, redis: Redis, family: str, path: str) -> None:
+    """On the thread that batches, and beside it."""
+    maker = Maker(Store(redis, family, family), "tests.consumers.marked:blocking", blocking, TEXT)
+    step(maker)
+    command = [sys.executable, "-c", BLOCKING, redis_url, family]
+    with (
+        subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        httpx.Client(timeout=PATIENCE_S) as client,
+        ThreadPoolExecutor(1) as other,
+    ):
+        assert process.stderr is not None
+        assert process.stdout is not None
+        url = process.stderr.readline().split()[-1]
+        while client.get(f"{url}/readyz").status_code != 200:
+            pass
+        method = "POST" if path == "classify" else "GET"
+        step(maker)
+        target = f"{url}/models/{family}/{path}"
+        asked = other.submit(httpx.request, method, target, content=b"x", timeout=PATIENCE_S)
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert asked.result(PATIENCE_S).json()["error"] == "ending"
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_signal_ends_the_process_cleanly(redis_url: str) -> None:

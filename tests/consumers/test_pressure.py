@@ -1,0 +1,159 @@
+"""What one client can hold back: connections without requests, bodies that do not come, answers that are not read."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from redis import Redis
+from safetensors.torch import load
+
+from consumers import connections, gate, sampler
+from pipeline.store import Store
+from tests.consumers.marked import NAME, TEXT, Maker, blueprint, step
+from tests.consumers.running import PATIENCE_S, Running, configuration, running
+from tests.services import unique
+
+SIZE = 8 << 20  # of the weights, in numbers: more than sockets hold
+
+
+def opened(at: Running, request: str) -> socket.socket:
+    """A connection on which a request was begun."""
+    address = urlsplit(at.url)
+    connection = socket.create_connection((address.hostname or "", address.port or 0), PATIENCE_S)
+    connection.sendall(request.replace("\n", "\r\n").encode())
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def name(redis_url: str) -> str:
+    name = unique("model")
+    with Redis.from_url(redis_url) as redis:
+        step(Maker(Store(redis, name, name), NAME, blueprint, TEXT, frozen=SIZE))
+    return name
+
+
+@pytest.fixture
+def at(redis_url: str, name: str) -> Iterator[Running]:
+    with running(configuration(redis_url, {name: {}}, max_batch=1)) as at:
+        assert at.serves(name, 1)
+        yield at
+
+
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    """What is closed after the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def answers(at: Running, name: str) -> None:
+    """Also to a new connection: one that stays open may be let go."""
+    assert httpx.get(f"{at.url}/healthz").status_code == 200
+    assert httpx.post(f"{at.url}/models/{name}/classify", content=b"x").status_code == 200
+
+
+BEGUN = {
+    "nothing": "",
+    "a header": "GET /models HTTP/1.1\nHost: localhost\nX-A: ",
+    "a second request": "GET /healthz HTTP/1.1\nHost: localhost\n\nGET /models HTTP/1.1\nHost: ",
+}
+
+
+@pytest.mark.parametrize("begun", BEGUN.values(), ids=BEGUN)
+def test_connections_that_ask_for_nothing_keep_nobody_out(
+    at: Running, name: str, held: ExitStack, begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS", 20)
+    silent = [held.enter_context(opened(at, begun)) for _ in range(60)]
+    answers(at, name)
+    for connection in silent[:30]:
+        connection.settimeout(PATIENCE_S)
+        while not is_closed(connection):
+            pass
+
+
+def test_a_silent_connection_is_closed(at: Running, held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SILENT_S", 0.2)
+    assert is_closed(held.enter_context(opened(at, BEGUN["a header"])))
+
+
+POST = "POST /models/{}/classify HTTP/1.1\nHost: localhost\nContent-Type: {}\nContent-Length: 1000\n\na"
+CHUNKED = "POST /models/{}/classify HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked\n\n1\na\n"
+
+
+@pytest.mark.parametrize("request_", [POST.format("{}", "text/plain"), POST.format("{}", "application/json"), CHUNKED])
+def test_bodies_that_do_not_come_keep_nobody_out(at: Running, name: str, held: ExitStack, request_: str) -> None:
+    for _ in range(50):  # places are 4
+        held.enter_context(opened(at, request_.format(name)))
+    answers(at, name)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/json", "multipart/form-data; boundary=b"])
+@pytest.mark.parametrize(
+    "path", ["POST /models/{}/classify", "PUT /models/{}/aliases/stable", "POST /models/{}/complete"]
+)
+def test_every_body_has_its_time(
+    at: Running, name: str, held: ExitStack, path: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "BODY_S", 0.2)
+    request = f"{path} HTTP/1.1\nHost: localhost\nContent-Type: {kind}\nContent-Length: 1000\n\n-"
+    connection = held.enter_context(opened(at, request.format(name)))
+    assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_what_bodies_hold_is_bounded(at: Running, name: str, held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "BODIES", 2)
+    most = 10 << 20
+    head = f"POST /models/{name}/classify HTTP/1.1\nHost: localhost\nContent-Length: {most}\n\n"
+    connections = [held.enter_context(opened(at, head)) for _ in range(2)]
+    for connection in connections:
+        with suppress(OSError):  # it may be refused while it is sent
+            connection.sendall(bytes(most - 1))
+    refused, _, _ = select.select(connections, [], [], PATIENCE_S)
+    assert refused[0].recv(100).startswith(b"HTTP/1.1 503 ")
+    assert at.client.get("/healthz").status_code == 200
+
+
+def test_weights_come_piece_by_piece_and_are_the_same(at: Running, name: str) -> None:
+    answer = at.client.get(f"/models/{name}/versions/1/weights")
+    tensors = load(answer.content)
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
+        "first": (1,),
+        "frozen": (SIZE,),
+        "last": (1,),
+    }
+    assert tensors["first"].item() == tensors["last"].item() == 1
+
+
+def test_who_does_not_read_weights_keeps_nobody_out(
+    at: Running, name: str, held: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = f"GET /models/{name}/versions/1/weights HTTP/1.1\nHost: localhost\n\n"
+    for _ in range(sampler.DOWNLOADS):
+        assert held.enter_context(opened(at, request)).recv(100).startswith(b"HTTP/1.1 200 ")
+    answer = at.client.get(f"/models/{name}/versions/1/weights")
+    assert (answer.status_code, answer.json()["error"]) == (503, "busy")
+    answers(at, name)
+
+
+def test_who_does_not_read_is_let_go(at: Running, name: str, held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "SEND_S", 0.2)
+    request = f"GET /models/{name}/versions/1/weights HTTP/1.1\nHost: localhost\n\n"
+    for _ in range(sampler.DOWNLOADS):
+        held.enter_context(opened(at, request)).recv(100)
+    while at.client.get(f"/models/{name}/versions/1/weights").status_code == 503:
+        pass
