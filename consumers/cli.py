@@ -58,7 +58,7 @@ def init(
         raise ConfigError(f"{path} exists already. Remove it, or name another file: headrace init other.toml.")
     text = (Path(__file__).parent / "init.toml").read_text("utf-8")
     path.touch(0o600)  # it has a password
-    path.write_text(text.replace("PASSWORD", secrets.token_urlsafe(16)), "utf-8")
+    path.write_text(text.replace("{password}", secrets.token_urlsafe(16)), "utf-8")
     typer.echo(f"Wrote {path}. Next: headrace up (a Kafka and a Redis of your own, a worker a model, the sampler).")
 
 

@@ -152,6 +152,8 @@ def test_init_writes_a_file_that_holds_and_overwrites_none(headrace: Headrace, t
     password = urlsplit(config.redis.url).password
     other = load(tmp_path / "other.toml", {})
     assert len(password or "") > 16
+    assert text.count(password or "") == 1
+    assert "SASL_PLAIN_PASSWORD" in text
     assert urlsplit(other.redis.url).password != password
     assert (tmp_path / "headrace.toml").stat().st_mode & 0o77 == 0
     assert "no/such.toml" in line(headrace("init", "no/such.toml"), 1)
