@@ -75,7 +75,7 @@ class ImageAnalytic(AnalyticModel):
     mean: Tensor  # of v, (d + 1,)
     whitener: Tensor  # (d + 1, d + 1)
 
-    def __init__(self, extractor: Wavelets | Seen, width: int, classes: Sequence[str], unknown: float) -> None:
+    def __init__(self, extractor: Wavelets | Seen, width: int, classes: Sequence[str], unknown: float = 0.05) -> None:
         super().__init__(width, classes, unknown)
         self.extractor = extractor
         self.reads = (width, extractor.dim)

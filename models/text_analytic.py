@@ -57,7 +57,9 @@ class TextAnalytic(AnalyticModel):
     records: Tensor  # (K,) float64: n_c
     lengths: Tensor  # (K,) float64: Σ_f C_fc
 
-    def __init__(self, width: int, buckets: int, classes: Sequence[str], unknown: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, width: int, buckets: int, classes: Sequence[str], unknown: float = 0.05, dtype: torch.dtype = torch.uint8
+    ) -> None:
         super().__init__(width, classes, unknown)
         self.reads = (width, buckets)
         self.register_buffer("counts", torch.zeros(buckets, len(self.classes), dtype=dtype))
