@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ import httpx
 import numpy as np
 
 from benchmarks.machine import machine, versions
-from benchmarks.soak import harm, report, traffic
+from benchmarks.soak import harm, report, strange, traffic
 from benchmarks.soak.checker import Recount, Seen, read_log, recount, weights
 from benchmarks.soak.stage import BOTH, MODELS, TOPICS, WANTED, Stage, Ticker, together
 from consumers.registry import resolve_blueprint
@@ -60,12 +61,14 @@ def main() -> int:
 def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Everything; what was found, for soak.json."""
     started_s = time.monotonic()
-    numbers = (3 * options.kills + 2 * options.hands) * options.records + 10_000
+    numbers = (3 * options.kills + 2 * options.hands) * options.records + 20_000
     with Stage(folder, numbers, options.device, say) as stage, _asked(stage) as sampler:
         say("servers run; now the kills, and meanwhile the changes of hands")
         shares = [options.kills // len(KILLED) + (n < options.kills % len(KILLED)) for n in range(len(KILLED))]
         killing = Ticker(options.kills, "kills", say)
         changing = Ticker(options.hands, "changes of hands", say)
+        done = threading.Event()
+        meanwhile = ThreadPoolExecutor(1).submit(strange.until, done, stage, options.seed)
         *killed, (hands, problems) = together(
             *(
                 lambda n=n, share=share: harm.kill_often(
@@ -75,6 +78,8 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             ),
             lambda: harm.change_hands(stage, stage.workers["hands"], options.hands, 1, changing),
         )
+        done.set()
+        odd = meanwhile.result()
         say("the outages")
         problems += harm.outages(stage, options.records)
         problems += [
@@ -102,6 +107,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "records": records,
             "kills": dict(sorted(kills.items())),
             "hands": dict(hands),
+            "strange": dict(sorted(odd.items())),
             "starts": {name: handle.starts for name, handle in stage.workers.items()},
             "sampler": {"requests": sampler["requests"], "failed": len(sampler["failures"])},
             "models": {r.model: asdict(r) | {"problems": len(r.problems)} for r in recounts},
@@ -117,7 +123,8 @@ def _drain(stage: Stage) -> list[str]:
     for name, handle in stage.workers.items():
         store = Store(connect(stage.servers.redis_url), name, name)
         topics = stage.direct.model(name).read_topics
-        total = sum(receipt.result(60)[0] in topics for receipt in stage.published)
+        places = [*(receipt.result(60) for receipt in stage.published), *stage.strange]
+        total = sum(topic in topics for topic, *_ in places)
         if not handle.until(lambda s=store, t=total: sum(s.manifest().counts.values()) >= t):  # type: ignore[misc]
             problems.append(f"{name}: not all was learned in time ({store.manifest().counts} of {total})")
     for name, handle in stage.workers.items():
@@ -131,25 +138,37 @@ def _recount(stage: Stage) -> tuple[list[Recount], int, list[str]]:
     log = read_log(stage.servers.bootstrap_servers, TOPICS)
     letters = read_log(stage.servers.bootstrap_servers, [f"{topic}.dead-letters" for topic in BOTH])
     problems = []
-    if log.keys() != {receipt.result(60) for receipt in stage.published}:
-        problems.append(f"the log has {len(log)} records, and {len(stage.published)} were acknowledged")
+    kinds: dict[tuple[str, int, int], str | None] = {
+        receipt.result(60): log[receipt.result(60)].headers[traffic.KIND].decode()
+        for receipt in stage.published
+        if receipt.result(60) in log
+    }
+    kinds |= stage.strange
+    if log.keys() != kinds.keys() or len(kinds) != len(stage.published) + len(stage.strange):
+        problems.append(
+            f"the log has {len(log)} records, and {len(stage.published) + len(stage.strange)} were acknowledged"
+        )
     reports = []
     for model, table in MODELS.items():
         labels = table.get("labels", {}).get("topic")
         ours = {place: seen for place, seen in log.items() if place[0] in [*table["topics"], labels]}
-        wanted = {place: WANTED[model][seen.headers[traffic.KIND].decode()] for place, seen in ours.items()}
+        wanted = {place: _wanted(model, kinds.get(place)) for place in ours}
         reports.append(recount(stage.redis, model, model, wanted, letters, labels))
-        if "decoder" in table and not _counted(stage, model, ours):
+        learned = [seen for place, seen in ours.items() if wanted[place] == "learned"]
+        if "decoder" in table and not _counted(stage, model, learned):
             problems.append(f"{model}: the weights do not count each learned record once")
     return reports, len(log), problems
 
 
-def _counted(stage: Stage, model: str, log: dict[tuple[str, int, int], Seen]) -> bool:
+def _wanted(model: str, kind: str | None) -> str | None:
+    return None if kind is None else WANTED[model][kind]
+
+
+def _counted(stage: Stage, model: str, learned: list[Seen]) -> bool:
     counts = weights(stage.redis, model, model, "counts")[:, 0]
     shall = np.zeros_like(counts)
-    for seen in log.values():
-        if WANTED[model][seen.headers[traffic.KIND].decode()] == "learned":
-            shall[int(seen.headers["id"])] += 1
+    for seen in learned:
+        shall[int(seen.key or b"")] += 1
     return bool(np.array_equal(counts, shall))
 
 

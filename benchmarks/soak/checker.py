@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from kafka import KafkaConsumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 from numpy.typing import NDArray
 from redis import Redis
 from safetensors.numpy import load
@@ -48,41 +48,64 @@ class Recount:
 
 
 def read_log(bootstrap_servers: str, topics: Iterable[str]) -> dict[Place, Seen]:
-    """Every record of the topics up to their ends of now."""
-    consumer = KafkaConsumer(
-        bootstrap_servers=bootstrap_servers.split(","),
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
+    """Every committed record of the topics up to their ends of now."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "soak-checker",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.message.max.bytes": 64 << 20,
+        }
     )
     try:
-        partitions = [TopicPartition(topic, n) for topic in topics for n in consumer.partitions_for_topic(topic) or ()]
-        consumer.assign(partitions)
-        firsts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-        for at in partitions:
-            consumer.seek(at, firsts[at])
+        names = set(topics)
+        known = {name: topic for name, topic in consumer.list_topics(timeout=30).topics.items() if name in names}
+        ends = {}
+        for name, topic in known.items():
+            for number in topic.partitions:
+                ends[name, number] = consumer.get_watermark_offsets(TopicPartition(name, number), timeout=30)
+        consumer.assign([TopicPartition(*at, first) for at, (first, _) in ends.items()])
         found: dict[Place, Seen] = {}
-        while any(consumer.position(at) < ends[at] for at in partitions):
-            for records in consumer.poll(timeout_ms=1000).values():
-                for r in records:
-                    found[r.topic, r.partition, r.offset] = Seen(r.key, r.value, dict(reversed(r.headers)))
-        return {place: seen for place, seen in found.items() if place[2] < ends[TopicPartition(*place[:2])]}
+        left = set(ends)
+        while left:
+            message = consumer.poll(30)
+            if message is None:
+                raise ValueError(f"Kafka gave nothing of {sorted(left)}")
+            at = str(message.topic()), int(message.partition() or 0)
+            if error := message.error():
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise ValueError(str(error))
+                left.discard(at)
+            elif (offset := int(message.offset() or 0)) < ends[at][1]:
+                found[*at, offset] = Seen(message.key(), message.value(), _headers(message))
+        return found
     finally:
         consumer.close()
+
+
+def _headers(message: Any) -> dict[str, bytes]:
+    """The first one of each name counts; none where a name is no text."""
+    try:
+        return {name: value for name, value in reversed(message.headers() or []) if value is not None}
+    except SystemError:  # confluent-kafka's
+        return {}
 
 
 def recount(
     redis: Redis,
     family: str,
     model: str,
-    wanted: Mapping[Place, str],
+    wanted: Mapping[Place, str | None],
     letters: Mapping[Place, Seen],
     labels: str | None = None,
 ) -> Recount:
     """Compares all that a model wrote with what was published.
 
     Args:
-        wanted: every record of the model's topics, with the outcome that it must have.
+        wanted: every record of the model's topics, with the outcome that it must have; None: it must have one.
         letters: every record of their dead-letter topics.
         labels: the one of these topics that has labels alone.
     """
@@ -113,7 +136,8 @@ def recount(
     pending = set(_runs(head["pending"]["partitions"], head["pending"]["runs"], {})) if head else set()
     report.pending = len(pending)
     for place, shall in wanted.items():
-        if (found := outcomes.get(place)) != shall and place not in pending:
+        found = outcomes.get(place)
+        if place not in pending and (found is None if shall is None else found != shall):
             report.problems.append(f"{place} is {found}, and must be {shall}")
     for place in outcomes.keys() - wanted.keys():
         report.problems.append(f"{place} is {outcomes[place]}, and was never published")
@@ -183,7 +207,7 @@ def _chain(
 
 
 def _standing(
-    manifest: Mapping[str, Any], outcomes: Mapping[Place, str], wanted: Mapping[Place, str], report: Recount
+    manifest: Mapping[str, Any], outcomes: Mapping[Place, str], wanted: Mapping[Place, str | None], report: Recount
 ) -> None:
     """Up to its watermark every record of the log has an outcome or is pending, and none beyond."""
     pending = list(_runs(manifest["pending"]["partitions"], manifest["pending"]["runs"], {}))

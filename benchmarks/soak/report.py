@@ -30,7 +30,7 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def _page(found: Mapping[str, Any]) -> list[str]:
-    kills, hands = found["kills"], found["hands"]
+    kills, hands, strange = found["kills"], found["hands"], found["strange"]
     told = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return [
         "# The soak",
@@ -47,6 +47,8 @@ def _page(found: Mapping[str, Any]) -> list[str]:
         "",
         f"- {sum(kills.values())} kills: " + ", ".join(f"{count} {kind}" for kind, count in kills.items()) + ".",
         f"- {sum(hands.values())} changes of hands: " + ", ".join(f"{n} {kind}" for kind, n in hands.items()) + ".",
+        "- Beside them came, from other producers: " + ", ".join(f"{n} × {what}" for what, n in strange.items()) + ";",
+        "  pictures that are none, timestamps 50 minutes ahead, records whose dead letters are too large.",
         "- Outages, which every worker lived through: Redis killed, Kafka killed, connections cut 20 times, answers",
         "  30 s late, Redis without memory and without disk.",
         f"- {found['records']} records published. The sampler answered {found['sampler']['requests']} requests "

@@ -16,12 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from kafka import KafkaAdminClient
 from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.soak import traffic, workers
 from benchmarks.soak.proxy import Proxy
 from pipeline.config import Config, validate
+from pipeline.dead_letters import dead_letter_topic
 from pipeline.local import Local
 from pipeline.log import Publisher, Receipt, ensure_topics
 
@@ -94,6 +96,7 @@ class Stage:
         self.servers = Local(folder)
         self.workers: dict[str, Handle] = {}
         self.published: list[Receipt] = []
+        self.strange: dict[tuple[str, int, int], str | None] = {}  # published otherwise: place → kind, None: any
         self._numbers = numbers
         self._next = itertools.count()
         self._owed: deque[traffic.Sent] = deque()  # labels
@@ -111,6 +114,7 @@ class Stage:
                 self.workers[name] = Handle(self, name, config, log_proxy, store_proxy)
             self.direct = self.config(self.servers.bootstrap_servers, self.servers.redis_url)
             ensure_topics(self.direct.kafka, TOPICS)
+            self._limit_letters()
             self._publisher = stack.enter_context(Publisher(self.direct.kafka, wait_s=PATIENCE_S))
             self._stack = stack.pop_all()
         return self
@@ -121,6 +125,16 @@ class Stage:
         for handle in self.workers.values():
             handle.end()
         self._stack.__exit__(kind, error, trace)
+
+    def _limit_letters(self) -> None:
+        """Dead-letter topics that do not take all that the topics take."""
+        admin = KafkaAdminClient(bootstrap_servers=self.servers.bootstrap_servers)
+        limit = {"max.message.bytes": str(traffic.LETTER_BYTES)}
+        spec = {"num_partitions": traffic.PARTITIONS, "replication_factor": 1, "configs": limit}
+        try:
+            admin.create_topics({dead_letter_topic(topic): spec for topic in TOPICS}, wait_for_metadata=True)
+        finally:
+            admin.close()
 
     def config(self, bootstrap_servers: str, redis_url: str) -> Config:
         """As seen through these addresses."""
@@ -156,7 +170,14 @@ class Stage:
             self._publish(traffic.TEXTS, traffic.text(number))
 
     def _publish(self, topic: str, sent: traffic.Sent) -> None:
-        self.published.append(self._publisher.publish(topic, sent.value, key=sent.key, headers=sent.headers))
+        at_ms = int(1000 * (time.time() + sent.ahead_s))
+        self.published.append(
+            self._publisher.publish(topic, sent.value, key=sent.key, headers=sent.headers, timestamp_ms=at_ms)
+        )
+
+    def number(self) -> int:
+        """One for a record that is published by another way."""
+        return next(self._next)
 
     def head(self, model: str) -> int:
         """Number of the newest version, 0: none; waits while Redis is away."""

@@ -16,9 +16,18 @@ PARTITIONS = 3  # of each
 SIDE = 8  # pixels
 MAX_BYTES = 512
 CLASSES = 4
+LETTER_BYTES = 2000  # that a dead-letter topic takes
+ODD = (  # neither pictures nor texts, each in its way
+    b"\xff\xfe broken",
+    b"\x89PNG\r\n\x1a\n\xff" + bytes(9),
+    b"GIF89a\0\0\0\0\0\0\0\xff;",
+    b"RIFF\x04\0\0\0WEBP\xff",
+    b"BM\xff" + bytes(60),
+)
 KIND = "soak-kind"  # a header, for the checker
 
 GOOD, UNLABELLED, TOMBSTONE, BROKEN, LARGE = "good", "unlabelled", "tombstone", "broken", "large"
+HUGE = "huge"  # before it is compressed
 MISSING, BETTER = "missing", "better"  # labels: of texts that came without one, and in place of another one
 
 LABELLED: Mapping[str, str] = {
@@ -27,6 +36,7 @@ LABELLED: Mapping[str, str] = {
     TOMBSTONE: "skipped/tombstone",
     BROKEN: "dead-lettered/undecodable",
     LARGE: "dead-lettered/too-large",
+    HUGE: "dead-lettered/too-large",
 }
 ALL: Mapping[str, str] = {**LABELLED, UNLABELLED: "learned"}
 JOINED: Mapping[str, str] = {**ALL, MISSING: "joined", BETTER: "corrected"}
@@ -40,6 +50,7 @@ class Sent:
     value: bytes | None
     key: bytes
     headers: list[tuple[str, bytes]]
+    ahead_s: float = 0.0  # of the producer's clock
 
 
 def kind_of(number: int) -> str:
@@ -72,7 +83,7 @@ def label(number: int) -> Sent | None:
     if kind is None:
         return None
     name = f"class {(number + (kind == BETTER)) % CLASSES}"
-    return Sent(name.encode(), str(number).encode(), [(KIND, kind.encode())])
+    return Sent(name.encode(), str(number).encode(), [(KIND, kind.encode())], _ahead_s(number))
 
 
 def numbered(record: Record) -> Payload:
@@ -88,5 +99,14 @@ def _sent(number: int, value: bytes) -> Sent:
     headers = [("id", str(number).encode()), (KIND, kind.encode())]
     if kind != UNLABELLED:
         headers.append(("label", f"class {number % CLASSES}".encode()))
-    changed: dict[str, bytes | None] = {TOMBSTONE: None, BROKEN: b"\xff\xfe broken", LARGE: value + b"." * MAX_BYTES}
-    return Sent(changed.get(kind, value), str(number).encode(), headers)
+    noise = random.Random(number).randbytes(LETTER_BYTES)  # too large for a dead letter, too
+    changed: dict[str, bytes | None] = {
+        TOMBSTONE: None,
+        BROKEN: ODD[number % len(ODD)],
+        LARGE: value + noise[: LETTER_BYTES if number % 2 else MAX_BYTES],
+    }
+    return Sent(changed.get(kind, value), str(number).encode(), headers, _ahead_s(number))
+
+
+def _ahead_s(number: int) -> float:
+    return 3000.0 if number % 23 == 0 else 0.0

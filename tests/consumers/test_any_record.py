@@ -35,7 +35,7 @@ def test_whatever_a_broker_takes_has_its_outcome(kafka: str, redis_url: str, top
     topic = topics()
     config = configuration(kafka, redis_url, topic, **TEXTS)
     with raw.sending(kafka) as send:
-        taken = [one for one in [GOOD, *made, GOOD] if send(topic, one) == 0]
+        taken = [one for one in [GOOD, *made, GOOD] if send(topic, one)[0] == 0]
     records = read(config.kafka, topic, sum(int.from_bytes(one[23:27]) + 1 for one in taken))
     with working(config) as run:
         run.read(len(records))

@@ -72,15 +72,15 @@ def batch(
 
 @contextmanager
 def sending(bootstrap_servers: str) -> Iterator[Any]:
-    """Calls with (topic, batch) that give the broker's error code."""
+    """Calls with (topic, batch) that give the broker's error code, and the first offset where that is 0."""
     admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
     manager = admin._manager
 
-    def send(topic: str, raw: bytes, transactional_id: str | None = None) -> int:
+    def send(topic: str, raw: bytes, partition: int = 0) -> tuple[int, int]:
         data = ProduceRequest.TopicProduceData
-        part = data.PartitionProduceData(index=0, records=raw)
+        part = data.PartitionProduceData(index=partition, records=raw)
         request = ProduceRequest(
-            transactional_id=transactional_id,
+            transactional_id=None,
             acks=-1,
             timeout_ms=10_000,
             topic_data=[data(name=topic, partition_data=[part])],
@@ -92,7 +92,8 @@ def sending(bootstrap_servers: str) -> Iterator[Any]:
             return await manager.wait_for(manager.send(request), 10_000)
 
         [answer] = manager.run(ask).responses
-        return int(answer.partition_responses[0].error_code)
+        [told] = answer.partition_responses
+        return int(told.error_code), int(told.base_offset)
 
     try:
         yield send

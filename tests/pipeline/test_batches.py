@@ -176,7 +176,7 @@ def test_whatever_a_broker_takes_is_read_by_both_readers(
 ) -> None:
     topic = topics()
     last = raw.batch(raw.numbered([b"last"]))
-    taken = [one for one in [*made, last] if send(topic, one) == 0]
+    taken = [one for one in [*made, last] if send(topic, one)[0] == 0]
     end = sum(struct.unpack_from(">i", one, 23)[0] + 1 for one in taken)
     found = read(kafka_config, topic, end)
     assert found[-1].value == b"last"

@@ -222,7 +222,7 @@ def test_what_a_joined_label_added_is_kept_where_the_value_is_not(kafka_config: 
 def test_what_could_not_be_read_is_not_requeued(kafka_config: KafkaConfig, topic: str, kafka: str) -> None:
     with raw.sending(kafka) as publish:
         many = [(b"", None)] * (MAX_HEADERS + 1)
-        assert publish(topic, raw.batch([raw.record(0, b"x", headers=many)], timestamp_ms=1_700_000_000_000)) == 0
+        assert publish(topic, raw.batch([raw.record(0, b"x", headers=many)], timestamp_ms=1_700_000_000_000))[0] == 0
     send(kafka_config, letter(topic, 0, value=None, headers=()))
     letters = read_dead_letters(kafka_config, topic)
     assert [e.record.value for e in with_values(kafka_config, letters)] == [None]
