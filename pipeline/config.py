@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -30,10 +31,33 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_address(url: str) -> bool:
+    """Whether it has a host, and a port that can be one where it has any."""
+    try:
+        split = urlsplit(url)
+        return bool(split.hostname) and split.port != 0
+    except ValueError:
+        return False
+
+
+def _addresses(servers: str) -> str:
+    if not all(_is_address(f"kafka://{server.strip()}") for server in servers.split(",")):
+        raise ValueError("give HOST:PORT, or several with commas between them")
+    return servers
+
+
+def _redis_url(url: str) -> str:
+    kind, _, rest = url.partition("://")
+    where = rest.rpartition("@")[2]  # what a password may hold is not known here
+    if kind != "unix" and not (kind in ("redis", "rediss") and _is_address(f"redis://{where}")):
+        raise ValueError("give an address such as redis://:PASSWORD@HOST:PORT/0")
+    return url
+
+
 class KafkaConfig(Section):
     """Where the log is. `client` passes any kafka-python setting through: SASL, TLS, timeouts."""
 
-    bootstrap_servers: str = "127.0.0.1:9092"
+    bootstrap_servers: Annotated[str, AfterValidator(_addresses)] = "127.0.0.1:9092"
     create_topics: bool = True
     partitions: int = Field(2, ge=1)  # of a topic that is created
     replication_factor: int = Field(1, ge=1)  # of a topic that is created
@@ -44,7 +68,7 @@ class KafkaConfig(Section):
 class RedisConfig(Section):
     """Where the snapshots are."""
 
-    url: str = "redis://127.0.0.1:6379/0"
+    url: Annotated[str, AfterValidator(_redis_url)] = "redis://127.0.0.1:6379/0"
 
 
 class MetricsConfig(Section):
@@ -256,7 +280,8 @@ def validate(tree: Mapping[str, Any], source: str, origins: Mapping[str, str] | 
 def _line(item: ErrorDetails, tree: Mapping[str, Any], source: str, origins: Mapping[str, str]) -> str:
     """Where a value does not fit, and what to do."""
     key = _key(item["loc"], tree)
-    where = f"{origins.get(key, source)}: {key.removesuffix('.[key]')}"
+    variables = [variable for name, variable in origins.items() if f"{name}.".startswith(f"{key}.")]
+    where = f"{variables[0] if variables else source}: {key.removesuffix('.[key]')}"
     match item["type"]:
         case "missing":
             return f"{where} is required, and is not there. Set it."

@@ -14,7 +14,7 @@ from pipeline.batches import PartitionRecords
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable, TopicMissing
 from pipeline.kafka_network import REFUSALS, Untrusted, network
-from pipeline.words import said
+from pipeline.words import near, said
 
 CONNECT_MS = 10_000
 BATCH_OVERHEAD = 1 << 20  # bytes that key, headers and framing may take beside a value of `max_bytes`
@@ -53,7 +53,9 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
         if key in OURS:
             raise ConfigError(f"kafka.client.{key} is set by headrace and cannot be changed. Remove it.")
         if key not in known:
-            raise ConfigError(f"kafka.client.{key} is not a setting of kafka-python. Correct or remove it.")
+            raise ConfigError(
+                f"kafka.client.{key} is not a setting of kafka-python.{near(key, known)} Correct or remove it."
+            )
     settings = {"bootstrap_timeout_ms": CONNECT_MS, "reconnect_backoff_max_ms": RECONNECT_MS, **ours, **config.client}
     with ExitStack() as on_failure:
 

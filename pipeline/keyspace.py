@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pipeline.codec import Encoded, sha256
-from pipeline.errors import Corrupt, NotFound, StoreError, StoreUnavailable
+from pipeline.errors import ConfigError, Corrupt, NotFound, StoreError, StoreUnavailable
 from pipeline.words import said
 
 if TYPE_CHECKING:
@@ -47,9 +47,14 @@ PASSING_TYPES = (
 
 def connect(url: str) -> Redis:
     """A client with time limits. It repeats a command if the connection breaks: every script can bear it."""
-    return Redis.from_url(
-        url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30, retry=Retry(NoBackoff(), retries=1)
-    )
+    settings: dict[str, Any] = {"socket_timeout": 30, "socket_connect_timeout": 5, "health_check_interval": 30}
+    try:
+        return Redis.from_url(url, retry=Retry(NoBackoff(), retries=1), **settings)
+    except ValueError as error:
+        raise ConfigError(
+            f"redis.url cannot be read ({said(error)}). Write redis://:PASSWORD@HOST:PORT/0, and what is no letter or "
+            "digit in the password as %XX."
+        ) from None
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def counted(number: int, noun: str) -> str:
 def said(error: BaseException) -> str:
     """What a library's error says, as a part of a sentence: without numbers for programmers, and with no full stop."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        return os.strerror(error.errno) if error.errno > 0 else error.strerror
+        return os.strerror(error.errno) if error.errno > 0 else error.strerror.partition(" (while ")[0]
     text = NUMBERED.sub("", str(error)).removesuffix(": None")
     text = CONNECTING.sub(r"\1: \2", text)
     return text.rstrip(" .") or type(error).__name__
