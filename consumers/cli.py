@@ -40,6 +40,10 @@ def main() -> None:
     except HeadraceError as error:
         typer.secho(f"headrace: {error}", fg="red", err=True)
         sys.exit(error.exit_status)
+    except UnicodeEncodeError as error:  # half a character in what the user wrote
+        what = f"{error.object!a:.100} is not {error.encoding.upper()}. Write it in {error.encoding.upper()}"
+        typer.secho(f"headrace: {what}.", fg="red", err=True)
+        sys.exit(2)
     except OSError as error:  # of a file that the user named
         what = f"{error.filename}: {said(error)}" if error.filename else said(error)
         typer.secho(f"headrace: {what}. See that the path exists and may be used.", fg="red", err=True)

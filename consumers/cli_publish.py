@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ app = typer.Typer()
 STDIN = "-"
 INTERRUPTED = 130  # as a shell tells of Ctrl-C
 WAIT_S = 2.0
+TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 @app.command()
@@ -47,6 +49,7 @@ def publish(
     Example: headrace publish pictures ./photos
     """
     settings = load_config(config)
+    _check_topic(topic)
     named = sources or []
     if bool(named) == (follow is not None):
         raise ConfigError(
@@ -92,6 +95,7 @@ def label(
     Example: headrace label answers photo-17 cat
     """
     settings = load_config(config)
+    _check_topic(topic)
     _named("id", id_)
     text = str(_named("label", label))
 
@@ -122,15 +126,18 @@ def _named(kind: str, text: str | None) -> str | None:
     Raises:
         ConfigError: it can be none.
     """
-    from consumers.outgoing import label_of
-    from pipeline.records import name_of
+    from consumers.outgoing import named
 
-    if text is None:
-        return None
     try:
-        return label_of(text) if kind == "label" else name_of(kind, text)
+        return None if text is None else named(kind, text)
     except RecordError as error:
-        raise ConfigError(f"The {kind} {error.detail}") from None
+        raise ConfigError(f"{error.detail[0].upper()}{error.detail[1:]}") from None
+
+
+def _check_topic(topic: str) -> None:
+    """As Kafka does, but before Kafka is asked."""
+    if not TOPIC.fullmatch(topic):
+        raise ConfigError(f"{topic!a} can be no topic. Use 1 to 249 letters, digits, '.', '_' and '-'.")
 
 
 def _tell_end(run: Publishing) -> None:

@@ -85,7 +85,7 @@ def from_file(path: Path, label: str | None, limit: int) -> Outgoing:
     value = _content(path, limit)
     if kind == PLAIN:
         text_of(value)
-    return Outgoing(value, kind, None if label is None else label_of(label), where=str(path))
+    return Outgoing(value, kind, None if label is None else named("label", label), where=str(path))
 
 
 def text_of(raw: bytes) -> str:
@@ -106,19 +106,21 @@ def text_of(raw: bytes) -> str:
     return text
 
 
-def label_of(text: str) -> str:
-    """As it is published: without what surrounds it, in Unicode's composed form.
+def named(kind: str, text: str) -> str:
+    """A label or an id as it is published.
 
     Raises:
-        RecordError: it can be no label.
+        RecordError: it can be none.
     """
     try:
         text.encode()
+        return name_of(kind, text)
     except UnicodeEncodeError:
         raise RecordError(
-            "label", f"the label {shown(text)[:40]} is not UTF-8. Rename the folder, or give --label."
+            kind, f"the {kind} {shown(text[:40])} is not UTF-8. Rename the folder, or give --{kind}."
         ) from None
-    return name_of("label", text)
+    except RecordError as error:
+        raise RecordError(kind, f"the {kind} {error.detail}") from None
 
 
 def shown(name: str | Path) -> str:

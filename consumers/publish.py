@@ -13,9 +13,8 @@ from pathlib import Path
 from threading import Event
 
 from consumers.folders import Entry, listing
-from consumers.outgoing import LINES, PLAIN, Outgoing, Refused, content_type_of, from_file, label_of, shown, text_of
+from consumers.outgoing import LINES, PLAIN, Outgoing, Refused, content_type_of, from_file, named, shown, text_of
 from pipeline.errors import ConfigError, RecordError
-from pipeline.records import name_of
 
 CHUNK_BYTES = 1 << 16
 LOOK_S = 0.2  # how soon it is seen that the command is to end while a line is waited for
@@ -183,8 +182,8 @@ def _checked(made: Outgoing, limit: int, where: str) -> Outgoing:
     label, id_ = made.label, made.id
     return replace(
         made,
-        label=None if label is None else label_of(label),
-        id=None if id_ is None else name_of("id", id_),
+        label=None if label is None else named("label", label),
+        id=None if id_ is None else named("id", id_),
         where=where,
     )
 

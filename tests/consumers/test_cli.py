@@ -281,6 +281,10 @@ def test_versions_and_aliases(headrace: Headrace, maker: Maker, model: str) -> N
     assert headrace("versions", unique("none")).err.endswith("has no version yet.\n")
 
 
+def test_an_argument_that_is_no_text_is_one_sentence(headrace: Headrace, folder: Path) -> None:
+    assert "a\\udcff" in line(headrace("versions", "a\udcff"), 2)
+
+
 def test_pull_writes_weights_and_manifest(headrace: Headrace, maker: Maker, model: str, folder: Path) -> None:
     assert headrace("pull", model, "2").status == 0
     with safe_open(folder / f"{model}-v2.safetensors", "np") as weights:

@@ -167,7 +167,7 @@ def test_the_same_content_has_the_same_id_and_no_other_has() -> None:
         (b'{"text": "a", "label": 1}', "texts. Put them in quotes"),
         (b'{"text": "cut \\ud83d"}', r"half a character \(\\ud83d\)"),
         (b'{"text": "a", "label": "\\ud83d"}', "is not UTF-8"),
-        (b'{"text": "a", "id": "\\ud83d"}', "control characters"),
+        (b'{"text": "a", "id": "\\ud83d"}', "is not UTF-8"),
         (b'{"text": "a", "label": ""}', "use 1 to 200"),
         (b'{"text": ""}', "it is empty"),
         (b'{"text": "a\\u0000"}', r"U\+0000"),
