@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 
@@ -58,9 +59,13 @@ def load_config(path: Path) -> Config:
 
 
 def open_store(config: Config, model: str) -> Store:
+    """The model's store, until the command ends."""
     from pipeline.store import Store, connect
 
-    return Store(connect(config.redis.url), config.family(model), model)
+    client = connect(config.redis.url)
+    if (context := click.get_current_context(silent=True)) is not None:
+        context.call_on_close(client.close)
+    return Store(client, config.family(model), model)
 
 
 def known_store(config: Config, model: str) -> Store:

@@ -12,7 +12,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas with what Pyth
     from kafka import KafkaAdminClient
 
 import pytest
-from redis import Redis
+from redis import ConnectionPool, Redis
 
 from pipeline import process
 from pipeline.config import KafkaConfig
@@ -65,6 +65,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "tests/doors" if file.startswith("tests/doors/") else file
 
     return Files(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends the connections to Redis that a test opened: an error that it caught may keep its clients for long."""
+    pools: list[ConnectionPool] = []
+    begin = ConnectionPool.__init__
+
+    def noted(pool: ConnectionPool, *args: Any, **settings: Any) -> None:
+        begin(pool, *args, **settings)
+        pools.append(pool)
+
+    monkeypatch.setattr(ConnectionPool, "__init__", noted)
+    yield
+    for pool in pools:
+        pool.disconnect(inuse_connections=False)
 
 
 @pytest.fixture(scope="session")
