@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consumers.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, print_json, tell
+from consumers.command import DEFAULT_CONFIG, LINES, ConfigPath, Json, load_config, print_json, printable, tell
 from pipeline.errors import ConfigError
 from pipeline.words import near
 
@@ -85,7 +85,7 @@ def generate(
         print_json(written.model_dump(mode="json"))
         return
     for text in written.texts:
-        typer.echo(text)
+        typer.echo(printable(text, LINES))
 
 
 @app.command()
@@ -271,7 +271,7 @@ def complete(
             print_json({**pieces.standing.model_dump(mode="json"), "seed": pieces.seed, "text": "".join(pieces)})
             return
         for piece in pieces:
-            typer.echo(piece, nl=False)
+            typer.echo(printable(piece, LINES), nl=False)
             sys.stdout.flush()
         typer.echo()
 
@@ -313,7 +313,7 @@ def _ranked(answer: Classified, json_: bool) -> None:
         print_json(answer.model_dump(mode="json"))
         return
     for label, probability in list(answer.probabilities.items())[:SHOWN]:
-        typer.echo(f"{probability:6.1%}  {label}")
+        typer.echo(f"{probability:6.1%}  {printable(label)}")
     if not answer.probabilities:
         tell(f"{answer.model} has not learned a class yet.")
 

@@ -17,6 +17,7 @@ from consumers.command import (
     load_config,
     moment,
     print_json,
+    printable,
 )
 from pipeline.errors import ConfigError, LogError, RecordError
 from pipeline.words import counted
@@ -112,9 +113,9 @@ def show(
     for name, ms in (("published", letter.record.timestamp_ms), ("sent here", letter.sent_ms or 0)):
         typer.echo(f"{name}: {moment(ms, 'milliseconds')}")
     if letter.record.key is not None:
-        typer.echo(f"key: {_printable(letter.record.key.decode(errors='backslashreplace'))}")
+        typer.echo(f"key: {printable(letter.record.key.decode(errors='backslashreplace'))}")
     for name, value in letter.record.headers:
-        typer.echo(f"header {_printable(name)}: {_printable(value.decode(errors='backslashreplace'))}")
+        typer.echo(f"header {printable(name)}: {printable(value.decode(errors='backslashreplace'))}")
     typer.echo(f"{counted(len(content), 'byte')}{'' if to is None else f', written to {to}'}:\n{_preview(content)}")
 
 
@@ -231,12 +232,7 @@ def _milliseconds(since: str | None) -> int:
 
 def _line(letter: DeadLetter) -> str:
     resolution = "" if letter.resolution is None else f"  [{letter.resolution}]"
-    return f"{letter.origin}  {letter.model}  {letter.reason}: {_printable(letter.detail)}{resolution}"
-
-
-def _printable(text: str) -> str:
-    """Foreign text on one line, and with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return printable(f"{letter.origin}  {letter.model}  {letter.reason}: {letter.detail}{resolution}")
 
 
 def _preview(content: bytes) -> str:
@@ -253,4 +249,4 @@ def _preview(content: bytes) -> str:
         text = content.decode()[:PREVIEW_CHARS]
     except UnicodeDecodeError:
         return content[:PREVIEW_BYTES].hex(" ")
-    return _printable(text)
+    return printable(text)

@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from consumers.command import (
     DEFAULT_CONFIG,
+    LINES,
     ConfigPath,
     Json,
     ModelName,
@@ -19,6 +20,7 @@ from consumers.command import (
     moment,
     open_store,
     print_json,
+    printable,
     stranger,
     tell,
 )
@@ -57,7 +59,7 @@ def log(
         print_json([commit.json() for commit in found])
         return
     if found:
-        typer.echo("\n\n".join(map(_commit_text, found)))
+        typer.echo(printable("\n\n".join(map(_commit_text, found)), LINES))
     else:
         tell(f"{stranger(settings, model)}{model} has no version yet.")
 
@@ -78,13 +80,15 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
         retired = commits(store, 1, int(ref)) if ref.isascii() and ref.isdecimal() else []
         if not retired:
             raise
-        print_json(retired[0].json()) if json_ else typer.echo(_commit_text(retired[0]))  # what stays for good
+        print_json(retired[0].json()) if json_ else typer.echo(
+            printable(_commit_text(retired[0]), LINES)
+        )  # what stays for good
         return
     [commit] = commits(store, 1, manifest.version)
     if json_:
         print_json({**commit.json(), "manifest": manifest.model_dump(mode="json")})
         return
-    typer.echo(_commit_text(commit))
+    typer.echo(printable(_commit_text(commit), LINES))
     size = {
         group: sum(part.bytes for entry in tensors.values() for part in entry.parts)
         for group, tensors in (("serving", manifest.serving), ("training", manifest.training))
@@ -104,7 +108,7 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
         each = (f"{label} {kept['now']:.1%} (best {kept['best']:.1%})" for label, kept in manifest.probes.items())
         lines["held out"] = "  ".join(each)
     for name, value in lines.items():
-        typer.echo(f"{name:<11}{value}")
+        typer.echo(printable(f"{name:<11}{value}", LINES))
 
 
 @app.command()
@@ -143,7 +147,7 @@ def blame(
         print_json([one.json() for one in found])
         return
     for one in found:
-        typer.echo(_blame_text(one))
+        typer.echo(printable(_blame_text(one), LINES))
     if not found:
         tell(
             f"No model of {config} reads {topic} (read: {', '.join(read) or 'nothing'}).{near(topic, read)}"

@@ -21,6 +21,7 @@ from consumers.command import (
     stranger,
     tell,
 )
+from pipeline.errors import ConfigError
 from pipeline.words import counted
 
 app = typer.Typer()
@@ -43,6 +44,8 @@ def pull(
     from consumers.bridge import tensors
     from consumers.serving import essentials
 
+    if to is not None and to.suffix == ".json":
+        raise ConfigError(f"--to {to}: the manifest gets that name. Name the weights {to.with_suffix('.safetensors')}.")
     store = known_store(load_config(config), model)
     manifest = store.manifest(ref)
     path = to or Path(f"{model}-v{manifest.version}.safetensors")

@@ -51,6 +51,7 @@ ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configurat
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 ModelName = Annotated[str, typer.Argument(help="A [models.NAME] table of the configuration.", metavar="MODEL")]
+LINES = "\n\t"  # what a text of several lines keeps
 DEFAULT_CONFIG = Path("headrace.toml")
 
 
@@ -106,7 +107,12 @@ def moment(ms: int, timespec: str = "seconds") -> str:
         return f"{ms} ms since 1970, which no calendar here has"
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Foreign text with nothing in it that a terminal would obey; of what is no character, `kept` stays."""
+    return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
+
+
 def tell(line: str) -> None:
     """What is for people alone: results are on standard output."""
     with suppress(OSError):  # whoever reads it may have gone: a closed terminal, a killed parent
-        typer.echo(line, err=True)
+        typer.echo(printable(line, LINES), err=True)

@@ -28,6 +28,7 @@ from models.registry import BUILTIN
 from pipeline.codec import header
 from pipeline.config import Config, ImageInput, Input, TextInput
 from pipeline.errors import ConfigError, Corrupt, HeadraceError, NotFound, StoreError
+from pipeline.keyspace import from_url
 from pipeline.store import Store, models
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Live:
 
 def client(url: str) -> Redis:
     """Redis for a sampler: a broken connection is tried once more at once. Waiting is up to the followers."""
-    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 1))
+    return from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 1))
 
 
 def load_model(

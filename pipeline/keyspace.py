@@ -47,13 +47,23 @@ PASSING_TYPES = (
 
 def connect(url: str) -> Redis:
     """A client with time limits. It repeats a command if the connection breaks: every script can bear it."""
-    settings: dict[str, Any] = {"socket_timeout": 30, "socket_connect_timeout": 5, "health_check_interval": 30}
+    return from_url(
+        url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30, retry=Retry(NoBackoff(), retries=1)
+    )
+
+
+def from_url(url: str, **settings: Any) -> Redis:
+    """A client.
+
+    Raises:
+        ConfigError: this is no address of a Redis. It is not repeated: it may hold a password.
+    """
     try:
-        return Redis.from_url(url, retry=Retry(NoBackoff(), retries=1), **settings)
-    except ValueError as error:
+        return Redis.from_url(url, **settings)
+    except ValueError:
         raise ConfigError(
-            f"redis.url cannot be read ({said(error)}). Write redis://:PASSWORD@HOST:PORT/0, and what is no letter or "
-            "digit in the password as %XX."
+            "redis.url cannot be read. Write redis://:PASSWORD@HOST:PORT/0, and what is no letter or digit in the "
+            "password as %XX."
         ) from None
 
 
