@@ -378,7 +378,7 @@ def test_a_record_that_the_broker_refuses_is_told(kafka_config: KafkaConfig, top
 def test_settings_pass_through_to_the_clients_that_know_them(kafka_config: KafkaConfig, topic: str) -> None:
     config = kafka_config.model_copy(update={"client": {"max_request_size": 1000, "max_poll_records": 7}})
     with Publisher(config) as publisher:
-        with pytest.raises(LogError, match=r"1000|max_request_size"):
+        with pytest.raises(RecordError, match=r"1000|max_request_size"):
             publisher.publish(topic, b"x" * 2000)
         for _ in range(20):
             publisher.publish(topic, b"x")
@@ -411,6 +411,6 @@ def test_a_kafka_that_does_not_answer_is_told() -> None:
             lambda: Reader(config, ["any"], group="g"),
             lambda: ensure_topics(config, ["any"]),
         ):
-            with pytest.raises(LogUnavailable, match=rf"{address} could not connect .*`headrace local`"):
+            with pytest.raises(LogUnavailable, match=rf"{address} could not connect .*`headrace up`"):
                 connect()
     assert threading.active_count() == threads
