@@ -11,11 +11,12 @@ import time
 from collections import Counter
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
@@ -43,6 +44,35 @@ SAFETY = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"x-frame-options", b"DENY"),
 )
+
+
+class Told(BaseModel):
+    """What is wrong."""
+
+    error: str = Field(description="a constant slug, for programs")
+    detail: str = Field(description="a sentence or two, for people")
+
+
+#: OpenAPI: what any route may answer beside what it is asked for
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Told, "description": description}
+    for status, description in {
+        400: "The body is no form, or the client went away.",
+        401: "The token is missing or wrong.",
+        403: "Nobody may, or a page of another site asks.",
+        404: "No such model, version or alias.",
+        405: "The route has another method.",
+        408: "The body did not come in time.",
+        409: "The model does something else.",
+        413: "The body or the picture is too large.",
+        421: "The sampler is not asked by this name.",
+        422: "What was sent cannot be read, or a value does not fit.",
+        500: "The model failed.",
+        502: "What is stored is damaged.",
+        503: "Busy, ending, without a version, or the store is away: ask again.",
+        504: "It took too long.",
+    }.items()
+}
 
 
 def refusal(status: int, error: str, detail: str, **headers: str) -> HTTPException:

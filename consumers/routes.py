@@ -155,7 +155,13 @@ async def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", tags=["operations"])
+@router.get(
+    "/readyz",
+    tags=["operations"],
+    responses={
+        503: {"description": "Not ready; the body is the same.", "content": {"application/json": {"schema": {}}}}
+    },
+)
 async def readyz(service: ServiceOf) -> JSONResponse:
     """Ready (200) when every model has a version and models can be asked, else 503.
 

@@ -35,7 +35,8 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "content": {
             "text/event-stream": {
                 "schema": {
-                    "type": "string",
+                    "type": "object",
+                    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
                     "description": 'Events with {"text": …}, the next piece, as data; in the end an event `done` '
                     "with all of the JSON answer but its text, or an event `error` with error and detail.",
                 }

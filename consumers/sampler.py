@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from consumers import routes, routes_pictures, routes_texts
 from consumers.batcher import Batcher, Places, Sideline
 from consumers.connections import CONNECTIONS, Patient
-from consumers.gate import Access, Gate, tell_errors
+from consumers.gate import ERRORS, Access, Gate, tell_errors
 from consumers.routes import Service
 from consumers.serving import Serving, client
 from consumers.stopping import stopping
@@ -86,7 +86,11 @@ def create_app(
     app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.service = service
     for part in (routes, routes_pictures, routes_texts):
-        app.include_router(part.router)
+        app.include_router(part.router, responses=ERRORS)
+    document = app.openapi()  # made once, and kept
+    schemes = {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}
+    document["components"]["securitySchemes"] = schemes
+    document["security"] = [{"token": []}, {"password": []}, {}]
     app.add_middleware(Gate, config=settings, access=Access(settings), metrics=metrics)
     tell_errors(app)
     return app
