@@ -159,7 +159,7 @@ def test_pieces_are_shown_as_they_come(headrace: Headrace, monkeypatch: pytest.M
 
 def test_what_is_wrong_is_one_sentence(headrace: Headrace, sampler: Running) -> None:
     for arguments, status, words in [
-        (["restyle", "none", "photo.png"], 4, "There is no model none"),
+        (["restyle", "none", "photo.png"], 9, "There is no model none"),
         (["restyle", "voice", "photo.png"], 9, "voice does not restyle"),
         (["restyle", "eyes", "none.png"], 2, "none.png cannot be read"),
         (["complete", "voice", "x", "--url", "http://127.0.0.1:9"], 9, "does not answer"),
