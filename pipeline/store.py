@@ -105,11 +105,12 @@ class Store:
             pipe = self._redis.pipeline(transaction=False)
             pipe.hmget(self._keys.key("fence"), ["owner", "seen_ms"])
             pipe.exists(self._keys.key("lease"))
-            pipe.time()
-            (owner, seen_ms), alive, (seconds, micros) = pipe.execute()
+            (owner, seen_ms), alive = pipe.execute()
+            now: Any = self._redis.time()  # not in a pipeline: a cluster's takes no command without a key
         if owner is None:
             return None
         known = seen_ms is not None and MILLISECONDS.fullmatch(seen_ms)
+        seconds, micros = now
         seen_s = max(0.0, seconds + micros / 1e6 - int(seen_ms) / 1e3) if known else None
         return Holding(owner.decode(errors="replace"), bool(alive), seen_s)
 

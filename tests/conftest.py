@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,11 @@ from pipeline import process
 from pipeline.config import KafkaConfig
 from pipeline.local import EmbeddedKafka, EmbeddedRedis
 from tests.services import Topics, unique
+
+# Whoever starts the tests may ignore these (nohup, a job in the background), and what they start would, too.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # Of torch, here and in what tests start: they run beside each other, and its tensors are tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -168,7 +168,7 @@ def test_redis_takes_no_writes(
         with full(store, redis):
             before = both.answers()
             both.publish()
-            both.told("Redis takes no writes", "Check its memory and its disk")
+            both.told("Redis takes no writes", "its memory and its disk")
             both.run.waits(lambda: both.run.metric("headrace_store_up") == 0)
             both.run.learns(both.published)
             assert both.answers() == before
