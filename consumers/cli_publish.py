@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+NewTopic = Annotated[bool, typer.Option("--new-topic", help="Make the topic, also where no model reads it.")]
+
 STDIN = "-"
 INTERRUPTED = 130  # as a shell tells of Ctrl-C
 WAIT_S = 2.0
@@ -39,6 +41,7 @@ def publish(
     again: Annotated[
         bool, typer.Option("--again", help="Publish also what a try before published that ended early.")
     ] = False,
+    new_topic: NewTopic = False,
     config: ConfigPath = DEFAULT_CONFIG,
     json_: Json = False,
 ) -> None:
@@ -67,7 +70,7 @@ def publish(
 
     way = Way(settings.kafka.max_bytes, _named("label", label), None if in_order else seed)
     with stopping() as stop:
-        run = Publishing(settings, topic, way, stop, tell, id=_named("id", id_), again=again)
+        run = Publishing(settings, topic, way, stop, tell, id=_named("id", id_), again=again, new_topic=new_topic)
         if follow is not None:
             run.follow(follow)
         elif named == [STDIN]:
@@ -87,6 +90,7 @@ def label(
     topic: Annotated[str, typer.Argument(help="A model's topic of labels.")],
     id_: Annotated[str, typer.Argument(metavar="ID", help="The id of the record.")],
     label: Annotated[str, typer.Argument(help="Its label, or the one that replaces it.")],
+    new_topic: NewTopic = False,
     config: ConfigPath = DEFAULT_CONFIG,
     json_: Json = False,
 ) -> None:
@@ -101,14 +105,16 @@ def label(
 
     from consumers.publishing import impatient
     from consumers.sending import patiently
-    from consumers.unlearned import labels_warning
+    from consumers.unlearned import labels_warning, refuse_typo
     from pipeline.client import Client
 
-    if warning := labels_warning(settings, topic):
-        tell(warning)
     patient = settings.model_copy(update={"kafka": impatient(settings.kafka)})
     is_published = False
     with stopping() as stop, Client(patient) as client:
+        if not new_topic:
+            patiently(lambda: refuse_typo(patient, patient.kafka, topic, of_labels=True), stop, tell)
+        if warning := labels_warning(settings, topic):
+            tell(warning)
         receipt = patiently(lambda: client.publish_label(topic, id_, text), stop, tell)
         patiently(lambda: receipt.result(WAIT_S), stop, tell)
         is_published = True

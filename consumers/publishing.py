@@ -22,7 +22,7 @@ from consumers.outgoing import Outgoing, Refused
 from consumers.publish import Way, are_lines, entries, from_entries, from_stdin, reading
 from consumers.sending import Sender, Tally, patiently
 from consumers.tries import Try, place
-from consumers.unlearned import Unlearned, topic_warning
+from consumers.unlearned import Unlearned, refuse_typo, topic_warning
 from pipeline.config import Config, KafkaConfig
 from pipeline.errors import ConfigError, LogError
 from pipeline.log import ensure_topics
@@ -48,6 +48,7 @@ class Publishing:
     Args:
         id: of the one record that there is.
         again: also what a try published that ended early.
+        new_topic: the topic is made, also where no model reads it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Publishing:
         *,
         id: str | None = None,
         again: bool = False,
+        new_topic: bool = False,
     ) -> None:
         self.tally = Tally()
         self.is_ended = True  # before all was sent
@@ -72,6 +74,7 @@ class Publishing:
         self._say = say
         self._id = id
         self._again = again
+        self._new_topic = new_topic
 
     def json(self) -> dict[str, Any]:
         """What became of the records, for programs."""
@@ -139,6 +142,8 @@ class Publishing:
                 attempt.keep(begun) if is_left else attempt.done()
 
     def _prepare(self) -> None:
+        if not self._new_topic:
+            patiently(lambda: refuse_typo(self._config, self._kafka, self._topic), self._stop, self._say)
         if warning := topic_warning(self._config, self._topic):
             self._say(warning)
         patiently(lambda: ensure_topics(self._kafka, [self._topic]), self._stop, self._say)

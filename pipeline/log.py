@@ -7,6 +7,7 @@ pipeline/aligned.py, `Fetcher`, which reads named records again, in pipeline/fet
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -30,10 +31,27 @@ __all__ = [
     "Reader",
     "Receipt",
     "ensure_topics",
+    "missing_of",
     "place_of",
 ]
 
 TOPIC_EXISTS = 36  # Kafka's error code
+
+
+def missing_of(config: KafkaConfig, topics: Iterable[str]) -> list[str]:
+    """Those that do not exist; none is made by asking.
+
+    Raises:
+        LogError: Kafka refuses.
+        LogUnavailable: Kafka cannot be reached.
+    """
+    admin = connect(KafkaAdminClient, config)
+    try:
+        return _missing(admin, topics)
+    except KafkaError as error:
+        raise translated(error, config, "describe topics") from error
+    finally:
+        admin.close()
 
 
 def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
@@ -46,9 +64,7 @@ def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
     """
     admin = connect(KafkaAdminClient, config)
     try:
-        names = list(dict.fromkeys(topics))
-        found = {topic["name"] for topic in admin.describe_topics(names) if not topic["error_code"]}
-        missing = [name for name in names if name not in found]
+        missing = _missing(admin, topics)
         if not missing:
             return
         if not config.create_topics:
@@ -70,3 +86,9 @@ def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
         raise translated(error, config, "describe or create topics") from error
     finally:
         admin.close()
+
+
+def _missing(admin: Any, topics: Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(topics))
+    found = {topic["name"] for topic in admin.describe_topics(names) if not topic["error_code"]}
+    return [name for name in names if name not in found]

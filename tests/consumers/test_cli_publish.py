@@ -251,9 +251,8 @@ def test_lines_that_are_no_text_are_named_and_a_second_try_publishes_them_alone(
 
 
 def test_a_try_is_forgotten_where_the_topic_was_made_again_and_by_again(
-    headrace: Headrace, folder: Path, topics: Topics, log: Log
+    headrace: Headrace, folder: Path, topic: str, topics: Topics, log: Log
 ) -> None:
-    topic = topics()
     (folder / "a.jsonl").write_text('{"text": "a"}\n{\n', "utf-8")
     assert headrace("publish", topic, "a.jsonl").status == 1
     assert headrace("publish", topic, "a.jsonl", "--again").out == f"1 record published to {topic}.\n"
@@ -281,7 +280,26 @@ def test_what_no_model_learns_is_told(headrace: Headrace, folder: Path, topic: s
     assert headrace("publish", f"joined-{topic}", "-", stdin=b"a text\n").err == ""
 
 
+def test_no_topic_is_made_by_a_typo(headrace: Headrace, folder: Path, topic: str, topics: Topics) -> None:
+    (folder / "drop").mkdir()
+    fill(folder / "photos", cat=1)
+    for command in (["-"], ["photos"], ["--follow", "drop"]):
+        done = headrace("publish", f"{topic}s", *command, stdin=b"a\n")
+        assert (done.status, done.out) == (3, "")
+        told = f"headrace: There is no topic {topic}s, and no model of the configuration reads it. Did you mean {topic}"
+        assert done.err.startswith(told)
+        assert done.err.endswith("give --new-topic.\n")
+    done = headrace("label", f"labels-{topic}s", "1", "cat")
+    assert (done.status, done.out) == (3, "")
+    assert f"Did you mean labels-{topic}?" in done.err
+    assert not {f"{topic}s", f"labels-{topic}s"} & set(topics.admin.list_topics())
+    assert headrace("label", f"labels-{topic}s", "1", "cat", "--new-topic").status == 0
+    (folder / "headrace.toml").write_text((folder / "headrace.toml").read_text("utf-8").partition("[models")[0])
+    assert headrace("publish", f"{topic}z", "-", stdin=b"a\n").status == 0  # there is no model yet
+
+
 def test_a_topic_that_no_model_reads_is_told(headrace: Headrace, topic: str) -> None:
+    assert headrace("publish", f"{topic}s", "-", "--new-topic", stdin=b"a\n").status == 0
     done = headrace("publish", f"{topic}s", "-", stdin=b"a\n")
     assert f"No model of the configuration reads {topic}s" in done.err
     assert f"Did you mean {topic}?" in done.err

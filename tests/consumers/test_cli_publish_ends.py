@@ -139,7 +139,10 @@ ERRORS: dict[str, tuple[int, tuple[str, ...]]] = {
     "publish TOPIC a.txt --label ' '": (2, ("The label '", "use 1 to 200")),
     "publish TOPIC a.txt --label 'a\x1bb'": (2, ("The label 'a\\x1bb'", "leave out control characters")),
     "publish TOPIC a.txt -c other.toml": (2, ("other.toml does not exist", "headrace init")),
-    "publish new-TOPIC a.txt -c closed.toml": (3, ("new-TOPIC", "no such topic", "--create --topic new-TOPIC")),
+    "publish new-TOPIC a.txt --new-topic -c closed.toml": (
+        3,
+        ("new-TOPIC", "no such topic", "--create --topic new-TOPIC"),
+    ),
     "publish 'no topic' a.txt": (2, ("'no topic' can be no topic", "Use 1 to 249 letters")),
     "publish TOPIC a.txt --label a\udcff": (2, ("The label a\\udcff is not UTF-8", "--label")),
     "publish TOPIC a.txt --id a\udcff": (2, ("The id a\\udcff is not UTF-8", "--id")),
@@ -149,7 +152,10 @@ ERRORS: dict[str, tuple[int, tuple[str, ...]]] = {
     "label labels-TOPIC 1 ''": (2, ("The label '", "use 1 to 200")),
     "label labels-TOPIC '' cat": (2, ("The id ''", "use 1 to 200")),
     "label labels-TOPIC 1 cat -c other.toml": (2, ("other.toml does not exist", "headrace init")),
-    "label new-TOPIC 1 cat -c closed.toml": (3, ("new-TOPIC", "no such topic", "--create --topic new-TOPIC")),
+    "label new-TOPIC 1 cat --new-topic -c closed.toml": (
+        3,
+        ("new-TOPIC", "no such topic", "--create --topic new-TOPIC"),
+    ),
     "label 'no topic' 1 cat": (2, ("'no topic' can be no topic", "Use 1 to 249 letters")),
     "label labels-TOPIC 1 a\udcff": (2, ("The label a\\udcff is not UTF-8", "--label")),
 }

@@ -64,6 +64,7 @@ TABLE = [
     ("serve -c sampler.toml", 2, "sampler: 127.0.0.1:{taken} cannot be bound (Address already in use)", "Set another"),
     ("publish {topic}", 2, "Nothing to publish", "Give files and folders"),
     ("publish {topic} nofile.png", 2, "nofile.png: No such file or directory", "Correct the path"),
+    ("publish {topic}x cat.txt", 3, "There is no topic {topic}x, and no model", "Did you mean {topic}? To make it"),
     ("label answers 17 cat -c other.xml", 2, "other.xml does not exist", "`headrace init other.xml` writes"),
     ("classify {model} nofile.png --url {url}", 2, NO_FILE, "a text that looks like one goes through standard input"),
     ("classify {model} lines.tx --url {closed}", 2, "'{closed}' is no address of a sampler", "http://127.0.0.1:8080"),
@@ -160,6 +161,7 @@ def names(folder: Path, sampler: Running, model: str, topic: str) -> Iterator[di
         }
         for name, text in CONFIGS.items():
             (folder / f"{name}.toml").write_text(text.format(**found), "utf-8")
+        (folder / "cat.txt").write_text("cat")
         (folder / "picture.png").write_bytes(b"\xff\xfe\x00")
         yield found
 
