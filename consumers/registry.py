@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.acquainted import acquainted
 from models.learner import Blueprint
 from models.registry import BUILTIN
 from pipeline.errors import ConfigError
@@ -25,4 +26,4 @@ def resolve_blueprint(name: str) -> Blueprint:
     blueprint = own("learner", name, advice)
     if not isinstance(blueprint, Blueprint):
         raise ConfigError(f'learner = "{name}" is a {type(blueprint).__name__}, not a Blueprint. {advice}')
-    return blueprint
+    return acquainted(blueprint)

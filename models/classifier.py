@@ -15,15 +15,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.acquainted import AcquaintedOptions
 from models.dreams import Dreams, RecordsAndDreams
-from models.learner import Batch, Options, Report, structural
+from models.learner import Batch, Report, structural
 from models.memory import Memory, PolicyName, ReplayMemory
 from models.network import Head
 from models.replaying import LabelledNetwork, ReplayingLearner
 from models.strategies import KEEPING_LOGITS, STRATEGIES, Seen, StrategyName
 
 
-class ClassifierOptions(Options):
+class ClassifierOptions(AcquaintedOptions):
     """What every classifier can be told."""
 
     learning_rate: float = Field(1e-3, gt=0)

@@ -29,6 +29,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.learner import Rows, copy_into
 
@@ -37,6 +38,9 @@ SAMPLE = 500  # records whose scores are known
 NEVER = 1e38  # a score that no record has, and a number that a snapshot may hold
 SHRINKAGE = 0.02  # of each variance that is added to it
 SAFE = 0.99  # the most of itself that a record may be to a distance
+UNITS = 1 << 16  # of 1, to which z is rounded: ±z added up in units stay below 2²⁴, as floats are whole, for d < 60,000
+STEPS = 16  # of 1, to which v is
+MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
 def ranks(strange: Tensor, known: Tensor) -> Tensor:
@@ -138,3 +142,32 @@ def _digest(row: Tensor) -> bytes:
 def distances(v: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
     """v (B, d) → (B,) squared Mahalanobis distances"""
     return ((v - mean) @ whitener.T).square().sum(1)
+
+
+def projected(u: Tensor, signed: Tensor) -> Tensor:
+    """What is known of pictures, u (B, d), and signs P (D, d) → P z (B, D), exact, of z = u less its own mean, with
+    length 1, in whole units."""
+    u = u.cpu().double()  # not every device has double precision
+    z = F.normalize(u - u.mean(1, keepdim=True))  # (B, d)
+    return ((z * UNITS).round().to(signed) @ signed.T).div_(UNITS)
+
+
+def contrast(pictures: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1] → (B, 1) float64: how much pixels vary, as a logarithm; -20 where they do not at all"""
+    variance = pictures.cpu().double().flatten(2).var(2, correction=0).mean(1, keepdim=True)
+    return (variance + 2.0**-20).log2()
+
+
+def whole(v: Tensor) -> Tensor:
+    """v (B, d) → float64, whole multiples of 1 / `STEPS`, of which sums are exact"""
+    return v.cpu().double().mul(STEPS).round_().div_(STEPS)
+
+
+def signs(rows: int, columns: int) -> Tensor:
+    """(rows, columns) float32 of -1 and 1: the highest bit of a hash of each place."""
+    places = torch.arange(rows * columns, dtype=torch.int64)
+    mixed = places * (0x9E3779B97F4A7C15 - (1 << 64))
+    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * MIX[0]
+    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * MIX[1]
+    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+    return torch.where(mixed < 0, -1.0, 1.0).view(rows, columns)

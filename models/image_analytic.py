@@ -33,16 +33,13 @@ from torch.nn import functional as F
 
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
 from models.backbone import Backbone, BackboneOptions, references
-from models.familiarity import Acquaintance, distances
+from models.familiarity import STEPS, Acquaintance, contrast, distances, projected, signs, whole
 from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
 from models.network import pixels
 from models.wavelets import Wavelets
 
 CELLS = 3  # of a side: where maps are averaged
-UNITS = 1 << 16  # of 1, to which z is rounded: ±z added up in units stay below 2²⁴, as floats are whole, for d < 60,000
-STEPS = 16  # of 1, to which φ is
 FAMILIAR = 64  # numbers of P z that tell how strange a picture is; beside them, since |z| = 1, its contrast
-MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
 class ImageAnalyticOptions(AnalyticOptions):
@@ -86,13 +83,9 @@ class ImageAnalytic(AnalyticModel):
 
     def look(self, x: Tensor) -> Look:
         pictures = pixels(x)
-        u = self.extractor(pictures).cpu().double()  # not every device has double precision
-        z = F.normalize(u - u.mean(1, keepdim=True))  # (B, d)
-        units = (z * UNITS).round().to(self.projection)
-        projected = (units @ self.projection.T).div_(UNITS)  # (B, D)
-        v = torch.cat([projected[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1)
-        v = v.mul_(STEPS).round_().div_(STEPS)  # (B, d + 1)
-        features = projected.add_(1).square_().mul_(STEPS).round_().div_(STEPS)
+        seen = projected(self.extractor(pictures), self.projection)  # (B, D)
+        v = whole(torch.cat([seen[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1))  # (B, d + 1)
+        features = seen.add_(1).square_().mul_(STEPS).round_().div_(STEPS)
         strange = distances(v.to(self.mean), self.mean, self.whitener)
         return Look(features, self.weight.new_zeros(()), strange, v)
 
@@ -160,22 +153,6 @@ class ImageAnalyticLearner(AnalyticLearner):
         network = module_on(lambda: ImageAnalytic(extractor, options.width, (), options.unknown), self._device)
         super().__init__(network.eval(), options, self._device)
         self._acquaintance = Acquaintance(len(network.mean))
-
-
-def contrast(pictures: Tensor) -> Tensor:
-    """(B, C, H, W) in [0, 1] → (B, 1) float64: how much pixels vary, as a logarithm; -20 where they do not at all"""
-    variance = pictures.cpu().double().flatten(2).var(2, correction=0).mean(1, keepdim=True)
-    return (variance + 2.0**-20).log2()
-
-
-def signs(rows: int, columns: int) -> Tensor:
-    """(rows, columns) float32 of -1 and 1: the highest bit of a hash of each place."""
-    places = torch.arange(rows * columns, dtype=torch.int64)
-    mixed = places * (0x9E3779B97F4A7C15 - (1 << 64))
-    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * MIX[0]
-    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * MIX[1]
-    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
-    return torch.where(mixed < 0, -1.0, 1.0).view(rows, columns)
 
 
 def alike(one: Wavelets | Seen, other: Wavelets | Seen) -> bool:

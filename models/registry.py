@@ -19,22 +19,23 @@ from models import (
     text_generator,
     text_gru,
 )
+from models.acquainted import acquainted
 from models.learner import Blueprint
 
 BUILTIN: dict[str, Blueprint] = {
     "image-analytic": image_analytic.BLUEPRINT,
-    "image-classifier": image_classifier.BLUEPRINT,
+    "image-classifier": acquainted(image_classifier.BLUEPRINT),
     "image-gan": image_gan.BLUEPRINT,
     "image-recogniser": image_recogniser.BLUEPRINT,
-    "image-resnet": image_resnet.BLUEPRINT,
+    "image-resnet": acquainted(image_resnet.BLUEPRINT),
     "image-restorer": image_restorer.BLUEPRINT,
     "image-restyler": image_restyler.BLUEPRINT,
-    "image-transfer": image_transfer.BLUEPRINT,
+    "image-transfer": acquainted(image_transfer.BLUEPRINT),
     "image-vae": image_generator.BLUEPRINT,
-    "river-classifier": river_classifier.BLUEPRINT,
+    "river-classifier": acquainted(river_classifier.BLUEPRINT),
     "text-analytic": text_analytic.BLUEPRINT,
-    "text-classifier": text_classifier.BLUEPRINT,
-    "text-encoder": text_encoder.BLUEPRINT,
+    "text-classifier": acquainted(text_classifier.BLUEPRINT),
+    "text-encoder": acquainted(text_encoder.BLUEPRINT),
     "text-generator": text_generator.BLUEPRINT,
-    "text-gru": text_gru.BLUEPRINT,
+    "text-gru": acquainted(text_gru.BLUEPRINT),
 }

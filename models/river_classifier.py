@@ -23,8 +23,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from models.acquainted import AcquaintedOptions
 from models.labels import Labels
-from models.learner import Batch, Blueprint, Options, Report, Rows, State, structural
+from models.learner import Batch, Blueprint, Report, Rows, State, structural
 from models.river_state import CLASSES, classes, decode, encode
 from models.text_gru import strings
 
@@ -42,7 +43,7 @@ MAX_DEPTH, MAX_TREE_BUCKETS = 16, 1024
 LEAST = 1e-6
 
 
-class RiverClassifierOptions(Options):
+class RiverClassifierOptions(AcquaintedOptions):
     """`parameters` are the classifier's own; where one is an object of river: `{class = "river.optim.Adam", lr = 0.1}`.
 
     Raises:

@@ -105,6 +105,7 @@ def pictures_and_styles() -> Iterator[Record]:
 
 TEXT = {"kind": "text", "max_chars": 32}
 NETWORK = {"width": 8, **REPLAY}
+ACQUAINTED = {"unknown": 0.05}
 CLASSES = classifies(picture(1))
 WORDS = classifies("早上 day".encode())
 WAYS = {
@@ -113,18 +114,20 @@ WAYS = {
         "image-analytic", {"width": 16, "features": {"source": JUDGE}}, pictures, CLASSES
     ),
     "image-classifier": Way("image-classifier", {**NETWORK, "hidden": 8}, pictures, CLASSES),
-    "image-resnet": Way("image-resnet", NETWORK, pictures, CLASSES),
-    "image-transfer": Way("image-transfer", {"source": JUDGE, "top_layers": (8,), **REPLAY}, pictures, CLASSES),
+    "image-resnet": Way("image-resnet", {**NETWORK, **ACQUAINTED}, pictures, recognises),
+    "image-transfer": Way(
+        "image-transfer", {"source": JUDGE, "top_layers": (8,), **REPLAY, **ACQUAINTED}, pictures, recognises
+    ),
     "image-vae": Way("image-vae", {**NETWORK, "latent": 4, "label_dim": 4}, pictures, draws),
     "image-gan": Way("image-gan", {**NETWORK, "latent": 4, "hidden": 8, "label_dim": 4}, pictures, draws),
     "image-restorer": Way("image-restorer", {**NETWORK, "depth": 1}, pictures, restores),
     "image-recogniser": Way("image-recogniser", {"source": JUDGE}, pictures, recognises),
     "image-restyler": Way("image-restyler", {"source": JUDGE, **NETWORK}, pictures_and_styles, restyles),
     "text-analytic": Way("text-analytic", {"width": 16, "buckets": 64}, texts, WORDS, TEXT),
-    "text-classifier": Way("text-classifier", {"buckets": 64, "dim": 8, **REPLAY}, texts, WORDS, TEXT),
+    "text-classifier": Way("text-classifier", {"buckets": 64, "dim": 8, **REPLAY, **ACQUAINTED}, texts, WORDS, TEXT),
     "text-gru": Way("text-gru", {"dim": 8, "hidden": 8, **REPLAY}, texts, WORDS, TEXT),
-    "text-encoder": Way("text-encoder", {"folder": FOLDER, **REPLAY}, texts, WORDS, TEXT),
-    "river-classifier": Way("river-classifier", {"buckets": 64}, texts, WORDS, TEXT),
+    "text-encoder": Way("text-encoder", {"folder": FOLDER, **REPLAY, **ACQUAINTED}, texts, WORDS, TEXT),
+    "river-classifier": Way("river-classifier", {"buckets": 64, **ACQUAINTED}, texts, WORDS, TEXT),
     "text-generator": Way(
         "text-generator", {"hidden": 8, "embedding": 8, "slots": 1 << 12, "history": 256}, texts, completes, TEXT
     ),
@@ -136,7 +139,8 @@ def given(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[s
     """What learners start from: a version of a classifier, and the folder of an encoder."""
     judge = unique("judge")
     store = Store(connect(redis_url), judge, judge)
-    maker = Maker(store, "image-classifier", BUILTIN["image-classifier"], PICTURE, width=8, hidden=8, replay_slots=8)
+    options = {"width": 8, "hidden": 8, "replay_slots": 8, **ACQUAINTED}
+    maker = Maker(store, "image-classifier", BUILTIN["image-classifier"], PICTURE, **options)
     x = torch.arange(2 * 16 * 16, dtype=torch.int64).view(2, 1, 16, 16).remainder(251).to(torch.uint8)
     maker.learn(x, ["a", "b"])
     maker.commit()

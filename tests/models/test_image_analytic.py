@@ -17,7 +17,8 @@ from torch import Tensor
 from models.analytic import HeadName, Sums, packed, unpacked
 from models.analytic_learner import AnalyticLearner
 from models.backbone import Backbone, BackboneOptions, torchvision_network
-from models.image_analytic import BLUEPRINT, STEPS, ImageAnalytic, ImageAnalyticLearner, ImageAnalyticOptions
+from models.familiarity import STEPS
+from models.image_analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticLearner, ImageAnalyticOptions
 from models.learner import Batch, Learner, Reference, Rows, Source, module_on, update_generator
 from models.registry import BUILTIN
 from models.wavelets import Wavelets

@@ -1,0 +1,348 @@
+"""Any classifier, with a sense of what resembles nothing that it learned (`familiarity`).
+
+It stands around a learner and around what it serves, and changes neither: predictions, updates and their bits are
+those of the learner alone. What it says of a record is
+
+    w p + (1 - w) q
+
+as in `familiarity`, with the probabilities p of the classifier and the share q of each class in all that was learned.
+
+Pictures are scored as `image-analytic` scores them: by their distance from all that were met, over fixed wavelet
+features. Of each batch only the first `MET` are met, since features cost more than a small network's update.
+
+Texts are scored by their 3-grams of code points. With c_f of n texts having f, a text with the 3-grams F has the score
+
+    -1 / |F| · Σ_{f ∈ F} log((c_f + 1/2) / (n + 1))
+
+and the scores that it is compared with are those of the last `SAMPLE` texts, each from before it was learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.capabilities import Classifier, Model
+from models.familiarity import (
+    NEVER,
+    SAMPLE,
+    Acquaintance,
+    contrast,
+    distances,
+    projected,
+    ranks,
+    signs,
+    tempered,
+    whole,
+)
+from models.hashing import bucket, edged, ngrams
+from models.learner import (
+    Batch,
+    Blueprint,
+    Correcting,
+    Learner,
+    Options,
+    Report,
+    Rows,
+    Source,
+    State,
+    copy_into,
+    structural,
+)
+from models.network import pixels, widened
+from models.wavelets import Wavelets
+
+PREFIX = "familiar/"  # of its names in a state
+NUMBERS = 64  # of a picture's features that tell how strange it is; beside them its contrast
+MET = 8  # pictures of a batch
+BUCKETS = 1 << 15  # of 3-grams
+
+
+class AcquaintedOptions(Options):
+    """`unknown` is the share of records like the learned ones that may be called unknown; 0: nothing is."""
+
+    unknown: float = structural(0.0, ge=0, lt=0.5)
+
+
+class Familiar(Protocol):
+    """How strange records of one kind are. Everything is on the CPU."""
+
+    def meet(self, x: Tensor) -> None:
+        """x (B, ...) is learned next."""
+        ...
+
+    def strange(self, x: Tensor) -> Tensor:
+        """x (B, ...) → (B,) float32"""
+        ...
+
+    def known(self) -> Tensor:
+        """(SAMPLE,) scores of learned records, `NEVER` where there is none."""
+        ...
+
+    def fit(self) -> None:
+        """Has `strange` and `known` be those of all that was met: a version follows."""
+        ...
+
+    def serving(self) -> dict[str, Tensor]:
+        """What `strange` and `known` read: views."""
+        ...
+
+    def training(self) -> dict[str, Tensor]:
+        """What `meet` and `fit` read beside it."""
+        ...
+
+    def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
+        """What `training` gave, after `serving` was copied."""
+        ...
+
+
+class Pictures:
+    """Pictures of one shape (C, H, W)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._wavelets = Wavelets(shape)
+        self._signs = signs(NUMBERS, self._wavelets.dim)
+        self._acquaintance = Acquaintance(NUMBERS + 1)
+        self._mean, self._whitener = torch.zeros(NUMBERS + 1), torch.zeros(NUMBERS + 1, NUMBERS + 1)
+        self._scores = torch.full((SAMPLE,), NEVER)
+
+    def meet(self, x: Tensor) -> None:
+        self._acquaintance.add(self._numbers(x[:MET]))
+
+    def strange(self, x: Tensor) -> Tensor:
+        return distances(self._numbers(x).float(), self._mean, self._whitener)
+
+    def known(self) -> Tensor:
+        return self._scores
+
+    def fit(self) -> None:
+        for buffer, value in zip(self.serving().values(), self._acquaintance.fit(), strict=True):
+            buffer.copy_(value)
+
+    def serving(self) -> dict[str, Tensor]:
+        return {"mean": self._mean, "whitener": self._whitener, "scores": self._scores}
+
+    def training(self) -> dict[str, Tensor]:
+        return {name.removeprefix(PREFIX): tensor for name, tensor in self._acquaintance.capture().items()}
+
+    def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
+        self._acquaintance.restore({PREFIX + name: value for name, value in training.items()})
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) uint8 → v (B, d) float64"""
+        pictures = pixels(x)
+        return whole(torch.cat([projected(self._wavelets(pictures), self._signs), contrast(pictures)], 1))
+
+
+class Texts:
+    """Texts (B, L) int32."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._counts = torch.zeros(BUCKETS, dtype=torch.int64)  # c
+        self._records = torch.zeros((), dtype=torch.int64)  # n
+        self._scores = torch.full((SAMPLE,), NEVER)
+
+    def meet(self, x: Tensor) -> None:
+        places = (self._records + torch.arange(len(x))) % SAMPLE
+        self._scores[places] = self.strange(x)
+        self._counts += torch.bincount(self._found(x)[1], minlength=BUCKETS)
+        self._records += len(x)
+
+    def strange(self, x: Tensor) -> Tensor:
+        row, found = self._found(x)
+        logs = torch.log((self._counts[found] + 0.5) / (self._records + 1)).float()  # (N,)
+        total = torch.zeros(len(x)).index_add_(0, row, logs)
+        return -total / torch.bincount(row, minlength=len(x)).clamp_min(1)
+
+    def known(self) -> Tensor:
+        return self._scores
+
+    def fit(self) -> None:
+        """It always is."""
+
+    def serving(self) -> dict[str, Tensor]:
+        return {"counts": self._counts, "records": self._records, "scores": self._scores}
+
+    def training(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
+        copy_into({}, training)
+
+    def _found(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, L) → N 3-grams of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
+        found = ngrams(edged(x), (3,))
+        text = torch.arange(len(x))[:, None]
+        pairs: Tensor = torch.unique((text * BUCKETS + bucket(found.hashes, BUCKETS))[found.there])
+        return pairs // BUCKETS, pairs % BUCKETS
+
+
+KINDS: dict[str, Callable[[tuple[int, ...]], Familiar]] = {"image": Pictures, "text": Texts}
+
+
+class AcquaintedModel:
+    """What is served: a `Classifier` and a `Recogniser`."""
+
+    def __init__(self, model: Classifier, familiar: Familiar, unknown: float) -> None:
+        self.inner = model
+        self._familiar = familiar
+        self._unknown = unknown
+        self.shares = torch.zeros(len(model.classes))
+
+    @property
+    def classes(self) -> list[str]:
+        return self.inner.classes
+
+    @classes.setter
+    def classes(self, names: list[str]) -> None:
+        self.inner.classes = names
+
+    def classify(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, on the CPU, in the order of `classes`."""
+        return self.recognise(x)[0]
+
+    @torch.no_grad()
+    def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
+        p = self.inner.classify(x).cpu()
+        rank = ranks(self._familiar.strange(x.cpu()), self._familiar.known())
+        shares = F.pad(self.shares, (0, p.shape[1] - len(self.shares)))  # classes that came after the last version
+        return tempered(p, rank, shares), rank < self._unknown
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {PREFIX + name: tensor for name, tensor in self._own().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: a tensor is missing or does not fit.
+        """
+        own, others = parted(state_dict)
+        copy_into(self._own(), own)
+        self.inner.load_state_dict(others)  # type: ignore[attr-defined]
+
+    def _own(self) -> dict[str, Tensor]:
+        return {"shares": self.shares, **self._familiar.serving()}
+
+
+class Acquainted:
+    """A classifier's learner, and what it has met."""
+
+    def __init__(self, learner: Learner, familiar: Familiar, unknown: float) -> None:
+        self.inner = learner
+        self.needs_label = learner.needs_label
+        self._familiar = familiar
+        self._unknown = unknown
+        self._records = torch.zeros(0, dtype=torch.int64)  # of each class
+        self._model: AcquaintedModel | None = None
+
+    @property
+    def replay_capacity(self) -> int:
+        return self.inner.replay_capacity
+
+    @property
+    def replay_size(self) -> int:
+        return self.inner.replay_size
+
+    @property
+    def model(self) -> AcquaintedModel:
+        inner: Any = self.inner.model
+        if self._model is None or self._model.inner is not inner:  # some have it from `begin` or `restore` on
+            self._model = AcquaintedModel(inner, self._familiar, self._unknown)
+        return self._model
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        if sources:
+            self.inner.begin(sources)  # type: ignore[attr-defined]
+
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        return self.inner.refuses(labels)
+
+    @torch.no_grad()
+    def _meet(self, batch: Batch) -> None:
+        classes = self.inner.model.classes
+        numbers = torch.tensor([classes.index(str(label)) for label in batch.labels], dtype=torch.int64)
+        self._records = widened(self._records, len(classes) - len(self._records))
+        self._records += torch.bincount(numbers, minlength=len(classes))
+        self._familiar.meet(batch.x.cpu())
+
+    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
+        report = self.inner.learn(batch, rng)
+        self._meet(batch)
+        return report
+
+    @torch.no_grad()
+    def capture(self) -> State:
+        state, model = self.inner.capture(), self.model
+        self._familiar.fit()
+        self._records = widened(self._records, len(model.classes) - len(self._records))
+        model.shares = (self._records / self._records.sum().clamp_min(1)).float()
+        training = {PREFIX + name: tensor for name, tensor in self._training().items()}
+        return State({**state.serving, **model.state_dict()}, {**state.training, **training}, state.meta)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        serving, others = parted(state.serving)
+        training, theirs = parted(state.training)
+        self.inner.restore(State(others, theirs, state.meta))
+        model, count = self.model, len(state.meta["classes"])
+        model.shares, self._records = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
+        copy_into(model._own(), serving)
+        copy_into({"classes": self._records}, {name: training.pop(name) for name in ("classes",) if name in training})
+        self._familiar.restore(training)
+
+    def _training(self) -> dict[str, Tensor]:
+        return {"classes": self._records, **self._familiar.training()}
+
+
+class AcquaintedNetwork(Acquainted):
+    """An `Acquainted` learner with a replay memory, whose labels can be corrected."""
+
+    inner: Any
+
+    @property
+    def replays(self) -> bool:
+        return bool(self.inner.replays)
+
+    def remembered(self) -> Collection[bytes]:
+        found: Collection[bytes] = self.inner.remembered()
+        return found
+
+    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        return bool(self.inner.correct(id_, label, rng))
+
+    def scale_learning_rate(self, factor: float) -> None:
+        self.inner.scale_learning_rate(factor)
+
+    def flush(self, label: str) -> int:
+        return int(self.inner.flush(label))
+
+
+def parted(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is its own, without the prefix, and what is the learner's."""
+    own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    return own, {name: value for name, value in state.items() if not name.startswith(PREFIX)}
+
+
+def acquainted(blueprint: Blueprint) -> Blueprint:
+    """The same, and where its options are `AcquaintedOptions` with a share that may be called unknown, acquainted."""
+    if not issubclass(blueprint.options, AcquaintedOptions):
+        return blueprint
+    kind = KINDS[blueprint.input]
+
+    def learner(options: AcquaintedOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> Learner:
+        made = blueprint.learner(options, shape, seed, device)
+        if not options.unknown:
+            return made
+        around = AcquaintedNetwork if isinstance(made, Correcting) else Acquainted
+        return around(made, kind(shape), options.unknown)
+
+    def model(options: AcquaintedOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> Model:
+        made: Any = blueprint.model(options, shape, meta)
+        return AcquaintedModel(made, kind(shape), options.unknown) if options.unknown else made
+
+    return Blueprint(blueprint.options, learner, model, blueprint.input, blueprint.sources)
