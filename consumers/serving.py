@@ -215,7 +215,9 @@ class Follower:
         return events[-1].id if events else last
 
     def _failed(self, error: BaseException) -> None:
-        """A turn came to nothing; another is made."""
+        """A turn came to nothing; another is made, unless the end is what it came to: its connection is closed then."""
+        if self._stop.is_set():
+            return
         if isinstance(error, StoreError) and error.retriable:
             if self.unreachable_since_s is None:
                 self._metrics.store_up(False)
@@ -343,6 +345,8 @@ class Serving:
                 self._look()
                 self.problem = None
             except BaseException as error:  # noqa: BLE001 - the thread's outermost loop, and it never ends by itself
+                if self._stop.is_set():
+                    return
                 if self.problem is None:
                     self._say(f"{error} Models are looked for again.")
                 self.problem = f"{error} Models are looked for again."

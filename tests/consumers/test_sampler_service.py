@@ -234,6 +234,23 @@ def test_without_redis_it_answers_and_says_so(tmp_path: Path) -> None:
             assert stored.headers["retry-after"] == "1"
 
 
+def test_an_end_while_redis_hangs_says_nothing_of_it(tmp_path: Path) -> None:
+    """Neither of the models that the configuration names, nor of those that are looked for."""
+    with EmbeddedRedis(tmp_path) as server:
+        assert server.process is not None
+        named: dict[str, dict[str, Any]] = {"model": {}, "other": {}}
+        for models in (named, {}):
+            with running(configuration(server.url, models)) as at:
+                assert at.client.get("/readyz").json()["store"] == "reachable"
+                server.process.send_signal(signal.SIGSTOP)
+                service = at.service
+            for follower in service.serving.followers().values():
+                follower.join(PATIENCE_S)
+            service.serving.close()
+            server.process.send_signal(signal.SIGCONT)
+            assert at.said == []
+
+
 def test_a_port_that_is_taken_is_an_error_that_says_so(redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = configuration(redis_url, {}, port=taken.getsockname()[1])
