@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Full
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from consumers.serving import Live
 
-STALLED_S = 60.0  # a forward pass that takes longer than this
+STALLED_S = 60.0  # what takes longer than this is taken for what never ends
+LOOK_S = 1.0  # between two looks for it
 CLOSE_S = 1.0  # how long the last batch gets when the sampler ends
 
 Item = TypeVar("Item")
@@ -36,6 +37,10 @@ class _Task:
     item: Any
     rows: int
     future: Future[Any]
+
+    @property
+    def model(self) -> str:
+        return self.live.manifest.model
 
     def joins(self, other: _Task) -> bool:
         """Whether both fit in one forward pass: the same work by the same version."""
@@ -67,53 +72,92 @@ class Places:
                 self._free += 1
 
 
+class Stalled(Exception):
+    """The model is at work that does not end, and is given no more."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model} has been at one piece of work for more than {STALLED_S:.0f} s, and is asked no more until that "
+            f"ends. Mend the model, and start the sampler again."
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pass:
+    """A forward pass at work."""
+
+    batch: Sequence[_Task]
+    since_s: float
+
+    @property
+    def model(self) -> str:
+        return self.batch[0].model
+
+
 class Batcher(Places):
     """A request is bound to one `Live` when it comes: whatever is swapped meanwhile, no answer mixes versions.
+
+    A pass that does not end keeps its thread, and another takes its place; its model is given no more until it ends.
 
     Args:
         places: requests that are admitted at one time, be their body read, decoded, queued or answered: the
             bound on the memory that requests take.
         max_rows: rows of one forward pass; a single request may be larger.
         threads: of torch.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, *, places: int, max_rows: int, threads: int) -> None:
+    def __init__(
+        self, *, places: int, max_rows: int, threads: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(places)
+        self.clock = clock
         self._max_rows = max_rows
         self._threads = threads
         self._queue: deque[_Task] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._since_s: float | None = None  # monotonic: when the present pass began
-        self._thread = threading.Thread(target=self._loop, name="inference", daemon=True)
+        self._pass: _Pass | None = None  # at work
+        self._stalled: dict[str, _Pass] = {}  # by model, each on a thread that was given up
+        self._thread = self._new_thread()
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._look, name="stalls", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._watch.start()
 
     @property
     def problem(self) -> str | None:
         """Why nobody is answered at this moment."""
         if not self._thread.is_alive():
             return "The thread that models run on has ended. Start the sampler again."
-        since_s = self._since_s
-        if since_s is not None and time.monotonic() - since_s > STALLED_S:
-            return f"A model has been at one forward pass for more than {STALLED_S:.0f} s, and all others wait."
+        if stalled := sorted(self._stalled):
+            return " ".join(str(Stalled(model)) for model in stalled)
         return None
 
     def close(self) -> None:
         """Answers what still waits, then ends."""
         with self._wake:
             self._closed = True
-            self._wake.notify()
+            self._wake.notify_all()
+        self._ended.set()
         self._thread.join(CLOSE_S)
 
     def submit(
         self, run: Callable[[Live, Sequence[Item]], Sequence[Result]], live: Live, item: Item, rows: int = 1
     ) -> Future[Result]:
-        """The item's result of `run(live, items)`, where other items may keep it company."""
+        """The item's result of `run(live, items)`, where other items may keep it company.
+
+        Raises:
+            Stalled: the model's last pass has not ended.
+        """
         future: Future[Result] = Future()
+        task = _Task(run, live, item, rows, future)
         with self._wake:
-            self._queue.append(_Task(run, live, item, rows, future))
+            if task.model in self._stalled:
+                raise Stalled(task.model)
+            self._queue.append(task)
             self._wake.notify()
         return future
 
@@ -125,10 +169,35 @@ class Batcher(Places):
                 if not self._queue:
                     return
                 batch = self._take()
-            self._since_s = time.monotonic()
-            # A client that went away has cancelled its future.
-            _answer([task for task in batch if task.future.set_running_or_notify_cancel()])
-            self._since_s = None
+                # A client that went away has cancelled its future.
+                batch = [task for task in batch if task.future.set_running_or_notify_cancel()]
+                if not batch:
+                    continue
+                work = self._pass = _Pass(batch, self.clock())
+            _answer(batch)
+            with self._wake:
+                if self._stalled.get(work.model) is work:  # another thread has taken over
+                    del self._stalled[work.model]
+                    return
+                self._pass = None
+
+    def _look(self) -> None:
+        """Gives up the thread of a pass that does not end."""
+        while not self._ended.wait(LOOK_S):
+            with self._wake:
+                work = self._pass
+                if work is None or self.clock() - work.since_s <= STALLED_S:
+                    continue
+                self._pass, self._stalled[work.model] = None, work
+                given_up = [task for task in self._queue if task.model == work.model]
+                self._queue = deque(task for task in self._queue if task.model != work.model)
+                self._thread = self._new_thread()
+                self._thread.start()
+            for task in [*work.batch, *given_up]:
+                _settle(task.future, Stalled(work.model))
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._loop, name="inference", daemon=True)
 
     def _take(self) -> list[_Task]:
         """The oldest task and those that join it, oldest first."""
@@ -183,17 +252,24 @@ def contained(work: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
+def _settle(future: Future[Any], outcome: Any) -> None:
+    """What a future comes to, be it an error; nothing where that is settled: a pass may end after it was given up."""
+    with suppress(InvalidStateError):
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
 def _answer(batch: Sequence[_Task]) -> None:
-    if not batch:
-        return
     try:
         results = contained(_results)(batch)
     except Exception as error:  # noqa: BLE001 - the thread's outermost loop: a user's own model may raise anything
         for task in batch:
-            task.future.set_exception(error)
+            _settle(task.future, error)
     else:
         for task, result in zip(batch, results, strict=True):
-            task.future.set_result(result)
+            _settle(task.future, result)
 
 
 @torch.inference_mode()

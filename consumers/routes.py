@@ -35,7 +35,7 @@ from consumers.answers import (
     recognise,
     recognised,
 )
-from consumers.batcher import Batcher, Places, Sideline, contained
+from consumers.batcher import Batcher, Places, Sideline, Stalled, contained
 from consumers.gate import RETRY_AFTER, refusal
 from consumers.serving import Live, Serving, weights
 from consumers.uploads import INPUTS, payload
@@ -51,6 +51,7 @@ POLICY = (
     f"default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_DIGEST}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+ASIDE_S = 120.0  # how long one piece of work on the sideline may take
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -114,13 +115,28 @@ class Service:
     async def batched(
         self, run: Callable[[Live, Sequence[Item]], Sequence[Result]], live: Live, item: Item, rows: int = 1
     ) -> Result:
-        """The item's result, computed by the batcher."""
-        return await asyncio.wrap_future(self.batcher.submit(run, live, item, rows))
+        """The item's result, computed by the batcher.
+
+        Raises:
+            HTTPException: 503 where the model does not come to an end.
+        """
+        try:
+            return await asyncio.wrap_future(self.batcher.submit(run, live, item, rows))
+        except Stalled as error:
+            raise refusal(503, "stalled", str(error)) from None
 
     async def aside(self, work: Callable[[], Result]) -> Result:
-        """What the work gives, on the sideline."""
-        with self.place(self.sideline):
-            return await asyncio.wrap_future(self.sideline.submit(work))
+        """What the work gives, on the sideline.
+
+        Raises:
+            HTTPException: 504 where it takes too long.
+        """
+        try:
+            with self.place(self.sideline):
+                async with asyncio.timeout(ASIDE_S):
+                    return await asyncio.wrap_future(self.sideline.submit(work))
+        except TimeoutError:
+            raise refusal(504, "timeout", f"It was not done within {ASIDE_S:.0f} s. Ask for less.") from None
 
     def decoded(self, work: Callable[..., Result], *arguments: Any) -> Awaitable[Result]:
         """What the work gives, on the threads that read and write pictures."""

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from consumers.answers import image_seeds, standing
 from consumers.gate import refusal
-from consumers.routes import Service, ServiceOf
+from consumers.routes import ASIDE_S, Service, ServiceOf
 from models.capabilities import Sampling, TextGenerator
 from pipeline.answers import Completed, Written
 from pipeline.records import composed
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from consumers.serving import Live
 
-STREAM_S = 120.0  # how long one text may take, be it the model or the client that is slow
 DEFAULT = Sampling()
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -93,14 +92,14 @@ async def post_complete(model: str, asked: Completion, request: Request, service
         return _Events(service, live, seed, pieces)
     with service.place(), service.place(service.sideline):
         try:
-            async with asyncio.timeout(STREAM_S), aclosing(pieces):
+            async with asyncio.timeout(ASIDE_S), aclosing(pieces):
                 text = []
                 async for piece in pieces:
                     if await request.is_disconnected():
                         break
                     text.append(piece)
         except TimeoutError:
-            raise refusal(504, "timeout", f"The text was not written within {STREAM_S:.0f} s. Ask for less.") from None
+            raise refusal(504, "timeout", f"The text was not written within {ASIDE_S:.0f} s. Ask for less.") from None
     answer = Completed(**standing(live, service.clock()), seed=seed, text="".join(text))
     return JSONResponse(answer.model_dump(mode="json"))
 
@@ -169,7 +168,7 @@ class _Events(StreamingResponse):
         service = self._service
         with service.place(), service.place(service.sideline):
             try:
-                async with asyncio.timeout(STREAM_S), aclosing(self._pieces):
+                async with asyncio.timeout(ASIDE_S), aclosing(self._pieces):
                     await super().__call__(scope, receive, send)
             except TimeoutError:
                 pass  # without `done` the client knows

@@ -6,11 +6,12 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from queue import Full
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from consumers.batcher import Batcher
+from consumers.batcher import STALLED_S, Batcher, Stalled
 from consumers.serving import Live
 from pipeline.config import TextInput
 
@@ -25,10 +26,11 @@ def batcher() -> Iterator[Batcher]:
     batcher.close()
 
 
-def version() -> Live:
-    """Any version: the batcher only hands it on."""
+def version(model: str = "model") -> Live:
+    """Any version: the batcher looks at its model's name, and hands it on."""
+    manifest: Any = SimpleNamespace(model=model)
     nothing: Any = None
-    return Live(nothing, "", nothing, TextInput(), {})
+    return Live(manifest, "", nothing, TextInput(), {})
 
 
 class Pass:
@@ -109,6 +111,30 @@ def test_a_model_that_answers_oddly_fails_its_own_requests_alone(batcher: Batche
     run.go.set()
     assert batcher.submit(run, live, 1).result(WAIT_S) == 10
     assert batcher.problem is None
+
+
+def test_a_pass_that_does_not_end_holds_its_own_model_alone(batcher: Batcher) -> None:
+    now = batcher.clock()
+    batcher.clock = lambda: now
+    hung, run, live, other = Pass(), Pass(), version("hung"), version("other")
+    run.go.set()
+    asked = [batcher.submit(hung, live, 0)]
+    assert hung.entered.wait(WAIT_S)
+    asked += [batcher.submit(hung, live, 1), batcher.submit(hung, version("hung"), 2)]  # a newer version, too
+    waits = batcher.submit(run, other, 1)
+    now += STALLED_S + 1
+    for future in asked:
+        assert isinstance(future.exception(WAIT_S), Stalled)
+    assert waits.result(WAIT_S) == 10
+    assert "hung has been at one piece of work" in str(batcher.problem)
+    with pytest.raises(Stalled):
+        batcher.submit(run, live, 3)
+    assert batcher.submit(run, other, 4).result(WAIT_S) == 40
+    hung.go.set()  # it ends after all
+    while batcher.problem:
+        pass
+    assert batcher.submit(run, live, 5).result(WAIT_S) == 50
+    assert hung.batches == [(live, [0])]
 
 
 def test_a_thread_that_has_ended_is_told(batcher: Batcher) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from consumers.batcher import STALLED_S
 from consumers.serving import Follower, Live
 from pipeline.errors import ConfigError
 from pipeline.local import EmbeddedRedis
@@ -213,6 +215,32 @@ def test_a_sampler_that_cannot_ask_models_is_not_ready(redis_url: str, redis: Re
         answer = at.client.get("/readyz")
         assert answer.status_code == 503
         assert "thread that models run on" in answer.json()["problem"]
+
+
+def test_a_model_that_never_returns_keeps_no_other_from_its_answers(
+    redis_url: str, redis: Redis, family: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hung = unique("hung")
+    step(marked(Store(redis, family, family)))
+    step(Maker(Store(redis, hung, hung), "tests.consumers.marked:blocking", blocking, TEXT))
+    tables: dict[str, dict[str, Any]] = {family: {}, hung: {"learner": "tests.consumers.marked:blocking"}}
+    with running(configuration(redis_url, tables)) as at, ThreadPoolExecutor(2) as others:
+        assert at.serves(family, 1)
+        assert at.serves(hung, 1)
+        batcher = at.service.batcher
+        first = others.submit(at.client.post, f"/models/{hung}/classify", content=b"x")
+        while "at work" not in capfd.readouterr().out:
+            pass
+        waits = others.submit(at.client.post, f"/models/{family}/classify", content=b"x")
+        batcher.clock = lambda: time.monotonic() + STALLED_S  # so long has passed
+        for answer in (first.result(PATIENCE_S), at.client.post(f"/models/{hung}/classify", content=b"x")):
+            assert (answer.status_code, answer.json()["error"]) == (503, "stalled")
+        batcher.clock = time.monotonic
+        assert waits.result(PATIENCE_S).status_code == 200
+        assert at.client.get(f"/models/{family}/generate").status_code == 200
+        ready = at.client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["problem"].startswith(f"{hung} has been at one piece of work")
 
 
 def test_without_redis_it_answers_and_says_so(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_model_that_fails_is_told(sampler: Running) -> None:
 
 
 def test_a_text_has_a_bound_in_time(sampler: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes_texts, "STREAM_S", 0.3)
+    monkeypatch.setattr(routes_texts, "ASIDE_S", 0.3)
     with stepping() as steps:
         whole = sampler.client.post(URL, json={"prompt": steps.prompt}, headers=JSON)
         assert (whole.status_code, whole.json()["error"]) == (504, "timeout")
