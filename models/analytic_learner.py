@@ -50,6 +50,7 @@ class Look:
     prior: Tensor  # (B, K) or (), what else speaks for each class: a logarithm
     strange: Tensor  # (B,) float32: how little they resemble what was learned
     v: Tensor  # (B, d) float64 on the CPU, what `strange` is computed from; d may be 0
+    rows: Tensor  # (N, 2) int64, what else is counted: the record and the bucket of each; N may be 0
 
 
 class AnalyticModel(nn.Module):
@@ -152,16 +153,16 @@ class AnalyticLearner:
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
-        model, x = self.model, batch.x.to(self._device)
+        model = self.model
         known = list(model.classes)
-        look = model.look(x)
+        look = model.look(batch.x.to(self._device))
         scores, prior = model.scores(look.features).cpu(), look.prior.cpu()  # (B, K) of before
         predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if known else []
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
         loss = self._judge(scores, prior, y)
         self._meet(look, y)
-        self._add(x, look.features, y)
+        self._add(look, y)
         model.shares.copy_(self._sums.counts / self._sums.counts.sum())
         self._fresh += torch.bincount(y, minlength=len(self._fresh))
         if self._due():
@@ -179,10 +180,10 @@ class AnalyticLearner:
             raise ValueError("with forgetting below 1, what is left of a record is not known. Learn anew without it.")
         if unknown := [label for label in batch.labels if label not in self._model.classes]:
             raise ValueError(f"no record with the label {unknown[0]!r} was learned.")
-        x, y = batch.x.to(self._device), torch.tensor(self._labels.numbers(batch.labels))
-        look = self.model.look(x)
+        y = torch.tensor(self._labels.numbers(batch.labels))
+        look = self.model.look(batch.x.to(self._device))
         self._meet(look, y, sign=-1)
-        self._add(x, look.features, y, sign=-1)
+        self._add(look, y, sign=-1)
         self._solve()
 
     def merge(self, other: Self) -> None:
@@ -211,9 +212,9 @@ class AnalyticLearner:
         copy_into(self._own(), {name: value for name, value in state.training.items() if name.startswith("head/")})
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
 
-    def _add(self, x: Tensor, features: Tensor, y: Tensor, sign: int = 1) -> None:
-        """Adds records to all sums, or takes them out: x (B, ...), φ (B, D), classes (B,) on the CPU."""
-        self._sums.add(features, y, sign=sign, forgetting=self.options.forgetting)
+    def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        """Adds records to all sums, or takes them out; their classes (B,) on the CPU."""
+        self._sums.add(look.features, y, sign=sign, forgetting=self.options.forgetting)
 
     def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
         """Takes note of how strange records are that are learned next, or taken out; their classes (B,)."""

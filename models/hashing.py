@@ -47,6 +47,12 @@ def both(*found: Found) -> Found:
     return Found(torch.cat([each.hashes for each in found], 1), torch.cat([each.there for each in found], 1))
 
 
+def trimmed(x: Tensor) -> Tensor:
+    """Texts (B, L), zero-padded at the end → as wide as the longest of them, and at least 1."""
+    longest = int((x != 0).sum(1).max()) if len(x) else 0
+    return x[:, : max(1, longest)]
+
+
 def ngrams(x: Tensor, orders: Iterable[int]) -> Found:
     """Every n-gram of code points.
 

@@ -87,7 +87,7 @@ class ImageAnalytic(AnalyticModel):
         v = whole(torch.cat([seen[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1))  # (B, d + 1)
         features = seen.add_(1).square_().mul_(STEPS).round_().div_(STEPS)
         strange = distances(v.to(self.mean), self.mean, self.whitener)
-        return Look(features, self.weight.new_zeros(()), strange, v)
+        return Look(features, self.weight.new_zeros(()), strange, v, torch.zeros(0, 2, dtype=torch.int64))
 
     def younger(self) -> dict[str, Tensor]:
         return {**super().younger(), "mean": self.mean, "whitener": self.whitener}

@@ -20,7 +20,7 @@ precision, which holds whole numbers to 2^53. With a forgetting factor below 1 C
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
 from models.familiarity import SAMPLE
-from models.hashing import Found, both, bucket, edged, mixed, ngrams, words
+from models.hashing import Found, both, bucket, edged, mixed, ngrams, trimmed, words
 from models.learner import Blueprint, Rows, State, module_on, structural
 from models.memory import Changed
 from models.network import widened
@@ -37,6 +37,7 @@ ORDERS = (3, 4, 5)  # of n-grams
 SCALE = 64  # the length of φ, before it is rounded
 SMOOTHING = 2e-4  # ε
 TRUST = 0.03  # β
+AT_ONCE = 1 << 16  # code points that are hashed together, and features that are weighed together, but for a longer text
 ENOUGH = 8  # records of a class from which on another one of it is no stranger
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)  # from narrow to wide
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*INTEGERS, torch.float64)}
@@ -67,13 +68,20 @@ class TextAnalytic(AnalyticModel):
         self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
 
     def look(self, x: Tensor) -> Look:
-        found = hashes(x)
-        row, buckets = self._distinct(found)
+        features, rows, first = [], [], 0
+        for part in parts(x):
+            found = hashes(part)
+            row, buckets = self._distinct(found)
+            features.append(self.features(found))
+            rows.append(torch.stack([row + first, buckets], 1))
+            first += len(part)
+        pairs = torch.cat(rows)
+        row, buckets = pairs.unbind(1)
         logs = self.bayes(len(x), row, buckets)  # (B, K)
         features_each = torch.bincount(row, minlength=len(x)).clamp_min(1)
         best = logs.amax(1) if self.classes else logs.new_zeros(len(x))
         prior = TRUST * (logs - logs.mean(1, keepdim=True))
-        return Look(self.features(found), prior, -best / features_each, torch.zeros(len(x), 0))
+        return Look(torch.cat(features), prior, -best / features_each, torch.zeros(len(x), 0), pairs)
 
     def features(self, found: Found) -> Tensor:
         """The hashes of B texts → φ (B, D) float32"""
@@ -84,17 +92,16 @@ class TextAnalytic(AnalyticModel):
         return (v * (SCALE / length.clamp_min(1))).round()
 
     def bayes(self, count: int, row: Tensor, buckets: Tensor) -> Tensor:
-        """Features of so many texts, as `rows` gives them → log p(x | c) (B, K), but for a constant"""
+        """Features of so many texts, as `_distinct` gives them → log p(x | c) (B, K), but for a constant"""
         records = self.records.clamp_min(1)
-        logs = torch.log(self.counts[buckets].float() / records.float() + SMOOTHING)  # (N, K)
-        found = logs.new_zeros(count, len(records)).index_add_(0, row, logs)
+        found = self.weight.new_zeros(count, len(records))
+        for some, at in zip(torch.split(row, AT_ONCE), torch.split(buckets, AT_ONCE), strict=True):
+            logs = torch.log(self.counts[at].float() / records.float() + SMOOTHING)  # (N, K)
+            found.index_add_(0, some, logs)
         return found - (self.lengths / records).float()
 
-    def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, L) → N features of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
-        return self._distinct(hashes(x))
-
     def _distinct(self, found: Found) -> tuple[Tensor, Tensor]:
+        """N features of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
         buckets = len(self.counts)
         text = torch.arange(len(found.hashes), device=found.hashes.device)[:, None]
         pairs: Tensor = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there])
@@ -109,6 +116,13 @@ class TextAnalytic(AnalyticModel):
 def narrowest(records: float) -> torch.dtype:
     """The type of C where no class has more records."""
     return next(dtype for dtype in INTEGERS if records <= torch.iinfo(dtype).max)
+
+
+def parts(x: Tensor) -> Iterator[Tensor]:
+    """The texts of x (B, L) in their order, a few at a time, each part as wide as its longest text: time and memory go
+    with what is there, not with `max_chars`."""
+    wide = trimmed(x)
+    return map(trimmed, torch.split(wide, max(1, AT_ONCE // wide.shape[1])))
 
 
 def hashes(x: Tensor) -> Found:
@@ -159,16 +173,16 @@ class TextAnalyticLearner(AnalyticLearner):
     def _own(self) -> dict[str, Tensor]:
         return {**super()._own(), "head/scored": self._scored}
 
-    def _add(self, x: Tensor, features: Tensor, y: Tensor, sign: int = 1) -> None:
-        super()._add(x, features, y, sign)
+    def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        super()._add(look, y, sign)
         model, kept = self._model, self.options.forgetting ** len(y)
-        row, buckets = model.rows(x)
-        y = y.to(x.device)
+        row, buckets = look.rows.unbind(1)
+        y = y.to(row.device)
         self._widen(self._sums.counts.max().item())
         if kept < 1:
             for each in (model.counts, model.records, model.lengths):
                 each *= kept
-        one = torch.tensor(sign, dtype=torch.int64, device=x.device)
+        one = torch.tensor(sign, dtype=torch.int64, device=row.device)
         model.counts.index_put_((buckets, y[row]), one.to(model.counts), accumulate=True)  # in bytes -1 is 255
         model.lengths.index_put_((y[row],), one.double(), accumulate=True)
         model.records.index_put_((y,), one.double(), accumulate=True)

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.averaging import AveragedLearner, AveragedOptions
 from models.classifier import ClassifierNetwork
+from models.hashing import trimmed
 from models.learner import Blueprint, module_on, structural
 from models.network import seeded
 
@@ -47,7 +48,7 @@ def symbols(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (B, T) int64 bytes, then END, then END as padding; (B,) int64 how many count, the first END with them.
     """
-    points = x.to(torch.int64)
+    points = trimmed(x).to(torch.int64)
     sizes = (points > 0).long() + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)  # (B, L) bytes of each
     tail = torch.stack([points >> shift & 0x3F | 0x80 for shift in (18, 12, 6, 0)], 2)  # (B, L, 4) but for the first
     place = torch.arange(4, device=x.device) - 4 + sizes[:, :, None]  # (B, L, 4) place in the character; < 0: none

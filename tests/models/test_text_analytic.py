@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 from sklearn.linear_model import Ridge
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.learner import Batch, Rows, State, update_generator
 from models.text_analytic import (
@@ -210,6 +213,61 @@ def test_a_version_from_before_goes_on() -> None:
 
 def tensors_of(named: Mapping[str, torch.Tensor | Rows]) -> dict[str, torch.Tensor]:
     return {name: value.tensor if isinstance(value, Rows) else value for name, value in named.items()}
+
+
+def rows_of(some: Sequence[str], width: int) -> Tensor:
+    """(B, width) int32, zero-padded"""
+    x = torch.zeros(len(some), width, dtype=torch.int32)
+    for row, text in zip(x, some, strict=True):
+        row[: len(text)] = torch.tensor([ord(c) for c in text])
+    return x
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the bytes of the largest tensor that is made, views not counted."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {storage(each) for each in args if isinstance(each, Tensor)}
+        for each in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(each, Tensor) and storage(each) not in given:
+                self.found = max(self.found, each.nbytes)
+        return made
+
+
+def storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_memory_goes_with_what_texts_hold_and_not_with_the_longest_that_may_come() -> None:
+    learner, x = learned(a_case(), ROWS), rows_of(["wo ist der Zug"] * 64, 1 << 14)
+    with Largest() as largest:  # type: ignore[no-untyped-call]
+        learner.model.classify(x)
+    assert largest.found < x.nbytes / 2
+
+
+@pytest.mark.parametrize("at_once", [8, 200, 1 << 16])
+def test_a_long_text_is_read_to_its_end_whatever_is_beside_it(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """In how many parts texts are looked at changes no bit of what is learned and answered."""
+    some = ["far " * 300 + end for end in ("north", "south")] + ["short", "s", "shorter " * 9, "wide"]
+    labels = ["n", "s", "a", "b", "a", "b"]
+    whole, parted = a_case().learner(), a_case().learner()
+    narrow, wide = rows_of(some, 1300), rows_of(some, 5000)
+    for update, rows in enumerate(([0, 1, 2, 3, 4, 5], [1, 0], [5, 0, 2])):
+        some_of = replace(a_case().batch(0, len(rows)), labels=[labels[row] for row in rows])
+        monkeypatch.undo()
+        whole.learn(replace(some_of, x=narrow[rows]), update_generator(SEED, update))
+        monkeypatch.setattr("models.text_analytic.AT_ONCE", at_once)
+        parted.learn(replace(some_of, x=wide[rows]), update_generator(SEED, update))
+    assert same(whole.capture(), parted.capture())
+    assert isinstance(parted, TextAnalyticLearner)
+    answers = parted.model.classify(wide)
+    assert [parted.model.classes[k] for k in answers[:2].argmax(1).tolist()] == ["n", "s"]
+    for row in range(len(some)):
+        torch.testing.assert_close(parted.model.classify(narrow[row : row + 1]), answers[row : row + 1])
+    monkeypatch.undo()
 
 
 def test_a_commit_names_the_buckets_that_were_seen() -> None:
