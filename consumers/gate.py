@@ -53,24 +53,41 @@ class Told(BaseModel):
     detail: str = Field(description="a sentence or two, for people")
 
 
+def described(**headers: str) -> dict[str, Any]:
+    """OpenAPI: headers, by what they say."""
+    return {
+        name.replace("_", "-"): {"description": said, "schema": {"type": "string"}} for name, said in headers.items()
+    }
+
+
+TOLD_BY = {
+    401: described(WWW_Authenticate="how to send the token"),
+    405: described(Allow="the methods that the route has"),
+    503: described(Retry_After="seconds; not where to ask again is of no use"),
+}
 #: OpenAPI: what any route may answer beside what it is asked for
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Told, "description": description}
-    for status, description in {
-        400: "The body is no form, or the client went away.",
-        401: "The token is missing or wrong.",
-        403: "Nobody may, or a page of another site asks.",
-        404: "No such model, version or alias.",
-        405: "The route has another method.",
-        408: "The body did not come in time.",
-        409: "The model does something else.",
-        413: "The body or the picture is too large.",
-        421: "The sampler is not asked by this name.",
-        422: "What was sent cannot be read, or a value does not fit.",
-        500: "The model failed.",
-        502: "What is stored is damaged.",
-        503: "Busy, ending, without a version, or the store is away: ask again.",
-        504: "It took too long.",
+    status: {
+        "model": Told,
+        "description": description,
+        "headers": TOLD_BY.get(status, {}),
+        "content": {"application/json": {"example": {"error": slug, "detail": description}}},
+    }
+    for status, (slug, description) in {
+        400: ("disconnected", "The body is no form, or the client went away."),
+        401: ("unauthorized", "The token is missing or wrong."),
+        403: ("closed", "Nobody may, or a page of another site asks."),
+        404: ("not-found", "No such model, version or alias."),
+        405: ("method-not-allowed", "The route has another method."),
+        408: ("timeout", "The body did not come in time."),
+        409: ("wrong-kind", "The model does something else."),
+        413: ("too-large", "The body or the picture is too large."),
+        421: ("host", "The sampler is not asked by this name."),
+        422: ("invalid", "What was sent cannot be read, or a value does not fit."),
+        500: ("internal", "The model failed."),
+        502: ("corrupt", "What is stored is damaged."),
+        503: ("busy", "Busy, ending, without a version, the store is away, or a model does not come to an end."),
+        504: ("timeout", "It took too long."),
     }.items()
 }
 

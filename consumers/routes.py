@@ -36,7 +36,7 @@ from consumers.answers import (
     recognised,
 )
 from consumers.batcher import Batcher, Places, Sideline, Stalled, contained
-from consumers.gate import RETRY_AFTER, refusal
+from consumers.gate import RETRY_AFTER, described, refusal
 from consumers.serving import Live, Serving, weights
 from consumers.uploads import INPUTS, payload
 from pipeline.answers import Classified, Recognised
@@ -51,6 +51,7 @@ POLICY = (
     f"default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_DIGEST}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+DIGEST = "SHA-256 of the version's manifest"
 ASIDE_S = 120.0  # how long one piece of work on the sideline may take
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -255,7 +256,11 @@ def list_versions(model: str, service: ServiceOf) -> list[Version]:
     ]
 
 
-@router.get("/models/{model}/versions/{ref}", tags=["versions"])
+@router.get(
+    "/models/{model}/versions/{ref}",
+    tags=["versions"],
+    responses={200: {"headers": described(X_Headrace_Digest=DIGEST)}},
+)
 def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
     """A version's manifest, byte for byte as it is stored."""
     store = service.serving.follower(model).store
@@ -263,7 +268,24 @@ def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
     return Response(manifest.raw, headers={"X-Headrace-Digest": manifest.digest}, media_type="application/json")
 
 
-@router.get("/models/{model}/versions/{ref}/weights", tags=["versions"], response_class=Response)
+@router.get(
+    "/models/{model}/versions/{ref}/weights",
+    tags=["versions"],
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"application/octet-stream": {}},
+            "headers": described(
+                X_Headrace_Model="the model",
+                X_Headrace_Version="the version's number",
+                X_Headrace_Digest=DIGEST,
+                X_Headrace_Watermark="topic → partition → the next offset to be read, as JSON",
+                Content_Disposition="a name for the file",
+                Content_Length="bytes",
+            ),
+        }
+    },
+)
 def get_weights(model: str, ref: Reference, service: ServiceOf) -> Response:
     """What serving needs, as one safetensors file; its metadata tells how to build the model."""
     follower = service.serving.follower(model)

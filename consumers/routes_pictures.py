@@ -49,12 +49,18 @@ Seed = Annotated[int | None, Query(ge=0, lt=2**63, description="the same seed dr
 Label = Annotated[Annotated[str, AfterValidator(composed)] | None, Query(description="a class of the model")]
 Format = Annotated[Literal["png", "json"], Query(alias="format", description="one PNG, or JSON with single ones")]
 UPLOAD = {"requestBody": {"content": PICTURE}}
-PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
+
+
+def _png(kind: type[Pictures]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI: a PNG, with the rest of such an answer as its headers."""
+    return {200: {"content": {"image/png": {}}, "headers": kind.described()}}
+
+
 REFS = r"^[A-Za-z0-9._-]{1,100}(,[A-Za-z0-9._-]{1,100})*$"
 router = APIRouter(tags=["answers"])
 
 
-@router.get("/models/{model}/generate", response_model=Drawn | Written, responses=PNG)
+@router.get("/models/{model}/generate", response_model=Drawn | Written, responses=_png(Drawn))
 async def get_generate(
     model: str,
     service: ServiceOf,
@@ -80,7 +86,7 @@ async def get_generate(
         return await _shown(service, Drawn, fields, images, format_)
 
 
-@router.get("/models/{model}/interpolate", response_model=Interpolated, responses=PNG)
+@router.get("/models/{model}/interpolate", response_model=Interpolated, responses=_png(Interpolated))
 async def get_interpolate(
     model: str,
     service: ServiceOf,
@@ -102,7 +108,7 @@ async def get_interpolate(
         return await _shown(service, Interpolated, fields, images, format_, steps)
 
 
-@router.get("/models/{model}/strip", response_model=Strip, responses=PNG)
+@router.get("/models/{model}/strip", response_model=Strip, responses=_png(Strip))
 async def get_strip(
     model: str,
     service: ServiceOf,
@@ -144,7 +150,7 @@ async def post_encode(model: str, request: Request, service: ServiceOf, label: L
     return Code(**standing(live, service.clock()), label=label, mean=mean.tolist(), std=std.tolist())
 
 
-@router.post("/models/{model}/reconstruct", response_class=Response, responses=PNG, openapi_extra=UPLOAD)
+@router.post("/models/{model}/reconstruct", response_class=Response, responses=_png(Pictures), openapi_extra=UPLOAD)
 async def post_reconstruct(model: str, request: Request, service: ServiceOf, label: Label = None) -> Response:
     """Draw what the model makes of a picture: what it draws from the mean of the picture's code."""
     live = service.live(model, "reconstruct")
@@ -153,7 +159,7 @@ async def post_reconstruct(model: str, request: Request, service: ServiceOf, lab
         return await _shown(service, Pictures, standing(live, service.clock()), image)
 
 
-@router.post("/models/{model}/vary", response_model=Drawn, responses=PNG, openapi_extra=UPLOAD)
+@router.post("/models/{model}/vary", response_model=Drawn, responses=_png(Drawn), openapi_extra=UPLOAD)
 async def post_vary(
     model: str,
     request: Request,
@@ -177,7 +183,7 @@ async def post_vary(
         return await _shown(service, Drawn, fields, images, format_)
 
 
-@router.post("/models/{model}/restore", response_class=Response, responses=PNG, openapi_extra=UPLOAD)
+@router.post("/models/{model}/restore", response_class=Response, responses=_png(Pictures), openapi_extra=UPLOAD)
 async def post_restore(
     model: str,
     request: Request,
@@ -197,7 +203,7 @@ async def post_restore(
         return await _shown(service, Pictures, standing(live, service.clock()), image[None])
 
 
-@router.post("/models/{model}/restyle", response_class=Response, responses=PNG, openapi_extra=UPLOAD)
+@router.post("/models/{model}/restyle", response_class=Response, responses=_png(Pictures), openapi_extra=UPLOAD)
 async def post_restyle(model: str, request: Request, service: ServiceOf) -> Response:
     """Give a picture of any size another style, as a PNG of the same size; a large one is scaled down first."""
     live = service.live(model, "restyle")

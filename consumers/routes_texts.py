@@ -41,6 +41,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
                 }
             }
         },
+        "headers": Completed.described(),
     }
 }
 router = APIRouter(tags=["answers"])

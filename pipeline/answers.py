@@ -24,6 +24,9 @@ Png = Annotated[
 ]
 
 
+BODY = {"images", "label", "text"}  # what headers do not carry
+
+
 class Standing(BaseModel):
     """Which version answers, and how new it is."""
 
@@ -36,8 +39,17 @@ class Standing(BaseModel):
 
     def headers(self) -> dict[str, str]:
         """The same for answers that are not JSON: all but what their body carries."""
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"images", "label", "text"})
+        values = self.model_dump(mode="json", exclude_none=True, exclude=BODY)
         return {_header(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+    @classmethod
+    def described(cls) -> dict[str, Any]:
+        """OpenAPI: these headers."""
+        fields = {name: field for name, field in cls.model_fields.items() if name not in BODY}
+        return {
+            _header(name): {"schema": {"type": "string"}, "description": field.description or name}
+            for name, field in fields.items()
+        }
 
     @classmethod
     def told(cls, headers: Mapping[str, str], **body: Any) -> Self:

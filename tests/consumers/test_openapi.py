@@ -109,3 +109,31 @@ def test_every_route_tells_its_errors_and_who_may_ask(at: Running) -> None:
             assert operation["responses"].keys() >= STATUSES
     assert document["components"]["securitySchemes"].keys() == {"token", "password"}
     assert document["security"] == [{"token": []}, {"password": []}, {}]
+
+
+def test_every_header_of_an_answer_is_described_and_every_error_has_an_example(at: Running) -> None:
+    document = at.client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status in STATUSES - ({"503"} if path == "/readyz" else set()):  # whose 503 is no error
+                example = operation["responses"][status]["content"]["application/json"]["example"]
+                assert example.keys() == {"error", "detail"}
+    model = next(state["model"] for state in at.client.get("/models").json() if "vary" in state["answers"])
+    writer = next(state["model"] for state in at.client.get("/models").json() if "complete" in state["answers"])
+    asked = [
+        ("generate", f"/models/{model}/generate?n=1&label=class 1"),
+        ("interpolate", f"/models/{model}/interpolate?steps=2"),
+        ("strip", f"/models/{model}/strip?n=1&last=1"),
+        ("complete", f"/models/{writer}/complete"),
+        ("versions/{ref}", f"/models/{model}/versions/1"),
+        ("versions/{ref}/weights", f"/models/{model}/versions/1/weights"),
+        ("classify", f"/models/{model}/classify"),
+    ]
+    for route, path in asked:
+        answer = at.client.get(path)
+        assert answer.status_code == (405 if route == "classify" else 200), answer.text
+        described = document["paths"][f"/models/{{model}}/{route}"]
+        responses = next(iter(described.values()))["responses"]
+        headers = {name.lower() for name in responses[str(answer.status_code)].get("headers", {})}
+        own = {name for name in answer.headers if name.startswith("x-headrace") or name in ("allow", "retry-after")}
+        assert own <= headers, route
