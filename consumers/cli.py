@@ -17,11 +17,14 @@ from rich.live import Live
 from consumers import cli_answers, cli_dead_letters, cli_lineage, cli_local, cli_publish, cli_versions
 from consumers.command import (
     DEFAULT_CONFIG,
+    MISUSE,
     ConfigPath,
     Json,
     ModelName,
     app,
+    end,
     load_config,
+    misused,
     open_store,
     out,
     print_json,
@@ -36,18 +39,20 @@ from pipeline.words import said
 def main() -> None:
     """Entry point: an error that headrace raises on purpose is one sentence and an exit status, never a traceback."""
     try:
-        app()
+        sys.exit(app(prog_name="headrace", standalone_mode=False))
+    except MISUSE as error:
+        if not error.format_message():  # nothing was asked for, and the help has been shown
+            sys.exit(2)
+        end(misused(error), 2)
+    except typer.Abort:
+        end("Nothing was done.", 1)
     except HeadraceError as error:
-        typer.secho(f"headrace: {error}", fg="red", err=True)
-        sys.exit(error.exit_status)
+        end(str(error), error.exit_status)
     except UnicodeEncodeError as error:  # half a character in what the user wrote
-        what = f"{error.object!a:.100} is not {error.encoding.upper()}. Write it in {error.encoding.upper()}"
-        typer.secho(f"headrace: {what}.", fg="red", err=True)
-        sys.exit(2)
+        end(f"{error.object!a:.100} is not {error.encoding.upper()}. Write it in {error.encoding.upper()}.", 2)
     except OSError as error:  # of a file that the user named
         what = f"{error.filename}: {said(error)}" if error.filename else said(error)
-        typer.secho(f"headrace: {what}. See that the path exists and may be used.", fg="red", err=True)
-        sys.exit(1)
+        end(f"{what}. See that the path exists and may be used.", 1)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from consumers.command import (
     moment,
     print_json,
     printable,
+    valid_topic,
 )
 from pipeline.errors import ConfigError, LogError, RecordError
 from pipeline.words import counted
@@ -43,7 +44,9 @@ letters_app = typer.Typer(
 )
 app.add_typer(letters_app, name="dead-letters")
 
-Topic = Annotated[str, typer.Argument(help="The topic that the records came from.", metavar="TOPIC")]
+Topic = Annotated[
+    str, typer.Argument(help="The topic that the records came from.", metavar="TOPIC", callback=valid_topic)
+]
 Origins = Annotated[
     list[str] | None,
     typer.Argument(help="TOPIC:PARTITION:OFFSET of the records, as list prints it.", metavar="ORIGIN"),

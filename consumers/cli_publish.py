@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, print_json, tell
+from consumers.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, print_json, tell, valid_topic
 from consumers.stopping import stopping
 from pipeline.errors import ConfigError, RecordError
 
@@ -20,14 +19,12 @@ app = typer.Typer()
 NewTopic = Annotated[bool, typer.Option("--new-topic", help="Make the topic, also where no model reads it.")]
 
 STDIN = "-"
-INTERRUPTED = 130  # as a shell tells of Ctrl-C
 WAIT_S = 2.0
-TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 @app.command()
 def publish(
-    topic: Annotated[str, typer.Argument(help="The topic.")],
+    topic: Annotated[str, typer.Argument(help="The topic.", callback=valid_topic)],
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders (sub-folders are labels), .jsonl files, or - for texts on standard input."),
@@ -52,7 +49,6 @@ def publish(
     Example: headrace publish pictures ./photos
     """
     settings = load_config(config)
-    _check_topic(topic)
     named = sources or []
     if bool(named) == (follow is not None):
         raise ConfigError(
@@ -82,12 +78,12 @@ def publish(
     else:
         typer.echo(f"{records(run.tally.published)} published to {topic}.")
     if follow is None:
-        _tell_end(run)
+        _tell_end(run, stop.status)
 
 
 @app.command()
 def label(
-    topic: Annotated[str, typer.Argument(help="A model's topic of labels.")],
+    topic: Annotated[str, typer.Argument(help="A model's topic of labels.", callback=valid_topic)],
     id_: Annotated[str, typer.Argument(metavar="ID", help="The id of the record.")],
     label: Annotated[str, typer.Argument(help="Its label, or the one that replaces it.")],
     new_topic: NewTopic = False,
@@ -99,7 +95,6 @@ def label(
     Example: headrace label answers photo-17 cat
     """
     settings = load_config(config)
-    _check_topic(topic)
     _named("id", id_)
     text = str(_named("label", label))
 
@@ -119,7 +114,7 @@ def label(
         patiently(lambda: receipt.result(WAIT_S), stop, tell)
         is_published = True
     if not is_published:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(stop.status)
     if json_:
         print_json({"topic": topic, "id": id_, "label": text})
     else:
@@ -140,13 +135,7 @@ def _named(kind: str, text: str | None) -> str | None:
         raise ConfigError(f"{error.detail[0].upper()}{error.detail[1:]}") from None
 
 
-def _check_topic(topic: str) -> None:
-    """As Kafka does, but before Kafka is asked."""
-    if not TOPIC.fullmatch(topic):
-        raise ConfigError(f"{topic!a} can be no topic. Use 1 to 249 letters, digits, '.', '_' and '-'.")
-
-
-def _tell_end(run: Publishing) -> None:
+def _tell_end(run: Publishing, interrupted: int) -> None:
     """What to do next, for people; ends with a status where not all is published."""
     from consumers.publishing import advice, records
 
@@ -165,4 +154,4 @@ def _tell_end(run: Publishing) -> None:
             err=True,
         )
     if run.is_ended or tally.missing:
-        raise typer.Exit(INTERRUPTED if run.is_ended else RecordError.exit_status)
+        raise typer.Exit(interrupted if run.is_ended else RecordError.exit_status)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
 import typer
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from pipeline import __version__
 from pipeline.config import Config, load
-from pipeline.errors import NotFound
+from pipeline.errors import ConfigError, NotFound
 from pipeline.words import near
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configurat
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 ModelName = Annotated[str, typer.Argument(help="A [models.NAME] table of the configuration.", metavar="MODEL")]
+TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+POSSIBLE = re.compile(r" \(Possible options: ([^,)]+).*\)$")
+MISUSE: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # what typer raises for a command line that is none
 LINES = "\n\t"  # what a text of several lines keeps
 DEFAULT_CONFIG = Path("headrace.toml")
 
@@ -88,6 +93,30 @@ def stranger(config: Config, model: str) -> str:
     if model in known:
         return ""
     return f"There is no model {model} (known: {', '.join(sorted(known)) or 'none'}).{near(model, known)} "
+
+
+def valid_topic(topic: str) -> str:
+    """As Kafka does, but before Kafka is asked.
+
+    Raises:
+        ConfigError: Kafka has no topic of such a name.
+    """
+    if not TOPIC.fullmatch(topic):
+        raise ConfigError(f"{topic!a} can be no topic. Use 1 to 249 letters, digits, '.', '_' and '-'.")
+    return topic
+
+
+def end(what: str, status: int) -> NoReturn:
+    """Ends the command with one sentence on what is wrong, and what to do."""
+    typer.secho(f"headrace: {printable(what, LINES)}", fg="red", err=True)
+    sys.exit(status)
+
+
+def misused(error: typer.BadParameter) -> str:
+    """What is wrong with a command line."""
+    what = POSSIBLE.sub(r". Did you mean \1?", error.format_message().replace("(s) (", " (")).rstrip(".")
+    command = error.ctx.command_path if error.ctx else "headrace COMMAND"
+    return f"{what}{'' if what.endswith('?') else '.'} `{command} --help` tells what it takes."
 
 
 def ask(question: str, yes: bool) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -18,6 +19,7 @@ from pipeline.errors import ConfigError, RecordError
 from pipeline.records import input_array
 
 POLL_S = 0.5
+SHARE = 20  # times as long as a look takes, it waits for the next one: a large folder on a slow disk is left in peace
 LOOKS = 4  # that find a file as it was, before it is taken
 LEASES = hasattr(fcntl, "F_SETLEASE")  # Linux tells whether somebody is writing
 
@@ -32,7 +34,14 @@ class Dropbox:
         memory: a file that remembers what was published, for the next start. None: nothing is remembered.
     """
 
-    def __init__(self, folder: Path, way: Way, say: Callable[[str], None], memory: Path | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        way: Way,
+        say: Callable[[str], None],
+        memory: Path | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if not folder.is_dir():
             raise ConfigError(
                 f"{shown(folder)} is not a folder. Create it, or name the one that files are dropped into."
@@ -41,6 +50,8 @@ class Dropbox:
         self._way = way
         self._say = _once(say)
         self._memory = memory
+        self._clock = clock
+        self._took_s = 0.0  # the last look
         self._looks: dict[str, int] = {}  # that found a file as it is
         self._taken: dict[str, Signature] = {}  # what needs no further look
         self._found: dict[str, tuple[Signature, str | None]] = {}
@@ -64,7 +75,7 @@ class Dropbox:
         A picture has to be whole, too. An empty file is waited for. A file that changes later is a new record. None
         says that nothing more is there for now.
         """
-        while not stop.wait(POLL_S):
+        while not stop.wait(max(POLL_S, SHARE * self._took_s)):
             before = self._found
             self._look()
             yield None
@@ -80,12 +91,14 @@ class Dropbox:
         self._remember({record.where: self._taken[record.where]})
 
     def _look(self) -> None:
+        began_s = self._clock()
         self._found = {}
         for entry in listing(self._folder, self._say):
             if isinstance(entry, Refused):
                 self._say(str(entry))
             elif signature := _signature(Path(entry.path)):
                 self._found[entry.path] = signature, entry.label
+        self._took_s = self._clock() - began_s
 
     def _take(self, path: Path, signature: Signature, label: str | None) -> Iterator[Outgoing | Refused]:
         if _is_written(path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,12 +65,21 @@ class Fold:
         name: of the model.
         settings: its table of the configuration.
         blueprint: how its learner is built.
+        clock: seconds since the epoch; a timestamp that is ahead of it counts as now.
 
     Raises:
         ConfigError: the learner cannot be built from these settings.
     """
 
-    def __init__(self, name: str, settings: ModelConfig, blueprint: Blueprint, device: torch.device) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: ModelConfig,
+        blueprint: Blueprint,
+        device: torch.device,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self.name, self.settings, self.blueprint, self.device = name, settings, blueprint, device
         self.options = validated_options(name, settings, blueprint)
         try:
@@ -163,7 +172,7 @@ class Fold:
 
     def _copy(self, settings: ModelConfig) -> Fold:
         """Another learner in the same state."""
-        fold = Fold(self.name, settings, self.blueprint, self.device)
+        fold = Fold(self.name, settings, self.blueprint, self.device, self._clock)
         state = self._state()
         meta = self.held_out.meta() if self.held_out is not None else None
         fold._restore(State(whole(state.serving), whole(state.training), state.meta), meta)
@@ -199,7 +208,7 @@ class Fold:
         self.lineage.learned([place_of(record) for example in examples for record in example.records])
         self._count("learned", examples)
         newest = max(example.record.timestamp_ms for example in examples)
-        newest = min(newest, int(time.time() * 1000))  # a producer's clock that is ahead makes nothing fresh for good
+        newest = min(newest, int(self._clock() * 1000))  # a producer's clock that is ahead makes nothing fresh for good
         self.newest_timestamp_ms = max(newest, self.newest_timestamp_ms or newest)
         hits = None
         if report.predicted is not None:

@@ -43,13 +43,24 @@ def end_by_signals() -> None:
             signal.signal(number, end_as_asked if runs_on else end)
 
 
+class Stop(threading.Event):
+    """Set by the first signal, whose number it has."""
+
+    number = 0
+
+    @property
+    def status(self) -> int:
+        """Of a process that ends before its work is done, as a shell tells it: 130 by Ctrl-C, 143 by SIGTERM."""
+        return 128 + self.number
+
+
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
+def stopping() -> Iterator[Stop]:
     """An event that the signals set, for whatever has to be ended in order, within OVERDUE_S.
 
     A second Ctrl-C ends at once. What is `Stopped` meanwhile ends the context.
     """
-    stop, ended, told = threading.Event(), threading.Event(), list[int]()
+    stop, ended = Stop(), threading.Event()
 
     def overdue(number: int) -> None:
         if not ended.wait(OVERDUE_S):
@@ -57,10 +68,10 @@ def stopping() -> Iterator[threading.Event]:
             os._exit(128 + number)  # as a shell tells it
 
     def asked(number: int, _: FrameType | None) -> None:
-        if told and number == signal.SIGINT:
+        if stop.number and number == signal.SIGINT:
             end(number)
-        if not told:
-            told.append(number)
+        if not stop.number:
+            stop.number = number
             tell(f"headrace: ending, by {signal.Signals(number).name}.")
             _thread.start_new_thread(overdue, (number,))
         _thread.start_new_thread(stop.set, ())  # it takes a lock, which the code that was interrupted may hold

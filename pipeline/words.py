@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 NUMBERED = re.compile(r"^\[Err(?:or|no) -?\d+\] ")  # as kafka-python and Python tell their errors
+NAMED = re.compile(r"^\w+Error: ")
+BOOTSTRAP = re.compile(r"^Unable to bootstrap from .*", re.DOTALL)  # kafka-python's where no broker answers in time
 CONNECTING = re.compile(r"Error -?\d+ connecting to (\S+?)\.? (.+)", re.DOTALL)  # as redis-py does
 
 
@@ -27,5 +29,5 @@ def said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return os.strerror(error.errno) if error.errno > 0 else error.strerror.partition(" (while ")[0]
     text = NUMBERED.sub("", str(error)).removesuffix(": None")
-    text = CONNECTING.sub(r"\1: \2", text)
+    text = CONNECTING.sub(r"\1: \2", BOOTSTRAP.sub("no answer", NAMED.sub("", text)))
     return text.rstrip(" .") or type(error).__name__

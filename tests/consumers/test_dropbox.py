@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consumers.dropbox import LOOKS, Dropbox
+from consumers.dropbox import LOOKS, POLL_S, SHARE, Dropbox
 from consumers.outgoing import Outgoing, Refused
 from consumers.publish import Way
 from pipeline.errors import ConfigError
@@ -168,3 +169,17 @@ def test_a_folder_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     assert followed(box, {0: box.rmdir, 2: back})[0] == [b"a"]
     with pytest.raises(ConfigError, match="is not a folder"):
         Dropbox(tmp_path / "none", WAY, print, None)
+
+
+@pytest.mark.parametrize(("look_s", "pause_s"), [(0.001, POLL_S), (3.0, 3.0 * SHARE)])
+def test_a_folder_that_takes_long_to_look_through_is_looked_at_less_often(
+    tmp_path: Path, look_s: float, pause_s: float
+) -> None:
+    class Paused(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout == pytest.approx(pause_s)
+            return True
+
+    ticks = itertools.count()
+    box = Dropbox(tmp_path, WAY, print, None, lambda: look_s * next(ticks))
+    assert list(box.records(Paused())) == []

@@ -65,6 +65,16 @@ TABLE = [
     ("publish {topic}", 2, "Nothing to publish", "Give files and folders"),
     ("publish {topic} nofile.png", 2, "nofile.png: No such file or directory", "Correct the path"),
     ("publish {topic}x cat.txt", 3, "There is no topic {topic}x, and no model", "Did you mean {topic}? To make it"),
+    ("dead-letters list t\udcff", 2, "'t\\udcff' can be no topic", "Use 1 to 249 letters"),
+    ("train m\udcff", 2, "models.m\\udcff is not in the configuration", ""),
+    ("publish", 2, "Missing argument 'topic'.", "`headrace publish --help` tells"),
+    ("publsh", 2, "No such command 'publsh'. Did you mean 'publish'", "`headrace --help` tells"),
+    ("publish t --lable x", 2, "No such option: --lable. Did you mean --label?", "`headrace publish --help` tells"),
+    ("publish t a.txt --seed x", 2, "Invalid value for '--seed': ", "`headrace publish --help` tells"),
+    ("train a b", 2, "Got unexpected extra argument (b).", "`headrace train --help` tells"),
+    ("watch --every", 2, "Option '--every' requires an argument.", "--help` tells"),
+    ("dead-letters lst", 2, "No such command 'lst'. Did you mean 'list'?", "`headrace dead-letters --help` tells"),
+    ("dead-letters list t --limit 0", 2, "Invalid value for '--limit': ", "`headrace dead-letters list --help` tells"),
     ("label answers 17 cat -c other.xml", 2, "other.xml does not exist", "`headrace init other.xml` writes"),
     ("classify {model} nofile.png --url {url}", 2, NO_FILE, "a text that looks like one goes through standard input"),
     ("classify {model} lines.tx --url {closed}", 2, "'{closed}' is no address of a sampler", "http://127.0.0.1:8080"),
@@ -221,6 +231,7 @@ def test_a_librarys_error_becomes_a_part_of_a_sentence() -> None:
     assert said(ConnectionError("Error 111 connecting to h:1. Connection refused.")) == "h:1: Connection refused"
     assert said(RuntimeError("[Error 10] MessageSizeTooLargeError: None")) == "MessageSizeTooLargeError"
     assert said(ValueError()) == "ValueError"
+    assert said(RuntimeError("KafkaTimeoutError: Unable to bootstrap from ['h:9']")) == "no answer"
     assert said(FileNotFoundError(2, "whatever (while …)", "x")) == "No such file or directory"
     assert near("picturs", ["pictures", "drawings"]) == " Did you mean pictures?"
     assert near("a", ["pictures"]) == ""
