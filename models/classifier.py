@@ -7,6 +7,7 @@ records, from before the update, are the prequential prediction as well: evaluat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,14 @@ from torch.nn import functional as F
 
 from models.acquainted import AcquaintedOptions
 from models.dreams import Dreams, RecordsAndDreams
-from models.learner import Batch, Report, structural
+from models.learner import Batch, Report, State, structural
 from models.memory import Memory, PolicyName, ReplayMemory
 from models.network import Head
 from models.replaying import LabelledNetwork, ReplayingLearner
 from models.strategies import KEEPING_LOGITS, STRATEGIES, Seen, StrategyName
+
+SEEN_A_PART = 32
+SETTLED = 1 << 16  # records of a class whose version does not say how many there were
 
 
 class ClassifierOptions(AcquaintedOptions):
@@ -109,6 +113,7 @@ class ClassifierLearner(ReplayingLearner):
     ) -> None:
         self.options = options
         self._rate_factor = 1.0
+        self._seen: list[int] = []  # records of each class
         super().__init__(
             network,
             memory,
@@ -130,14 +135,44 @@ class ClassifierLearner(ReplayingLearner):
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
         x, y = batch.x.to(self._device), torch.tensor(numbers, device=self._device)  # (B, ...), (B,)
-        came_with = self._backward(x, y, rng)  # (B, K)
-        answers = self._answers(x, came_with)
-        self._step()
-        for _ in range(1, self.options.steps):
-            self._backward(x, y, rng)
+        parts = self._parts(numbers)
+        answers = self._told(x) if parts > 1 else x.new_empty(0)
+        for start in range(parts):
+            rows = slice(start, None, parts)  # from all over the batch, so that a sorted one is mixed
+            came_with = self._backward(x[rows], y[rows], rng)  # (B / parts, K)
+            if parts == 1:
+                answers = self._answers(x, came_with)  # at no cost
             self._step()
-        self._memory.add(batch, numbers, rng, came_with)
+            for _ in range(1, self.options.steps):
+                self._backward(x[rows], y[rows], rng)
+                self._step()
+            self._memory.add(batch.take(rows), numbers[rows], rng, came_with)
+        self._count(numbers)
         return Report(F.cross_entropy(answers, y).item(), self._predicted(answers, known))
+
+    def _parts(self, numbers: Sequence[int]) -> int:
+        """In how many parts a batch is learned, each as if it had come by itself.
+
+        One, unless it has less than half of the classes that as many records drawn from all classes alike would have.
+        Then a part has at most one record in `SEEN_A_PART` of those seen of its class, since a class that comes once
+        and alone needs steps of its own; and no more records than are replayed beside them.
+        """
+        count, classes, beside = len(numbers), len(self._seen), self.options.replay_draws
+        alike = classes * (1 - (1 - 1 / classes) ** count)
+        if not self.replays or not beside or 2 * len(set(numbers)) > alike:
+            return 1
+        seen = sum(self._seen[number] for number in numbers) / count
+        return math.ceil(count / min(max(2, int(seen / SEEN_A_PART)), beside))
+
+    def _count(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._seen[number] += 1
+
+    @torch.no_grad()
+    def _told(self, x: Tensor) -> Tensor:
+        """The served model's logits (B, K)."""
+        logits: Tensor = self.model(x)
+        return logits
 
     def _backward(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         """Gradients for incoming records and such as are replayed beside them → logits (B, K) of the incoming ones."""
@@ -168,7 +203,16 @@ class ClassifierLearner(ReplayingLearner):
     def scale_learning_rate(self, factor: float) -> None:
         self._rate_factor = factor
 
+    def capture(self) -> State:
+        state = super().capture()
+        return State(state.serving, state.training, {**state.meta, "seen": list(self._seen)})
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self._seen = list(state.meta.get("seen", [SETTLED] * len(self.model.classes)))
+
     def flush(self, label: str) -> int:
+        self._seen[self._labels.numbers([label])[0]] = 0
         return self._memory.flush(*self._labels.numbers([label]))
 
     def _step(self) -> None:
@@ -176,6 +220,7 @@ class ClassifierLearner(ReplayingLearner):
 
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
         self._learning.head.grow(classes)
+        self._seen += [0] * classes
 
     @staticmethod
     def _predicted(logits: Tensor, known: Sequence[str]) -> list[str | None]:

@@ -55,6 +55,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: slice) -> Batch:
+        """These records alone."""
+        return Batch(self.x[rows], self.labels[rows], self.origins[rows], self.ids[rows])
+
 
 def id_digest(id_: str) -> bytes:
     """A record's id as `Batch.ids` holds it: its blake2b-128."""

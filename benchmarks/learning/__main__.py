@@ -19,7 +19,7 @@ from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits
 from benchmarks.learners.texts import intents
 from benchmarks.learning import constant, drift, plots
-from benchmarks.learning.runs import Run, run
+from benchmarks.learning.runs import BATCH, Run, run
 from benchmarks.learning.streams import domains, pairs, sorted_by_class, split, tiles_mixed
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
@@ -79,6 +79,7 @@ class Part:
     wanted: float | None = None  # final accuracy
     groups: Callable[[Path, Set], Sequence[Sequence[str]]] = lambda data, records: pairs(records.labels)  # in turn
     validation: str | None = None  # what is tried out is judged on this part; None: on `TUNING` training records
+    batch: int = BATCH
     above: Sequence[str] = ()  # parts, ours or peers', whose final accuracy is wanted at least
 
 
@@ -221,6 +222,22 @@ PARTS |= {
     if name not in ("-dreams", "-slots") or data in ("mnist", "fashion")
 }
 
+ORDERS: Mapping[str, Callable[[Path, Set], Sequence[Sequence[str]]]] = {
+    "shuffled": together,
+    "pairs": lambda data, records: pairs(records.labels),
+    "singly": singly,
+}
+PARTS |= {
+    f"{data}-{order}-{batch}": replace(
+        part, what=f"{part.what}, {order}, batches of {batch}", groups=groups, batch=batch, wanted=wanted
+    )
+    for data, wanted_singly in (("mnist", 0.96), ("fashion", 0.83), ("tiles", 0.82), ("clinc", 0.9))
+    for part in (PARTS[f"{data}-default"],)
+    for order, groups in ORDERS.items()
+    for batch in (10, 64)
+    for wanted in (wanted_singly if (order, batch) == ("singly", 64) else None,)
+}
+
 #: what is measured beside streams that are sorted by class
 BESIDE: Mapping[str, Callable[[Path, int, bool, float | None], Findings]] = {
     "constant": lambda data, seeds, tuning, peer: constant.measure(),
@@ -301,7 +318,7 @@ def measure(name: str, data: Path, seeds: int, tuning: bool) -> list[Run]:
     runs = []
     for seed in range(seeds):
         stream = sorted_by_class(learned, part.groups(data, learned), seed)
-        runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed))
+        runs.append(run(BUILTIN[part.learner], part.options, stream, test, seed, part.batch))
         say(f"{name}, seed {seed}: {runs[-1].numbers()}")
     return runs
 

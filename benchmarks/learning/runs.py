@@ -39,8 +39,10 @@ class Run:
         return {name: value for name, value in self.json().items() if not isinstance(value, Sequence)}
 
 
-def run(blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: Set, seed: int) -> Run:
-    """Learns the stream once, in batches of `BATCH`."""
+def run(
+    blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: Set, seed: int, batch_size: int = BATCH
+) -> Run:
+    """Learns the stream once, in batches of so many."""
     shape = tuple(stream.records.x.shape[1:])
     learner: Learner = blueprint.learner(blueprint.options.model_validate(options), shape, seed, CPU)
     hits: list[bool] = []
@@ -49,7 +51,7 @@ def run(blueprint: Blueprint, options: Mapping[str, Any], stream: Stream, test: 
     for number, (_, end) in enumerate(stream.parts):
         part = stream.records.take(range(start, end))
         began_s = time.process_time()
-        for batch in batches(part, BATCH):
+        for batch in batches(part, batch_size):
             report = learner.learn(batch, update_generator(seed, update))
             assert report.predicted is not None
             hits += map(lambda a, b: a == b, report.predicted, batch.labels)

@@ -1,20 +1,18 @@
 """Experience replay (Chaudhry et al. 2019, "On tiny episodic memories in continual learning").
 
-    L = mean CE(f(x), y) over incoming and replayed records together
+    L = s mean CE(f(x), y) + (1 - s) mean CE(f(x'), y')
 
-so that what is coming weighs the less the more is replayed: where batches are of one class alone, they do not drown the
-others.
+s is the share of incoming among all rows, as in the paper, and at most the share of incoming among all classes: where
+batches are of one class alone, they do not drown the others, however many records they have.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.strategies.seen import Seen
 
 
 def experience_replay(seen: Seen) -> Tensor:
-    logits = torch.cat([seen.logits, seen.replayed])  # (B + R, K)
-    return F.cross_entropy(logits, torch.cat([seen.y, seen.replayed_y]))
+    incoming, replayed = len(seen.y), len(seen.replayed_y)
+    return seen.together(most=incoming / (incoming + replayed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,3 +29,16 @@ class Seen:
         missing = self.kept.shape[1] - ours.shape[1]
         squares = (F.pad(ours, (0, missing)) - self.kept).square().masked_fill(~self.compared, 0.0)
         return self.logits_weight * squares.sum() / self.compared.sum()
+
+    def together(self, most: float) -> Tensor:
+        """s mean CE(f(x), y) + (1 - s) mean CE(f(x'), y'), where s is the incoming classes' share of all classes.
+
+        Rows do not count: many incoming records of one class weigh no more than few. s is at most `most`.
+        """
+        incoming = F.cross_entropy(self.logits, self.y)
+        if not len(self.replayed_y):
+            return incoming
+        here = torch.zeros(self.logits.shape[1], device=self.y.device)
+        here[self.y] = 1.0
+        share = here.mean().clamp_max(most)
+        return share * incoming + (1 - share) * F.cross_entropy(self.replayed, self.replayed_y)
