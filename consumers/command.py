@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -11,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
@@ -65,12 +65,11 @@ def load_config(path: Path) -> Config:
 
 
 def open_store(config: Config, model: str) -> Store:
-    """The model's store, until the command ends."""
+    """The model's store, until the process ends."""
     from pipeline.store import Store, connect
 
     client = connect(config.redis.url)
-    if (context := click.get_current_context(silent=True)) is not None:
-        context.call_on_close(client.close)
+    atexit.register(client.close)
     return Store(client, config.family(model), model)
 
 
