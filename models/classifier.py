@@ -2,7 +2,8 @@
 
 What an update minimises is a strategy's business (`strategies`). Incoming and replayed records go through the network
 in one pass. Nothing in it depends on the other rows of the pass or on chance, so that its logits of the incoming
-records, from before the update, are the prequential prediction as well: evaluation costs nothing.
+records, from before the update, are the prequential prediction as well: evaluation costs nothing, unless a batch is
+learned in parts.
 """
 
 from __future__ import annotations
