@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from models.capabilities import Classifier, Model
 from models.familiarity import (
+    FAMILIAR,
     NEVER,
     SAMPLE,
     Acquaintance,
@@ -39,7 +40,7 @@ from models.familiarity import (
     tempered,
     whole,
 )
-from models.hashing import bucket, edged, ngrams
+from models.hashing import edged, ngrams
 from models.learner import (
     Batch,
     Blueprint,
@@ -57,7 +58,6 @@ from models.network import pixels, widened
 from models.wavelets import Wavelets
 
 PREFIX = "familiar/"  # of its names in a state
-NUMBERS = 64  # of a picture's features that tell how strange it is; beside them its contrast
 MET = 8  # pictures of a batch
 BUCKETS = 1 << 15  # of 3-grams
 
@@ -105,9 +105,9 @@ class Pictures:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._wavelets = Wavelets(shape)
-        self._signs = signs(NUMBERS, self._wavelets.dim)
-        self._acquaintance = Acquaintance(NUMBERS + 1)
-        self._mean, self._whitener = torch.zeros(NUMBERS + 1), torch.zeros(NUMBERS + 1, NUMBERS + 1)
+        self._signs = signs(FAMILIAR, self._wavelets.dim)
+        self._acquaintance = Acquaintance(FAMILIAR + 1)
+        self._mean, self._whitener = torch.zeros(FAMILIAR + 1), torch.zeros(FAMILIAR + 1, FAMILIAR + 1)
         self._scores = torch.full((SAMPLE,), NEVER)
 
     def meet(self, x: Tensor) -> None:
@@ -173,12 +173,10 @@ class Texts:
     def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
         copy_into({}, training)
 
-    def _found(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, L) → N 3-grams of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
-        found = ngrams(edged(x), (3,))
-        text = torch.arange(len(x))[:, None]
-        pairs: Tensor = torch.unique((text * BUCKETS + bucket(found.hashes, BUCKETS))[found.there])
-        return pairs // BUCKETS, pairs % BUCKETS
+    @staticmethod
+    def _found(x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, L) → the 3-grams of all texts, as `Found.distinct` gives them."""
+        return ngrams(edged(x), (3,)).distinct(BUCKETS)
 
 
 KINDS: dict[str, Callable[[tuple[int, ...]], Familiar]] = {"image": Pictures, "text": Texts}

@@ -40,6 +40,7 @@ SHRINKAGE = 0.02  # of each variance that is added to it
 SAFE = 0.99  # the most of itself that a record may be to a distance
 UNITS = 1 << 16  # of 1, to which z is rounded: ±z added up in units stay below 2²⁴, as floats are whole, for d < 60,000
 STEPS = 16  # of 1, to which v is
+FAMILIAR = 64  # numbers of P z that tell how strange a picture is; beside them, since |z| = 1, its contrast
 MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 

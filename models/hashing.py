@@ -31,6 +31,12 @@ class Found(NamedTuple):
         counts = self.there.sum(1)
         return bucket(self.hashes, buckets)[self.there], counts.cumsum(0) - counts
 
+    def distinct(self, buckets: int) -> tuple[Tensor, Tensor]:
+        """N features of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
+        text = torch.arange(len(self.hashes), device=self.hashes.device)[:, None]
+        pairs: Tensor = torch.unique((text * buckets + bucket(self.hashes, buckets))[self.there])
+        return pairs // buckets, pairs % buckets
+
 
 def mixed(hashes: Tensor) -> Tensor:
     """Bits in which every bit of the hash has a part; the upper ones are best."""

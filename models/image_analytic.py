@@ -33,13 +33,12 @@ from torch.nn import functional as F
 
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
 from models.backbone import Backbone, BackboneOptions, references
-from models.familiarity import STEPS, Acquaintance, contrast, distances, projected, signs, whole
+from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole
 from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
 from models.network import pixels
 from models.wavelets import Wavelets
 
 CELLS = 3  # of a side: where maps are averaged
-FAMILIAR = 64  # numbers of P z that tell how strange a picture is; beside them, since |z| = 1, its contrast
 
 
 class ImageAnalyticOptions(AnalyticOptions):

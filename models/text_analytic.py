@@ -71,7 +71,7 @@ class TextAnalytic(AnalyticModel):
         features, rows, first = [], [], 0
         for part in parts(x):
             found = hashes(part)
-            row, buckets = self._distinct(found)
+            row, buckets = found.distinct(len(self.counts))
             features.append(self.features(found))
             rows.append(torch.stack([row + first, buckets], 1))
             first += len(part)
@@ -92,20 +92,13 @@ class TextAnalytic(AnalyticModel):
         return (v * (SCALE / length.clamp_min(1))).round()
 
     def bayes(self, count: int, row: Tensor, buckets: Tensor) -> Tensor:
-        """Features of so many texts, as `_distinct` gives them → log p(x | c) (B, K), but for a constant"""
+        """Features of so many texts, as `Found.distinct` gives them → log p(x | c) (B, K), but for a constant"""
         records = self.records.clamp_min(1)
         found = self.weight.new_zeros(count, len(records))
         for some, at in zip(torch.split(row, AT_ONCE), torch.split(buckets, AT_ONCE), strict=True):
             logs = torch.log(self.counts[at].float() / records.float() + SMOOTHING)  # (N, K)
             found.index_add_(0, some, logs)
         return found - (self.lengths / records).float()
-
-    def _distinct(self, found: Found) -> tuple[Tensor, Tensor]:
-        """N features of all texts, none twice in a text: (N,) the text and (N,) the bucket of each."""
-        buckets = len(self.counts)
-        text = torch.arange(len(found.hashes), device=found.hashes.device)[:, None]
-        pairs: Tensor = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there])
-        return pairs // buckets, pairs % buckets
 
     def grow(self, classes: int) -> None:
         super().grow(classes)
