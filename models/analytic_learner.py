@@ -4,9 +4,12 @@ Whatever the order of the stream, the same sums; so a stream that is sorted by c
 one pass, at a constant cost a record.
 
 Adding a record costs D², solving D³/3: the head is solved anew after an update when D / 4 records are not in it, or
-D / 64 and with them most of what is known of a class. So solving costs as much a record as adding does, however long
-the stream is. It is on a thread of its own, from a copy of the sums, while the next records arrive; whoever needs the
-head next, the next update or a version, waits for it. So what a version holds is a function of the updates alone.
+D / 64 and with them most of what is known of a class, or as many as are in it: at 1, 2, 4, 8 … records. So solving
+costs as much a record as adding does, however long the stream is. It is on a thread of its own, from a copy of the
+sums, while the next records arrive; whoever needs the head next, the next update or a version, waits for it.
+
+What is served has a head of all records, solved for the version, so that none waits for the next ones. The head that
+predicts them stays as it was. So both are functions of the updates alone, whenever a version is made.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from models.network import widened
 
 FRESH, FEWEST = 1 / 4, 1 / 64  # of the width: when so many records are not in the head, it is solved anew
 MOST = 0.75  # of a class's records: when so many are not in it, `FEWEST` are enough
+PROMPT = 4096  # the widest head that is solved for every version: it takes a third of a second
 HORIZON = 2000  # records over which it is judged
+PREFIX = "learning/"  # of the head that predicts the next records
 
 
 class AnalyticOptions(Options):
@@ -132,6 +137,7 @@ class AnalyticLearner:
         self._device = device
         self._labels = Labels(network.classes, options.max_classes)
         self._sums = Sums(network.weight.shape[1], device)
+        self._weight, self._bias = network.weight.clone(), network.bias.clone()  # of the head that predicts
         self._fresh = torch.zeros(0, dtype=torch.float64)  # of each class, records that the head was not solved from
         self._losses = torch.zeros(len(self.sharpness), dtype=torch.float64)  # of each sharpness: sums that fade
         self._solver = ThreadPoolExecutor(1, "solve", torch.set_num_threads, (torch.get_num_threads(),))
@@ -142,8 +148,10 @@ class AnalyticLearner:
     def model(self) -> AnalyticModel:
         """Waits for the head that is being solved."""
         if self._solving is not None:
-            self._model.take(self._solving.result())
-            self._solving = None
+            solved, self._solving = self._solving.result(), None
+            self._model.take(solved)
+            self._weight[: len(solved.weight)] = solved.weight.to(self._device)
+            self._bias[: len(solved.bias)] = solved.bias.to(self._device)
         return self._model
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
@@ -156,7 +164,8 @@ class AnalyticLearner:
         model = self.model
         known = list(model.classes)
         look = model.look(batch.x.to(self._device))
-        scores, prior = model.scores(look.features).cpu(), look.prior.cpu()  # (B, K) of before
+        scores = (look.features @ self._weight.T + self._bias).cpu()  # (B, K) of before
+        prior = look.prior.cpu()
         predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if known else []
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
@@ -200,8 +209,12 @@ class AnalyticLearner:
         self._solve()
 
     def capture(self) -> State:
-        training = {**self._sums.capture(), **self._own()}
-        return State(dict(self.model.state_dict()), training, {"classes": list(self._model.classes)})
+        model = self.model
+        if self._fresh.any() and self._sums.width <= PROMPT:
+            self._fit()
+            model.take(self._sums.solve(self.options.head, self.options.ridge))
+        training = {**self._sums.capture(), **self._own(), **self._head()}
+        return State(dict(model.state_dict()), training, {"classes": list(model.classes)})
 
     def restore(self, state: State) -> None:
         names, known = list(state.meta["classes"]), len(self._model.classes)
@@ -209,6 +222,10 @@ class AnalyticLearner:
             raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
         self._grow(names[known:])
         copy_into(self.model.state_dict(), self.model.completed(state.serving))
+        self._weight.copy_(self._model.weight)
+        self._bias.copy_(self._model.bias)
+        if PREFIX + "weight" in state.training:  # in versions of before it was what they served
+            copy_into(self._head(), {name: t for name, t in state.training.items() if name.startswith(PREFIX)})
         copy_into(self._own(), {name: value for name, value in state.training.items() if name.startswith("head/")})
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
 
@@ -223,12 +240,16 @@ class AnalyticLearner:
         """Adds the sums of others; numbers (K',) say which of these classes each of theirs is."""
         self._sums.merge(other._sums, numbers)
 
+    def _head(self) -> dict[str, Tensor]:
+        return {PREFIX + "weight": self._weight, PREFIX + "bias": self._bias}
+
     def _own(self) -> dict[str, Tensor]:
         return {"head/fresh": self._fresh, "head/losses": self._losses}
 
     def _grow(self, labels: Sequence[str]) -> None:
         if labels:
             self.model.grow(len(labels))
+            self._weight, self._bias = widened(self._weight, len(labels)), widened(self._bias, len(labels))
             self._sums.grow(len(labels))
             self._fresh = widened(self._fresh, len(labels))
             self._labels.add(labels)
@@ -252,9 +273,14 @@ class AnalyticLearner:
     def _due(self) -> bool:
         counts, fresh = self._sums.counts, self._fresh
         unknown = bool((fresh.gt(0) & (fresh >= MOST * counts)).any())
-        return fresh.sum().item() >= (FEWEST if unknown else max(FEWEST, FRESH / self._haste)) * self._sums.width
+        enough = (FEWEST if unknown else max(FEWEST, FRESH / self._haste)) * self._sums.width
+        return fresh.sum().item() >= min(enough, counts.sum().item() / 2)
+
+    def _fit(self) -> None:
+        """Brings up to date what is served beside the head, and what no prediction of the next records reads."""
 
     def _solve(self) -> None:
+        self._fit()
         sums = self._sums.copy()
         self._fresh = torch.zeros_like(self._fresh)
         self._solving = self._solver.submit(sums.solve, self.options.head, self.options.ridge)

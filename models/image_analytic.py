@@ -121,8 +121,7 @@ class ImageAnalyticLearner(AnalyticLearner):
         super()._join(other, numbers)
         self._acquaintance.merge(other._acquaintance)
 
-    def _solve(self) -> None:
-        super()._solve()
+    def _fit(self) -> None:
         model = self._model
         for buffer, value in zip((model.mean, model.whitener, model.familiar), self._acquaintance.fit(), strict=True):
             buffer.copy_(value)

@@ -227,6 +227,14 @@ class LearnerContract:
         assert same(restored.capture(), learner.capture())
         assert restored.replay_size == learner.replay_size
 
+    def test_when_versions_are_made_does_not_matter(self, case: Case) -> None:
+        often, once = case.learner(), case.learner()
+        for update in range(12):
+            case.learn(often, range(update, update + 1))
+            often.capture()
+        case.learn(once, range(12))
+        assert same(often.capture(), once.capture())
+
     def test_a_corrected_label_is_what_is_replayed_from_then_on(self, case: Case) -> None:
         """Whatever became of the learner, the same follows: the class, the row that changed, the losses."""
         learner, restored = case.learned(), case.learner(seed=SEED + 1)

@@ -186,6 +186,28 @@ def test_a_record_is_taken_out_again(head: HeadName) -> None:
     assert torch.equal(ours._sums.by_class[order], without._sums.by_class)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_ten_pictures_of_two_classes_give_an_answer(head: HeadName) -> None:
+    """One at a time, one class after the other, and no update after them."""
+    case = a_case(head=head, width=1000)
+    zeros, ones = ([row for row in range(100) if case.labels[row] == name] for name in ("0", "1"))
+    learner = learner_of(case)
+    for update, row in enumerate([*zeros[:5], *ones[:5]]):
+        learner.learn(batch(case, [row]), update_generator(SEED, update))
+    learner.capture()
+    assert learner.model.classify(case.x[[*zeros[5:10], *ones[5:10]]]).argmax(1).tolist() == [0] * 5 + [1] * 5
+
+
+def test_nothing_that_was_learned_is_missing_in_a_version() -> None:
+    case = a_case()
+    learner = learner_of(case)
+    for update in range(40):
+        learner.learn(case.batch(8 * update), update_generator(SEED, update))
+        learner.capture()
+        weight = learner.model.weight.clone()
+        assert torch.equal(weight, learner._sums.solve(learner.options.head, learner.options.ridge).weight)
+
+
 def test_features_do_not_depend_on_the_batch() -> None:
     case = a_case(size=16, width=300)
     model = case.learner().model
