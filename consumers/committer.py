@@ -76,7 +76,7 @@ class Snapshot:
     positions: dict[Partition, int]  # the watermark, for lag monitors
     keep_last: int
     keep_every: int | None
-    is_same: bool = False  # nothing was read since the version before: topics that were made again matter not
+    may_doubt: bool = False  # some of it may be of a topic that was made again
 
 
 class Committer:
@@ -179,7 +179,7 @@ class Committer:
         self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
         # A number is noted before it can be used: should Redis come back older, it never names another content.
         number, positions = str(self._writer.next_version), snapshot.positions
-        self._until_done(lambda: self._reader.note(number, positions, NOTE_S, is_same=snapshot.is_same))
+        self._until_done(lambda: self._reader.note(number, positions, NOTE_S, may_doubt=snapshot.may_doubt))
         committed = self._until_done(lambda: self._make_head(snapshot))
         self._metrics.committed(committed, time.perf_counter() - started)
         self._reader.commit(snapshot.positions)

@@ -16,7 +16,7 @@ from consumers.guard import recover
 from consumers.joiner import Correction
 from consumers.replay import Replay
 from pipeline.dead_letters import publish_dead_letter
-from pipeline.errors import Diverged, OffsetsGone, RecordError, TopicMissing, TopicReplaced
+from pipeline.errors import Diverged, OffsetsGone, RecordError, TopicMissing
 from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
@@ -79,7 +79,8 @@ class Session:
         self._versions = manifest.version - keyframe.version if manifest and keyframe else 0  # since the keyframe
         self._keyframe = _begins(keyframe.positions(), keyframe.pending) if keyframe else {}
         self._keyframe_due = keyframe is None or replay.gone > 0
-        self._standing = (manifest.positions(), manifest.pending) if manifest else None  # of the last capture
+        # Else the last version is a keyframe, and nothing is lost but what is in doubt.
+        self._may_doubt = self._settings.keyframe_every > 1
 
     def run(self, stop: Event, lease: Lease, feed: Feed) -> None:
         """Until `stop`, and then to the last version.
@@ -87,7 +88,6 @@ class Session:
         Raises:
             HeadraceError: what ended it.
         """
-        patience_s = self._settings.lease_s
         try:
             while not stop.is_set():
                 lease.check()
@@ -102,21 +102,29 @@ class Session:
                 self._dirty |= not feed.partitions <= self._begun
                 if self._due() and not self._committer.busy:
                     self._commit(feed)
-            self._committer.finish(patience_s)
             self._leave(feed)
-        except (OffsetsGone, TopicMissing) as error:  # what was learned is not lost for that: `--jump` goes on from it
-            # Of a topic that was made again, records may have been learned as those of the one before.
-            if not isinstance(error, TopicReplaced) or not self._dirty:
-                self._leave(feed, is_same=isinstance(error, TopicReplaced))
+        except (OffsetsGone, TopicMissing):  # what was learned is not lost for that: `--jump` goes on from it
+            if not self._doubt(feed) or self._may_doubt:
+                self._leave(feed)
             raise
         finally:
             feed.close()
 
-    def _leave(self, feed: Feed, is_same: bool = False) -> None:
-        """The last version, from which the next worker begins at once. `is_same`: all of it is in the one before."""
+    def _doubt(self, feed: Feed) -> bool:
+        """Whether records were read that may be those of a topic that was made again; the lineage says which."""
+        positions, _ = feed.standing()
+        found = {at: offsets for at, offsets in self._reader.doubtful.items() if positions.get(at, 0) > offsets.start}
+        for at, offsets in found.items():
+            where = {"topic": at.topic, "partition": at.number, "from": offsets.start, "to": offsets.stop}
+            self._fold.lineage.change({"doubtful": where})
+        return bool(found)
+
+    def _leave(self, feed: Feed) -> None:
+        """The last version, from which the next worker begins at once."""
+        self._committer.finish(self._settings.lease_s)
         if self._dirty or self._versions:
             self._keyframe_due = True
-            self._commit(feed, is_same)
+            self._commit(feed)
             self._committer.finish(self._settings.lease_s)
 
     # --- records ---
@@ -253,21 +261,20 @@ class Session:
         by_time = every_s is not None and time.monotonic() - self._captured_s >= every_s
         return by_updates or by_time
 
-    def _commit(self, feed: Feed, is_same: bool = False) -> None:
+    def _commit(self, feed: Feed) -> None:
         keyframe = self._keyframe_due or self._versions + 1 >= self._settings.keyframe_every
         try:
-            snapshot = self._capture(feed, keyframe, is_same)
+            snapshot = self._capture(feed, keyframe)
         except Diverged as error:
             self._recover(error, [])
-            snapshot = self._capture(feed, keyframe, is_same)
+            snapshot = self._capture(feed, keyframe)
         self._committer.submit(snapshot)
 
-    def _capture(self, feed: Feed, keyframe: bool, is_same: bool) -> Snapshot:
+    def _capture(self, feed: Feed, keyframe: bool) -> Snapshot:
         started = time.perf_counter()
         lag = self._reader.lag()
         self._metrics.lag(lag)
-        positions, pending = self._standing if is_same and self._standing else feed.standing()
-        self._standing = positions, pending
+        positions, pending = feed.standing()
         draft = self._fold.draft(
             positions=positions,
             pending=pending,
@@ -283,7 +290,7 @@ class Session:
         if keyframe:
             self._versions, self._keyframe_due, self._keyframe = 0, False, _begins(positions, pending)
         self._metrics.stalled(time.perf_counter() - started)
-        return Snapshot(draft, positions, self._settings.keep_last, self._settings.keep_every, is_same)
+        return Snapshot(draft, positions, self._settings.keep_last, self._settings.keep_every, self._may_doubt)
 
     def _watch(self, feed: Feed) -> None:
         """Has the next version be a keyframe before the log stops reaching back to the last one."""

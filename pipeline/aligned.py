@@ -82,10 +82,10 @@ class AlignedReader:
         for reader in self._readers:
             reader.commit(positions)
 
-    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, is_same: bool = False) -> None:
+    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, may_doubt: bool = False) -> None:
         """As `Reader.note`, with so much time for each of the two."""
         for reader in self._readers:
-            reader.note(text, positions, timeout_s, is_same=is_same)
+            reader.note(text, positions, timeout_s, may_doubt=may_doubt)
 
     @property
     def reachable(self) -> bool:
@@ -94,6 +94,10 @@ class AlignedReader:
     @property
     def topic_ids(self) -> dict[str, str]:
         return {topic: id_ for reader in self._readers for topic, id_ in reader.topic_ids.items()}
+
+    @property
+    def doubtful(self) -> dict[Partition, range]:
+        return {at: offsets for reader in self._readers for at, offsets in reader.doubtful.items()}
 
     @property
     def jumps(self) -> list[dict[str, Any]]:

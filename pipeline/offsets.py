@@ -183,6 +183,8 @@ class TopicWatch:
         self._missing: frozenset[str] = frozenset()  # topics that the last look did not find
         self._ends: dict[Partition, int] = {}  # what the last look found
         self.ids: dict[str, str] = {}
+        self.sure: dict[Partition, int] = {}  # what was read up to there is of the topics with these ids
+        self.doubtful: dict[Partition, range] = {}  # what was read after that, and may be of a topic made again
 
     def begin(self) -> dict[str, Topic]:
         """The topics, whose ids hold from now on."""
@@ -201,7 +203,11 @@ class TopicWatch:
             before = self.ids.get(name)
             if not are_others and before is not None and topic.id is not None and topic.id != before:
                 firsts, ends = self.held(topic.partitions)
+                others = {at: range(self.sure[at], min(end, ends.get(at, 0))) for at, end in read.items()}
+                self.doubtful |= {at: offsets for at, offsets in others.items() if at.topic == name and offsets}
                 raise replaced(name, (before, topic.id), read, firsts, ends, self._model)
+        if not are_others:
+            self.sure |= {at: offset for at, offset in read.items() if at.topic in topics}
         return topics
 
     def look(self, read: Mapping[Partition, int]) -> dict[str, Topic]:

@@ -54,7 +54,7 @@ class Polled:
 class _Note:
     text: str
     positions: dict[Partition, int]
-    is_same: bool
+    may_doubt: bool
     is_done: bool = False
     error: LogError | None = None
 
@@ -70,7 +70,7 @@ class Reader:
     A broker that is away is waited for. What waits may exceed `max_buffered_bytes` by one fetch.
 
     kafka-python fetches by a topic's name, so that one that is replaced while running may be read for `refresh_s`;
-    but `note` looks, and raises then: what was read before a note returns is of the topics in `topic_ids`.
+    but `note` looks: what was read before one returns is of the topics in `topic_ids`, or may be what is `doubtful`.
 
     Args:
         topic_ids: the topics that `positions` belong to; their offsets name other records in another topic.
@@ -140,6 +140,7 @@ class Reader:
             metrics_enabled=False,
         )
         self._watch = TopicWatch(self._consumer, self._topics, self._model)
+        self.doubtful = self._watch.doubtful  # offsets that were read, and may be those of a topic that was made again
         try:
             self._begin(positions or {}, topic_ids or {}, start, jump)
         except BaseException as error:
@@ -168,7 +169,7 @@ class Reader:
                 return polled
             if self._error is not None:
                 raise self._error
-            return None
+        return None
 
     def lag(self) -> dict[Partition, int]:
         """Offsets that are written and not yet polled, behind open transactions, too; markers count."""
@@ -206,22 +207,19 @@ class Reader:
             self._commits.update(positions)
             self._changed.notify_all()
 
-    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, is_same: bool = False) -> None:
+    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, may_doubt: bool = False) -> None:
         """Commits the offsets with `text` beside those of every partition, and returns when Kafka has it.
 
         From then on `commit` repeats it; the next reader of the group finds it as `noted`, if it is a number. Returns
-        only if the topics are still the ones that were read; or are gone, as far as they are, for their notes go along.
-        It can still be done after records were removed that were not read yet.
-
-        Args:
-            is_same: nothing was read since the note before, so that it does not matter what the topics are now.
+        only if the offsets are of the topics that were read, or `may_doubt` and are `doubtful`; notes of topics that
+        are gone go along. It can still be done after records were removed that were not read yet.
 
         Raises:
             LogUnavailable: not done in time; it may still come to pass.
-            TopicReplaced: as `poll`.
+            TopicReplaced: a topic was made again, and offsets are doubtful.
             LogError: Kafka refuses, or the reader is closed.
         """
-        note = _Note(text, dict(positions), is_same)
+        note = _Note(text, dict(positions), may_doubt)
         with self._changed:
             self._note = note
             self._changed.notify_all()
@@ -245,7 +243,8 @@ class Reader:
     def _prevents(self, note: _Note) -> BaseException | None:
         """What ended the reading, if nothing can be noted for it."""
         if isinstance(self._error, TopicReplaced):
-            return None if note.is_same else self._error
+            doubtful = any(note.positions.get(at, 0) > offsets.start for at, offsets in self.doubtful.items())
+            return self._error if doubtful and not note.may_doubt else None
         return None if isinstance(self._error, OffsetsGone | TopicMissing) else self._error
 
     def close(self) -> None:
@@ -290,6 +289,7 @@ class Reader:
             self._ends |= ends
         held = {partition: offset for partition, offset in begins.items() if partition in firsts}
         self._read |= held
+        self._watch.sure |= held
         self._committed |= held
         self._consumer.assign([tp(partition) for partition in self._read])
         for partition, offset in held.items():

@@ -115,6 +115,69 @@ def test_a_worker_whose_topic_goes_leaves_what_it_learned(
     goes_on(config, topic, [1] * 16)
 
 
+@pytest.mark.parametrize("keyframe_every", [1, 100])
+def test_a_worker_whose_topic_is_made_again_leaves_what_is_in_no_version_yet(
+    kafka: str, redis_url: str, topics: Topics, keyframe_every: int
+) -> None:
+    topic = topics()
+    settings = {**RARELY, "snapshot_every_updates": 2, "keyframe_every": keyframe_every}
+    config = configuration(kafka, redis_url, topic, **settings)
+    with working(config) as run:
+        publish(config, topic, *numbers(range(16)))
+        run.read(16)
+        publish(config, topic, *numbers(range(16, 24)))
+        run.learns(24)
+        replaced(topics, topic)
+        publish(config, topic, *numbers(range(24, 32)))
+        with pytest.raises(TopicReplaced, match=f"{topic} was deleted and made again"):
+            run.join()
+        head = run.store.manifest()
+        assert head.is_keyframe
+        assert head.counts == {"learned": 24}
+        assert run.counts() == [1] * 24
+        assert run.changes("doubtful") == []
+    with working(config, jump=True) as run:
+        publish(config, topic, *numbers(range(32, 40)))
+        run.read(40)
+        run.finish()
+        assert run.counts() == [1] * 40
+
+
+def test_a_worker_that_read_on_in_a_topic_made_again_says_what_is_in_doubt(
+    kafka: str, redis_url: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had as many records at once as the one before: a commit finds out, and what was learned is not lost."""
+    monkeypatch.setattr(trainer, "Reader", partial(Reader, refresh_s=60, max_buffered_bytes=1))
+    topic = topics()
+    config = configuration(kafka, redis_url, topic, **{**RARELY, "decoder": "tests.consumers.gated:decode"})
+    gated.waits.clear()
+    gated.goes_on.clear()
+    with working(config) as run:
+        stepwise(run, config, topic, iter(numbers(range(16))), 2)
+        publish(config, topic, b"wait")
+        assert gated.waits.wait(20)
+        with Publisher(config.kafka, linger_ms=0) as publisher:
+            for number in range(17, 60):
+                publisher.publish(topic, b"%d" % number)
+                publisher.flush(20)
+        replaced(topics, topic)
+        publish(config, topic, *numbers(range(100, 200)))
+        gated.goes_on.set()
+        with pytest.raises(TopicReplaced, match=f"{topic} was deleted and made again"):
+            run.join()
+        head = run.store.manifest()
+        assert head.is_keyframe
+        assert sum(run.counts()) == head.counts["learned"]
+        [doubtful] = run.changes("doubtful")
+        assert (doubtful["topic"], doubtful["partition"], doubtful["from"]) == (topic, 0, 16)
+        assert 24 <= doubtful["to"] <= 100
+    with working(config, jump=True) as run:
+        publish(config, topic, *numbers(range(200, 204)))
+        run.until(lambda manifest: manifest.watermark[topic][0] == 104 and not manifest.pending.runs)
+        run.finish()
+        assert min(run.counts()[100:204]) == 1
+
+
 def test_a_worker_whose_topic_is_made_again_leaves_what_it_learned(
     kafka: str, redis_url: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ class Pretended:
     def commit(self, positions: dict[Partition, int]) -> None:
         self.done.append(positions)
 
-    def note(self, text: str, positions: dict[Partition, int], timeout_s: float, *, is_same: bool) -> None:
+    def note(self, text: str, positions: dict[Partition, int], timeout_s: float, *, may_doubt: bool) -> None:
         self.done.append((text, positions, timeout_s))
 
 
