@@ -9,11 +9,11 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.resources import files
 from queue import Full
 from typing import Annotated, Any, TypeVar
@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from consumers.answers import (
@@ -35,12 +36,14 @@ from consumers.answers import (
     recognise,
     recognised,
 )
-from consumers.batcher import Batcher, Places, Sideline, Stalled, contained
+from consumers.batcher import Batcher, Sideline
 from consumers.gate import RETRY_AFTER, described, refusal
-from consumers.serving import Live, Serving, weights
+from consumers.serving import Follower, Live, Serving, weights
 from consumers.uploads import INPUTS, payload
+from consumers.workers import ANSWER_S, Places, Stalled
 from pipeline.answers import Classified, Recognised
 from pipeline.config import NAME, SamplerConfig
+from pipeline.manifest import Manifest
 from pipeline.records import input_array
 from pipeline.store import Ref
 
@@ -52,23 +55,32 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 DIGEST = "SHA-256 of the version's manifest"
-ASIDE_S = 120.0  # how long one piece of work on the sideline may take
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the routes work with."""
+    """What the routes work with.
+
+    Args:
+        places: requests that are admitted at one time, be their body read, decoded, queued or answered: the bound on
+            the memory that requests take.
+        slow_places: of these, what is on the sideline or waits for it.
+        client: the address that asks.
+    """
 
     config: SamplerConfig
     serving: Serving
     batcher: Batcher
     sideline: Sideline
-    decoders: ThreadPoolExecutor
+    decoders: Sideline
+    places: Places
+    slow_places: Places
     downloads: Places
     registry: CollectorRegistry
     clock: Callable[[], float]
+    client: str = ""
 
     def live(self, model: str, route: str) -> Live:
         """The version that is live now, if it answers that route.
@@ -106,9 +118,13 @@ class Service:
 
     @contextmanager
     def place(self, places: Places | None = None) -> Iterator[None]:
-        """Admits one request that costs memory and computing time; the sideline has fewer places of its own."""
+        """Admits one request that costs memory and computing time.
+
+        Raises:
+            HTTPException: 503 where there is no place, or none for this client.
+        """
         try:
-            with (places or self.batcher).place():
+            with (places or self.places).place(self.client):
                 yield
         except Full:
             raise refusal(503, "busy", "Too many requests at one time. Try again in a second.", **RETRY_AFTER) from None
@@ -116,37 +132,38 @@ class Service:
     async def batched(
         self, run: Callable[[Live, Sequence[Item]], Sequence[Result]], live: Live, item: Item, rows: int = 1
     ) -> Result:
-        """The item's result, computed by the batcher.
+        """The item's result, computed by the batcher. Raises as `ended`."""
+        with ended():
+            return await asyncio.wrap_future(self.batcher.submit(self.client, run, live, item, rows))
 
-        Raises:
-            HTTPException: 503 where the model does not come to an end.
-        """
-        try:
-            return await asyncio.wrap_future(self.batcher.submit(run, live, item, rows))
-        except Stalled as error:
-            raise refusal(503, "stalled", str(error)) from None
+    async def aside(self, live: Live, work: Callable[[], Result]) -> Result:
+        """What the work gives, on the sideline. Raises as `place` and `ended`."""
+        with self.place(self.slow_places), ended():
+            return await asyncio.wrap_future(self.sideline.submit(self.client, live.manifest.model, work))
 
-    async def aside(self, work: Callable[[], Result]) -> Result:
-        """What the work gives, on the sideline.
+    async def decoded(self, live: Live, work: Callable[..., Result], *arguments: Any) -> Result:
+        """What the work gives, on the threads that read and write pictures. Raises as `ended`."""
+        with ended():
+            return await asyncio.wrap_future(self.decoders.submit(self.client, live.manifest.model, work, *arguments))
 
-        Raises:
-            HTTPException: 504 where it takes too long.
-        """
-        try:
-            with self.place(self.sideline):
-                async with asyncio.timeout(ASIDE_S):
-                    return await asyncio.wrap_future(self.sideline.submit(work))
-        except TimeoutError:
-            raise refusal(504, "timeout", f"It was not done within {ASIDE_S:.0f} s. Ask for less.") from None
 
-    def decoded(self, work: Callable[..., Result], *arguments: Any) -> Awaitable[Result]:
-        """What the work gives, on the threads that read and write pictures."""
-        return asyncio.get_running_loop().run_in_executor(self.decoders, contained(work), *arguments)
+@contextmanager
+def ended() -> Iterator[None]:
+    """
+    Raises:
+        HTTPException: 503 where the model does not come to an end, 504 where what was asked takes too long.
+    """
+    try:
+        yield
+    except Stalled as error:
+        raise refusal(503, "stalled", str(error)) from None
+    except TimeoutError:
+        raise refusal(504, "timeout", f"It was not done within {ANSWER_S:.0f} s. Ask for less.") from None
 
 
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
-    return service
+    return replace(service, client=request.client.host if request.client else "")
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
@@ -192,8 +209,10 @@ async def readyz(service: ServiceOf) -> JSONResponse:
         name: {"version": live.manifest.version if live else None, "problem": followers[name].problem}
         for name, live in lives.items()
     }
-    problem = service.batcher.problem or service.serving.problem
-    ready = bool(models) and all(lives.values()) and service.batcher.problem is None
+    stalls = [workers.problem for workers in (service.batcher, service.sideline, service.decoders)]
+    stalled = " ".join(dict.fromkeys(filter(None, stalls)))
+    problem = stalled or service.serving.problem
+    ready = bool(models) and all(lives.values()) and not stalled
     content = {"ready": ready, "store": since or "reachable", "problem": problem, "models": models}
     return JSONResponse(content, 200 if ready else 503)
 
@@ -239,7 +258,7 @@ async def _answered(
 ) -> Result:
     content, content_type = await payload(request)  # before a place is taken: a slow client keeps none
     with service.place():
-        x = await service.decoded(input_array, content, live.input, content_type)
+        x = await service.decoded(live, input_array, content, live.input, content_type)
         return await service.batched(run, live, x)
 
 
@@ -289,29 +308,35 @@ def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
 def get_weights(model: str, ref: Reference, service: ServiceOf) -> Response:
     """What serving needs, as one safetensors file; its metadata tells how to build the model."""
     follower = service.serving.follower(model)
-    manifest, live = follower.store.manifest(ref), follower.live
-    pieces, size = weights(follower.store, manifest, live.objects if live else {})
-    headers = {
-        "X-Headrace-Model": model,
-        "X-Headrace-Version": str(manifest.version),
-        "X-Headrace-Digest": manifest.digest,
-        "X-Headrace-Watermark": json.dumps(manifest.watermark),
-        "Content-Disposition": f'attachment; filename="{model}-v{manifest.version}.safetensors"',
-        "Content-Length": str(size),
-    }
-    return _Download(service, pieces, headers=headers, media_type="application/octet-stream")
+    return _Download(service, partial(_file, follower, follower.store.manifest(ref)))
 
 
-class _Download(StreamingResponse):
-    """Has a place from its first byte to its last, or until the client goes."""
+class _Download(Response):
+    """Has a place from before its first byte is fetched to its last, or until the client goes."""
 
-    def __init__(self, service: Service, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self._service = service
+    def __init__(self, service: Service, made: Callable[[], Response]) -> None:
+        super().__init__()
+        self._service, self._made = service, made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._service.place(self._service.downloads):
-            await super().__call__(scope, receive, send)
+            answer = await run_in_threadpool(self._made)
+            await answer(scope, receive, send)
+
+
+def _file(follower: Follower, manifest: Manifest) -> Response:
+    """A version's weights as a file that is read while it is sent."""
+    live = follower.live
+    pieces, size = weights(follower.store, manifest, live.objects if live else {})
+    headers = {
+        "X-Headrace-Model": manifest.model,
+        "X-Headrace-Version": str(manifest.version),
+        "X-Headrace-Digest": manifest.digest,
+        "X-Headrace-Watermark": json.dumps(manifest.watermark),
+        "Content-Disposition": f'attachment; filename="{manifest.model}-v{manifest.version}.safetensors"',
+        "Content-Length": str(size),
+    }
+    return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
 
 
 @router.put("/models/{model}/aliases/{alias}", tags=["versions"], status_code=204)

@@ -82,8 +82,8 @@ async def get_generate(
     service.bounded("n", n, service.config.max_samples)
     with service.place():
         images = await service.batched(draw, live, Drawing(image_seeds(seed, n), label), n)  # (n, C, H, W)
-        fields = {**standing(live, service.clock()), "seed": seed, "label": label}
-        return await _shown(service, Drawn, fields, images, format_)
+        fields = {"seed": seed, "label": label}
+        return await _shown(service, live, Drawn, fields, images, format_)
 
 
 @router.get("/models/{model}/interpolate", response_model=Interpolated, responses=_png(Interpolated))
@@ -104,8 +104,8 @@ async def get_interpolate(
     with service.place():
         walk = Walk(image_seeds(seed, 1)[0], image_seeds(to, 1)[0], steps, label)
         images = await service.batched(interpolate, live, walk, steps)  # (steps, C, H, W)
-        fields = {**standing(live, service.clock()), "seed": seed, "label": label, "to": to}
-        return await _shown(service, Interpolated, fields, images, format_, steps)
+        fields = {"seed": seed, "label": label, "to": to}
+        return await _shown(service, live, Interpolated, fields, images, format_, steps)
 
 
 @router.get("/models/{model}/strip", response_model=Strip, responses=_png(Strip))
@@ -136,9 +136,9 @@ async def get_strip(
         return strip(follower, refs, image_seeds(seed, n), label, whole=bool(asked))
 
     with service.place():
-        newest, images, numbers = await service.aside(drawn)
-        fields = {**standing(newest, service.clock()), "seed": seed, "label": label, "versions": numbers}
-        return await _shown(service, Strip, fields, images, format_, len(numbers))
+        newest, images, numbers = await service.aside(live, drawn)
+        fields = {"seed": seed, "label": label, "versions": numbers}
+        return await _shown(service, newest, Strip, fields, images, format_, len(numbers))
 
 
 @router.post("/models/{model}/encode", openapi_extra=UPLOAD)
@@ -156,7 +156,7 @@ async def post_reconstruct(model: str, request: Request, service: ServiceOf, lab
     live = service.live(model, "reconstruct")
     async with _sight(service, live, request, label) as sight:
         image = await service.batched(reconstruct, live, sight)
-        return await _shown(service, Pictures, standing(live, service.clock()), image)
+        return await _shown(service, live, Pictures, {}, image)
 
 
 @router.post("/models/{model}/vary", response_model=Drawn, responses=_png(Drawn), openapi_extra=UPLOAD)
@@ -179,8 +179,8 @@ async def post_vary(
     seed = _seed(seed)
     async with _sight(service, live, request, label) as sight:
         images = await service.batched(vary, live, Variation(sight, image_seeds(seed, n), strength), n)  # (n, C, H, W)
-        fields = {**standing(live, service.clock()), "seed": seed, "label": label}
-        return await _shown(service, Drawn, fields, images, format_)
+        fields = {"seed": seed, "label": label}
+        return await _shown(service, live, Drawn, fields, images, format_)
 
 
 @router.post("/models/{model}/restore", response_class=Response, responses=_png(Pictures), openapi_extra=UPLOAD)
@@ -199,8 +199,8 @@ async def post_restore(
     if kind is not None and kind not in kinds:
         raise refusal(422, "kind", f"{model} was taught no such kind of damage. Known: {', '.join(kinds)}.")
     async with _upload(service, live, request) as (x, holes):
-        image = await service.aside(lambda: restore(live, x, kind, holes))  # (C, H, W)
-        return await _shown(service, Pictures, standing(live, service.clock()), image[None])
+        image = await service.aside(live, lambda: restore(live, x, kind, holes))  # (C, H, W)
+        return await _shown(service, live, Pictures, {}, image[None])
 
 
 @router.post("/models/{model}/restyle", response_class=Response, responses=_png(Pictures), openapi_extra=UPLOAD)
@@ -208,8 +208,8 @@ async def post_restyle(model: str, request: Request, service: ServiceOf) -> Resp
     """Give a picture of any size another style, as a PNG of the same size; a large one is scaled down first."""
     live = service.live(model, "restyle")
     async with _upload(service, live, request) as (x, _):
-        image = await service.aside(lambda: restyle(live, x))  # (C, H, W)
-        return await _shown(service, Pictures, standing(live, service.clock()), image[None])
+        image = await service.aside(live, lambda: restyle(live, x))  # (C, H, W)
+        return await _shown(service, live, Pictures, {}, image[None])
 
 
 def _seed(seed: int | None) -> int:
@@ -222,7 +222,7 @@ async def _sight(service: Service, live: Live, request: Request, label: str | No
     service.known(live, label)
     content, content_type = await payload(request)
     with service.place():
-        yield Sight(await service.decoded(input_array, content, live.input, content_type), label)
+        yield Sight(await service.decoded(live, input_array, content, live.input, content_type), label)
 
 
 @asynccontextmanager
@@ -233,11 +233,12 @@ async def _upload(
     assert isinstance(live.input, ImageInput)  # noqa: S101 - what restores or restyles reads pictures
     content, mask = await picture_and_mask(request)
     with service.place():
-        yield await service.decoded(of_any_size, content, mask, live.input, service.config.max_side)
+        yield await service.decoded(live, of_any_size, content, mask, live.input, service.config.max_side)
 
 
 async def _shown(
     service: Service,
+    live: Live,
     kind: type[Pictures],
     fields: dict[str, Any],
     images: NDArray[np.uint8],
@@ -245,9 +246,10 @@ async def _shown(
     columns: int | None = None,
 ) -> Response:
     """(n, C, H, W) uint8 as the answer that was asked for: JSON, or one PNG with the rest as its headers."""
+    fields = {**standing(live, service.clock()), **fields}
     if format_ == "json":
-        files = await service.decoded(lambda: [png(image) for image in images])
+        files = await service.decoded(live, lambda: [png(image) for image in images])
         return JSONResponse(kind(**fields, images=files).model_dump(mode="json"))
-    file = await service.decoded(lambda: png(grid(images, columns)))
+    file = await service.decoded(live, lambda: png(grid(images, columns)))
     headers = kind(**fields, images=[]).headers()
     return Response(file, headers={**headers, "Cache-Control": "no-store"}, media_type="image/png")

@@ -9,13 +9,12 @@ import threading
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from consumers.answers import image_seeds, standing
-from consumers.gate import refusal
-from consumers.routes import ASIDE_S, Service, ServiceOf
+from consumers.routes import Service, ServiceOf, ended
 from models.capabilities import Sampling, TextGenerator
 from pipeline.answers import Completed, Written
 from pipeline.records import composed
@@ -91,16 +90,13 @@ async def post_complete(model: str, asked: Completion, request: Request, service
     accept = request.headers.get("accept", "")
     if "application/json" not in accept or "text/event-stream" in accept:
         return _Events(service, live, seed, pieces)
-    with service.place(), service.place(service.sideline):
-        try:
-            async with asyncio.timeout(ASIDE_S), aclosing(pieces):
-                text = []
-                async for piece in pieces:
-                    if await request.is_disconnected():
-                        break
-                    text.append(piece)
-        except TimeoutError:
-            raise refusal(504, "timeout", f"The text was not written within {ASIDE_S:.0f} s. Ask for less.") from None
+    with service.place(), service.place(service.slow_places):
+        async with aclosing(pieces):
+            text = []
+            async for piece in pieces:
+                if await request.is_disconnected():
+                    break
+                text.append(piece)
     answer = Completed(**standing(live, service.clock()), seed=seed, text="".join(text))
     return JSONResponse(answer.model_dump(mode="json"))
 
@@ -120,7 +116,8 @@ async def write(service: Service, live: Live, n: int, seed: int) -> Written:
     service.bounded("n", n, min(most, service.config.max_samples))
     sampling = Sampling(max_bytes=min(DEFAULT.max_bytes, most // n))
     with service.place():
-        texts = await service.aside(lambda: ["".join(model.complete("", s, sampling)) for s in image_seeds(seed, n)])
+        seeds = image_seeds(seed, n)
+        texts = await service.aside(live, lambda: ["".join(model.complete("", s, sampling)) for s in seeds])
     return Written(**standing(live, service.clock()), seed=seed, texts=texts)
 
 
@@ -129,7 +126,8 @@ async def _pieces(
 ) -> AsyncGenerator[str, None]:
     """What the model writes on the sideline, as it comes. To close this ends the work at its next piece.
 
-    The thread never waits for the client: what is on its way is bounded by the bytes of the whole text.
+    The thread never waits for the client: what is on its way is bounded by the bytes of the whole text. Raises as
+    `ended`.
     """
     assert isinstance(live.model, TextGenerator)  # noqa: S101 - the route checks it
     model, loop = live.model, asyncio.get_running_loop()
@@ -146,12 +144,14 @@ async def _pieces(
                 return
             deliver(piece)
 
-    written: Future[None] = service.sideline.submit(work)
+    with ended():
+        written: Future[None] = service.sideline.submit(service.client, live.manifest.model, work)
     written.add_done_callback(lambda _: deliver(None))
     try:
         while (piece := await queue.get()) is not None:
             yield piece
-        written.result()
+        with ended():
+            written.result()
     finally:
         gone.set()
         written.cancel()
@@ -167,17 +167,17 @@ class _Events(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        with service.place(), service.place(service.sideline):
-            try:
-                async with asyncio.timeout(ASIDE_S), aclosing(self._pieces):
-                    await super().__call__(scope, receive, send)
-            except TimeoutError:
-                pass  # without `done` the client knows
+        with service.place(), service.place(service.slow_places):
+            async with aclosing(self._pieces):
+                await super().__call__(scope, receive, send)
 
     async def _events(self) -> AsyncGenerator[str, None]:
         try:
             async for piece in self._pieces:
                 yield _event({"text": piece})
+        except HTTPException as error:  # as the JSON answer has it
+            yield _event(error.detail, "error")
+            return
         except Exception:
             yield _event({"error": "internal", "detail": "The model failed at this text."}, "error")
             raise
@@ -187,6 +187,6 @@ class _Events(StreamingResponse):
         return Completed(**standing(self._live, self._service.clock()), seed=self._seed, text="")
 
 
-def _event(data: dict[str, Any], name: str | None = None) -> str:
+def _event(data: Any, name: str | None = None) -> str:
     """https://html.spec.whatwg.org/multipage/server-sent-events.html; the data is one line of ASCII."""
     return f"event: {name}\n" * (name is not None) + f"data: {json.dumps(data)}\n\n"

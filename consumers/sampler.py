@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from threading import Event
 from typing import TYPE_CHECKING
@@ -21,12 +20,13 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from consumers import routes, routes_pictures, routes_texts
-from consumers.batcher import Batcher, Places, Sideline
+from consumers.batcher import Batcher, Sideline
 from consumers.connections import CONNECTIONS, Patient
 from consumers.gate import ERRORS, Access, Gate, tell_errors
 from consumers.routes import Service
 from consumers.serving import Serving, client
 from consumers.stopping import stopping
+from consumers.workers import Places
 from pipeline import __version__
 from pipeline.errors import ConfigError
 from pipeline.metrics import SamplerMetrics
@@ -45,7 +45,7 @@ PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
 GRACE_S = 5  # how long open requests get when the sampler ends
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
 END_S = 1.0  # how long what still computes then gets: its answer reaches nobody
-THREADS = ("decode", "sideline", "inference")
+THREADS = ("decode", "sideline", "inference", "follow-")  # where models and decoders run
 
 
 def create_app(
@@ -59,13 +59,14 @@ def create_app(
     """The ASGI application. Its threads run from start-up to shutdown; `app.state.service` has the parts."""
     metrics = SamplerMetrics(registry, clock=clock)
     settings = config.sampler
-    places = PLACES_PER_BATCH * settings.max_batch
     service = Service(
         settings,
         Serving(config, redis, metrics, say),
-        Batcher(places=places, max_rows=settings.max_batch, threads=settings.threads),
-        Sideline(slots=settings.slots, places=PLACES_PER_SLOT * settings.slots, threads=settings.threads),
-        ThreadPoolExecutor(DECODERS, "decode"),
+        Batcher(max_rows=settings.max_batch, threads=settings.threads),
+        Sideline("sideline", slots=settings.slots, threads=settings.threads),
+        Sideline("decode", slots=DECODERS, threads=1),
+        Places(PLACES_PER_BATCH * settings.max_batch),
+        Places(PLACES_PER_SLOT * settings.slots),
         Places(DOWNLOADS),
         registry,
         clock,
@@ -73,13 +74,14 @@ def create_app(
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
+        crews = (service.batcher, service.sideline, service.decoders)
+        for workers in crews:
+            workers.start()
         service.serving.start()
         yield
         service.serving.close()
-        service.batcher.close()
-        service.sideline.close()
-        service.decoders.shutdown(wait=False, cancel_futures=True)
+        for workers in crews:
+            workers.close()
         redis.close()
 
     # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.

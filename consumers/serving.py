@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 BLOCK_MS = 500  # the longest that a follower listens at a stretch, and so the longest that it takes to end
 BACKOFF_S = (0.1, 2.0)  # the first and the longest wait before Redis is tried again
 PIECE_BYTES = 1 << 18  # of a download
+STALLED_S = 60.0  # a version that is loaded for longer is told
 DISCOVER_S = 1.0  # how often models are looked for, where the configuration names none
 INPUT: TypeAdapter[ImageInput | TextInput] = TypeAdapter(Input)
 
@@ -162,7 +163,7 @@ class Follower:
     ) -> None:
         self.store = store
         self.live: Live | None = None
-        self.problem: str | None = None  # why the newest version is not the live one
+        self.clock = time.monotonic
         self.deleted = False  # on purpose: nobody waits for a version of it
         self.unreachable_since_s: float | None = None  # Unix time since which Redis does not answer
         self._settings = settings
@@ -170,12 +171,25 @@ class Follower:
         self._metrics = metrics
         self._say = say
         self._stop = threading.Event()
+        self._problem: str | None = None
+        self._loading: tuple[int, float] | None = None  # a version, and since when
         self._refused: tuple[str, str] | None = None  # a version that could not be loaded, and why: it is tried once
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name=f"follow-{store.model}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the newest version is not the live one."""
+        loading = self._loading  # once: it ends at any moment
+        if loading is None or self.clock() - loading[1] <= STALLED_S:
+            return self._problem
+        return (
+            f"Version {loading[0]} has been loaded for more than {STALLED_S:.0f} s, {self._stays}. If that does not "
+            "end, see to its model's code and to Redis, and start the sampler again."
+        )
 
     def stop(self) -> None:
         """Has the thread end, within about BLOCK_MS where Redis answers."""
@@ -210,8 +224,8 @@ class Follower:
             self._forget(ends[-1] == "delete")
         self._metrics.store_up(True)
         problem = self._refused[1] if self._refused else None
-        if (self.unreachable_since_s, self.problem) != (None, problem):
-            self._set(unreachable_since_s=None, problem=problem)
+        if (self.unreachable_since_s, self._problem) != (None, problem):
+            self._set(unreachable_since_s=None, _problem=problem)
         return events[-1].id if events else last
 
     def _failed(self, error: BaseException) -> None:
@@ -225,8 +239,8 @@ class Follower:
                 self._say(f"{error} {self.store.model}: what is live stays; trying again.")
             return
         problem = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
-        if problem != self.problem:
-            self._set(problem=problem)
+        if problem != self._problem:
+            self._set(_problem=problem)
             self._say(f"{self.store.model}: {problem}")
 
     def _to_head(self) -> None:
@@ -240,6 +254,7 @@ class Follower:
         if self._refused and head.digest == self._refused[0]:
             return
         started = time.perf_counter()
+        self._loading = head.version, self.clock()
         try:
             live = self.load(self.store.manifest(head))
             self._metrics.swapped(self.store.model, live.manifest, time.perf_counter() - started)
@@ -249,17 +264,23 @@ class Follower:
             if isinstance(error, NotFound | Corrupt) and self.store.head() != head:
                 return  # retention was faster than we; the next turn takes the new head
             self._metrics.swap_failed(self.store.model)
-            stays = f"version {self.live.manifest.version} stays live" if self.live else "nothing is live"
-            problem = f"Version {head.version} cannot be served, {stays}: {type(error).__name__}: {error}"
-            self._set(problem=problem, _refused=(head.digest, problem))
+            problem = f"Version {head.version} cannot be served, {self._stays}: {type(error).__name__}: {error}"
+            self._set(_problem=problem, _refused=(head.digest, problem))
             self._say(f"{self.store.model}: {problem}")
         else:
-            self._set(live=live, problem=None, _refused=None)
+            self._set(live=live, _problem=None, _refused=None)
+        finally:
+            self._loading = None
+
+    @property
+    def _stays(self) -> str:
+        live = self.live
+        return f"version {live.manifest.version} stays live" if live else "nothing is live"
 
     def _forget(self, deleted: bool) -> None:
         """After a reset or a delete. A Redis that lost its data announces neither, and what is live stays."""
         if self.store.head() is None:
-            self._set(live=None, problem=None, _refused=None, deleted=deleted)
+            self._set(live=None, _problem=None, _refused=None, deleted=deleted)
 
     def load(self, manifest: Manifest) -> Live:
         """A version, ready to answer; it shares what it can with the live one.

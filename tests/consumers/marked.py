@@ -115,6 +115,17 @@ def _blocking(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str,
 blocking = Blueprint(MarkedOptions, MarkedLearner, _blocking, "text")
 
 
+def _unending(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> MarkedModel:
+    if options.frozen == UNENDING:
+        print("at work", flush=True)
+        threading.Event().wait()
+    return MarkedModel(options.frozen)
+
+
+UNENDING = 7  # of `frozen`: it is never loaded
+unending = Blueprint(MarkedOptions, MarkedLearner, _unending, "text")
+
+
 class Maker:
     """Makes versions of one model: `learn` as often as wanted, then `commit`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -338,10 +339,9 @@ def test_no_query_makes_the_sampler_fail(sampler: Running, route: str, asked: di
 
 
 def test_what_takes_long_has_few_places_and_the_rest_goes_on(sampler: Running) -> None:
-    with sampler.service.sideline.place():
-        held = [sampler.service.sideline.place() for _ in range(7)]  # 2 slots, 4 places each
-        for place in held:
-            place.__enter__()
+    with ExitStack() as held:
+        for number in range(8):  # 2 slots, 4 places each
+            held.enter_context(sampler.service.slow_places.place(f"client {number}"))
         for path in ("/models/eyes/restyle", "/models/eyes/restore"):
             answer = sampler.client.post(path, content=PICTURE)
             assert (answer.status_code, answer.json()["error"]) == (503, "busy")
@@ -349,9 +349,22 @@ def test_what_takes_long_has_few_places_and_the_rest_goes_on(sampler: Running) -
         assert sampler.client.get("/models/drawings/strip").json()["error"] == "busy"
         assert sampler.client.post("/models/voice/complete", json={}).json()["error"] == "busy"
         assert sampler.client.post("/models/eyes/classify", content=PICTURE).status_code == 200
-        for place in held:
-            place.__exit__(None, None, None)
     assert sampler.client.post("/models/eyes/restyle", content=PICTURE).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["eyes/restyle", "eyes/restore", "drawings/strip", "voice/complete", "voice/generate"])
+def test_one_client_leaves_the_others_half_of_what_takes_long(sampler: Running, path: str) -> None:
+    method = "POST" if path.startswith("eyes") else "GET"
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(sampler.service.slow_places.place("10.0.0.1"))
+        status = {
+            client: sampler.client.request(
+                method, f"/models/{path}", content=PICTURE, headers={"X-Forwarded-For": client}
+            ).status_code
+            for client in ("10.0.0.1", "10.0.0.2")
+        }
+    assert status == {"10.0.0.1": 503, "10.0.0.2": 200}
 
 
 def test_a_text_that_is_written_does_not_hold_up_what_is_quick(sampler: Running) -> None:

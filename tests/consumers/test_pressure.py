@@ -139,21 +139,28 @@ def test_weights_come_piece_by_piece_and_are_the_same(at: Running, name: str) ->
     assert tensors["first"].item() == tensors["last"].item() == 1
 
 
-def test_who_does_not_read_weights_keeps_nobody_out(
-    at: Running, name: str, held: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = f"GET /models/{name}/versions/1/weights HTTP/1.1\nHost: localhost\n\n"
-    for _ in range(sampler.DOWNLOADS):
-        assert held.enter_context(opened(at, request)).recv(100).startswith(b"HTTP/1.1 200 ")
-    answer = at.client.get(f"/models/{name}/versions/1/weights")
-    assert (answer.status_code, answer.json()["error"]) == (503, "busy")
+WEIGHTS = "GET /models/{}/versions/1/weights HTTP/1.1\nHost: localhost\nX-Forwarded-For: {}\n\n"
+
+
+def test_who_does_not_read_weights_keeps_nobody_out(at: Running, name: str, held: ExitStack) -> None:
+    def asked(client: str) -> httpx.Response:
+        with at.client.stream("GET", f"/models/{name}/versions/1/weights", headers={"X-Forwarded-For": client}) as told:
+            if told.status_code != 200:
+                told.read()
+            return told
+
+    for client in ("10.0.0.1", "10.0.0.2"):
+        for _ in range(sampler.DOWNLOADS // 2):
+            assert held.enter_context(opened(at, WEIGHTS.format(name, client))).recv(100).startswith(b"HTTP/1.1 200 ")
+        refused = asked(client)
+        assert (refused.status_code, refused.json()["error"], refused.headers["retry-after"]) == (503, "busy", "1")
+    assert asked("10.0.0.3").status_code == 503  # all places are taken
     answers(at, name)
 
 
 def test_who_does_not_read_is_let_go(at: Running, name: str, held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "SEND_S", 0.2)
-    request = f"GET /models/{name}/versions/1/weights HTTP/1.1\nHost: localhost\n\n"
-    for _ in range(sampler.DOWNLOADS):
-        held.enter_context(opened(at, request)).recv(100)
+    for _ in range(sampler.DOWNLOADS // 2):
+        held.enter_context(opened(at, WEIGHTS.format(name, "127.0.0.1"))).recv(100)
     while at.client.get(f"/models/{name}/versions/1/weights").status_code == 503:
         pass

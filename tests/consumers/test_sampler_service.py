@@ -16,18 +16,21 @@ import httpx
 import pytest
 from redis import Redis
 
+from consumers import serving
 from consumers.batcher import STALLED_S
 from consumers.serving import Follower, Live
+from consumers.workers import ANSWER_S
 from pipeline.errors import ConfigError
 from pipeline.local import EmbeddedRedis
 from pipeline.process import tied
 from pipeline.sampling_client import SamplingClient
 from pipeline.store import Store
-from tests.consumers.marked import TEXT, Maker, blocking, marked, step
+from tests.consumers.marked import NAME, TEXT, UNENDING, Maker, blocking, blueprint, marked, step, unending
 from tests.consumers.running import PATIENCE_S, configuration, running
 from tests.services import unique
 
 TOKEN = "a token of the tests"
+MARKED = "tests.consumers.marked:"
 
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -222,8 +225,8 @@ def test_a_model_that_never_returns_keeps_no_other_from_its_answers(
 ) -> None:
     hung = unique("hung")
     step(marked(Store(redis, family, family)))
-    step(Maker(Store(redis, hung, hung), "tests.consumers.marked:blocking", blocking, TEXT))
-    tables: dict[str, dict[str, Any]] = {family: {}, hung: {"learner": "tests.consumers.marked:blocking"}}
+    step(Maker(Store(redis, hung, hung), f"{MARKED}blocking", blocking, TEXT))
+    tables: dict[str, dict[str, Any]] = {family: {}, hung: {"learner": f"{MARKED}blocking"}}
     with running(configuration(redis_url, tables)) as at, ThreadPoolExecutor(2) as others:
         assert at.serves(family, 1)
         assert at.serves(hung, 1)
@@ -241,6 +244,56 @@ def test_a_model_that_never_returns_keeps_no_other_from_its_answers(
         ready = at.client.get("/readyz")
         assert ready.status_code == 503
         assert ready.json()["problem"].startswith(f"{hung} has been at one piece of work")
+
+
+def test_a_model_that_never_returns_on_the_sideline_keeps_no_other_from_its_slots(
+    redis_url: str, redis: Redis, family: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hung = unique("hung")
+    for name, learner, blueprint_ in ((family, NAME, blueprint), (hung, f"{MARKED}blocking", blocking)):
+        maker = Maker(Store(redis, name, name), learner, blueprint_, TEXT)
+        step(maker)
+        step(maker)
+    tables: dict[str, dict[str, Any]] = {family: {}, hung: {"learner": f"{MARKED}blocking"}}
+    with running(configuration(redis_url, tables, slots=1)) as at, ThreadPoolExecutor(2) as others:
+        assert at.serves(family, 2)
+        assert at.serves(hung, 2)
+        sideline = at.service.sideline
+        first = others.submit(at.client.get, f"/models/{hung}/strip?versions=1")
+        while "at work" not in capfd.readouterr().out:
+            pass
+        sideline.clock = lambda: time.monotonic() + ANSWER_S  # so long has passed
+        late = first.result(PATIENCE_S)
+        assert (late.status_code, late.json()["error"]) == (504, "timeout")
+        sideline.clock = time.monotonic
+        again = at.client.get(f"/models/{hung}/strip?versions=1")
+        assert (again.status_code, again.json()["error"]) == (503, "stalled")
+        assert at.client.get(f"/models/{family}/strip?versions=1").status_code == 200
+        ready = at.client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["problem"].startswith(f"{hung} has been at one piece of work")
+
+
+def test_a_version_that_is_never_loaded_is_told(
+    redis_url: str, redis: Redis, family: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    learner = f"{MARKED}unending"
+    store = Store(redis, family, family)
+    maker = Maker(store, learner, unending, TEXT)
+    step(maker)
+    with running(configuration(redis_url, {family: {"learner": learner}})) as at:
+        assert at.serves(family, 1)
+        store.release(maker.fence)
+        version = step(Maker(store, learner, unending, TEXT, frozen=UNENDING))
+        while "at work" not in capfd.readouterr().out:
+            pass
+        follower = at.follower(family)
+        assert follower.problem is None
+        follower.clock = lambda: time.monotonic() + serving.STALLED_S
+        told = at.client.get("/readyz").json()["models"][family]["problem"]
+        assert told.startswith(f"Version {version} has been loaded for more than 60 s, version 1 stays live.")
+        assert at.client.get(f"/models/{family}").json()["problem"] == told
+        assert at.client.post(f"/models/{family}/classify", content=b"x").status_code == 200
 
 
 def test_without_redis_it_answers_and_says_so(tmp_path: Path) -> None:
@@ -296,19 +349,21 @@ serve(configuration(sys.argv[1], {"model": {}}))
 
 BLOCKING = """
 import sys
+from consumers import batcher
 from consumers.sampler import serve
 from tests.consumers.running import configuration
-name = sys.argv[2]
-serve(configuration(sys.argv[1], {name: {"learner": "tests.consumers.marked:blocking"}}))
+url, name, learner, limit_s = sys.argv[1:]
+batcher.STALLED_S = batcher.ANSWER_S = float(limit_s)
+serve(configuration(url, {name: {"learner": learner}}))
 """
 
 
 @pytest.mark.parametrize("path", ["classify", "strip?versions=1"])
 def test_a_signal_ends_it_while_a_model_is_at_work(redis_url: str, redis: Redis, family: str, path: str) -> None:
     """On the thread that batches, and beside it."""
-    maker = Maker(Store(redis, family, family), "tests.consumers.marked:blocking", blocking, TEXT)
+    maker = Maker(Store(redis, family, family), f"{MARKED}blocking", blocking, TEXT)
     step(maker)
-    command = [sys.executable, "-c", BLOCKING, redis_url, family]
+    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "1000"]
     with (
         subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
         httpx.Client(timeout=PATIENCE_S) as client,
@@ -328,6 +383,38 @@ def test_a_signal_ends_it_while_a_model_is_at_work(redis_url: str, redis: Redis,
         assert process.wait(PATIENCE_S) == 0
         assert asked.result(PATIENCE_S).json()["error"] == "ending"
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("path", ["classify", "strip?versions=1"])
+def test_a_signal_ends_it_after_a_thread_was_given_up(redis_url: str, redis: Redis, family: str, path: str) -> None:
+    maker = Maker(Store(redis, family, family), f"{MARKED}blocking", blocking, TEXT)
+    step(maker)
+    step(maker)
+    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "0"]
+    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[-1]
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            while client.get("/readyz").status_code != 200:
+                pass
+            method = "POST" if path == "classify" else "GET"
+            told = [client.request(method, f"/models/{family}/{path}", content=b"x").json()["error"] for _ in range(2)]
+            assert told == ["stalled", "stalled"]
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, said) == (0, "headrace: ending, by SIGTERM.\n")
+
+
+def test_a_signal_ends_it_while_a_version_is_loaded(redis_url: str, redis: Redis, family: str) -> None:
+    step(Maker(Store(redis, family, family), f"{MARKED}unending", unending, TEXT, frozen=UNENDING))
+    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}unending", "1000"]
+    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert said.splitlines()[1:] == ["headrace: ending, by SIGTERM."]
 
 
 def test_a_signal_ends_the_process_cleanly(redis_url: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from queue import Full
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consumers import routes_texts
+from consumers.workers import ANSWER_S
 from models.capabilities import Sampling
 from tests.consumers.answering import STEPS, VERSIONS, commit, serving, stepping
 from tests.consumers.marked import Maker
@@ -133,8 +135,8 @@ def eventually_free(sampler: Running, places: int) -> bool:
     for _ in range(int(PATIENCE_S / 0.01)):
         with ExitStack() as held:
             try:
-                for _ in range(places):
-                    held.enter_context(sampler.service.sideline.place())
+                for number in range(places):
+                    held.enter_context(sampler.service.slow_places.place(f"client {number}"))
             except Full:
                 threading.Event().wait(0.01)
             else:
@@ -170,18 +172,29 @@ def test_a_model_that_fails_is_told(sampler: Running) -> None:
 
 
 def test_a_text_has_a_bound_in_time(sampler: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes_texts, "ASIDE_S", 0.3)
-    with stepping() as steps:
-        whole = sampler.client.post(URL, json={"prompt": steps.prompt}, headers=JSON)
+    sideline = sampler.service.sideline
+
+    def passed() -> float:
+        return time.monotonic() + ANSWER_S
+
+    with ThreadPoolExecutor(1) as other, stepping() as steps:
+        asked = other.submit(sampler.client.post, URL, json={"prompt": steps.prompt}, headers=JSON)
+        assert steps.begun.wait(PATIENCE_S)
+        monkeypatch.setattr(sideline, "clock", passed)
+        whole = asked.result(PATIENCE_S)
         assert (whole.status_code, whole.json()["error"]) == (504, "timeout")
-    told: list[tuple[str, Any]] = []
-    with (
-        stepping() as steps,
-        sampler.client.stream("POST", URL, json={"prompt": steps.prompt}) as answer,
-        pytest.raises(httpx.RemoteProtocolError),
-    ):
-        told.extend(events(answer.iter_lines()))
-    assert told == []
+        monkeypatch.undo()
+        assert steps.end_early()
+    with stepping() as steps, sampler.client.stream("POST", URL, json={"prompt": steps.prompt}) as answer:
+        assert steps.begun.wait(PATIENCE_S)
+        monkeypatch.setattr(sideline, "clock", passed)
+        [(name, told)] = events(answer.iter_lines())
+        assert (name, told["error"]) == ("error", "timeout")
+        monkeypatch.undo()
+        assert steps.end_early()
+    while sideline.problem:  # the threads that were given up have ended
+        pass
+    assert sampler.client.post(URL, json={}, headers=JSON).status_code == 200
 
 
 @pytest.mark.parametrize(

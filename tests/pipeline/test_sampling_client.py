@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -139,14 +140,12 @@ def test_refusals_are_errors_that_say_what_is_wrong(client: Client, tmp_path: Pa
 
 
 def test_a_busy_sampler_can_be_asked_again(client: Client, sampler: Running) -> None:
-    held = [sampler.service.sideline.place() for _ in range(8)]
-    for place in held:
-        place.__enter__()
-    for ask in (lambda: client.restyle("eyes", PIXELS), lambda: client.complete("voice", "x")):
-        with pytest.raises(SamplerUnavailable, match="Too many requests"):
-            ask()
-    for place in held:
-        place.__exit__(None, None, None)
+    with ExitStack() as held:
+        for number in range(8):
+            held.enter_context(sampler.service.slow_places.place(f"client {number}"))
+        for ask in (lambda: client.restyle("eyes", PIXELS), lambda: client.complete("voice", "x")):
+            with pytest.raises(SamplerUnavailable, match="Too many requests"):
+                ask()
     assert client.restyle("eyes", PIXELS)
 
 
