@@ -100,17 +100,15 @@ def label(
 
     from consumers.publishing import impatient
     from consumers.sending import patiently
-    from consumers.unlearned import labels_warning, refuse_typo
+    from consumers.unlearned import labels_warning
     from pipeline.client import Client
 
     patient = settings.model_copy(update={"kafka": impatient(settings.kafka)})
     is_published = False
     with stopping() as stop, Client(patient) as client:
-        if not new_topic:
-            patiently(lambda: refuse_typo(patient, patient.kafka, topic, of_labels=True), stop, tell)
+        receipt = patiently(lambda: client.publish_label(topic, id_, text, new_topic=new_topic), stop, tell)
         if warning := labels_warning(settings, topic):
             tell(warning)
-        receipt = patiently(lambda: client.publish_label(topic, id_, text), stop, tell)
         patiently(lambda: receipt.result(WAIT_S), stop, tell)
         is_published = True
     if not is_published:

@@ -22,11 +22,12 @@ from consumers.outgoing import Outgoing, Refused
 from consumers.publish import Way, are_lines, entries, from_entries, from_stdin, reading
 from consumers.sending import Sender, Tally, patiently
 from consumers.tries import Try, place
-from consumers.unlearned import Unlearned, refuse_typo, topic_warning
+from consumers.unlearned import Unlearned, topic_warning
 from pipeline.config import Config, KafkaConfig
 from pipeline.errors import ConfigError, LogError
 from pipeline.log import ensure_topics
 from pipeline.sent import Essence, Mark, mark, sent_since
+from pipeline.topics import refuse_typo
 from pipeline.words import counted
 
 STDIN, STDIN_FILENO = "-", 0
@@ -143,7 +144,8 @@ class Publishing:
 
     def _prepare(self) -> None:
         if not self._new_topic:
-            patiently(lambda: refuse_typo(self._config, self._kafka, self._topic), self._stop, self._say)
+            config = self._config.model_copy(update={"kafka": self._kafka})
+            patiently(lambda: refuse_typo(config, self._topic), self._stop, self._say)
         if warning := topic_warning(self._config, self._topic):
             self._say(warning)
         patiently(lambda: ensure_topics(self._kafka, [self._topic]), self._stop, self._say)

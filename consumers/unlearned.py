@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from consumers.outgoing import Outgoing, shown
-from pipeline.config import Config, KafkaConfig, ModelConfig
-from pipeline.errors import TopicMissing
-from pipeline.log import missing_of
+from pipeline.config import Config, ModelConfig
+from pipeline.topics import meant
 
 #: Built-in learners that need no label. What a learner of one's own needs is not known without running it.
 UNLABELLED = {"image-gan", "image-restorer", "image-restyler", "image-vae", "text-generator"}
@@ -30,22 +28,6 @@ def labels_warning(config: Config, topic: str) -> str | None:
     """Why nobody reads a topic of labels, if so."""
     of_labels = {name: (table.labels.topic,) for name, table in config.models.items() if table.labels is not None}
     return None if any(topic in topics for topics in of_labels.values()) else _nobody_reads(topic, of_labels)
-
-
-def refuse_typo(config: Config, kafka: KafkaConfig, topic: str, *, of_labels: bool = False) -> None:
-    """Makes no topic by a typo.
-
-    Raises:
-        TopicMissing: it does not exist, and models read other topics, or `of_labels`, and not this one.
-        LogError: Kafka refuses, or cannot be reached.
-    """
-    tables = [table for table in config.models.values() if table.labels is not None or not of_labels]
-    read = {name for table in tables for name in table.read_topics}
-    if read and topic not in read and missing_of(kafka, [topic]):
-        raise TopicMissing(
-            f"There is no topic {topic}, and no model of the configuration reads it. {_near(topic, read)} To make it "
-            "all the same, give --new-topic."
-        )
 
 
 @dataclass(slots=True)
@@ -89,10 +71,4 @@ def _reason(name: str, model: ModelConfig, record: Outgoing) -> tuple[str, str] 
 
 def _nobody_reads(topic: str, topics: Mapping[str, tuple[str, ...]]) -> str:
     read = {name for names in topics.values() for name in names}
-    return f"No model of the configuration reads {topic}: nothing will be learned from it. {_near(topic, read)}"
-
-
-def _near(topic: str, read: Set[str]) -> str:
-    near = difflib.get_close_matches(topic, sorted(read), 1)
-    named = ", ".join(sorted(read)[:5]) + (" …" if len(read) > 5 else "")
-    return f"Did you mean {near[0]}?" if near else f"Models read: {named or 'nothing'}."
+    return f"No model of the configuration reads {topic}: nothing will be learned from it. {meant(topic, read)}"

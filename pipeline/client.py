@@ -28,6 +28,7 @@ from pipeline.provenance import Blame, Commit, blame, commits, places_of
 from pipeline.records import name_of
 from pipeline.sampling_client import Picture, SamplingClient, encoded
 from pipeline.store import Ref, Store, connect
+from pipeline.topics import refuse_typo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -93,39 +94,51 @@ class Client(SamplingClient):
 
     # --- publish ---
 
-    def publish_image(self, topic: str, image: Picture, *, label: str | None = None, id: str | None = None) -> Receipt:
+    def publish_image(
+        self,
+        topic: str,
+        image: Picture,
+        *,
+        label: str | None = None,
+        id: str | None = None,
+        new_topic: bool = False,
+    ) -> Receipt:
         """Publishes one picture: a file or its bytes as they are, an array or PIL image as PNG.
 
         Args:
             image: an array is uint8 (H, W), (H, W, 3) or (H, W, 4), or uint16 (H, W).
             label: of what is in it, for learners that need to know.
             id: the producer's own name of the record.
+            new_topic: a topic that does not exist is made, also where no model of the configuration reads it.
 
         Raises:
             ConfigError: the file cannot be read.
+            TopicMissing: there is no such topic, and no model reads it.
             RecordError: no such array, a PIL image that PNG cannot hold, or more than `kafka.max_bytes`; or a label or
                 an id that can be none.
             LogUnavailable: Kafka cannot be reached, or does not make room in time.
         """
         content, content_type = encoded(image)
-        return self._publish(topic, content, content_type, label, id)
+        return self._publish(topic, content, content_type, label, id, new_topic)
 
-    def publish_text(self, topic: str, text: str, *, label: str | None = None, id: str | None = None) -> Receipt:
+    def publish_text(
+        self, topic: str, text: str, *, label: str | None = None, id: str | None = None, new_topic: bool = False
+    ) -> Receipt:
         """Publishes one text; the rest is as for `publish_image`.
 
         Raises:
             RecordError: it holds half a character.
         """
-        return self._publish(topic, _utf8(text), "text/plain", label, id)
+        return self._publish(topic, _utf8(text), "text/plain", label, id, new_topic)
 
-    def publish_label(self, topic: str, id: str, label: str) -> Receipt:
+    def publish_label(self, topic: str, id: str, label: str, *, new_topic: bool = False) -> Receipt:
         """Publishes the label of the record with this id, which came or comes without, to a topic of labels.
 
         Raises:
-            RecordError, LogUnavailable: as `publish_image`.
+            TopicMissing, RecordError, LogUnavailable: as `publish_image`.
         """
         value, key = name_of("label", label).encode(), name_of("id", id).encode()
-        return self._publish(topic, value, None, None, None, key=key)
+        return self._publish(topic, value, None, None, None, new_topic, key)
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Waits until what was published is acknowledged.
@@ -293,10 +306,13 @@ class Client(SamplingClient):
         content_type: str | None,
         label: str | None,
         id: str | None,
+        new_topic: bool,
         key: bytes | None = None,
     ) -> Receipt:
         names = {kind: name_of(kind, name) for kind, name in (("label", label), ("id", id)) if name is not None}
         if topic not in self._topics:
+            if not new_topic:
+                refuse_typo(self._config, topic, of_labels=key is not None)
             ensure_topics(self._config.kafka, [topic])
             self._topics.add(topic)
         named = names if content_type is None else {"content-type": content_type, **names}

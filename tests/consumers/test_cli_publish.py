@@ -289,7 +289,7 @@ def test_no_topic_is_made_by_a_typo(headrace: Headrace, folder: Path, topic: str
         assert (done.status, done.out) == (3, "")
         told = f"headrace: There is no topic {topic}s, and no model of the configuration reads it. Did you mean {topic}"
         assert done.err.startswith(told)
-        assert done.err.endswith("give --new-topic.\n")
+        assert done.err.endswith("give --new-topic, or new_topic=True to the client.\n")
     done = headrace("label", f"labels-{topic}s", "1", "cat")
     assert (done.status, done.out) == (3, "")
     assert f"Did you mean labels-{topic}?" in done.err

@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from pipeline.client import Client
 from pipeline.codec import Array, from_numpy
-from pipeline.config import Config, ImageInput, KafkaConfig, RedisConfig, TextInput
-from pipeline.errors import ConfigError, NotFound, RecordError
+from pipeline.config import Config, ImageInput, KafkaConfig, RedisConfig, TextInput, validate
+from pipeline.errors import ConfigError, NotFound, RecordError, TopicMissing
 from pipeline.lineage import LineageBuilder
 from pipeline.log import Reader
 from pipeline.records import Example, Record, RecordDecoder
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from redis import Redis
+
+    from pipeline.log import Receipt
+    from tests.services import Topics
 
 PIXELS = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)  # (H, W, C)
 IMAGE = ImageInput.model_validate({"size": (6, 8)})
@@ -118,6 +121,30 @@ def test_a_text_and_a_topic_that_does_not_exist_yet(client: Client, kafka_config
     example = RecordDecoder(text, needs_label=False)(record)
     assert isinstance(example, Example)
     assert example.x.tolist() == [ord(char) for char in "漢字 🦉"] + [0]
+
+
+def test_no_topic_is_made_by_a_typo(kafka_config: KafkaConfig, topic: str, topics: Topics) -> None:
+    table = {
+        "topics": [topic],
+        "learner": "text-analytic",
+        "input": {"kind": "text"},
+        "labels": {"topic": f"l-{topic}"},
+    }
+    config = validate({"kafka": kafka_config.model_dump(), "models": {"m": table}}, "test")
+    mistyped, of_labels = f"{topic}s", f"l-{topic}s"
+    ways: list[tuple[str, str, Callable[..., Receipt]]] = [
+        (mistyped, topic, lambda client, **way: client.publish_text(mistyped, "a", **way)),
+        (mistyped, topic, lambda client, **way: client.publish_image(mistyped, PIXELS, **way)),
+        (of_labels, f"l-{topic}", lambda client, **way: client.publish_label(of_labels, "1", "cat", **way)),
+    ]
+    with Client(config) as client:
+        for name, meant, way in ways:
+            with pytest.raises(TopicMissing, match=rf"There is no topic {name}, .* Did you mean {meant}\?"):
+                way(client)
+        assert not {mistyped, of_labels} & set(topics.admin.list_topics())
+        for name, _, way in ways:
+            assert way(client, new_topic=True).result(30)[0] == name
+        client.publish_text(topic, "a").result(30)  # a model reads it: it is made
 
 
 def test_what_waits_is_sent_when_the_client_is_closed(kafka_config: KafkaConfig, topic: str) -> None:
