@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails, to_jsonable_python
+from pydantic_core import ErrorDetails
 
 from models.learner import Blueprint, Options, structural_fields
 from pipeline.config import ModelConfig, unknown_key
@@ -16,8 +16,10 @@ from pipeline.manifest import Manifest
 BOUNDS = {"input.max_bytes", "input.max_pixels"}  # of what is let in; all else of `input` is what has been learned
 
 
-def validated_options(name: str, settings: ModelConfig, blueprint: Blueprint) -> Options:
-    """The learner's own options.
+def validated_options(
+    name: str, settings: ModelConfig, blueprint: Blueprint, shaped: Mapping[str, Any] | None = None
+) -> Options:
+    """The learner's own options; where the file is silent, those that a version was `shaped` by.
 
     Raises:
         ConfigError: a line for each that does not fit.
@@ -28,7 +30,7 @@ def validated_options(name: str, settings: ModelConfig, blueprint: Blueprint) ->
             f'Set it to "{blueprint.input}", or choose another learner.'
         )
     try:
-        return blueprint.options(**settings.options)
+        return blueprint.options(**{**(shaped or {}), **settings.options})
     except ValidationError as error:
         known = blueprint.options.model_fields
         lines = [
@@ -44,6 +46,12 @@ def _fault(item: ErrorDetails, known: Iterable[str]) -> str:
     return f"{unknown_key(str(item['loc'][-1]), known)}; its learner's options are {', '.join(known)}"
 
 
+def shape_of(manifest: Manifest, blueprint: Blueprint) -> dict[str, Any]:
+    """The structural options of a version, whatever their defaults are by now."""
+    options = blueprint.options.of_version(manifest.options).model_dump(mode="json")
+    return {key: options[key] for key in structural_fields(blueprint.options)}
+
+
 def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Blueprint) -> dict[str, list[Any]]:
     """What the file says differently from the head: key → [before, now]. The file wins.
 
@@ -51,14 +59,11 @@ def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Bluepri
         StateMismatch: a change that the learned state cannot follow.
     """
     changes = differences(manifest.config, settings.model_dump(mode="json"))
-    options_now = blueprint.options(**settings.options).model_dump(mode="json")
-    shaping = structural_fields(blueprint.options)
-    # What is younger than the version has its default there.
-    defaults = {key: blueprint.options.model_fields[key].get_default(call_default_factory=True) for key in shaping}
-    options_before = to_jsonable_python(defaults) | manifest.options
-    fixed = {f"options.{key}" for key in shaping if options_before[key] != options_now[key]}
     if "learner" in changes:
-        fixed.add("learner")
+        raise mismatch(manifest, "learner changed.")
+    shaped = shape_of(manifest, blueprint)
+    options = validated_options(manifest.model, settings, blueprint, shaped).model_dump(mode="json")
+    fixed = {f"options.{key}" for key in shaped if shaped[key] != options[key]}
     if "hold_out" in changes and changes["hold_out"][0]["slots"] not in (0, settings.hold_out.slots):
         fixed.add("hold_out.slots")
     labels = (manifest.config.get("labels") or {}).get("topic")

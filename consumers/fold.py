@@ -66,6 +66,7 @@ class Fold:
         settings: its table of the configuration.
         blueprint: how its learner is built.
         clock: seconds since the epoch; a timestamp that is ahead of it counts as now.
+        shaped: the structural options of the version that it goes on from (`shape_of`).
 
     Raises:
         ConfigError: the learner cannot be built from these settings.
@@ -78,10 +79,11 @@ class Fold:
         blueprint: Blueprint,
         device: torch.device,
         clock: Callable[[], float] = time.time,
+        shaped: Mapping[str, Any] | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock, self.shaped = clock, shaped
         self.name, self.settings, self.blueprint, self.device = name, settings, blueprint, device
-        self.options = validated_options(name, settings, blueprint)
+        self.options = validated_options(name, settings, blueprint, shaped)
         try:
             self.learner: Learner = blueprint.learner(self.options, settings.input.shape, settings.seed, device)
         except ValueError as error:  # a learner that cannot take records of this shape
@@ -172,7 +174,7 @@ class Fold:
 
     def _copy(self, settings: ModelConfig) -> Fold:
         """Another learner in the same state."""
-        fold = Fold(self.name, settings, self.blueprint, self.device, self._clock)
+        fold = Fold(self.name, settings, self.blueprint, self.device, self._clock, self.shaped)
         state = self._state()
         meta = self.held_out.meta() if self.held_out is not None else None
         fold._restore(State(whole(state.serving), whole(state.training), state.meta), meta)

@@ -235,7 +235,7 @@ def at_version(
         fold.restore(manifest, serving, training)
         return fold
     shall = fold.settings
-    fold = Fold(fold.name, recorded(keyframe, shall), fold.blueprint, fold.device)
+    fold = Fold(fold.name, recorded(keyframe, shall), fold.blueprint, fold.device, shaped=fold.shaped)
     fold.restore(keyframe, serving, training)
     use_threads(keyframe.environment["threads"])
     between = [entry for entry in store.histories(above=keyframe.version) if entry.version <= manifest.version]

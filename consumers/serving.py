@@ -89,7 +89,7 @@ def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint)
     Raises:
         ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
     """
-    options = blueprint.options(**manifest.options)
+    options = blueprint.options.of_version(manifest.options)
     shape = INPUT.validate_python(manifest.input).shape
     weights, stored = tensors(arrays), sum(array.data.nbytes for array in arrays.values())
     # A user's own model may make what it likes.

@@ -12,7 +12,7 @@ import torch
 
 from consumers.bridge import array
 from consumers.environment import environment, use_deterministic
-from consumers.fitting import differences, mismatch
+from consumers.fitting import differences, mismatch, shape_of
 from consumers.fold import Fold, whole
 from consumers.replay import Replay, at_version, changed, differing, recorded, use_threads
 from consumers.sources import Sources
@@ -81,7 +81,7 @@ def verify(
             threads = change.get("environment", {}).get("threads", [threads])[0]
             if "ids" in change.get("jump", {}):
                 replay.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][0]
-    fold = Fold(store.model, then, blueprint, device)
+    fold = Fold(store.model, then, blueprint, device, shaped=shape_of(target, blueprint))
     if start is not None:
         fold = at_version(fold, store, start, replay)
     else:

@@ -323,7 +323,7 @@ class ImageGanLearner:
             raise ValueError(f"source = {name!r} was learned by {source.learner}, not by image-gan.")
         if tuple(source.shape) != self._shape:
             raise ValueError(f"source = {name!r} draws {source.shape}, and this stream has {self._shape}.")
-        theirs = ImageGanOptions.model_validate(source.options)
+        theirs = ImageGanOptions.of_version(source.options)
         for option in SAME:
             there, here = getattr(theirs, option), getattr(self.options, option)
             if there != here:

@@ -365,7 +365,7 @@ class ImageVaeLearner(ReplayingLearner):
             raise ValueError(f"source = {name!r} was learned by {source.learner}, not by image-vae.")
         if tuple(source.shape) != tuple(self.model.shape):
             raise ValueError(f"source = {name!r} draws {source.shape}, and this stream has {self.model.shape}.")
-        theirs = ImageVaeOptions.model_validate(source.options)
+        theirs = ImageVaeOptions.of_version(source.options)
         for option in SAME:
             there, here = getattr(theirs, option), getattr(self.options, option)
             if there != here:

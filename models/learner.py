@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 from torch import Tensor, nn
 
 from models.capabilities import Model
@@ -31,10 +32,24 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def of_version(cls, stored: Mapping[str, Any]) -> Self:
+        """The options that a version was learned with, which may be older than some of them."""
+        extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
+        before = {
+            name: extra["before"] for name, extra in extras.items() if isinstance(extra, dict) and "before" in extra
+        }
+        return cls(**{**before, **stored})
 
-def structural(default: Any, **constraints: Any) -> Any:
-    """A pydantic `Field` whose value decides the shape of the learned state."""
-    return Field(default, json_schema_extra={"structural": True}, **constraints)
+
+def structural(default: Any, *, before: Any = None, **constraints: Any) -> Any:
+    """A pydantic `Field` whose value decides the shape of the learned state.
+
+    Args:
+        before: what versions have that are older than the option, where that is not its default.
+    """
+    extra: JsonDict = {"structural": True} if before is None else {"structural": True, "before": before}
+    return Field(default, json_schema_extra=extra, **constraints)
 
 
 def structural_fields(options: type[BaseModel]) -> frozenset[str]:

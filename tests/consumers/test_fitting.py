@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from consumers.fitting import config_changes
-from models.learner import structural_fields
+from consumers.fitting import config_changes, shape_of, validated_options
+from models.learner import Options, structural, structural_fields
 from models.registry import BUILTIN
 from pipeline.config import ModelConfig
 from pipeline.errors import StateMismatch
@@ -38,3 +39,29 @@ def test_a_younger_option_cannot_be_another_one_for_it_either() -> None:
     now = settings("text-classifier", average=0.9)
     with pytest.raises(StateMismatch, match=r"options\.average changed"):
         config_changes(version(settings("text-classifier"), {"average"}), now, BUILTIN["text-classifier"])
+
+
+class Older(Options):
+    """Of a learner of before."""
+
+    width: int = structural(8)
+
+
+class Newer(Options):
+    """The same, later: another default, and an option that versions of before do not have."""
+
+    width: int = structural(16)
+    look: str = structural("new", before="old")
+
+
+def test_where_the_file_is_silent_a_version_keeps_what_shaped_it() -> None:
+    silent = settings("image-analytic")
+    newer = replace(BUILTIN["image-analytic"], options=Newer)
+    manifest = version(silent, set()).model_copy(update={"options": Older().model_dump()})
+    shaped = shape_of(manifest, newer)
+    assert shaped == {"width": 8, "look": "old"}
+    assert validated_options("m", silent, newer, shaped) == Newer(width=8, look="old")
+    assert validated_options("m", silent, newer) == Newer()
+    assert config_changes(manifest, silent, newer) == {}
+    with pytest.raises(StateMismatch, match=r"options\.look, options\.width changed"):
+        config_changes(manifest, settings("image-analytic").model_copy(update={"options": Newer().model_dump()}), newer)
