@@ -24,13 +24,25 @@ T = TypeVar("T")
 
 
 class Lease:
-    """The writer's place, kept until the end of the context. One begins with `acquire`: restoring may take a while."""
+    """The writer's place, kept until the end of the context. One begins with `acquire`: restoring may take a while.
 
-    def __init__(self, store: Store, fence: Fence, lease_s: float, metrics: WorkerMetrics) -> None:
+    Args:
+        stalled: tells what the worker has been at for too long, for whoever watches.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        fence: Fence,
+        lease_s: float,
+        metrics: WorkerMetrics,
+        stalled: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._store = store
         self._fence = fence
         self._lease_s = lease_s
         self._metrics = metrics
+        self._stalled = stalled
         self._stop = threading.Event()
         self._error: StoreError | None = None
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -58,7 +70,7 @@ class Lease:
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
             try:
-                self._store.renew(self._fence, self._lease_s)
+                self._store.renew(self._fence, self._lease_s, self._stalled())
             except StoreUnavailable:  # one that ran out can be prolonged as long as nobody else took it
                 self._metrics.store_up(False)
             except StoreError as error:

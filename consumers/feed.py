@@ -11,33 +11,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from consumers.decoding import Dead, Decoded, Decoding
 from consumers.joiner import Correction, Joiner, Left
 from models.held_out import is_held_out
 from models.learner import Batch, id_digest
 from pipeline.errors import RecordError
 from pipeline.lineage import Runs
-from pipeline.log import AlignedReader, Partition, Polled, Reader, place_of
+from pipeline.log import AlignedReader, Partition, Reader, place_of
 from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
 
 DEPTH = 4  # batches that wait in memory for the learner
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """A record that could not be learned, and why."""
-
-    record: Record
-    error: RecordError
-    label_record: Record | None = None  # as an example's
-
-
-Decoded = Example | Label | Skipped | Dead
 
 
 @dataclass(slots=True)
@@ -149,7 +137,6 @@ class Feed:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader = reader
-        self._decoder = decoder
         self._uplink = uplink
         self._topics = topics
         self._batch_size = batch_size
@@ -163,8 +150,7 @@ class Feed:
         self._backlog = list(backlog)
         self._items: queue.Queue[Item | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
-        self._decode_threads = decode_threads
-        self._pool = ThreadPoolExecutor(decode_threads, "decode") if decode_threads > 1 else None
+        self._decode = Decoding(decoder, decode_threads, self._stop)
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
 
@@ -202,8 +188,6 @@ class Feed:
         """Stops the threads; what was not taken is read again by the next feed."""
         self._stop.set()
         self._thread.join()
-        if self._pool is not None:
-            self._pool.shutdown()
 
     def _run(self) -> None:
         try:
@@ -214,7 +198,7 @@ class Feed:
     def _loop(self) -> None:
         item = Item()
         deadline: float | None = None  # when the open item must go out
-        for one in self._joined(map(self._one, self._backlog)):
+        for one in self._joined(self._decode(self._backlog)):
             item.add(one, self._hold_out)
             if len(item.examples) == self._batch_size:
                 self._close(item)
@@ -228,7 +212,7 @@ class Feed:
                 with self._lock:
                     self._pending |= dict.fromkeys(map(place_of, polled.records))
                     self._positions |= polled.positions
-                for one in self._joined(self._decode(polled)):
+                for one in self._joined(self._decode(polled.records)):
                     item.add(one, self._hold_out)
                     if len(item.examples) == self._batch_size:
                         self._close(item)
@@ -248,23 +232,6 @@ class Feed:
             else:
                 yield one
         yield from self._joiner.fallen()
-
-    def _decode(self, polled: Polled) -> list[Decoded]:
-        if self._pool is None:
-            return self._several(polled.records)
-        share = -(-len(polled.records) // self._decode_threads) or 1
-        # One call a thread: one a record costs more than a small picture's decoding.
-        parts = [polled.records[start : start + share] for start in range(0, len(polled.records), share)]
-        return [one for part in self._pool.map(self._several, parts) for one in part]
-
-    def _several(self, records: Sequence[Record]) -> list[Decoded]:
-        return [self._one(record) for record in records]
-
-    def _one(self, record: Record) -> Decoded:
-        try:
-            return self._decoder(record)
-        except RecordError as error:
-            return Dead(record, error)
 
     def _close(self, item: Item) -> None:
         if item.examples:

@@ -15,12 +15,13 @@ from consumers.fold import CUT, HELD_OUT, JOINED, Fold
 from consumers.guard import recover
 from consumers.joiner import Correction
 from consumers.replay import Replay
+from consumers.stalls import Stalls
 from pipeline.dead_letters import publish_dead_letter
 from pipeline.errors import Diverged, OffsetsGone, RecordError, TopicMissing
 from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
-from pipeline.records import Example, Record, labelled
+from pipeline.records import Example, Record, labelled, place_name
 from pipeline.store import Store
 from pipeline.words import counted
 
@@ -51,6 +52,7 @@ class Session:
         letters: Publisher,
         replay: Replay,
         examiner: Examiner | None,
+        stalls: Stalls,
         metrics: WorkerMetrics,
         say: Callable[[str], None],
     ) -> None:
@@ -66,6 +68,7 @@ class Session:
         self._examined: dict[str, float] = {}  # what was found last
         if examiner is not None and manifest is not None:
             examiner.retention.restore(manifest.probes)
+        self._stalls = stalls
         self._metrics = metrics
         self._say = say
         self._trips = 0
@@ -95,8 +98,10 @@ class Session:
                 self._metrics.log_up(self._reader.reachable)
                 item = feed.take(TAKE_S)
                 if item is not None:
-                    self._step(item)
-                self._examine()
+                    with self._stalls.at(_told_of(item)):
+                        self._step(item)
+                with self._stalls.at("what is held out"):
+                    self._examine()
                 self._watch(feed)
                 # Where a partition begins is kept before it has a record: "latest" moves on meanwhile.
                 self._dirty |= not feed.partitions <= self._begun
@@ -208,6 +213,8 @@ class Session:
         """The letter has the label that came later: it may not come again."""
         letter = labelled(record, label_record) if label_record else record
         publish_dead_letter(self._letters, letter, error, self._fold.name)
+        if error.reason == "stalled":
+            self._say(f"{self._fold.name}: {place_name(record)} is dead-lettered: {error.detail} Mend the decoder.")
         self._outcome(f"dead-lettered/{error.reason}", record)
         if label_record is not None:
             self._outcome(JOINED, label_record)
@@ -262,13 +269,17 @@ class Session:
         return by_updates or by_time
 
     def _commit(self, feed: Feed) -> None:
+        with self._stalls.at("what becomes the next version"):
+            snapshot = self._captured(feed)
+        self._committer.submit(snapshot)
+
+    def _captured(self, feed: Feed) -> Snapshot:
         keyframe = self._keyframe_due or self._versions + 1 >= self._settings.keyframe_every
         try:
-            snapshot = self._capture(feed, keyframe)
+            return self._capture(feed, keyframe)
         except Diverged as error:
             self._recover(error, [])
-            snapshot = self._capture(feed, keyframe)
-        self._committer.submit(snapshot)
+            return self._capture(feed, keyframe)
 
     def _capture(self, feed: Feed, keyframe: bool) -> Snapshot:
         started = time.perf_counter()
@@ -331,6 +342,16 @@ class Session:
             )
         self._metrics.ahead(sum(ahead.values()) - sum(self._ahead.values()))
         self._ahead = ahead
+
+
+def _told_of(item: Item) -> str:
+    """The records of a batch, for people: partition by partition, from the first to the last."""
+    offsets: dict[Partition, list[int]] = {}
+    for record in item.records:
+        at, offset = place_of(record)
+        offsets.setdefault(at, []).append(offset)
+    places = (f"{at.topic}:{at.number}:{min(some)}..{max(some)}" for at, some in offsets.items())
+    return f"{counted(len(item.records), 'record')} ({'  '.join(places)})"
 
 
 def _begins(positions: dict[Partition, int], pending: Iterable[Place]) -> dict[Partition, int]:

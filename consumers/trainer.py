@@ -32,6 +32,7 @@ from consumers.joiner import Joiner
 from consumers.replay import Replay, at_version, decoder_of
 from consumers.session import Session
 from consumers.sources import Sources
+from consumers.stalls import Stalls
 from models.learner import Blueprint
 from pipeline.config import Config
 from pipeline.dead_letters import dead_letter_topic
@@ -94,6 +95,7 @@ class Worker:
         self._owner = owner
         self._jump = jump
         validated_options(name, self._settings, blueprint)
+        self._stalls = Stalls(name, metrics, say)
         self._device = pick_device(self._settings.device)
         pinned, units = self._settings.cpu_isa, torch.backends.cpu.get_cpu_capability()
         if pinned is not None and pinned.upper() != units:
@@ -118,7 +120,7 @@ class Worker:
         kafka, topics = self._config.kafka, self._settings.read_topics
         while (fence := self._take_place()) is not None:
             try:
-                with Lease(self._store, fence, self._settings.lease_s, self._metrics) as lease:
+                with Lease(self._store, fence, self._settings.lease_s, self._metrics, self._stalls.look) as lease:
                     ensure_topics(kafka, [*topics, *map(dead_letter_topic, topics)])
                     with Fetcher(kafka) as fetcher:
                         self._session(fence, lease, fetcher)
@@ -192,6 +194,7 @@ class Worker:
                 letters,
                 replay,
                 self._examiner(),
+                self._stalls,
                 self._metrics,
                 self._say,
             )

@@ -74,7 +74,7 @@ class Row:
         if self.worker is None:
             return "–" if self.version is None else "none"
         if self.worker.alive:
-            return "alive"
+            return "alive" if self.worker.stalled is None else "stalled"
         return f"dead {_number(self.worker.seen_s, '{:,.0f} s')}"
 
 

@@ -51,6 +51,7 @@ class WorkerMetrics:
             registry=registry,
         )
         self._learned = self._records.labels(model, "learned", "")
+        self._stuck = gauge("headrace_stalled_seconds", "How long the worker has been at work that takes too long.")
         self._lag = Gauge(
             "headrace_lag_records",
             "Records in the partition that were not yet read.",
@@ -141,6 +142,10 @@ class WorkerMetrics:
         """One record that was not learned: "skipped/unlabelled", "dead-lettered/undecodable"."""
         outcome, _, reason = name.partition("/")
         self._records.labels(self._model, outcome, reason).inc()
+
+    def stuck(self, seconds: float) -> None:
+        """The worker has been at one piece of work for so long; 0 where that is no matter."""
+        self._stuck.labels(self._model).set(seconds)
 
     def lag(self, lag: Mapping[Partition, int]) -> None:
         """Records not yet read, per partition."""

@@ -38,7 +38,8 @@ A record that cannot be learned raises `RecordError` with one of these reasons, 
 | `id` | the same, for the id |
 | `decoder` | the user's decoder raised, or gave something else than a `Payload` that fits the model |
 
-A user's decoder may raise it, too, with one of these; any other is `decoder`, and leads the detail.
+A user's decoder may raise it, too, with one of these; any other is `decoder`, and leads the detail. Where it does not
+return at all, the worker's reason is `stalled`.
 
 Where a model has a topic of labels (`models.NAME.labels`), a record of that topic is a label: its value is the label,
 its `id` header, or else its key, the id of the record that it is for; all UTF-8.

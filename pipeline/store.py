@@ -53,6 +53,7 @@ class Holding:
     owner: str
     alive: bool
     seen_s: float | None  # ago, by the clock of Redis; None: it is of an older headrace
+    stalled: str | None = None  # what it has been at for too long
 
 
 class Store:
@@ -80,19 +81,22 @@ class Store:
         counter = self._keys.run("acquire", token, owner, _ms(lease_s))
         return None if counter is None else Fence(int(counter), token)
 
-    def renew(self, fence: Fence, lease_s: float) -> None:
+    def renew(self, fence: Fence, lease_s: float, stalled: str | None = None) -> None:
         """Prolongs the right to write. One that ran out can be prolonged as long as nobody else took it.
+
+        Args:
+            stalled: what the writer has been at for too long, for whoever watches.
 
         Raises:
             Fenced: another took it.
             HeadMoved: Redis came back from a time before it was taken.
         """
-        if not self._keys.run("renew", fence.token, _ms(lease_s)):
+        if not self._keys.run("renew", fence.token, _ms(lease_s), stalled or ""):
             raise self._lost_place(fence)
 
     def release(self, fence: Fence) -> None:
         """Gives the right to write up; nothing happens if another took it."""
-        self._keys.run("renew", fence.token, 0)
+        self._keys.run("renew", fence.token, 0, "")
 
     def holder(self) -> str | None:
         """Who holds a live lease."""
@@ -103,16 +107,17 @@ class Store:
         """Who has the writer's place, be it alive or not; None: whoever had it gave it up."""
         with translated():
             pipe = self._redis.pipeline(transaction=False)
-            pipe.hmget(self._keys.key("fence"), ["owner", "seen_ms"])
+            pipe.hmget(self._keys.key("fence"), ["owner", "seen_ms", "stalled"])
             pipe.exists(self._keys.key("lease"))
-            (owner, seen_ms), alive = pipe.execute()
+            (owner, seen_ms, stalled), alive = pipe.execute()
             now: Any = self._redis.time()  # not in a pipeline: a cluster's takes no command without a key
         if owner is None:
             return None
         known = seen_ms is not None and MILLISECONDS.fullmatch(seen_ms)
         seconds, micros = now
         seen_s = max(0.0, seconds + micros / 1e6 - int(seen_ms) / 1e3) if known else None
-        return Holding(owner.decode(errors="replace"), bool(alive), seen_s)
+        told = stalled.decode(errors="replace") if stalled else None
+        return Holding(owner.decode(errors="replace"), bool(alive), seen_s, told)
 
     def writer(self, fence: Fence, above: int = 0) -> Writer:
         """What commits versions, from the head on, with numbers `above` this one and any that was used.

@@ -9,6 +9,7 @@ redis.call('DEL', lease)  -- the first write
 if not is_taken then
   redis.call('HINCRBY', fence, 'counter', 1)
   redis.call('HSET', fence, 'token', token, 'owner', owner)
+  redis.call('HDEL', fence, 'stalled')
 end
 redis.call('SET', lease, token, 'PX', lease_ms)
 alive()
