@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,14 +31,21 @@ def validated_options(
             f'Set it to "{blueprint.input}", or choose another learner.'
         )
     try:
-        return blueprint.options(**{**(shaped or {}), **settings.options})
+        return blueprint.options(**_over(shaped or {}, settings.options))
     except ValidationError as error:
-        known = blueprint.options.model_fields
         lines = [
-            f"models.{name}.options.{'.'.join(map(str, item['loc']))} = {item['input']!r}: {_fault(item, known)}."
+            f"models.{name}.options.{'.'.join(map(str, item['loc']))} = {item['input']!r}: "
+            f"{_fault(item, _beside(blueprint.options, item['loc']))}."
             for item in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _beside(options: type[Options], loc: Sequence[int | str]) -> Iterable[str]:
+    """The names of the options there are where one stands."""
+    for part in loc[:-1]:
+        options = options.within().get(str(part), options)
+    return options.model_fields
 
 
 def _fault(item: ErrorDetails, known: Iterable[str]) -> str:
@@ -49,7 +57,25 @@ def _fault(item: ErrorDetails, known: Iterable[str]) -> str:
 def shape_of(manifest: Manifest, blueprint: Blueprint) -> dict[str, Any]:
     """The structural options of a version, whatever their defaults are by now."""
     options = blueprint.options.of_version(manifest.options).model_dump(mode="json")
-    return {key: options[key] for key in structural_fields(blueprint.options)}
+    shaped: dict[str, Any] = {}
+    for key in structural_fields(blueprint.options):
+        *outer, name = key.split(".")
+        reduce(lambda inner, part: inner.setdefault(part, {}), outer, shaped)[name] = _at(options, key)
+    return shaped
+
+
+def _at(options: Mapping[str, Any], key: str) -> Any:
+    """The value under a key with dots."""
+    return reduce(lambda inner, name: inner[name], key.split("."), options)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """What is above, and where that is silent, what is below."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _over(below[key], above[key])
+    return merged
 
 
 def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Blueprint) -> dict[str, list[Any]]:
@@ -63,7 +89,7 @@ def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Bluepri
         raise mismatch(manifest, "learner changed.")
     shaped = shape_of(manifest, blueprint)
     options = validated_options(manifest.model, settings, blueprint, shaped).model_dump(mode="json")
-    fixed = {f"options.{key}" for key in shaped if shaped[key] != options[key]}
+    fixed = {f"options.{key}" for key in structural_fields(blueprint.options) if _at(shaped, key) != _at(options, key)}
     if "hold_out" in changes and changes["hold_out"][0]["slots"] not in (0, settings.hold_out.slots):
         fixed.add("hold_out.slots")
     labels = (manifest.config.get("labels") or {}).get("topic")

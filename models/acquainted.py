@@ -320,10 +320,10 @@ class AcquaintedNetwork(Acquainted):
         return int(self.inner.flush(label))
 
 
-def parted(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is its own, without the prefix, and what is the learner's."""
-    own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    return own, {name: value for name, value in state.items() if not name.startswith(PREFIX)}
+def parted(state: Mapping[str, Any], prefix: str = PREFIX) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What has the prefix, without it, and what has not."""
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return own, {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
 def acquainted(blueprint: Blueprint) -> Blueprint:

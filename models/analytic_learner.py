@@ -95,9 +95,12 @@ class AnalyticModel(nn.Module):
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         look = self.look(x.to(self.weight.device))
-        p = (self.sharpness * self.scores(look.features) + look.prior).softmax(1)
         rank = ranks(look.strange, self.familiar)
-        return tempered(p, rank, self.shares), rank < self.unknown
+        return tempered(self.told(look), rank, self.shares), rank < self.unknown
+
+    def told(self, look: Look) -> Tensor:
+        """Probabilities (B, K) of records that resemble what was learned."""
+        return (self.sharpness * self.scores(look.features) + look.prior).softmax(1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return super().load_state_dict(self.completed(state_dict), *args, **kwargs)
@@ -154,6 +157,33 @@ class AnalyticLearner:
             self._bias[: len(solved.bias)] = solved.bias.to(self._device)
         return self._model
 
+    @property
+    def classes(self) -> list[str]:
+        return self._model.classes
+
+    @property
+    def counts(self) -> Tensor:
+        """(K,) float64, on the CPU: records of each class."""
+        return self._sums.counts
+
+    @torch.no_grad()
+    def told(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → logarithms (B, K) of its probabilities, by the head that predicts."""
+        model = self.model
+        look = model.look(x.to(self._device))
+        return self._logs(self._scores(look), look.prior.cpu())
+
+    def settle(self) -> None:
+        """Has the head that predicts be that of all records."""
+        self._solve()
+
+    def _scores(self, look: Look) -> Tensor:
+        """(B, K) of the head that predicts, on the CPU"""
+        return (look.features @ self._weight.T + self._bias).cpu()
+
+    def _logs(self, scores: Tensor, prior: Tensor) -> Tensor:
+        return (self._model.sharpness.cpu() * scores + prior).log_softmax(1)
+
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return self._labels.refuses(labels)
 
@@ -164,19 +194,19 @@ class AnalyticLearner:
         model = self.model
         known = list(model.classes)
         look = model.look(batch.x.to(self._device))
-        scores = (look.features @ self._weight.T + self._bias).cpu()  # (B, K) of before
-        prior = look.prior.cpu()
+        scores, prior = self._scores(look), look.prior.cpu()  # (B, K) of before
         predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if known else []
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
-        loss = self._judge(scores, prior, y)
+        logs = self._judge(scores, prior, y)
         self._meet(look, y)
         self._add(look, y)
         model.shares.copy_(self._sums.counts / self._sums.counts.sum())
         self._fresh += torch.bincount(y, minlength=len(self._fresh))
         if self._due():
             self._solve()
-        return Report(loss, [known[k] for k in predicted] or [None] * len(batch))
+        loss = F.nll_loss(logs, y).item()
+        return Report(loss, [known[k] for k in predicted] or [None] * len(batch), logs=logs)
 
     @torch.no_grad()
     def forget(self, batch: Batch) -> None:
@@ -254,17 +284,17 @@ class AnalyticLearner:
             self._fresh = widened(self._fresh, len(labels))
             self._labels.add(labels)
 
-    def _judge(self, scores: Tensor, prior: Tensor, y: Tensor) -> float:
-        """The loss, with the sharpness of before; a new class counts as one that scores 0."""
+    def _judge(self, scores: Tensor, prior: Tensor, y: Tensor) -> Tensor:
+        """Logarithms of the probabilities (B, K), with the sharpness of before; a new class is one that scores 0."""
         model, new = self._model, len(self._sums.counts) - scores.shape[1]
         scores = F.pad(scores, (0, new))
         prior = F.pad(prior, (0, new)) if prior.dim() else prior
-        loss = F.cross_entropy(model.sharpness.cpu() * scores + prior, y).item()
+        logs = self._logs(scores, prior)
         kept = 0.5 ** (len(y) / HORIZON)
         every = [F.cross_entropy(sharpness * scores + prior, y, reduction="sum") for sharpness in self.sharpness]
         self._losses = kept * self._losses + torch.stack(every)
         model.sharpness.fill_(self.sharpness[int(self._losses.argmin())])
-        return loss
+        return logs
 
     def scale_learning_rate(self, factor: float) -> None:
         """Has the head solved so many times as often: there is no other rate."""

@@ -137,7 +137,7 @@ class ClassifierLearner(ReplayingLearner):
         numbers = self._labels.numbers(batch.labels)
         x, y = batch.x.to(self._device), torch.tensor(numbers, device=self._device)  # (B, ...), (B,)
         parts = self._parts(numbers)
-        answers = self._told(x) if parts > 1 else x.new_empty(0)
+        answers = self._logits(x) if parts > 1 else x.new_empty(0)
         for start in range(parts):
             rows = slice(start, None, parts)  # from all over the batch, so that a sorted one is mixed
             came_with = self._backward(x[rows], y[rows], rng)  # (B / parts, K)
@@ -149,7 +149,8 @@ class ClassifierLearner(ReplayingLearner):
                 self._step()
             self._memory.add(batch.take(rows), numbers[rows], rng, came_with)
         self._count(numbers)
-        return Report(F.cross_entropy(answers, y).item(), self._predicted(answers, known))
+        logs = answers.log_softmax(1)
+        return Report(F.cross_entropy(answers, y).item(), self._predicted(answers, known), logs=logs)
 
     def _parts(self, numbers: Sequence[int]) -> int:
         """In how many parts a batch is learned, each as if it had come by itself.
@@ -169,8 +170,12 @@ class ClassifierLearner(ReplayingLearner):
         for number in numbers:
             self._seen[number] += 1
 
+    def told(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → logarithms (B, K) of the served model's probabilities."""
+        return self._logits(x.to(self._device)).log_softmax(1)
+
     @torch.no_grad()
-    def _told(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
         """The served model's logits (B, K)."""
         logits: Tensor = self.model(x)
         return logits

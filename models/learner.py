@@ -39,7 +39,14 @@ class Options(BaseModel):
         before = {
             name: extra["before"] for name, extra in extras.items() if isinstance(extra, dict) and "before" in extra
         }
-        return cls(**{**before, **stored})
+        within = {name: inner.of_version(stored[name]) for name, inner in cls.within().items() if name in stored}
+        return cls(**{**before, **stored, **within})
+
+    @classmethod
+    def within(cls) -> dict[str, type[Options]]:
+        """The options that have options of their own."""
+        kinds = {name: info.annotation for name, info in cls.model_fields.items()}
+        return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Options)}
 
 
 def structural(default: Any, *, before: Any = None, **constraints: Any) -> Any:
@@ -52,10 +59,12 @@ def structural(default: Any, *, before: Any = None, **constraints: Any) -> Any:
     return Field(default, json_schema_extra=extra, **constraints)
 
 
-def structural_fields(options: type[BaseModel]) -> frozenset[str]:
-    """Names of the options that cannot change once a version exists."""
+def structural_fields(options: type[Options]) -> frozenset[str]:
+    """Names of the options that cannot change once a version exists; of options within options with a dot between."""
     extras = {name: info.json_schema_extra for name, info in options.model_fields.items()}
-    return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("structural"))
+    own = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("structural")}
+    within = {f"{name}.{key}" for name, inner in options.within().items() for key in structural_fields(inner)}
+    return frozenset(own | within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,11 @@ class Batch:
         """These records alone."""
         return Batch(self.x[rows], self.labels[rows], self.origins[rows], self.ids[rows])
 
+    def rows(self, rows: Sequence[int]) -> Batch:
+        """These records alone, in this order."""
+        some = list(rows)
+        return Batch(self.x[some], [self.labels[row] for row in some], self.origins[some], self.ids[some])
+
 
 def id_digest(id_: str) -> bytes:
     """A record's id as `Batch.ids` holds it: its blake2b-128."""
@@ -88,6 +102,7 @@ class Report:
     predicted: Sequence[str | None] | None = None  # B; None for learners that do not classify
     metrics: Mapping[str, float] = field(default_factory=dict)  # further means over the incoming records, by name
     alarms: Sequence[str] = ()  # what an operator should look at; told when it begins
+    logs: Tensor | None = None  # (B, K) of a classifier: logarithms of probabilities, new classes among them
 
 
 @dataclass(frozen=True, slots=True)

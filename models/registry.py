@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models import (
+    auto,
     image_analytic,
     image_classifier,
     image_gan,
@@ -24,6 +25,7 @@ from models.learner import Blueprint
 
 BUILTIN: dict[str, Blueprint] = {
     "image-analytic": image_analytic.BLUEPRINT,
+    "image-auto": auto.IMAGE,
     "image-classifier": acquainted(image_classifier.BLUEPRINT),
     "image-gan": image_gan.BLUEPRINT,
     "image-recogniser": image_recogniser.BLUEPRINT,
@@ -34,6 +36,7 @@ BUILTIN: dict[str, Blueprint] = {
     "image-vae": image_generator.BLUEPRINT,
     "river-classifier": acquainted(river_classifier.BLUEPRINT),
     "text-analytic": text_analytic.BLUEPRINT,
+    "text-auto": auto.TEXT,
     "text-classifier": acquainted(text_classifier.BLUEPRINT),
     "text-encoder": acquainted(text_encoder.BLUEPRINT),
     "text-generator": text_generator.BLUEPRINT,

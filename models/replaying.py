@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.labels import Labels
-from models.learner import Rows, State, copy_into
+from models.learner import Batch, Rows, State, copy_into
 from models.memory import Memory
 from models.moving_average import MovingAverage
 from models.optimizer import AdamW
@@ -56,6 +56,13 @@ class ReplayingLearner:
 
     def remembered(self) -> Collection[bytes]:
         return self._memory.remembered()
+
+    def kept(self, id_: bytes) -> Batch:
+        """The records of this id (16 bytes) in the replay memory."""
+        columns = self._memory.columns()
+        rows = (columns["ids"].cpu() == torch.tensor(list(id_), dtype=torch.uint8)).all(1).nonzero().squeeze(1)
+        labels = [self.model.classes[number] for number in columns["y"].cpu()[rows].tolist()]
+        return Batch(columns["x"][rows], labels, columns["origins"].cpu()[rows], columns["ids"].cpu()[rows])
 
     def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
         found = id_ in self._memory.remembered()

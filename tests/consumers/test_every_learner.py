@@ -113,6 +113,7 @@ WAYS = {
     "image-analytic over a version": Way(
         "image-analytic", {"width": 16, "features": {"source": JUDGE}}, pictures, CLASSES
     ),
+    "image-auto": Way("image-auto", {"head": {"width": 16}, "network": {**NETWORK, "hidden": 8}}, pictures, recognises),
     "image-classifier": Way("image-classifier", {**NETWORK, "hidden": 8}, pictures, CLASSES),
     "image-resnet": Way("image-resnet", {**NETWORK, **ACQUAINTED}, pictures, recognises),
     "image-transfer": Way(
@@ -124,6 +125,13 @@ WAYS = {
     "image-recogniser": Way("image-recogniser", {"source": JUDGE}, pictures, recognises),
     "image-restyler": Way("image-restyler", {"source": JUDGE, **NETWORK}, pictures_and_styles, restyles),
     "text-analytic": Way("text-analytic", {"width": 16, "buckets": 64}, texts, WORDS, TEXT),
+    "text-auto": Way(
+        "text-auto",
+        {"head": {"width": 16, "buckets": 64}, "network": {"buckets": 64, "dim": 8, **REPLAY}},
+        texts,
+        WORDS,
+        TEXT,
+    ),
     "text-classifier": Way("text-classifier", {"buckets": 64, "dim": 8, **REPLAY, **ACQUAINTED}, texts, WORDS, TEXT),
     "text-gru": Way("text-gru", {"dim": 8, "hidden": 8, **REPLAY}, texts, WORDS, TEXT),
     "text-encoder": Way("text-encoder", {"folder": FOLDER, **REPLAY, **ACQUAINTED}, texts, WORDS, TEXT),

@@ -11,7 +11,7 @@ from consumers.fitting import config_changes, shape_of, validated_options
 from models.learner import Options, structural, structural_fields
 from models.registry import BUILTIN
 from pipeline.config import ModelConfig
-from pipeline.errors import StateMismatch
+from pipeline.errors import ConfigError, StateMismatch
 from pipeline.manifest import Manifest
 
 
@@ -65,3 +65,21 @@ def test_where_the_file_is_silent_a_version_keeps_what_shaped_it() -> None:
     assert config_changes(manifest, silent, newer) == {}
     with pytest.raises(StateMismatch, match=r"options\.look, options\.width changed"):
         config_changes(manifest, settings("image-analytic").model_copy(update={"options": Newer().model_dump()}), newer)
+
+
+def test_options_within_options_shape_a_version_too() -> None:
+    made, auto = settings("image-auto", head={"width": 64}), BUILTIN["image-auto"]
+    manifest = version(made, set())
+    assert config_changes(manifest, settings("image-auto"), auto) == {"options": [{"head": {"width": 64}}, {}]}
+    silent = validated_options("m", settings("image-auto"), auto, shape_of(manifest, auto))
+    assert silent.model_dump()["head"]["width"] == 64
+    for fixed, options in (("head.width", {"head": {"width": 65}}), ("network.width", {"network": {"width": 8}})):
+        with pytest.raises(StateMismatch, match=rf"options\.{fixed} changed"):
+            config_changes(manifest, settings("image-auto", **options), auto)
+    free = settings("image-auto", head={"width": 64}, network={"learning_rate": 0.1})
+    assert "options" in config_changes(manifest, free, auto)
+
+
+def test_a_mistyped_option_within_options_is_told_the_near_one() -> None:
+    with pytest.raises(ConfigError, match=r"options\.network\.replay_slot .*replay_slots"):
+        validated_options("m", settings("image-auto", network={"replay_slot": 3}), BUILTIN["image-auto"])

@@ -1,0 +1,322 @@
+"""The learner for most people: a head in closed form, a network beside it where it measures better, one answer of both.
+
+The head (`image_analytic`, `text_analytic`) can be asked from the first records on and does not care about their
+order. The network (`image_classifier`, `text_classifier`) learns features of its own, and needs thousands of records
+for them. With their probabilities p and q a record is answered by the logarithmic pool
+
+    softmax(a log p + b log q)
+
+(Genest and Zidek 1986, "Combining probability distributions"). Its weights a, b ≥ 0 minimise
+
+    Σ -log answer_y + ρ/2 ((a - 1)² + b²)
+
+over evidence: records that neither of them learns. So without evidence the head answers alone, and what the weights
+add up to is how sure the answers may be (a temperature, as in Guo et al. 2017, "On calibration of modern neural
+networks"). Evidence is one in `SHARE` records of a class of which `FIRST` were learned, by their ids, kept as a sample
+with equal room for each class (`held_out`). It is asked of what both are now. Predictions of the last records, which
+cost no evidence, say little in a stream that is sorted by class: there the best answer is always the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import image_analytic, image_classifier, text_analytic, text_classifier
+from models.acquainted import parted
+from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
+from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.familiarity import ranks, tempered
+from models.held_out import PREFIX as HELD_OUT
+from models.held_out import HeldOut, is_held_out
+from models.image_analytic import ImageAnalyticOptions
+from models.image_classifier import ImageClassifierOptions
+from models.learner import Batch, Beginning, Blueprint, Options, Report, Rows, Source, State, copy_into
+from models.text_analytic import TextAnalyticOptions
+from models.text_classifier import TextClassifierOptions
+
+SHARE = 1 / 10
+FIRST = 16
+SLOTS = 500
+HEAD_ALONE = torch.tensor([1.0, 0.0])
+PRIOR = 4.0  # ρ: as if so many records spoke for the head alone
+FEW, EVERY = 64, 1000  # records after which the weights are found anew: half of all, but not fewer nor more
+AT_ONCE = 64  # records of the evidence that are answered together
+FLOOR = -30.0  # the least logarithm of a probability
+STEPS = 30  # of Newton's method, at most
+
+
+class AutoOptions(Options):
+    """The options of both parts."""
+
+    head: AnalyticOptions
+    network: ClassifierOptions
+
+    @model_validator(mode="after")
+    def _one_sense(self) -> Self:
+        if self.network.unknown:
+            raise ValueError("the head tells what is unknown: set head.unknown, and leave network.unknown at 0")
+        return self
+
+
+class ImageAutoOptions(AutoOptions):
+    """Of `image-analytic` and `image-classifier`."""
+
+    head: ImageAnalyticOptions = ImageAnalyticOptions()
+    network: ImageClassifierOptions = ImageClassifierOptions()
+
+
+class TextAutoOptions(AutoOptions):
+    """Of `text-analytic` and `text-classifier`."""
+
+    head: TextAnalyticOptions = TextAnalyticOptions()
+    network: TextClassifierOptions = TextClassifierOptions()
+
+
+class AutoModel(nn.Module):
+    """What is served: a `Classifier` and a `Recogniser`."""
+
+    weights: Tensor  # (2,): a, b
+
+    def __init__(self, head: AnalyticModel, network: ClassifierNetwork) -> None:
+        super().__init__()
+        self.head = head
+        self.network = network
+        self.register_buffer("weights", HEAD_ALONE.clone())
+
+    @property
+    def classes(self) -> list[str]:
+        return self.head.classes
+
+    @classes.setter
+    def classes(self, names: list[str]) -> None:
+        self.head.classes, self.network.classes = names, list(names)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
+        return self.recognise(x)[0]
+
+    @torch.no_grad()
+    def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
+        head = self.head
+        look = head.look(x.to(head.weight.device))
+        logs = torch.stack([floored(p.log()) for p in (head.told(look), self.network.classify(x))], 1)  # (B, 2, K)
+        p = pooled(logs, self.weights).softmax(1).to(head.weight)
+        rank = ranks(look.strange, head.familiar)
+        return tempered(p, rank, head.shares), rank < head.unknown
+
+
+def floored(logs: Tensor) -> Tensor:
+    """None below `FLOOR`, in double precision on the CPU."""
+    return logs.cpu().double().clamp_min(FLOOR)
+
+
+def pooled(logs: Tensor, weights: Tensor) -> Tensor:
+    """Logarithms of probabilities (..., 2, K), weights (2,) → logits (..., K)"""
+    return (weights.to(logs)[:, None] * logs).sum(-2)
+
+
+class AutoLearner:
+    """Both learn what is not evidence, in the same updates, so that a class has the same number in both."""
+
+    needs_label = True
+
+    def __init__(self, head: AnalyticLearner, network: ClassifierLearner, evidence: HeldOut) -> None:
+        self._head = head
+        self._network = network
+        self._evidence = evidence
+        self._weights = HEAD_ALONE.clone()
+        self._fresh = 0  # records that came since the weights were found
+        self._model: AutoModel | None = None
+
+    @property
+    def replay_capacity(self) -> int:
+        return self._network.replay_capacity
+
+    @property
+    def replay_size(self) -> int:
+        return self._network.replay_size
+
+    @property
+    def replays(self) -> bool:
+        return self._network.replays
+
+    @property
+    def model(self) -> AutoModel:
+        """Waits for the head that is being solved."""
+        head = self._head.model
+        if self._model is None or self._model.head is not head:  # over a backbone it is there from `begin` on
+            self._model = AutoModel(head, self._network.model).to(head.weight.device)
+        self._model.weights.copy_(self._weights)
+        return self._model
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        if isinstance(self._head, Beginning):
+            self._head.begin(sources)
+
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        return {**self._network.refuses(labels), **self._head.refuses(labels)}
+
+    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
+        if None in batch.labels:
+            raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
+        known = list(self._head.classes)
+        evidence = self._evident(batch)
+        rest = [row for row in range(len(batch)) if row not in evidence]
+        logs: dict[int, Tensor] = {}  # row → (2, K) of before
+        if evidence:
+            kept = batch.rows(evidence)
+            self._evidence.add(kept)
+            logs |= zip(evidence, self._asked(kept.x), strict=True)
+        if rest:
+            learned = batch.rows(rest)
+            logs |= zip(rest, both(self._head.learn(learned, rng), self._network.learn(learned, rng)), strict=True)
+        self._fresh += len(batch)
+        return self._report(batch.labels, known, [logs[row] for row in range(len(batch))])
+
+    def _report(self, labels: Sequence[str | None], known: Sequence[str], logs: Sequence[Tensor]) -> Report:
+        """What was said of a batch, with the weights of before; and then, perhaps, others."""
+        numbers = {label: number for number, label in enumerate(self._head.classes)}
+        answers = [pooled(said, self._weights).log_softmax(0) for said in logs]  # evidence has no new class
+        loss = -sum(answer[numbers[str(label)]].item() for answer, label in zip(answers, labels, strict=True))
+        best = [known[int(answer[: len(known)].argmax())] if known else None for answer in answers]
+        a, b = self._weights.tolist()
+        if self._fresh >= min(EVERY, max(FEW, self._head.counts.sum().item() / 2)):
+            self._weigh()
+        return Report(loss / len(labels), best, {"head_weight": a, "network_weight": b})
+
+    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        if id_ in self._evidence.remembered():
+            return self._evidence.correct(id_, label)
+        kept = self._network.kept(id_)
+        if not self._network.correct(id_, label, rng):
+            return False
+        self._head.forget(kept)
+        self._head.learn(replace(kept, labels=[label] * len(kept)), rng)
+        return True
+
+    def remembered(self) -> Collection[bytes]:
+        return {*self._network.remembered(), *self._evidence.remembered()}
+
+    def scale_learning_rate(self, factor: float) -> None:
+        self._head.scale_learning_rate(factor)
+        self._network.scale_learning_rate(factor)
+
+    def flush(self, label: str) -> int:
+        return self._network.flush(label)
+
+    def capture(self) -> State:
+        states = {"head": self._head.capture(), "network": self._network.capture()}
+        serving: dict[str, Tensor | Rows] = {"weights": self._weights}
+        kept = parted(self._evidence.capture(), HELD_OUT)[0]  # a worker holds out records of its own under that name
+        training: dict[str, Tensor | Rows] = {f"evidence/{name}": rows for name, rows in kept.items()}
+        for part, state in states.items():
+            serving |= {f"{part}.{name}": value for name, value in state.serving.items()}
+            training |= {f"{part}/{name}": value for name, value in state.training.items()}
+        metas = {part: dict(state.meta) for part, state in states.items()}
+        meta = {"classes": list(self._head.classes), **metas, "evidence": self._evidence.meta(), "fresh": self._fresh}
+        return State(serving, training, meta)
+
+    def restore(self, state: State) -> None:
+        for part, learner in (("head", self._head), ("network", self._network)):
+            serving, training = parted(state.serving, f"{part}.")[0], parted(state.training, f"{part}/")[0]
+            learner.restore(State(serving, training, state.meta[part]))
+        own = {name: value for name, value in state.serving.items() if name == "weights"}
+        copy_into({"weights": self._weights}, own)
+        evidence = parted(state.training, "evidence/")[0]
+        self._evidence.restore(state.meta["evidence"], {HELD_OUT + name: rows for name, rows in evidence.items()})
+        self._fresh = state.meta["fresh"]
+
+    def _evident(self, batch: Batch) -> list[int]:
+        """The rows that are evidence."""
+        records = dict(zip(self._head.classes, self._head.counts.tolist(), strict=True))
+        ids = ["".join(f"{byte:02x}" for byte in id_) for id_ in batch.ids.tolist()]
+        enough = [row for row, label in enumerate(batch.labels) if records.get(str(label), 0) >= FIRST]
+        return [row for row in enough if is_held_out(ids[row], SHARE)]
+
+    def _asked(self, x: Tensor) -> Tensor:
+        """x (B, ...) → (B, 2, K) float64 on the CPU: what both say of records"""
+        return torch.stack([floored(part.told(x)) for part in (self._head, self._network)], 1)
+
+    def _weigh(self) -> None:
+        """Finds the weights anew, by what both say of the evidence."""
+        x, labels = self._evidence.records()
+        numbers = {label: number for number, label in enumerate(self._head.classes)}
+        rows = [row for row, label in enumerate(labels) if label in numbers]  # a correction may have brought others
+        self._fresh = 0
+        if rows:
+            self._head.settle()
+            logs = torch.cat([self._asked(some) for some in torch.split(x[rows], AT_ONCE)])
+            self._weights = fitted(logs, torch.tensor([numbers[str(labels[row])] for row in rows]))
+
+
+def both(head: Report, network: Report) -> Tensor:
+    """(B, 2, K) of what both said before they learned"""
+    return torch.stack([floored(report.logs) for report in (head, network) if report.logs is not None], 1)
+
+
+def fitted(logs: Tensor, y: Tensor) -> Tensor:
+    """Logarithms (N, 2, K) float64 and the classes (N,) → the weights (2,) float32 that explain them best.
+
+    The loss is convex: where its minimum has a negative weight, the best one has a zero.
+    """
+    best = minimum(logs, y, torch.ones(2, dtype=torch.float64))
+    if (best >= 0).all():
+        return best.float()
+    alone = [minimum(logs, y, free).clamp_min(0) for free in torch.eye(2, dtype=torch.float64)]
+    return min(alone, key=lambda weights: objective(logs, y, weights)).float()
+
+
+def objective(logs: Tensor, y: Tensor, weights: Tensor) -> float:
+    away = (weights - HEAD_ALONE).square().sum().item()
+    return F.cross_entropy(pooled(logs, weights), y, reduction="sum").item() + PRIOR / 2 * away
+
+
+def minimum(logs: Tensor, y: Tensor, free: Tensor) -> Tensor:
+    """Of the objective, by Newton's method with steps that are halved until they lead down; only the weights that are
+    free (2,) are not 0."""
+    weights, of_class = (
+        HEAD_ALONE.double() * free,
+        logs.gather(2, y[:, None, None].expand(-1, 2, 1)).squeeze(2),
+    )  # (N, 2)
+    value = objective(logs, y, weights)
+    for _ in range(STEPS):
+        p = pooled(logs, weights).softmax(1)  # (N, K)
+        mean = (p[:, None] * logs).sum(2)  # (N, 2)
+        spread = torch.einsum("nk,nik,njk->ij", p, logs, logs) - mean.T @ mean
+        slope = ((mean - of_class).sum(0) + PRIOR * (weights - HEAD_ALONE)) * free
+        curvature = (spread + PRIOR * torch.eye(2, dtype=torch.float64)) * free * free[:, None] + torch.diag(1 - free)
+        step = torch.linalg.solve(curvature, slope)
+        while (found := objective(logs, y, weights - step)) > value and step.abs().max() > 1e-6:
+            step = step / 2
+        if found >= value:
+            break
+        weights, value = weights - step, found
+    return weights
+
+
+def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], dtype: torch.dtype) -> Blueprint:
+    """Of both parts, and the type of its records."""
+
+    def learner(options: AutoOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AutoLearner:
+        first: Any = head.learner(options.head, shape, seed, device)
+        second: Any = network.learner(options.network, shape, seed, device)
+        return AutoLearner(first, second, HeldOut(SLOTS, shape, dtype, "balanced", seed))
+
+    def model(options: AutoOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> AutoModel:
+        first: Any = head.model(options.head, shape, meta["head"])
+        second: Any = network.model(options.network, shape, meta["network"])
+        return AutoModel(first, second).eval()
+
+    return Blueprint(options, learner, model, head.input, lambda options: head.sources(options.head))
+
+
+IMAGE = blueprint(image_analytic.BLUEPRINT, image_classifier.BLUEPRINT, ImageAutoOptions, torch.uint8)
+TEXT = blueprint(text_analytic.BLUEPRINT, text_classifier.BLUEPRINT, TextAutoOptions, torch.int32)

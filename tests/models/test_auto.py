@@ -1,0 +1,143 @@
+"""The learner of most people: the contract, the weights beside scipy's, evidence that nobody learns, corrections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from scipy.optimize import minimize
+from torch import Tensor
+
+from models.auto import FIRST, HEAD_ALONE, PRIOR, AutoLearner, ImageAutoOptions, fitted, pooled
+from models.held_out import is_held_out
+from models.learner import structural_fields, update_generator
+from models.registry import BUILTIN
+from tests.models.contract import SEED, Case, LearnerContract, digits, same, texts
+
+SMALL: dict[str, dict[str, Any]] = {
+    "image-auto": {
+        "head": {"width": 64},
+        "network": {"width": 8, "hidden": 16, "replay_slots": 24, "replay_draws": 4},
+    },
+    "text-auto": {
+        "head": {"width": 64, "buckets": 512},
+        "network": {"buckets": 512, "dim": 8, "words": False, "replay_slots": 24, "replay_draws": 4},
+    },
+}
+
+
+def case(name: str) -> Case:
+    blueprint = BUILTIN[name]
+    made = blueprint.options.model_validate(SMALL[name])
+    return Case(blueprint, made, *(digits() if name == "image-auto" else texts()))
+
+
+def learner_of(one: Case, updates: int) -> AutoLearner:
+    learner = one.learned(updates)
+    assert isinstance(learner, AutoLearner)
+    return learner
+
+
+class TestContract(LearnerContract):
+    @pytest.fixture(params=list(SMALL))
+    def case(self, request: pytest.FixtureRequest) -> Case:
+        return case(request.param)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_goes_on_to_the_last_bit_with_evidence(name: str) -> None:
+    """The suite's own test ends before there is any."""
+    one = case(name)
+    learner, restored = learner_of(one, 40), one.learner(SEED + 1)
+    restored.restore(learner.capture())
+    assert len(learner._evidence)
+    assert not torch.equal(learner._weights, HEAD_ALONE)
+    assert one.learn(restored, range(40, 60)) == one.learn(learner, range(40, 60))
+    assert same(restored.capture(), learner.capture())
+
+
+def test_without_evidence_the_head_answers_alone() -> None:
+    one = case("image-auto")
+    model = learner_of(one, 4).model
+    torch.testing.assert_close(model.classify(one.x[:50]), model.head.classify(one.x[:50]))
+
+
+def test_evidence_is_learned_by_neither() -> None:
+    one = case("image-auto")
+    learner = learner_of(one, 60)
+    kept = set(learner._evidence.remembered())
+    assert kept
+    assert not kept & set(learner._network.remembered())
+    assert learner._head.counts.sum() + len(learner._evidence) == 8 * 60
+    assert all(is_held_out(id_.hex(), 0.1) for id_ in kept)
+    assert learner._head.counts.min() >= FIRST
+
+
+def answers(noise: float, y: Tensor, rng: torch.Generator) -> Tensor:
+    """Logarithms (N, 4) of what somebody says who is right the more, the less noise there is."""
+    scores = torch.nn.functional.one_hot(y, 4) + noise * torch.randn(len(y), 4, generator=rng)
+    return scores.double().log_softmax(1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.floats(0, 3), st.floats(0, 3), st.integers(0, 100))
+def test_the_weights_are_the_best_there_are(count: int, first: float, second: float, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(4, (count,), generator=rng)
+    logs = torch.stack([answers(first, y, rng), answers(second, y, rng)], 1)  # (N, 2, 4)
+
+    def loss(weights: Any) -> float:
+        said = np.einsum("i,nik->nk", weights, logs.numpy())
+        told = said[np.arange(count), y.numpy()] - np.log(np.exp(said).sum(1))
+        return float(-told.sum() + PRIOR / 2 * ((weights - np.array([1.0, 0.0])) ** 2).sum())
+
+    oracle = minimize(loss, [1.0, 0.1], bounds=[(0, None), (0, None)], tol=1e-12)
+    found = fitted(logs, y)
+    assert (found >= 0).all()
+    assert loss(found.numpy()) <= oracle.fun + 1e-4  # in single precision
+
+
+def test_who_knows_better_is_heard() -> None:
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randint(4, (500,), generator=rng)
+    right, wrong = answers(0.1, y, rng), answers(0.1, (y + 1) % 4, rng)
+    head, network = fitted(torch.stack([wrong, right], 1), y).tolist()
+    assert head == 0 < network
+    a, b = fitted(torch.stack([right, wrong], 1), y).tolist()
+    assert b == 0 < a
+    assert torch.equal(pooled(torch.stack([right, wrong], 1), HEAD_ALONE), right)
+
+
+def test_a_corrected_record_is_corrected_in_the_sums_too() -> None:
+    one = case("image-auto")
+    learner = learner_of(one, 10)
+    id_ = next(iter(learner._network.remembered()))
+    before = learner._head.counts.clone()
+    was = learner._network.kept(id_).labels[0]
+    assert learner.correct(id_, "another", update_generator(SEED, 10))
+    changed = learner._head.counts - torch.nn.functional.pad(before, (0, 1))
+    assert changed[learner.model.classes.index(str(was))] == -1
+    assert changed[learner.model.classes.index("another")] == 1
+    assert learner._network.kept(id_).labels == ["another"]
+    one.learn(learner, range(11, 20))
+
+
+def test_evidence_can_be_corrected_to_a_class_that_nobody_knows() -> None:
+    one = case("image-auto")
+    learner = learner_of(one, 60)
+    id_ = next(iter(learner._evidence.remembered()))
+    assert learner.correct(id_, "unheard of", update_generator(SEED, 60))
+    one.learn(learner, range(60, 80))
+    assert "unheard of" not in learner.model.classes
+
+
+def test_options_of_both_parts_shape_it() -> None:
+    shaping = structural_fields(ImageAutoOptions)
+    assert {"head.width", "network.width", "network.replay_slots"} <= shaping
+    with pytest.raises(ValidationError, match=r"set head\.unknown"):
+        ImageAutoOptions.model_validate({"network": {"unknown": 0.05}})
