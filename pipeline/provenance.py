@@ -106,32 +106,34 @@ def _commit(entry: HistoryEntry, before: Counter[str], digest: str | None, alias
 
 
 def blame(store: Store, partition: Partition, offset: int) -> Blame:
-    """What the model did with the record at this place.
+    """What the model did with the record at this place; reads back from the head to the version that accounts for it.
 
     Where the topic was made again, its newest records count.
     """
-    found = Blame(store.model, *partition, offset, NOT_YET)
-    updates = 0
-    for entry in store.histories():
-        jumps = [change["jump"] for change in entry.lineage.changes if "jump" in change]
-        if any("ids" in jump and jump["topic"] == partition.topic for jump in jumps):
-            found = Blame(store.model, *partition, offset, NOT_YET)
-        if found.version is None and (outcome := entry.lineage.outcome_of(partition, offset)):
-            update = None
-            if outcome == LEARNED:
-                within = [(partition, offset) in update for update in entry.lineage.learned()]
-                update = updates + within.index(True)
-            found = Blame(store.model, *partition, offset, outcome, entry.version, update)
-        updates = entry.updates
+
+    def found(outcome: str, version: int | None = None, update: int | None = None) -> Blame:
+        return Blame(store.model, *partition, offset, outcome, version, update)
+
     head = store.head()
-    if found.version is not None or head is None:
-        return found
+    if head is None:
+        return found(NOT_YET)
     manifest = store.manifest(head)
     if (partition, offset) in manifest.pending:
-        return Blame(store.model, *partition, offset, PENDING, head.version)
-    if offset < manifest.positions().get(partition, 0):
-        return Blame(store.model, *partition, offset, NOTHING)
-    return found
+        return found(PENDING, head.version)
+    if offset >= manifest.positions().get(partition, 0):
+        return found(NOT_YET)
+    for entry, parent in pairwise(chain(store.ancestry(head.version, 2), [None])):
+        assert entry is not None  # noqa: S101 - for the type checker: only the last one is followed by None
+        outcome = entry.lineage.outcome_of(partition, offset)
+        if outcome == LEARNED:
+            within = [(partition, offset) in update for update in entry.lineage.learned()]
+            return found(LEARNED, entry.version, (parent.updates if parent else 0) + within.index(True))
+        if outcome is not None:
+            return found(outcome, entry.version)
+        jumps = [change["jump"] for change in entry.lineage.changes if "jump" in change]
+        if any("ids" in jump and jump["topic"] == partition.topic for jump in jumps):
+            break
+    return found(NOTHING)
 
 
 def places_of(config: KafkaConfig, topic: str, id: str) -> Iterator[tuple[Partition, int]]:

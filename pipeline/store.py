@@ -291,7 +291,10 @@ class Store:
             yield from self._histories(numbers[start : start + HISTORY_BATCH])
 
     def ancestry(self, version: int, batch: int = HISTORY_BATCH) -> Iterator[HistoryEntry]:
-        """What stays of a version and of those before it, each the parent of the one before; reads `batch` at a time.
+        """What stays of a version and of those before it, each the parent of the one before.
+
+        Args:
+            batch: how many are read at first; then twice as many, up to `HISTORY_BATCH`.
 
         Raises:
             Corrupt: as `history`.
@@ -305,6 +308,7 @@ class Store:
                     wanted = entry.parent.version if entry.parent else None
             if wanted == before:
                 return
+            batch = min(2 * batch, HISTORY_BATCH)
 
     def lineage(self, version: int) -> Lineage:
         """What a version learned since its parent; also of one that is not kept any more.

@@ -169,6 +169,27 @@ def test_what_cannot_go_on_ends_all_in_one_sentence(
     assert not (place.folder / ".headrace").exists()  # servers that are there are not started
 
 
+def test_something_is_seen_before_anything_is_imported(tmp_path: Path) -> None:
+    """Imports take seconds where the disk is cold."""
+    script = """
+import sys
+class Told:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("consumers.cli", "typer"): print("imports", name, flush=True)
+sys.meta_path.insert(0, Told())
+sys.argv = ["headrace", "up"]
+from consumers.entry import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("headrace: starting ")
+    assert rest == ["imports consumers.cli", "imports typer"]
+    assert done.stderr.startswith("headrace: headrace.toml")
+
+
 def test_no_model_is_nothing_to_run(place: Place) -> None:
     (place.folder / "headrace.toml").write_text("", "utf-8")
     done = place.run("up")

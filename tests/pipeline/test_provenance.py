@@ -54,13 +54,23 @@ def told(store: Store, writer: Writer) -> Store:
 
 def test_what_is_told_costs_what_it_shows(store: Store, writer: Writer, redis: Redis, family: str) -> None:
     for n in range(8):
-        writer.commit(draft(n, {"w": weights(n)}, lineage=lineage([(DIGITS, n)]), counts={"learned": n + 1}))
+        writer.commit(
+            draft(
+                n,
+                {"w": weights(n)},
+                lineage=lineage([(DIGITS, n)]),
+                counts={"learned": n + 1},
+                positions={DIGITS: n + 1},
+            )
+        )
     for n in (1, 2, 3, 4):  # whatever reads these fails
         redis.hset(f"headrace:{{{family}}}:model:{store.model}:lineage", str(n), b"?")
     assert [(c.version, dict(c.since_parent)) for c in commits(store, limit=3)] == [
         (n, {"learned": 1}) for n in (8, 7, 6)
     ]
     assert [c.version for c in commits(store, 1, version=6)] == [6]
+    assert (blame(store, DIGITS, 7).version, blame(store, DIGITS, 6).version) == (8, 7)
+    assert blame(store, DIGITS, 8).outcome == "not yet"
     with pytest.raises(Corrupt):
         commits(store)
 
