@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -47,24 +49,28 @@ def local(
 ) -> None:
     """Run a real Kafka and a real Redis on loopback until Ctrl-C; their data stays in the folder.
 
+    Without a configuration Redis gets a new password, which commands of the same user find by its port.
+
     Example: headrace local
     """
     from consumers.up import password_of
     from pipeline.local import Local
+    from pipeline.passwords import noted
 
-    password = password_of(load_config(config)) if config.exists() or config != DEFAULT_CONFIG else None
+    is_configured = config.exists() or config != DEFAULT_CONFIG
+    made_up = secrets.token_urlsafe(16)
+    password = password_of(load_config(config)) if is_configured else made_up
     with (
         stopping() as stop,
         Local(folder, kafka_port or None, redis_port or None, password=password, say=tell, stop=stop) as servers,
+        nullcontext() if is_configured else noted(servers.redis.port, made_up),
     ):
         if json_:
             print_json({"kafka": servers.bootstrap_servers, "redis": servers.redis_url, "folder": str(folder)})
         else:
-            known = f"the password of {config}" if password else "no password"
-            typer.echo(
-                f"Kafka at {servers.bootstrap_servers}, Redis at 127.0.0.1:{servers.redis.port} with {known}, "
-                f"data in {folder}. Ctrl-C ends."
-            )
+            known = f"127.0.0.1:{servers.redis.port} with {f'the password of {config}' if password else 'no password'}"
+            where = known if is_configured else f"{servers.redis_url} (a new password, which your own commands find)"
+            typer.echo(f"Kafka at {servers.bootstrap_servers}, Redis at {where}, data in {folder}. Ctrl-C ends.")
         stop.wait()
 
 

@@ -35,6 +35,7 @@ from consumers.watch import Heads, Row, plain, table
 from models.capabilities import Classifier, Evaluated, Generator, Model
 from pipeline.config import Config, TextInput, load
 from pipeline.errors import HeadraceError, Stopped
+from pipeline.folders import private
 from pipeline.local import Local
 from pipeline.log import Publisher, Reader, ensure_topics
 from pipeline.manifest import Manifest, Ref
@@ -156,7 +157,7 @@ class Demo:
 
     def run(self) -> int:
         """The exit status: 0 if what is held out came out better by the margins (or the run was ended by hand)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private(self.folder)
         with ExitStack() as stack:
             kafka, redis = self._servers(stack)
             config = self._config(kafka, redis)

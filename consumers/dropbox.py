@@ -16,6 +16,7 @@ from consumers.outgoing import PLAIN, Outgoing, Refused, from_file, shown
 from consumers.publish import Way
 from pipeline.config import ImageInput
 from pipeline.errors import ConfigError, RecordError
+from pipeline.folders import private
 from pipeline.records import input_array
 
 POLL_S = 0.5
@@ -120,7 +121,7 @@ class Dropbox:
         if self._memory is None:
             return
         try:
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            private(self._memory.parent)
             with self._memory.open("a", encoding="utf-8") as lines:
                 lines.writelines(f"{json.dumps([path, *signature])}\n" for path, signature in files.items())
         except OSError as error:

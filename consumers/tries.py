@@ -11,6 +11,7 @@ from typing import BinaryIO, Self
 
 from pydantic import ValidationError
 
+from pipeline.folders import private
 from pipeline.sent import Mark
 
 FOLDER = Path(".headrace/publish")
@@ -31,7 +32,7 @@ class Try:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private(path.parent)
         self._path = path
         self._file: BinaryIO = path.open("a+b")
         try:

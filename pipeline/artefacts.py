@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Event
 
 from pipeline.errors import ConfigError, LogUnavailable, Stopped
+from pipeline.folders import private
 from pipeline.process import tied
 
 PINS = importlib.resources.files("pipeline") / "jars.sha256"  # `sha256sum --check` reads it, too
@@ -46,7 +47,7 @@ def fetch(cache: Path, say: Callable[[str], None], stop: Event, pins: Path | Non
     """
     wanted = _pinned(pins)
     folder = cache / "kafka"
-    folder.mkdir(parents=True, exist_ok=True)
+    private(folder)
     with _locked(folder / ".lock", stop):  # of several processes that find nothing, one downloads
         if not all((folder / name).exists() for name in wanted):
             _download(wanted, folder, say, stop)

@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from pipeline.codec import Encoded, sha256
 from pipeline.errors import ConfigError, Corrupt, NotFound, StoreError, StoreUnavailable
+from pipeline.passwords import password_of
 from pipeline.words import said
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ PASSING_TYPES = (
 def connect(url: str) -> Redis:
     """A client with time limits. It repeats a command if the connection breaks: every script can bear it."""
     return from_url(
-        url, socket_timeout=30, socket_connect_timeout=5, health_check_interval=30, retry=Retry(NoBackoff(), retries=1)
+        url,
+        password=password_of(url),
+        socket_timeout=30,
+        socket_connect_timeout=5,
+        health_check_interval=30,
+        retry=Retry(NoBackoff(), retries=1),
     )
 
 

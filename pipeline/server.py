@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, ClassVar, Self
 
 from pipeline.errors import ConfigError, HeadraceError, Stopped
+from pipeline.folders import private
 from pipeline.process import tied
 
 HOST = "127.0.0.1"
@@ -83,7 +84,7 @@ class Server(ABC):
             LogUnavailable, StoreUnavailable: it cannot be downloaded, or does not start; has its last words.
             Stopped: `stop` was set meanwhile.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private(self.folder)
         self.folder.chmod(0o700)  # what is learned is its owner's alone
         self._lock = self._locked()
         try:
