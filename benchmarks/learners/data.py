@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from models.capabilities import Classifier, Model
@@ -47,6 +48,21 @@ def clothes(data: Path, part: str = "train") -> Set:
 def digits(data: Path, part: str = "train") -> Set:
     """MNIST: 28 × 28, grey, ten classes; `part` is train or test."""
     return _npz(data / "mnist" / f"{part}.npz")
+
+
+def photographs(data: Path, part: str = "train") -> Set:
+    """A part of CIFAR-10 (Krizhevsky 2009): 10,000 and 2,000 pictures of 32 × 32, RGB, ten classes."""
+    with np.load(data / "cifar10_part" / f"{part}.npz") as arrays:
+        x = torch.from_numpy(arrays["x"])
+        return Set(x if x.shape[1] == 3 else x.permute(0, 3, 1, 2).contiguous(), [str(y) for y in arrays["y"]])
+
+
+def small_digits(data: Path, part: str = "train") -> Set:
+    """scikit-learn's 1,797 digits of 8 × 8, grey: 1,437 to learn, and every fifth to hold back."""
+    found = load_digits()
+    rows = [row for row in range(len(found.target)) if (row % 5 == 0) == (part == "test")]
+    x = torch.from_numpy(found.images * 255 / 16).to(torch.uint8)[:, None]
+    return Set(x[rows], [str(found.target[row]) for row in rows])
 
 
 def tiles(data: Path) -> Set:
@@ -109,7 +125,21 @@ def learn(
 
 def accuracy(model: Model, records: Set) -> float:
     """Share of the records that the model puts into their class."""
+    return answered(model, records)[1].float().mean().item()
+
+
+def calibration_error(model: Model, records: Set, bins: int = 15) -> float:
+    """The mean gap between how sure answers are and how often they are right (ECE: Guo et al. 2017)."""
+    sure, right = answered(model, records)
+    bin_of = (sure * bins).ceil().long()
+    gaps = torch.zeros(bins + 1, dtype=torch.float64).index_add_(0, bin_of, sure - right.double())
+    return (gaps.abs().sum() / len(records)).item()
+
+
+def answered(model: Model, records: Set) -> tuple[Tensor, Tensor]:
+    """How sure the model is of each record (N,) float64, and whether it is right (N,) bool."""
     assert isinstance(model, Classifier)
     parts = [records.x[start : start + 500] for start in range(0, len(records), 500)]
-    found = [model.classes[k] for part in parts for k in model.classify(part).argmax(1).tolist()]
-    return sum(map(str.__eq__, found, records.labels)) / len(records)
+    sure, best = torch.cat([model.classify(part).cpu() for part in parts]).double().max(1)
+    names = [model.classes[k] for k in best.tolist()]
+    return sure, torch.tensor([name == label for name, label in zip(names, records.labels, strict=True)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
+import re
 import statistics
 import tempfile
 import time
@@ -27,6 +29,7 @@ from models.learner import Batch, Beginning, Blueprint, Learner, Rows, update_ge
 from models.text_gru import strings
 from tests.models.encoders import save_encoder
 
+NEWS = 2000  # characters: what `max_chars` is by default
 LENGTH, BATCH, SEED = 144, 64, 0  # characters (the longest text has 136), records, of stream and weights
 CPU = torch.device("cpu")
 #: what each is, its blueprint and its options, which were chosen on training records alone
@@ -54,6 +57,22 @@ def intents(data: Path, part: str = "train") -> Set:
     for row, (text, _) in enumerate(pairs):
         x[row, : len(text)] = torch.tensor([ord(c) for c in text])
     return Set(x, [label for _, label in pairs])
+
+
+def news(data: Path, part: str = "train") -> Set:
+    """A part of 20 Newsgroups, whole texts of up to `NEWS` characters; train or test."""
+    with gzip.open(data / "news20_part" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        pairs = [(found["text"][:NEWS], found["label"]) for found in map(read, lines)]
+    x = torch.zeros(len(pairs), NEWS, dtype=torch.int32)
+    for row, (text, _) in enumerate(pairs):
+        x[row, : len(text)] = torch.tensor([ord(c) for c in text])
+    return Set(x, [str(label) for _, label in pairs])
+
+
+def read(line: str) -> dict[str, Any]:
+    """A line of JSON; a tenth of these have backslashes that are no JSON, and count as they stand."""
+    escaped = re.sub(r"\\([\"\\/bfnrtu]?)", lambda found: found[0] if found[1] else r"\\", line)
+    return dict(json.loads(escaped, strict=False))
 
 
 def made(blueprint: Blueprint, options: Mapping[str, Any]) -> Learner:

@@ -16,8 +16,8 @@ import torch
 import typer
 
 from benchmarks.learners.__main__ import say
-from benchmarks.learners.data import Set, clothes, digits
-from benchmarks.learners.texts import intents
+from benchmarks.learners.data import Set, clothes, digits, photographs, small_digits
+from benchmarks.learners.texts import intents, news
 from benchmarks.learning import constant, drift, plots
 from benchmarks.learning.runs import BATCH, Run, run
 from benchmarks.learning.streams import domains, pairs, sorted_by_class, split, tiles_mixed
@@ -238,6 +238,25 @@ PARTS |= {
     for wanted in (wanted_singly if (order, batch) == ("singly", 64) else None,)
 }
 
+#: what `headrace init` writes, with nothing chosen: data, its records, its learner, what is wanted in any order
+AUTO: Sequence[tuple[str, str, Callable[..., Set], str, float | None]] = (
+    ("digits", "scikit-learn's digits", small_digits, "image-auto", 0.97),
+    ("mnist", "MNIST", digits, "image-auto", None),
+    ("fashion", "Fashion-MNIST", clothes, "image-auto", None),
+    ("tiles", "crawl_tiles", tiles_mixed, "image-auto", None),
+    ("cifar", "CIFAR-10, 10,000", photographs, "image-auto", 0.7),
+    ("clinc", "CLINC150", intents, "text-auto", 0.9),
+    ("news", "20 Newsgroups, 11,096", news, "text-auto", 0.72),
+)
+PARTS |= {
+    f"{data}-auto-{order}-{batch}": Part(
+        f"{what}, {order}, batches of {batch}", records, learner, {}, wanted, groups, batch=batch
+    )
+    for data, what, records, learner, wanted in AUTO
+    for order, groups in ORDERS.items()
+    for batch in (10, 64)
+}
+
 #: what is measured beside streams that are sorted by class
 BESIDE: Mapping[str, Callable[[Path, int, bool, float | None], Findings]] = {
     "constant": lambda data, seeds, tuning, peer: constant.measure(),
@@ -327,9 +346,10 @@ def figure(what: str, runs: list[Run], wanted: float | None = None) -> Figure:
     """Final accuracy first, then what else there is to know."""
     final = spread([one.final for one in runs])
     mean = {key: statistics.mean(one.numbers()[key] for one in runs) for key in runs[0].numbers()}
+    sure = f", calibration error {mean['calibration_error']:.1%}" if "calibration_error" in mean else ""
     found = (
         f"**{final}** (incremental {mean['incremental']:.1%}, forgetting {mean['forgetting']:.1%}, prequential "
-        f"{mean['prequential']:.1%}); {mean['records_per_s']:,.0f} records a second of CPU; state "
+        f"{mean['prequential']:.1%}{sure}); {mean['records_per_s']:,.0f} records a second of CPU; state "
         f"{mean['state_bytes'] / 1e6:,.1f} MB, of it stored records {mean['stored_bytes'] / 1e6:.2f} MB; "
         f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.learners.data import Set, accuracy, batches
+from benchmarks.learners.data import Set, accuracy, batches, calibration_error
 from benchmarks.learning.streams import Stream
 from models.learner import Blueprint, Learner, Rows, update_generator
 
 BATCH = 10
+STORED = ("memory/x", "evidence/x")  # tensors of records
 CPU = torch.device("cpu")
 
 
@@ -30,13 +31,14 @@ class Run:
     state_bytes: int  # of everything
     by_part: Sequence[Sequence[float]]  # after each stretch, over the classes of each that has come
     by_thousand: Sequence[float]  # prequential, of each thousand records
+    calibration_error: float | None = None  # of the final answers, where they are ours
 
     def json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def numbers(self) -> dict[str, float]:
-        """All but the series."""
-        return {name: value for name, value in self.json().items() if not isinstance(value, Sequence)}
+        """All but the series, and what is not known."""
+        return {name: value for name, value in self.json().items() if isinstance(value, int | float)}
 
 
 def run(
@@ -57,11 +59,11 @@ def run(
             hits += map(lambda a, b: a == b, report.predicted, batch.labels)
             update += 1
         spent_s += time.process_time() - began_s
+        state = learner.capture()  # what is asked is a version
         by_part.append(
             [accuracy(learner.model, of_classes(test, classes)) for classes, _ in stream.parts[: number + 1]]
         )
         start = end
-    state = learner.capture()
     tensors = {
         name: value.tensor if isinstance(value, Rows) else value
         for name, value in {**state.serving, **state.training}.items()
@@ -71,13 +73,21 @@ def run(
         [len(of_classes(test, classes)) for classes, _ in stream.parts],
         hits,
         spent_s,
-        stored_bytes=sum(tensor.nbytes for name, tensor in tensors.items() if name == "memory/x"),
+        stored_bytes=sum(tensor.nbytes for name, tensor in tensors.items() if name.endswith(STORED)),
         state_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        calibration_error=calibration_error(learner.model, test),
     )
 
 
 def summary(
-    by_part: Sequence[Sequence[float]], sizes: Sequence[int], hits: Sequence[bool], spent_s: float, **stored: int
+    by_part: Sequence[Sequence[float]],
+    sizes: Sequence[int],
+    hits: Sequence[bool],
+    spent_s: float,
+    *,
+    stored_bytes: int,
+    state_bytes: int,
+    calibration_error: float | None = None,
 ) -> Run:
     """What it came to.
 
@@ -95,7 +105,9 @@ def summary(
         records_per_s=len(hits) / spent_s,
         by_part=by_part,
         by_thousand=thousands(hits),
-        **stored,
+        stored_bytes=stored_bytes,
+        state_bytes=state_bytes,
+        calibration_error=calibration_error,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.learners.data import Set
+from benchmarks.learners.data import Set, accuracy, calibration_error
 from benchmarks.learning import plots
 from benchmarks.learning.peers import export
 from benchmarks.learning.runs import of_classes, summary
@@ -63,3 +63,24 @@ def test_plots_have_a_line_for_each_part_that_was_measured(tmp_path: Path) -> No
     assert len(drawing.findall(f"{SVG}polyline")) == 4
     texts = [text.text for text in drawing.findall(f"{SVG}text")]
     assert {"one 75.0%", "<two> 75.0%", "one 50.0%", "<two> 50.0%"} <= set(texts)
+
+
+class Answers:
+    """Says what it is told to."""
+
+    def __init__(self, p: list[list[float]]) -> None:
+        self.classes = ["a", "b"]
+        self._p = torch.tensor(p)
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        return self._p[: len(x)]
+
+    def load_state_dict(self, state_dict: object) -> None: ...
+
+
+def test_the_calibration_error_is_recounted_by_hand() -> None:
+    model = Answers([[0.9, 0.1], [0.92, 0.08], [0.3, 0.7], [1.0, 0.0]])
+    records = Set(torch.zeros(4, 1), ["a", "b", "b", "a"])
+    # 0.9 and 0.92 are in one bin, of which half are right; 0.7 and 1.0 are alone and right
+    assert calibration_error(model, records) == pytest.approx((2 * abs(0.91 - 0.5) + 0.3 + 0.0) / 4)
+    assert accuracy(model, records) == 0.75
