@@ -36,6 +36,7 @@ OPERATIONS = (HEALTH, "/readyz", "/metrics")  # for what watches the sampler: re
 BODY_S = 30.0  # how long a client may take to send its body
 SEND_S = 30.0  # and to take the next piece of an answer
 REQUESTS = 1024  # at one time; half of them of one client
+GONE = 499  # in the metrics: the client went away before it was answered
 BODIES = 32  # of the largest size, that are in memory at one time; half of them of one client
 #: on every answer that does not say otherwise: its type is as told, and no page of another site shows or reads it
 SAFETY = (
@@ -177,7 +178,7 @@ class Gate:
     """ASGI middleware: who asks, how much at one time, how large and how slow a body and its answer may be.
 
     A body is read before its request is admitted anywhere, so that a slow one keeps nobody out; what all of them
-    hold in memory is bounded. `/healthz` is always answered.
+    hold in memory is bounded. What a client asked that has gone is worked on no more. `/healthz` is always answered.
     """
 
     def __init__(self, app: ASGIApp, config: SamplerConfig, access: Access, metrics: SamplerMetrics) -> None:
@@ -210,6 +211,8 @@ class Gate:
             await self._admitted(inner, receive, guarded)
         except TimeoutError:
             pass  # the connection is closed
+        except ClientDisconnect:
+            status = GONE
         except asyncio.CancelledError:  # the sampler ends, and this took longer than it waits
             if not begun:
                 answer = _told(503, "ending", "The sampler ends. Ask again when it is back.", RETRY_AFTER)
@@ -234,16 +237,21 @@ class Gate:
             self._requests += Counter()  # without those that are gone
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
-        length = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
-        read, is_whole = 0, False
+        read, whole, is_answered = 0, asyncio.Event(), False
+        known: list[Message] = []
+        if length in ("", "0") and "transfer-encoding" not in headers:
+            known = [{"type": "http.request"}]  # whoever asks for the body need not wait, which `watching` does
+            whole.set()
         deadline = asyncio.get_running_loop().time() + BODY_S
 
         async def counting() -> Message:
-            nonlocal read, is_whole
-            if is_whole:
-                return await receive()  # tells when the client goes away
+            nonlocal read
+            if whole.is_set():
+                return known.pop() if known else await receive()  # which tells when the client goes away
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -251,7 +259,8 @@ class Gate:
                 detail = f"The body did not come within {BODY_S:.0f} s. Send it again."
                 raise refusal(408, "timeout", detail, Connection="close") from None
             size = len(message.get("body", b""))
-            is_whole = not message.get("more_body")
+            if not message.get("more_body"):
+                whole.set()
             read += size
             self._held[client] += size
             if read > self._max_bytes:
@@ -260,9 +269,28 @@ class Gate:
                 raise refusal(503, "busy", "Too many large bodies at one time. Try again in a second.", **RETRY_AFTER)
             return message
 
+        async def answering(message: Message) -> None:
+            nonlocal is_answered
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        async def watching() -> None:
+            await whole.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not is_answered:
+                work.cancel()
+
+        work = asyncio.ensure_future(self._app(scope, counting, answering))
+        watch = asyncio.ensure_future(watching())
         try:
-            await self._app(scope, counting, send)
+            await work
+        except asyncio.CancelledError:
+            if watch.done():
+                raise ClientDisconnect from None
+            raise
         finally:
+            watch.cancel()
             self._held[client] -= read
             self._held += Counter()
 

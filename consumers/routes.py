@@ -38,7 +38,7 @@ from consumers.answers import (
 )
 from consumers.batcher import Batcher, Sideline
 from consumers.gate import RETRY_AFTER, described, refusal
-from consumers.serving import Follower, Live, Serving, weights
+from consumers.serving import Follower, Live, Serving, check_size, weights
 from consumers.uploads import INPUTS, payload
 from consumers.workers import ANSWER_S, Places, Stalled
 from pipeline.answers import Classified, Recognised
@@ -142,7 +142,12 @@ class Service:
             return await asyncio.wrap_future(self.sideline.submit(self.client, live.manifest.model, work))
 
     async def decoded(self, live: Live, work: Callable[..., Result], *arguments: Any) -> Result:
-        """What the work gives, on the threads that read and write pictures. Raises as `ended`."""
+        """What the work gives, on the threads that read and write pictures; a text does not wait for these.
+
+        Raises as `ended`.
+        """
+        if live.input.kind == "text":
+            return await run_in_threadpool(work, *arguments)
         with ended():
             return await asyncio.wrap_future(self.decoders.submit(self.client, live.manifest.model, work, *arguments))
 
@@ -308,7 +313,9 @@ def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
 def get_weights(model: str, ref: Reference, service: ServiceOf) -> Response:
     """What serving needs, as one safetensors file; its metadata tells how to build the model."""
     follower = service.serving.follower(model)
-    return _Download(service, partial(_file, follower, follower.store.manifest(ref)))
+    manifest = follower.store.manifest(ref)
+    check_size(manifest, service.config)
+    return _Download(service, partial(_file, follower, manifest))
 
 
 class _Download(Response):

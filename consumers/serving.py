@@ -118,6 +118,19 @@ def bounded(input: ImageInput | TextInput, settings: SamplerConfig) -> ImageInpu
     return input.model_copy(update=most)
 
 
+def check_size(manifest: Manifest, settings: SamplerConfig) -> None:
+    """Before anything of the version is fetched: many of its tensors may be one object.
+
+    Raises:
+        ConfigError: it takes more memory than this sampler gives.
+    """
+    if (needed := manifest.loaded_bytes("serving")) > settings.max_model_bytes:
+        raise ConfigError(
+            f"Version {manifest.version} of {manifest.model} takes {needed} bytes, over sampler.max_model_bytes = "
+            f"{settings.max_model_bytes}. Raise it to serve it."
+        )
+
+
 def essentials(manifest: Manifest) -> dict[str, str]:
     """What a weights file tells about itself: enough to build the model without the manifest."""
     values = {key: getattr(manifest, key) for key in ("learner", "input", "options", "meta", "classes", "watermark")}
@@ -288,6 +301,7 @@ class Follower:
         Raises:
             NotFound, Corrupt, ValueError, KeyError, RuntimeError: it cannot be served.
         """
+        check_size(manifest, self._settings)
         before = self.live  # once: others than the follower's own thread ask too
         objects = dict(before.objects) if before else {}
         input_ = bounded(INPUT.validate_python(manifest.input), self._settings)
@@ -374,14 +388,23 @@ class Serving:
             self._stop.wait(DISCOVER_S)
 
     def _look(self) -> None:
-        """Follows what is new, and no longer what was deleted."""
+        """Follows what is new, as far as there is room, and no longer what was deleted.
+
+        Raises:
+            ConfigError: there are more than may be served.
+        """
         found = {name: family for family, name in models(self._redis)}
-        for name, family in found.items():
-            if name not in self._followers:
-                follower = self._follower(name, family)
-                follower.start()
-                self._followers = {**self._followers, name: follower}
         for name, follower in self._followers.items():
             if follower.deleted and name not in found:
                 follower.stop()
                 self._followers = {other: one for other, one in self._followers.items() if other != name}
+        new, most = [name for name in found if name not in self._followers], self._config.sampler.max_models
+        for name in new[: max(0, most - len(self._followers))]:
+            follower = self._follower(name, found[name])
+            follower.start()
+            self._followers = {**self._followers, name: follower}
+        if len(found) > most:
+            raise ConfigError(
+                f"Redis lists at least {len(found)} models, over sampler.max_models = {most}: some are not served. "
+                "Raise it, or name models in the configuration."
+            )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REGISTRY = "headrace:models"  # a set of "family:model"
 UNCOMMITTED_S = 3600  # what is uploaded and never committed goes away by itself after this long
+DOCUMENT_BYTES = 32 << 20  # of a manifest
 TRANSFER_BYTES = 32 << 20  # objects are sent and fetched in batches of about this size
 
 # What Redis says, also from inside a script, where the same command can succeed later.
@@ -168,13 +169,31 @@ class Keyspace:
         parts = {part.digest: (name, part) for name, entry in tensors.items() for part in entry.parts}
         found: dict[str, bytes] = {}
         for batch in _batches((digest, part.bytes) for digest, (_, part) in parts.items() if digest not in known):
-            with translated():
-                raws: Any = self.redis.mget([self._tensor(digest) for digest in batch])
+            raws = self._beginnings({self._tensor(digest): parts[digest][1].bytes for digest in batch})
             for digest, raw in zip(batch, raws, strict=True):
-                if raw is None or len(raw) != parts[digest][1].bytes or sha256(raw) != digest:
-                    raise self._broken(parts[digest][0], version, digest, raw is None)
+                if len(raw) != parts[digest][1].bytes or sha256(raw) != digest:
+                    raise self._broken(parts[digest][0], version, digest, not raw)
                 found[digest] = raw
         return found
+
+    def document(self, name: str, what: str) -> bytes | None:
+        """A JSON document of the model's; errors call it `what`.
+
+        Raises:
+            Corrupt: it is larger than any that is written.
+        """
+        [raw] = self._beginnings({self.key(name): DOCUMENT_BYTES})
+        if len(raw) > DOCUMENT_BYTES:
+            raise Corrupt(f"{what} is larger than {DOCUMENT_BYTES} bytes. Use another version, or restore Redis.")
+        return raw or None
+
+    def _beginnings(self, sizes: Mapping[str, int]) -> list[bytes]:
+        """Of each key so many bytes and one more, so that what is larger is seen and not fetched; b"" where none is."""
+        with translated():
+            pipe = self.redis.pipeline(transaction=False)
+            for key, size in sizes.items():
+                pipe.getrange(key, 0, size)
+            return pipe.execute()
 
     def keeps(self, version: Ref) -> bool:
         """Whether this very version is kept: by its number alone it could be another one."""

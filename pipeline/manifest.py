@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from pipeline.codec import sha256
+from pipeline.codec import ITEM_BYTES, sha256
 from pipeline.errors import Corrupt
 from pipeline.lineage import Int64, Lineage, Runs
 from pipeline.log import Partition
@@ -73,6 +73,11 @@ class TensorEntry(Frozen):
     dtype: str
     shape: tuple[Size, ...]
     parts: tuple[Part, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensor, once it is loaded; 0 for a dtype that is not known here: it is never loaded."""
+        return ITEM_BYTES.get(self.dtype, 0) * math.prod(self.shape)
 
 
 class Stored(Frozen):
@@ -169,6 +174,12 @@ class Manifest(Stored):
     def tensors(self, group: Group) -> dict[str, TensorEntry]:
         """What serving needs, or what only going on learning needs."""
         return self.serving if group == "serving" else self.training
+
+    def loaded_bytes(self, group: Group) -> int:
+        """What loading takes: all tensors, also those that share objects, and each object once."""
+        entries = self.tensors(group).values()
+        objects = {part.digest: part.bytes for entry in entries for part in entry.parts}
+        return sum(entry.nbytes for entry in entries) + sum(objects.values())
 
     def positions(self) -> dict[Partition, int]:
         """The watermark: the next offset to read of each partition."""

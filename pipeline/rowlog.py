@@ -78,7 +78,7 @@ def assemble(entry: TensorEntry, objects: Mapping[str, bytes]) -> Array:
         Corrupt: they do not make a tensor of this dtype and shape.
     """
     if len(entry.parts) == 1 and entry.parts[0].first == 0:
-        array = decode(objects[entry.parts[0].digest]).get("rows")
+        array = _decoded(objects, entry.parts[0], 0).get("rows")
         if array is None or (array.dtype, array.shape) != (entry.dtype, entry.shape):
             raise _mismatch(0)
         return array
@@ -212,7 +212,7 @@ def _apply(
     owner = np.full(len(rows), -1, np.int64)
     sizes = np.zeros(len(entry.parts), np.int64)
     for number, part in enumerate(entry.parts):
-        arrays = decode(objects[part.digest])
+        arrays = _decoded(objects, part, number)
         values = arrays.get("rows")
         if values is None or values.dtype != entry.dtype or values.shape[1:] != entry.shape[1:]:
             raise _mismatch(number)
@@ -231,6 +231,18 @@ def _apply(
     if (owner < 0).any():
         raise Corrupt("Rows are in none of the tensor's parts. Use another version.")
     return rows, owner, sizes
+
+
+def _decoded(objects: Mapping[str, bytes], part: Part, number: int) -> dict[str, Array]:
+    """The arrays of a part.
+
+    Raises:
+        Corrupt: it holds more than rows and their numbers: it may be large, and be named by many tensors.
+    """
+    arrays = decode(objects[part.digest])
+    if arrays.keys() - {"rows", "index"}:
+        raise _mismatch(number)
+    return arrays
 
 
 def _check_size(entry: TensorEntry, objects: Mapping[str, bytes]) -> None:

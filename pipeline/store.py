@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import ChainMap
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline.codec import Array, sha256
@@ -31,6 +32,8 @@ ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 MILLISECONDS = re.compile(rb"[0-9]{1,15}")
 BATCH = 64  # versions that one script removes: Redis serves nobody else meanwhile
+MODELS = 10_000  # that are listed
+EVENTS = 20_000  # that are read at once: about twice as many as are remembered
 HISTORY_BATCH = 256  # entries that are fetched at once
 
 
@@ -205,8 +208,8 @@ class Store:
             Corrupt: it is damaged, or of a newer format.
         """
         ref = version if isinstance(version, Ref) else self.resolve(str(version))
-        with translated():
-            raw: Any = self._redis.get(self._keys.key(f"manifest:{ref.version}"))
+        what = f"The manifest of version {ref.version} of {self.model}"
+        raw = self._keys.document(f"manifest:{ref.version}", what)
         if raw is None or (sha256(raw) != ref.digest and not self._keys.keeps(ref)):
             raise NotFound(
                 f"Version {ref.version} of {self.model} is not kept any more. "
@@ -214,10 +217,9 @@ class Store:
             )
         if sha256(raw) != ref.digest:
             raise Corrupt(
-                f"The manifest of version {ref.version} of {self.model} has other bytes than were stored. "
-                f"Use another version, or restore Redis from a backup."
+                f"{what} has other bytes than were stored. Use another version, or restore Redis from a backup."
             )
-        return Manifest.read(raw, f"The manifest of version {ref.version} of {self.model}")
+        return Manifest.read(raw, what)
 
     def keyframe(self, manifest: Manifest) -> Manifest:
         """The version that holds the training state which this one goes on from: itself, or an ancestor.
@@ -324,7 +326,7 @@ class Store:
         Waits for up to `block_ms` for the first; None: does not wait.
         """
         with translated():
-            streams: Any = self._redis.xread({self._keys.family_key("events"): after_id}, block=block_ms)
+            streams: Any = self._redis.xread({self._keys.family_key("events"): after_id}, EVENTS, block_ms)
         if not streams:
             return []
         return [_event(id_, fields) for id_, fields in streams[0][1]]
@@ -405,9 +407,9 @@ class Store:
 
 
 def models(redis: Redis) -> list[tuple[str, str]]:
-    """Every (family, model) that a worker ever took, sorted."""
+    """Every (family, model) that a worker ever took, sorted; of more than MODELS, some of them."""
     with translated():
-        members: Any = redis.smembers(REGISTRY)
+        members = set(islice(redis.sscan_iter(REGISTRY, count=MODELS), MODELS))
     pairs = (member.decode(errors="replace").partition(":") for member in members)
     return sorted((family, model) for family, _, model in pairs if re.match(NAME, family) and re.match(NAME, model))
 

@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from consumers import connections, gate, sampler
 from pipeline.store import Store
-from tests.consumers.marked import NAME, TEXT, Maker, blueprint, step
+from tests.consumers.marked import NAME, TEXT, Maker, blocking, blueprint, step
 from tests.consumers.running import PATIENCE_S, Running, configuration, running
 from tests.services import unique
 
@@ -164,3 +164,32 @@ def test_who_does_not_read_is_let_go(at: Running, name: str, held: ExitStack, mo
         held.enter_context(opened(at, WEIGHTS.format(name, "127.0.0.1"))).recv(100)
     while at.client.get(f"/models/{name}/versions/1/weights").status_code == 503:
         pass
+
+
+ASKED = {
+    "with a body": "POST /models/{}/classify HTTP/1.1\nHost: localhost\nContent-Length: 1\n\nx",
+    "without": "GET /models/{}/generate HTTP/1.1\nHost: localhost\n\n",
+}
+
+
+@pytest.mark.parametrize("request_", ASKED.values(), ids=ASKED)
+def test_what_is_asked_by_who_has_gone_is_not_worked_on(
+    redis_url: str, redis: Redis, held: ExitStack, request_: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hung = unique("hung")
+    step(Maker(Store(redis, hung, hung), "tests.consumers.marked:blocking", blocking, TEXT))
+    with running(configuration(redis_url, {hung: {"learner": "tests.consumers.marked:blocking"}}, max_batch=2)) as at:
+        assert at.serves(hung, 1)
+        held.enter_context(opened(at, request_.format(hung)))
+        while "at work" not in capfd.readouterr().out:
+            pass
+        queue, counted = at.service.batcher._queue, at.client.get("/metrics").text.count('status="499"')
+        with ExitStack() as gone:
+            for number in range(1, 4):  # half of the places are of one client
+                gone.enter_context(opened(at, request_.format(hung)))
+                while len(queue) < number:
+                    pass
+        while not all(task.future.cancelled() for task in queue):
+            pass
+        while at.client.get("/metrics").text.count('status="499"') == counted:
+            pass
