@@ -66,6 +66,10 @@ TOLD_BY = {
     405: described(Allow="the methods that the route has"),
     503: described(Retry_After="seconds; not where to ask again is of no use"),
 }
+#: OpenAPI: where any route is asked for with a slash at its end
+MOVED: dict[int | str, dict[str, Any]] = {
+    307: {"description": "It is at another address.", "headers": described(Location="the same without the slash")}
+}
 #: OpenAPI: what any route may answer beside what it is asked for
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {

@@ -222,7 +222,7 @@ async def readyz(service: ServiceOf) -> JSONResponse:
     return JSONResponse(content, 200 if ready else 503)
 
 
-@router.get("/metrics", tags=["operations"], response_class=Response)
+@router.get("/metrics", tags=["operations"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(service: ServiceOf) -> Response:
     """For Prometheus."""
     return Response(generate_latest(service.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry
 from consumers import routes, routes_pictures, routes_texts
 from consumers.batcher import Batcher, Sideline
 from consumers.connections import CONNECTIONS, Patient
-from consumers.gate import ERRORS, Access, Gate, tell_errors
+from consumers.examples import add_examples
+from consumers.gate import ERRORS, MOVED, Access, Gate, tell_errors
 from consumers.routes import Service
 from consumers.serving import Serving, client
 from consumers.stopping import stopping
@@ -88,10 +89,11 @@ def create_app(
     app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.service = service
     for part in (routes, routes_pictures, routes_texts):
-        app.include_router(part.router, responses=ERRORS)
+        app.include_router(part.router, responses={**MOVED, **ERRORS})
     document = app.openapi()  # made once, and kept
     schemes = {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}
     document["components"]["securitySchemes"] = schemes
+    add_examples(document)
     document["security"] = [{"token": []}, {"password": []}, {}]
     app.add_middleware(Gate, config=settings, access=Access(settings), metrics=metrics)
     tell_errors(app)

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import hypothesis
+import jsonschema_rs
 import numpy as np
 import pytest
 import schemathesis
@@ -14,13 +15,14 @@ import torch
 from hypothesis import HealthCheck, settings
 from redis import Redis
 
+from consumers.answers import ROUTES
 from consumers.serving import INPUT
 from consumers.sources import Sources
 from models.learner import Beginning
 from models.registry import BUILTIN
 from pipeline.records import input_array
 from pipeline.store import Store
-from tests.consumers.answering import TABLES, commit, maker
+from tests.consumers.answering import TABLES, commit, file, maker, photo
 from tests.consumers.marked import Maker
 from tests.consumers.running import Running, configuration, running
 from tests.consumers.test_every_learner import WAYS, Way, filled
@@ -111,29 +113,73 @@ def test_every_route_tells_its_errors_and_who_may_ask(at: Running) -> None:
     assert document["security"] == [{"token": []}, {"password": []}, {}]
 
 
-def test_every_header_of_an_answer_is_described_and_every_error_has_an_example(at: Running) -> None:
+def test_every_error_has_an_example(at: Running) -> None:
     document = at.client.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for status in STATUSES - ({"503"} if path == "/readyz" else set()):  # whose 503 is no error
                 example = operation["responses"][status]["content"]["application/json"]["example"]
                 assert example.keys() == {"error", "detail"}
-    model = next(state["model"] for state in at.client.get("/models").json() if "vary" in state["answers"])
-    writer = next(state["model"] for state in at.client.get("/models").json() if "complete" in state["answers"])
-    asked = [
-        ("generate", f"/models/{model}/generate?n=1&label=class 1"),
-        ("interpolate", f"/models/{model}/interpolate?steps=2"),
-        ("strip", f"/models/{model}/strip?n=1&last=1"),
-        ("complete", f"/models/{writer}/complete"),
-        ("versions/{ref}", f"/models/{model}/versions/1"),
-        ("versions/{ref}/weights", f"/models/{model}/versions/1/weights"),
-        ("classify", f"/models/{model}/classify"),
-    ]
-    for route, path in asked:
-        answer = at.client.get(path)
-        assert answer.status_code == (405 if route == "classify" else 200), answer.text
-        described = document["paths"][f"/models/{{model}}/{route}"]
-        responses = next(iter(described.values()))["responses"]
-        headers = {name.lower() for name in responses[str(answer.status_code)].get("headers", {})}
+
+
+def test_every_header_of_an_answer_is_described(at: Running) -> None:
+    document = at.client.get("/openapi.json").json()
+    for method, route, path, sent in asked_of(at):
+        answer = at.client.request(method, path, content=sent)
+        assert answer.status_code == (405 if method == "DELETE" else 200), answer.text
+        [*_, described] = document["paths"][route].values()
+        headers = {name.lower() for name in described["responses"][str(answer.status_code)].get("headers", {})}
         own = {name for name in answer.headers if name.startswith("x-headrace") or name in ("allow", "retry-after")}
         assert own <= headers, route
+    moved = at.client.get("/models/")
+    assert (moved.status_code, moved.headers["location"]) == (307, f"{at.url}/models")
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert operation["responses"]["307"]["headers"].keys() == {"Location"}
+
+
+def asked_of(at: Running) -> Iterator[tuple[str, str, str, bytes | None]]:
+    """Of each route: method, its path in the document, and what is asked of a model that answers it."""
+    states = at.client.get("/models").json()
+    sent = {"image": file(photo(20, 16)), "text": b"Guten Morgen"}
+    queries = {"interpolate": "?steps=2", "strip": "?n=1&last=1", "vary": "?n=1", "generate": "?n=1"}
+    for name in ("healthz", "readyz", "metrics", "models"):
+        yield "GET", f"/{name}", f"/{name}", None
+    for name in ("", "/versions", "/versions/{ref}", "/versions/{ref}/weights"):
+        yield "GET", f"/models/{{model}}{name}", f"/models/{states[0]['model']}{name.replace('{ref}', '1')}", None
+    yield "DELETE", "/models/{model}/classify", f"/models/{states[0]['model']}/classify", None
+    for name in ROUTES:
+        state = next(state for state in states if name in state["answers"])
+        posted = name in ("classify", "recognise", "encode", "reconstruct", "vary", "restore", "restyle")
+        content = sent[state["input"]["kind"]] if posted else None
+        path = f"/models/{state['model']}/{name}{queries.get(name, '')}"
+        yield "POST" if posted else "GET", f"/models/{{model}}/{name}", path, content
+
+
+def test_every_request_and_answer_has_an_example_that_fits_and_is_as_what_is_answered(at: Running) -> None:
+    document = at.client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            sent = operation.get("requestBody", {}).get("content", {})
+            given = operation["responses"].get("200", {}).get("content", {})
+            assert given or method in ("put", "delete"), path
+            assert sent or method not in ("post", "put"), path
+            for content in (*sent.values(), *given.values()):
+                assert content.keys() & {"example", "examples"}, path
+                if "example" in content:
+                    schema = {**content.get("schema", {}), "components": document["components"]}
+                    jsonschema_rs.validate(schema, content["example"])
+    for method, route, path, sent in asked_of(at):
+        if method == "DELETE" or route.endswith(("{ref}", "weights", "metrics")):
+            continue
+        asked = path + "&format=json" * ("?" in path)
+        answer = at.client.request(method, asked, content=sent, headers={"Accept": "application/json"})
+        shown = document["paths"][route][method.lower()]["responses"]["200"]["content"]
+        if "application/json" in shown:
+            one, other = answer.json(), shown["application/json"]["example"]
+            assert keys(one) == keys(other), route
+
+
+def keys(answer: Any) -> set[str]:
+    """The fields of an answer, or of the first one in a list."""
+    return set(answer[0] if isinstance(answer, list) else answer)
