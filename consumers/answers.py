@@ -70,6 +70,7 @@ class ModelState(BaseModel):
     updates: int | None = None
     counts: dict[str, int] = Field({}, description="records by outcome")
     metrics: dict[str, float | None] = Field({}, description="prequential: predicted first, then learned")
+    diagnoses: dict[str, str] = Field({}, description="why it does badly, if it does, and what to do")
 
 
 class Version(BaseModel):
@@ -119,6 +120,7 @@ def model_state(name: str, follower: Follower, now_s: float) -> ModelState:
         updates=manifest.updates,
         counts=manifest.counts,
         metrics=manifest.metrics,
+        diagnoses=manifest.diagnoses,
     )
 
 

@@ -28,6 +28,7 @@ from consumers.command import (
     open_store,
     out,
     print_json,
+    printable,
     tell,
 )
 from consumers.kernels import choose
@@ -163,13 +164,16 @@ def watch(
                     tell(f"{error} Waiting for it.")
             else:
                 told = ""
+                notes = [note for row in rows for note in row.notes()]
                 if json_:
                     print_json([row.json() for row in rows])
                 elif live is not None:
-                    live.update(table(rows), refresh=True)
+                    live.update(table(rows, "\n".join(notes)), refresh=True)
                 else:
                     for row in rows:
                         typer.echo(plain(row))
+                    for note in notes:
+                        typer.echo(printable(note))
             if once:
                 return
             time.sleep(every)  # a signal ends it at once: it has begun nothing

@@ -29,6 +29,7 @@ STATE = {
     "updates": 294,
     "counts": {"learned": 9198, "held_out": 190},
     "metrics": {"prequential_accuracy": 0.972, "prequential_loss": 0.0725},
+    "diagnoses": {},
 }
 MODEL = "/models/{model}"
 #: by path: the JSON that is answered with 200

@@ -17,6 +17,7 @@ from consumers.drift import Drift
 from consumers.environment import environment
 from consumers.fitting import mismatch, validated_options
 from consumers.joiner import Correction
+from models.diagnosis import MANY_CUT
 from models.evaluation import LossRange, Prequential
 from models.held_out import PREFIX, HeldOut
 from models.learner import (
@@ -44,7 +45,6 @@ HELD_OUT = "held-out"  # the outcome of records that are kept aside
 JOINED = "joined"  # the outcome of a label that completed a record; what was learned has it right behind the record
 CORRECTED = "corrected"  # of a label that replaced another one
 CUT = "cut_ratio"  # of texts: the share that is longer than `max_chars`; as an alarm: it is above
-MANY_CUT = 0.05
 NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
@@ -299,6 +299,7 @@ class Fold:
         lag_records: int,
         examined: Mapping[str, float],
         probes: Mapping[str, Mapping[str, Any]],
+        diagnoses: Mapping[str, str],
         keyframe: bool,
     ) -> Draft:
         """What becomes the next version; copies what changed, and starts the lineage anew.
@@ -327,6 +328,7 @@ class Fold:
             meta=dict(state.meta),
             worker=self.books(),
             probes=probes,
+            diagnoses=diagnoses,
             lineage=self.lineage.build(),
             serving=copied(state.serving),
             training=copied(state.training) if keyframe else None,

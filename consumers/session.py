@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from threading import Event
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from consumers.guard import recover
 from consumers.joiner import Correction
 from consumers.replay import Replay
 from consumers.stalls import Stalls
+from models.diagnosis import Measured, Recent, diagnose
 from pipeline.dead_letters import publish_dead_letter
 from pipeline.errors import Diverged, OffsetsGone, RecordError, TopicMissing
 from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of
@@ -78,6 +80,8 @@ class Session:
         self._ahead: dict[Partition, int] = {}
         self._captured_s = self._watched_s = time.monotonic()
         self._captured_updates = fold.updates
+        self._recent = Recent()
+        self._diagnoses = manifest.diagnoses if manifest else {}
         keyframe = store.keyframe(manifest) if manifest else None
         self._versions = manifest.version - keyframe.version if manifest and keyframe else 0  # since the keyframe
         self._keyframe = _begins(keyframe.positions(), keyframe.pending) if keyframe else {}
@@ -175,10 +179,12 @@ class Session:
                 self._say(f"{self._fold.name}: the loss is far above its range (update {self._fold.updates}).")
                 self._metrics.far_above()
             for alarm in update.alarms:
-                self._say(f"{self._fold.name}: {self._told(alarm)} (update {self._fold.updates}).")
+                if alarm != CUT:  # which the next version says at length
+                    self._say(f"{self._fold.name}: {alarm} (update {self._fold.updates}).")
                 self._metrics.alarmed()
         if self._examiner is not None:
             self._examiner.learned(examples)
+        self._recent.add(item.batch.x, item.batch.labels)
         self._metrics.updated(
             time.perf_counter() - started,
             [example.record.timestamp_ms for example in examples],
@@ -188,15 +194,6 @@ class Session:
             replay_records=self._fold.learner.replay_size,
         )
         self._joined(examples)
-
-    def _told(self, alarm: str) -> str:
-        if alarm != CUT:
-            return alarm
-        share, most = self._fold.prequential.own()[CUT], self._settings.input.shape[0]
-        return (
-            f"{share:.0%} of the texts are longer than input.max_chars = {most} and were cut; publish them in pieces, "
-            f"or give a new model a larger one"
-        )
 
     def _correct(self, corrections: Sequence[Correction]) -> None:
         refused = self._fold.learner.refuses([correction.label.label for correction in corrections])
@@ -286,6 +283,10 @@ class Session:
         lag = self._reader.lag()
         self._metrics.lag(lag)
         positions, pending = feed.standing()
+        former, self._diagnoses = self._diagnoses, self._diagnosed()
+        for name in self._diagnoses.keys() - former.keys():
+            self._say(f"{self._fold.name}: {self._diagnoses[name]} ({name})")
+        self._metrics.diagnosed(self._diagnoses, former)
         draft = self._fold.draft(
             positions=positions,
             pending=pending,
@@ -293,6 +294,7 @@ class Session:
             lag_records=sum(lag.values()),
             examined=self._examined,
             probes=self._examiner.retention.state() if self._examiner is not None else {},
+            diagnoses=self._diagnoses,
             keyframe=keyframe,
         )
         self._dirty, self._begun = False, set(positions)
@@ -302,6 +304,27 @@ class Session:
             self._versions, self._keyframe_due, self._keyframe = 0, False, _begins(positions, pending)
         self._metrics.stalled(time.perf_counter() - started)
         return Snapshot(draft, positions, self._settings.keep_last, self._settings.keep_every, self._may_doubt)
+
+    def _diagnosed(self) -> dict[str, str]:
+        """Why the model does badly, as far as that is seen."""
+        fold, recent = self._fold, self._recent
+        model: Any = fold.learner.model
+        seen = Measured(
+            records=fold.counts["learned"],
+            classes=len(model.classes) if fold.learner.needs_label else 0,
+            kind=self._settings.input.kind,
+            last=len(recent),
+            changes=recent.changes,
+            random=recent.random,
+            largest=recent.largest,
+            accuracy=fold.prequential.accuracy,
+            replay_draws=getattr(fold.options, "replay_draws", None),
+            cut=fold.prequential.own().get(CUT, 0.0),
+            most=self._settings.input.shape[0],
+            layers=recent.layers(model),
+            counts=fold.counts,
+        )
+        return diagnose(seen)
 
     def _watch(self, feed: Feed) -> None:
         """Has the next version be a keyframe before the log stops reaching back to the last one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -48,6 +48,7 @@ class Row:
     skipped: int = 0  # records that were not learned, and
     dead_lettered: int = 0  # records that could not be, since its first version
     worker: Holding | None = None  # who has the writer's place; None: it was given up in peace
+    diagnoses: Mapping[str, str] = field(default_factory=dict)  # why it does badly, if it does, and what to do
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,6 +70,12 @@ class Row:
             _number(self.dead_lettered or None, "{:,}"),
             self._worker(),
         ]
+
+    def notes(self) -> list[str]:
+        """What is to be said of the model, a line each."""
+        stalled = self.worker.stalled if self.worker is not None and self.worker.alive else None
+        told = [] if stalled is None else [f"its worker has been at {stalled} for too long, and learns nothing."]
+        return [f"{self.model}: {line}" for line in (*told, *self.diagnoses.values())]
 
     def _worker(self) -> str:
         if self.worker is None:
@@ -117,6 +124,7 @@ class Heads:
             skipped=_counted(manifest, "skipped/"),
             dead_lettered=_counted(manifest, "dead-lettered/"),
             worker=worker,
+            diagnoses=manifest.diagnoses,
         )
 
     def look(self, stores: Mapping[str, Store]) -> list[Row]:

@@ -132,6 +132,7 @@ class Manifest(Stored):
     meta: dict[str, Any]  # the learner's own
     worker: dict[str, Any]  # the worker's own: what it needs to go on
     probes: dict[str, dict[str, Any]] = {}  # class → accuracy on held-out records: now, best, first; records
+    diagnoses: dict[str, str] = {}  # what is wrong, by name: what is seen, and what to do
     lineage: str  # SHA-256 of the version's entry in the history
     serving: dict[str, TensorEntry]
     training: dict[str, TensorEntry]

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.words import said
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pipeline.log import Partition
     from pipeline.manifest import Manifest
@@ -92,6 +92,12 @@ class WorkerMetrics:
             registry=registry,
         )
         self._alarms = counter("headrace_learner_alarms_total", "Alarms of the learner's own; its log says which.")
+        self._diagnoses = Gauge(
+            "headrace_diagnosis_alarms",
+            "Whether `kind` tells why the model does badly, as far as that is seen; its log says more.",
+            ["model", "kind"],
+            registry=registry,
+        )
         self._drift = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
         self._far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
         self._guarded = counter("headrace_guard_events_total", "Times that a number was not finite, and was undone.")
@@ -183,6 +189,13 @@ class WorkerMetrics:
             self._held_out.labels(self._model, name).set(mean)
         for label, kept in probes.items():
             self._held_out_class.labels(self._model, label).set(kept["now"])
+
+    def diagnosed(self, names: Iterable[str], former: Iterable[str]) -> None:
+        """What is wrong with the model now, and what else was before."""
+        for name in former:
+            self._diagnoses.labels(self._model, name).set(0)
+        for name in names:
+            self._diagnoses.labels(self._model, name).set(1)
 
     def guarded(self) -> None:
         """Something was not finite, and learning went back to the last version."""

@@ -69,6 +69,7 @@ class Draft:
     topic_ids: dict[str, str] = field(default_factory=dict)
     pending: Runs = field(default_factory=Runs)
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    diagnoses: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +269,7 @@ class Writer:
             meta=draft.meta,
             worker=draft.worker,
             probes={label: dict(kept) for label, kept in draft.probes.items()},
+            diagnoses=dict(draft.diagnoses),
             lineage=sha256(history_raw),
             serving={n: entry for (group, n), entry in entries.items() if group == "serving"},
             training={n: entry for (group, n), entry in entries.items() if group == "training"},
