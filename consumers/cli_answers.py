@@ -24,7 +24,7 @@ app = typer.Typer()
 ModelName = Annotated[str, typer.Argument(help="A model that the sampler serves.", metavar="MODEL")]
 RecordArgument = Annotated[str, typer.Argument(help="A file, a text, or - for standard input.", metavar="FILE|TEXT")]
 PictureArgument = Annotated[Path, typer.Argument(help="A picture, or - for standard input.", metavar="FILE")]
-Count = Annotated[int, typer.Option("-n", help="How many.", min=1)]
+Count = Annotated[int | None, typer.Option("-n", help="How many; default: 16.", min=1)]
 Label = Annotated[str | None, typer.Option(help="A class of the model.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same again; default: any.", min=0)]
 Output = Annotated[
@@ -78,9 +78,9 @@ def generate(
     with _sampler(url, config) as sampler:
         if "complete" not in sampler.answers(model):
             sheet = _one(output, json_)
-            _shown(sampler.generate(model, n or 16, label=label, seed=seed, sheet=sheet), output, json_)
+            _shown(sampler.generate(model, n, label=label, seed=seed, sheet=sheet), output, json_)
             return
-        written = sampler.write(model, n or 1, seed=seed)
+        written = sampler.write(model, n, seed=seed)
     if json_:
         print_json(written.model_dump(mode="json"))
         return
@@ -93,7 +93,7 @@ def interpolate(
     model: ModelName,
     seed: Seed = None,
     to: Annotated[int | None, typer.Option(help="The seed at the other end; default: any.", min=0)] = None,
-    steps: Annotated[int, typer.Option(help="Pictures, both ends included.", min=2)] = 8,
+    steps: Annotated[int | None, typer.Option(help="Pictures, both ends included; default: 8.", min=2)] = None,
     label: Label = None,
     output: Output = None,
     url: Url = None,
@@ -112,7 +112,7 @@ def interpolate(
 @app.command()
 def strip(
     model: ModelName,
-    n: Annotated[int, typer.Option("-n", help="How many codes: the rows.", min=1)] = 4,
+    n: Annotated[int | None, typer.Option("-n", help="How many codes: the rows; default: 4.", min=1)] = None,
     versions: Annotated[str | None, typer.Option(help="Numbers or aliases, the columns.", metavar="V1,V2,…")] = None,
     last: Annotated[int | None, typer.Option(help="Else so many of the newest; default: 8.", min=1)] = None,
     label: Label = None,
@@ -178,7 +178,7 @@ def reconstruct(
 def vary(
     model: ModelName,
     picture: PictureArgument,
-    n: Count = 16,
+    n: Count = None,
     strength: Annotated[float, typer.Option(help="0: the reconstruction, 1: nothing of it.", min=0, max=1)] = 0.5,
     label: Label = None,
     seed: Seed = None,

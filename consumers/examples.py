@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+
+class Either(dict[str, Any]):
+    """By name: what is answered by one model or another."""
+
+
 DIGEST = "70f208fc9464f3b8c2f1a7f0cbd2a3f7f4d5f9b6e1c0a8d7e6b5c4d3a2b1c0d9"
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="  # one pixel
 STANDING = {
@@ -16,6 +21,7 @@ STANDING = {
 }
 CLASSIFIED = {**STANDING, "label": "7", "probability": 0.96, "probabilities": {"7": 0.96, "1": 0.04}}
 DRAWN = {**STANDING, "model": "drawings", "images": [PNG], "seed": 7, "label": "7"}
+WRITTEN = {**STANDING, "model": "verses", "seed": 7, "texts": ["the winter of our discontent"]}
 STATE = {
     "model": "digits",
     "answers": ["classify"],
@@ -47,7 +53,7 @@ ANSWERS: dict[str, Any] = {
     f"{MODEL}/recognise": {**CLASSIFIED, "unknown": False},
     f"{MODEL}/versions": [{"version": 31, "digest": DIGEST, "aliases": ["stable"]}],
     f"{MODEL}/versions/{{ref}}": {"format": 1, "model": "digits", "version": 31, "learner": "image-analytic"},
-    f"{MODEL}/generate": DRAWN,
+    f"{MODEL}/generate": Either({"pictures": DRAWN, "texts": WRITTEN}),
     f"{MODEL}/interpolate": {**DRAWN, "to": 8},
     f"{MODEL}/strip": {**DRAWN, "versions": [31]},
     f"{MODEL}/vary": DRAWN,
@@ -90,7 +96,10 @@ def add_examples(document: dict[str, Any]) -> None:
 
 def _show(contents: dict[str, Any], examples: dict[str, Any]) -> None:
     for kind, content in contents.items():
-        if examples.get(kind) is not None:
-            content["example"] = examples[kind]
+        example = examples.get(kind)
+        if isinstance(example, Either):
+            content["examples"] = {name: {"value": value} for name, value in example.items()}
+        elif example is not None:
+            content["example"] = example
         else:
             content["examples"] = {"file": {"summary": FILES[kind]}}

@@ -108,13 +108,15 @@ class Service:
             known = ", ".join(live.model.classes[:50]) or "none yet"
             raise refusal(422, "label", f"{live.manifest.model} has learned no label {label!r}. Known: {known}.")
 
-    def bounded(self, name: str, value: int, most: int) -> None:
-        """
+    def bounded(self, name: str, value: int | None, default: int, most: int) -> int:
+        """What is asked, or else the default, as far as it may be asked.
+
         Raises:
             HTTPException: 422 where more is asked than the configuration allows one request.
         """
-        if value > most:
+        if value is not None and value > most:
             raise refusal(422, "invalid", f"{name} = {value}: at most {most} at one time. Ask for less.")
+        return value or min(default, most)
 
     @contextmanager
     def place(self, places: Places | None = None) -> Iterator[None]:
@@ -184,8 +186,9 @@ router = APIRouter()
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> HTMLResponse:
-    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
+async def page(service: ServiceOf) -> HTMLResponse:
+    bounds = f'data-samples="{service.config.max_samples}" data-versions="{service.config.max_versions}"'
+    return HTMLResponse(PAGE.replace("data-bounds", bounds), headers={"Content-Security-Policy": POLICY})
 
 
 @router.get("/healthz", tags=["operations"])

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 Seed = Annotated[int | None, Query(ge=0, lt=2**63, description="the same seed draws the same; default: any")]
 Label = Annotated[Annotated[str, AfterValidator(composed)] | None, Query(description="a class of the model")]
 Format = Annotated[Literal["png", "json"], Query(alias="format", description="one PNG, or JSON with single ones")]
+OR_FEWER = "default: {}, or fewer where the sampler says so"
 UPLOAD = {"requestBody": {"content": PICTURE}}
 
 
@@ -64,7 +65,9 @@ router = APIRouter(tags=["answers"])
 async def get_generate(
     model: str,
     service: ServiceOf,
-    n: Annotated[int | None, Query(ge=1, description="how many; default: 16 pictures, or one text")] = None,
+    n: Annotated[
+        int | None, Query(ge=1, description=f"how many; {OR_FEWER.format('16 pictures, or one text')}")
+    ] = None,
     label: Label = None,
     seed: Seed = None,
     format_: Format = "png",
@@ -77,9 +80,8 @@ async def get_generate(
     service.known(live, label)
     seed = _seed(seed)
     if not isinstance(live.model, Generator):
-        return JSONResponse((await write(service, live, n or 1, seed)).model_dump(mode="json"))
-    n = n or 16
-    service.bounded("n", n, service.config.max_samples)
+        return JSONResponse((await write(service, live, n, seed)).model_dump(mode="json"))
+    n = service.bounded("n", n, 16, service.config.max_samples)
     with service.place():
         images = await service.batched(draw, live, Drawing(image_seeds(seed, n), label), n)  # (n, C, H, W)
         fields = {"seed": seed, "label": label}
@@ -92,14 +94,14 @@ async def get_interpolate(
     service: ServiceOf,
     seed: Seed = None,
     to: Annotated[int | None, Query(ge=0, lt=2**63, description="the seed at the other end; default: any")] = None,
-    steps: Annotated[int, Query(ge=2, description="pictures, both ends included")] = 8,
+    steps: Annotated[int | None, Query(ge=2, description=f"pictures, both ends included; {OR_FEWER.format(8)}")] = None,
     label: Label = None,
     format_: Format = "png",
 ) -> Response:
     """Draw the way from image 0 of one seed to image 0 of another, as one PNG row or as JSON."""
     live = service.live(model, "interpolate")
     service.known(live, label)
-    service.bounded("steps", steps, service.config.max_samples)
+    steps = service.bounded("steps", steps, 8, service.config.max_samples)
     seed, to = _seed(seed), _seed(to)
     with service.place():
         walk = Walk(image_seeds(seed, 1)[0], image_seeds(to, 1)[0], steps, label)
@@ -112,11 +114,11 @@ async def get_interpolate(
 async def get_strip(
     model: str,
     service: ServiceOf,
-    n: Annotated[int, Query(ge=1, description="how many codes: the rows")] = 4,
+    n: Annotated[int | None, Query(ge=1, description=f"how many codes: the rows; {OR_FEWER.format(4)}")] = None,
     versions: Annotated[
         str | None, Query(pattern=REFS, max_length=2000, description="numbers, aliases or digests: the columns")
     ] = None,
-    last: Annotated[int | None, Query(ge=1, description="else so many of the newest; default: 8")] = None,
+    last: Annotated[int | None, Query(ge=1, description=f"else so many of the newest; {OR_FEWER.format(8)}")] = None,
     label: Label = None,
     seed: Seed = None,
     format_: Format = "png",
@@ -125,9 +127,10 @@ async def get_strip(
     live = service.live(model, "strip")
     service.known(live, label)
     asked = list(dict.fromkeys(versions.split(","))) if versions else []
-    columns = len(asked) or last or min(8, service.config.max_versions)
-    service.bounded("versions", columns, service.config.max_versions)
-    service.bounded("n times versions", n * columns, service.config.max_samples)
+    most = service.config.max_samples
+    given = len(asked) or last
+    n = service.bounded("n", n, 4, most // min(given or 1, most))
+    columns = service.bounded("versions", given, 8, min(service.config.max_versions, most // n))
     seed = _seed(seed)
     follower = service.serving.follower(model)
 
@@ -164,7 +167,7 @@ async def post_vary(
     model: str,
     request: Request,
     service: ServiceOf,
-    n: Annotated[int, Query(ge=1, description="how many")] = 16,
+    n: Annotated[int | None, Query(ge=1, description=f"how many; {OR_FEWER.format(16)}")] = None,
     strength: Annotated[float, Query(ge=0, le=1, description="0: the reconstruction, 1: nothing of it")] = 0.5,
     label: Label = None,
     seed: Seed = None,
@@ -175,7 +178,7 @@ async def post_vary(
     Variation i is drawn from √(1 - s²) · μ + s · ε: strength s, mean μ of the picture's code, code ε of image i.
     """
     live = service.live(model, "vary")
-    service.bounded("n", n, service.config.max_samples)
+    n = service.bounded("n", n, 16, service.config.max_samples)
     seed = _seed(seed)
     async with _sight(service, live, request, label) as sight:
         images = await service.batched(vary, live, Variation(sight, image_seeds(seed, n), strength), n)  # (n, C, H, W)

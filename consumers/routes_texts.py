@@ -81,10 +81,9 @@ async def post_complete(model: str, asked: Completion, request: Request, service
     """
     live = service.live(model, "complete")
     most = service.config.max_text_bytes
-    service.bounded("bytes of the prompt", len(asked.prompt.encode()), most)
-    service.bounded("max_bytes", asked.max_bytes or 1, most)
+    service.bounded("bytes of the prompt", len(asked.prompt.encode()), 0, most)
+    max_bytes = service.bounded("max_bytes", asked.max_bytes, DEFAULT.max_bytes, most)
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    max_bytes = asked.max_bytes or min(DEFAULT.max_bytes, most)
     sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, max_bytes, asked.stop)
     pieces = _pieces(service, live, composed(asked.prompt), seed, sampling)
     accept = request.headers.get("accept", "")
@@ -109,11 +108,11 @@ async def get_complete(
     return await post_complete(model, asked, request, service)
 
 
-async def write(service: Service, live: Live, n: int, seed: int) -> Written:
+async def write(service: Service, live: Live, n: int | None, seed: int) -> Written:
     """n new texts, which share the bytes that one request may have."""
     assert isinstance(live.model, TextGenerator)  # noqa: S101 - the route checks it
     model, most = live.model, service.config.max_text_bytes
-    service.bounded("n", n, min(most, service.config.max_samples))
+    n = service.bounded("n", n, 1, min(most, service.config.max_samples))
     sampling = Sampling(max_bytes=min(DEFAULT.max_bytes, most // n))
     with service.place():
         seeds = image_seeds(seed, n)

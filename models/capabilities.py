@@ -29,10 +29,8 @@ class Classifier(Protocol):
 
 
 @runtime_checkable
-class Recogniser(Protocol):
-    """A model that knows when a record resembles none of its classes."""
-
-    classes: list[str]
+class Recogniser(Classifier, Protocol):
+    """A classifier that knows when a record resembles none of its classes."""
 
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""

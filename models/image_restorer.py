@@ -125,7 +125,7 @@ class ImageRestorer(LabelledNetwork):
         kept = ~holes & (numbers == KINDS.index("holes"))[:, None, None, None]
         return torch.where(kept, x, restored)
 
-    def recognise(self, x: Tensor, holes: Tensor) -> Tensor:
+    def diagnose(self, x: Tensor, holes: Tensor) -> Tensor:
         """x (B, C, H, W) in [0, 1], holes (B, 1, H, W) bool → (B, len(KINDS)) logits, -∞ for what is not taught"""
         untaught = torch.ones(len(KINDS), dtype=torch.bool, device=x.device).index_fill(0, self._taught, False)
         logits: Tensor = self.recogniser(seen(x, holes.to(x.dtype)))
@@ -150,7 +150,7 @@ class ImageRestorer(LabelledNetwork):
     def _restored(self, x: Tensor, kind: str | None, holes: Tensor) -> Tensor:
         """One picture (1, C, H, W) uint8 → float32"""
         x, holes = pixels(x.to(self._taught.device)), holes.to(self._taught.device)
-        number = self.recognise(x, holes).argmax(1) if kind is None else self._taught.new_tensor([KINDS.index(kind)])
+        number = self.diagnose(x, holes).argmax(1) if kind is None else self._taught.new_tensor([KINDS.index(kind)])
         restored: Tensor = self(x, number, holes)
         return restored
 
@@ -220,7 +220,7 @@ class ImageRestorerLearner(ReplayingLearner):
         replayed = self._memory.draw(self.options.replay_draws, rng)
         x = pixels(torch.cat([batch.x.to(self._device), replayed.x]))  # (B + R, C, H, W)
         y, numbers = self._damaged(x, rng)
-        restored, logits = self._learning(y.x, numbers, y.holes), self._learning.recognise(y.x, y.holes)
+        restored, logits = self._learning(y.x, numbers, y.holes), self._learning.diagnose(y.x, y.holes)
         loss = losses(x, restored)  # (B + R,)
         (loss.mean() + F.cross_entropy(logits, numbers)).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -117,9 +117,18 @@ class SamplingClient:
     # --- drawings ---
 
     def generate(
-        self, model: str, n: int = 16, *, label: str | None = None, seed: int | None = None, sheet: bool = False
+        self,
+        model: str,
+        n: int | None = None,
+        *,
+        label: str | None = None,
+        seed: int | None = None,
+        sheet: bool = False,
     ) -> Drawn:
-        """n new pictures. Picture i depends on version, seed, i and label alone; without a seed it is any."""
+        """n new pictures; default: 16, or fewer where the sampler says so.
+
+        Picture i depends on version, seed, i and label alone; without a seed it is any.
+        """
         return self._drawn(Drawn, model, "generate", None, sheet, n=n, label=label, seed=seed)
 
     def interpolate(
@@ -128,7 +137,7 @@ class SamplingClient:
         seed: int | None = None,
         to: int | None = None,
         *,
-        steps: int = 8,
+        steps: int | None = None,
         label: str | None = None,
         sheet: bool = False,
     ) -> Interpolated:
@@ -138,7 +147,7 @@ class SamplingClient:
     def strip(
         self,
         model: str,
-        n: int = 4,
+        n: int | None = None,
         *,
         versions: Sequence[int | str] = (),
         last: int | None = None,
@@ -162,7 +171,7 @@ class SamplingClient:
         self,
         model: str,
         picture: Picture,
-        n: int = 16,
+        n: int | None = None,
         *,
         strength: float = 0.5,
         label: str | None = None,
@@ -186,8 +195,8 @@ class SamplingClient:
 
     # --- texts ---
 
-    def write(self, model: str, n: int = 1, *, seed: int | None = None) -> Written:
-        """n new texts."""
+    def write(self, model: str, n: int | None = None, *, seed: int | None = None) -> Written:
+        """n new texts, or one."""
         answer = self._get(model, "generate", {"n": n, "seed": seed})
         return _read(lambda: Written.model_validate_json(answer.content))
 

@@ -227,7 +227,7 @@ def pairs(train: Set) -> list[float]:
             kinds = taught[torch.randint(len(taught), (len(x),), generator=rng)]
             y, holes = degradations.damaged(x, kinds, rng)
             optimizer.zero_grad()
-            restored, logits = network(y, kinds, holes), network.recognise(y, holes)
+            restored, logits = network(y, kinds, holes), network.diagnose(y, holes)
             loss = image_restorer.losses(x, restored).mean()
             (loss + F.cross_entropy(logits, kinds)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -7,16 +7,25 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+from redis import Redis
 
+from models.registry import BUILTIN
+from pipeline.local import EmbeddedRedis
+from pipeline.store import Store
+from tests.consumers.answering import file, photo
+from tests.consumers.marked import Maker
+from tests.consumers.running import Running, running
 from tests.consumers.running import configuration as serving
-from tests.consumers.running import running
+from tests.consumers.test_every_learner import given as given  # a fixture
+from tests.consumers.test_openapi import at as at  # a fixture
 from tests.consumers.working import configuration, publish, working
 from tests.services import Topics, unique
 
@@ -92,3 +101,75 @@ def test_it_shows_what_models_learn_and_draws_strips_of_versions_that_are_being_
             expect(other.locator(".part .problem:visible")).to_have_count(0)
             strip.evaluate("image => image.removeAttribute('src')")
             other.get_by_role("button", name="Newest").click()
+
+
+def test_every_control_of_every_learner_works(at: Running, page: Page) -> None:
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    failed = list[str]()
+    page.on("response", lambda answer: failed.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    page.goto(at.url)
+    states = at.client.get("/models").json()
+    expect(page.locator("section")).to_have_count(len(states))
+    for state in states:
+        card = page.locator("section").filter(has=page.get_by_role("heading", name=state["model"], exact=True))
+        for title in card.locator("nav button").all_text_contents():
+            with_tabs = card.locator("nav").is_visible()
+            if with_tabs:
+                card.get_by_role("button", name=title, exact=True).click()
+            part = card.locator(".part > .part:visible")
+            use(page, part)
+            page.wait_for_load_state("networkidle")
+            told = part.locator(".problem:visible").all_text_contents()
+            assert (told, failed) == ([], []), (state["learner"], title)
+            empty = part.locator("img:visible").evaluate_all("images => images.some(image => !image.naturalWidth)")
+            assert not empty, (state["learner"], title)
+            if title in ("Classify", "Recognise"):
+                expect(part.locator("ol li")).not_to_have_count(0)
+
+
+def use(page: Page, part: Locator) -> None:
+    """Every control of a tab, once."""
+    upload = {"name": "photo.png", "mimeType": "image/png", "buffer": file(photo(40, 32))}
+    for box in part.locator("input[type=file]").all():
+        box.set_input_files(upload)  # type: ignore[arg-type]
+    for canvas in part.locator("canvas:visible").all():
+        canvas.scroll_into_view_if_needed()
+        place = canvas.bounding_box()
+        assert place is not None
+        page.mouse.move(place["x"] + 20, place["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(place["x"] + 60, place["y"] + 60, steps=3)
+        page.mouse.up()
+    for box in part.locator("textarea:visible").all():
+        box.fill("Guten Morgen")
+    for choice in part.locator("select:visible").all():
+        choice.select_option(index=choice.locator("option").count() - 1)
+    for slider in part.locator("input[type=range]:visible").all():
+        slider.press("End")
+    for number in part.locator("input[type=number]:visible").all():
+        number.fill("5")
+        number.press("Tab")
+    for button in part.get_by_role("button").all():
+        if button.inner_text() not in ("Clear", "Unpaint"):
+            button.click()
+
+
+def test_a_model_that_is_there_no_more_is_shown_no_more(tmp_path: Path, page: Page) -> None:
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as redis, running(serving(server.url, {})) as at:
+        names = ("first", "second")
+        makers = {
+            name: Maker(Store(redis, name, name), "image-vae", BUILTIN["image-vae"], GREY, **VAE) for name in names
+        }
+        for maker in makers.values():
+            maker.commit()
+        page.goto(at.url)
+        expect.set_options(timeout=PATIENCE_MS)
+        expect(page.locator("section")).to_have_count(2)
+        strip = page.locator("section").filter(has=page.get_by_role("heading", name="first")).locator("img.wide")
+        page.get_by_role("button", name="Film-strip").first.click()
+        expect(strip).to_have_attribute("src", re.compile("^data:image/png"))
+        assert strip.evaluate("image => image.clientHeight < innerHeight")  # of one version, too
+        makers["second"].store.release(makers["second"].fence)
+        makers["second"].store.delete()
+        expect(page.locator("section")).to_have_count(1)

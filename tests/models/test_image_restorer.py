@@ -60,7 +60,7 @@ def test_the_report_is_of_the_damage_drawn_and_from_before_the_update() -> None:
     kinds = torch.randint(len(KINDS), (12,), generator=rng)
     y, holes = damaged(x, kinds, rng)
     with torch.no_grad():
-        restored, found = network(y, kinds, holes), network.recognise(y, holes).argmax(1)
+        restored, found = network(y, kinds, holes), network.diagnose(y, holes).argmax(1)
     errors = (x - restored)[:8]
     assert report.loss == pytest.approx(((errors**2).mean((1, 2, 3)) + 1e-4).sqrt().mean().item())
     assert report.metrics["psnr_db"] == pytest.approx(psnr(x, restored.clamp(0, 1))[:8].mean().item(), rel=1e-5)
@@ -106,7 +106,7 @@ def test_blind_is_as_told_what_the_recogniser_finds() -> None:
     one.learn(ours, range(5))
     x, holes = one.x[:20], torch.zeros(20, 1, 16, 16, dtype=torch.bool)
     holes[::2, :, 3:9, 4:7] = True
-    logits = ours.model.recognise(pixels(x), holes)
+    logits = ours.model.diagnose(pixels(x), holes)
     assert set(logits.argmax(1).tolist()) <= {KINDS.index("holes"), KINDS.index("fog")}
     assert torch.isneginf(logits[:, KINDS.index("noise")]).all()
     found: list[str | None] = [KINDS[number] for number in logits.argmax(1).tolist()]
