@@ -43,10 +43,10 @@ CPU = torch.device("cpu")
 #: what learned it → how its network is built; each has `blocks`, convolutions for any size, and `encode`
 OWN: Mapping[str, Callable[[Mapping[str, Any], tuple[int, ...]], nn.Module]] = {
     "image-classifier": lambda options, shape: image_classifier.ImageClassifier(
-        image_classifier.ImageClassifierOptions.model_validate(options), shape, ()
+        image_classifier.ImageClassifierOptions.of_version(options), shape, ()
     ),
     "image-resnet": lambda options, shape: image_resnet.ImageResnet(
-        image_resnet.ImageResnetOptions.model_validate(options), shape, ()
+        image_resnet.ImageResnetOptions.of_version(options), shape, ()
     ),
 }
 

@@ -2,7 +2,7 @@
 
 stem: conv 5 × 5 (stride 2 above 16 pixels) → GroupNorm → ReLU
 then, until a side is at most 8 pixels, and at least once: conv 3 × 3 stride 2 → GroupNorm → ReLU
-then: conv 3 × 3 → GroupNorm → ReLU → dense → ReLU → head
+then: conv 3 × 3 → GroupNorm → ReLU → dense → leaky ReLU → head
 
 Strides halve the picture, not pooling: on one CPU thread that is twice as fast, and its gradient has equal bits on
 every run on a GPU too. GroupNorm (Wu and He 2018) normalises each record alone, so that a batch of one, or a batch of
@@ -31,6 +31,7 @@ class ImageClassifierOptions(WarpedOptions):
 
     width: int = structural(32, ge=GROUPS, multiple_of=GROUPS)
     hidden: int = structural(128, ge=1)
+    slope: float = structural(0.1, before=0.0, ge=0, lt=1)  # of a dense unit below 0
 
 
 class Block(nn.Module):
@@ -62,6 +63,7 @@ class ImageClassifier(ClassifierNetwork):
         blocks.append(Block(wide, wide, kernel=3, stride=1))
         self.blocks = nn.Sequential(*blocks)
         self.dense = nn.Linear(wide * height * width, options.hidden)
+        self.slope = options.slope
 
     def features(self, x: Tensor) -> Tensor:
         return self.encode(pixels(x))
@@ -69,7 +71,7 @@ class ImageClassifier(ClassifierNetwork):
     def encode(self, pictures: Tensor) -> Tensor:
         """pictures (B, C, H, W) float32 in [0, 1] → features (B, hidden)"""
         maps = self.blocks(pictures)  # (B, 2 · width, h, w), h and w at most 8
-        return torch.relu(self.dense(maps.flatten(1)))
+        return nn.functional.leaky_relu(self.dense(maps.flatten(1)), self.slope)
 
 
 def learner(options: ImageClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> WarpedLearner:

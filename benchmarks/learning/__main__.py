@@ -17,10 +17,10 @@ import typer
 
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits, photographs, small_digits
-from benchmarks.learners.texts import intents, news
+from benchmarks.learners.texts import intents
 from benchmarks.learning import constant, drift, plots
 from benchmarks.learning.runs import BATCH, Run, run
-from benchmarks.learning.streams import domains, pairs, sorted_by_class, split, tiles_mixed
+from benchmarks.learning.streams import domains, news_mixed, pairs, sorted_by_class, split, tiles_mixed
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
 from models.registry import BUILTIN
@@ -246,11 +246,18 @@ AUTO: Sequence[tuple[str, str, Callable[..., Set], str, float | None]] = (
     ("tiles", "crawl_tiles", tiles_mixed, "image-auto", None),
     ("cifar", "CIFAR-10, 10,000", photographs, "image-auto", 0.7),
     ("clinc", "CLINC150", intents, "text-auto", 0.9),
-    ("news", "20 Newsgroups, 11,096", news, "text-auto", 0.72),
+    ("news", "20 Newsgroups, 11,096", news_mixed, "text-auto", 0.72),
 )
 PARTS |= {
     f"{data}-auto-{order}-{batch}": Part(
-        f"{what}, {order}, batches of {batch}", records, learner, {}, wanted, groups, batch=batch
+        f"{what}, {order}, batches of {batch}",
+        records,
+        learner,
+        {},
+        wanted,
+        groups,
+        "val" if data == "clinc" else None,
+        batch,
     )
     for data, what, records, learner, wanted in AUTO
     for order, groups in ORDERS.items()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.learners.data import Set, tiles_apart
+from benchmarks.learners.texts import news
 
 #: what is tried out is judged on these, the last so many of the training set, at most a fifth: they are never learned
 TUNING = 5000
@@ -35,6 +36,11 @@ def split(records: Callable[..., Set], data: Path, tuning: bool, validation: str
 def tiles_mixed(data: Path, part: str = "train") -> Set:
     """Tiles as `tiles_apart` splits them, in random order, so that the last ones are of all categories."""
     return tiles_apart(data, part).shuffled(0)
+
+
+def news_mixed(data: Path, part: str = "train") -> Set:
+    """News in random order: their file is sorted by class."""
+    return news(data, part).shuffled(0)
 
 
 def sorted_by_class(records: Set, groups: Sequence[Sequence[str]], seed: int) -> Stream:

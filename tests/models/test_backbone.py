@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -50,15 +49,14 @@ def from_file(name: str = NAME, **options: Any) -> Backbone:
 
 def own(kind: str, **options: Any) -> tuple[ImageClassifier | ImageResnet, Backbone]:
     shape = (3, 16, 12)
-    settings: Mapping[str, Any]
     network: ImageClassifier | ImageResnet
     if kind == "image-classifier":
-        settings = {"width": 8, "hidden": 16}
-        classifier = ImageClassifierOptions.model_validate(settings)
+        classifier = ImageClassifierOptions(width=8, hidden=16)
+        settings = classifier.model_dump()
         network = seeded(lambda: ImageClassifier(classifier, shape, "ab"), SEED, CPU)
     else:
-        settings = {"width": 4}
-        resnet = ImageResnetOptions.model_validate(settings)
+        resnet = ImageResnetOptions(width=4)
+        settings = resnet.model_dump()
         network = seeded(lambda: ImageResnet(resnet, shape, "ab"), SEED, CPU)
     source = Source("digest", network.state_dict(), learner=kind, options=settings, shape=shape)
     return network, Backbone.begun(BackboneOptions.model_validate({"source": "m", **options}), {"source": source})

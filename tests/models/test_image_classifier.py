@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from models.averaging import AveragedLearner
-from models.image_classifier import ImageClassifierOptions, learner
+from models.backbone import _built
+from models.image_classifier import ImageClassifier, ImageClassifierOptions, learner
 from models.learner import update_generator
 from models.memory import Replayed
 from models.registry import BUILTIN
@@ -45,6 +46,28 @@ def test_any_size_and_number_of_channels(shape: tuple[int, ...], side: int) -> N
     assert losses[0] == pytest.approx(torch.tensor(2.0).log().item())  # two new classes, a head of zeros
     assert losses[-1] < losses[0] / 2
     assert ours.model.get_submodule("blocks")(torch.zeros(1, *shape)).shape[3] == side
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_a_unit_that_has_fallen_silent_still_learns(slope: float) -> None:
+    """Where it has a slope, as by default."""
+    network = learner(ImageClassifierOptions(width=8, hidden=16, slope=slope), (1, 8, 8), SEED, CPU).model
+    with torch.no_grad():
+        network.get_parameter("dense.bias").fill_(-1e3)
+    assert isinstance(network, ImageClassifier)
+    (gradient,) = torch.autograd.grad(network.features(digits()[0][:8]).sum(), [network.dense.weight])
+    assert bool(gradient.abs().sum(1).gt(0).all()) == (slope > 0)
+
+
+def test_what_was_stored_before_units_had_a_slope_answers_as_it_did() -> None:
+    stored = {"width": 8, "hidden": 16}
+    options = ImageClassifierOptions.of_version(stored)
+    assert options.slope == 0
+    assert ImageClassifierOptions().slope > 0
+    described = {"architecture": None, "learner": "image-classifier", "options": stored, "shape": [1, 8, 8]}
+    network = _built(described)
+    assert isinstance(network, ImageClassifier)
+    assert network.slope == 0
 
 
 def test_one_pass_over_the_digits_is_enough() -> None:
