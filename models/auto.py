@@ -98,6 +98,12 @@ class AutoModel(nn.Module):
     def classes(self, names: list[str]) -> None:
         self.head.classes, self.network.classes = names, list(names)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A head may be stored otherwise than it is held."""
+        head, network = parted(state_dict, "head.")
+        completed = {f"head.{name}": value for name, value in self.head.completed(head).items()}
+        return super().load_state_dict({**network, **completed}, *args, **kwargs)
+
     def classify(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
         return self.recognise(x)[0]

@@ -1,8 +1,7 @@
 """What is in a text, as hashes: n-grams of code points, words, pairs of words. No vocabulary, no language, no loop.
 
 A hash has 64 bits; whoever uses it reduces it to as many buckets as there are (Weinberger et al. 2009,
-"Feature hashing for large scale multitask learning"). Texts are read as they are: case and width carry meaning in some
-scripts and are not folded.
+"Feature hashing for large scale multitask learning"). Texts are read as they are, unless they are `folded` first.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ BASE = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio as int64: the base 
 MIX = 0xBF58476D1CE4E5B9 - (1 << 64)  # from the finaliser of SplitMix64 (Steele et al. 2014)
 WINDOW = 10  # the words of a pair are so many apart at most
 SPACE = 0x20
+CAPITALS = ((0x41, 0x5A, 32), (0xC0, 0xDE, 32), (0x391, 0x3AB, 32), (0x400, 0x40F, 80), (0x410, 0x42F, 32))
 
 
 class Found(NamedTuple):
@@ -90,6 +90,25 @@ def words(x: Tensor) -> Found:
     Args:
         x: (B, L) code points, zero-padded at the end.
     """
+    word, there = _words(x)
+    neighbours = mixed(word[:, :-1] * MIX + word[:, 1:] + 1)
+    either = there[:, 1:] | there[:, :-1]
+    either[:, 0] = True  # of a text without a word, too
+    found = [Found(mixed(word), there), Found(neighbours, either)]
+    for apart in range(1, min(WINDOW, word.shape[1] - 1) + 1):
+        pairs = mixed(word[:, :-apart] * BASE + word[:, apart:])
+        found.append(Found(pairs, there[:, :-apart] & there[:, apart:]))
+    return both(*found)
+
+
+def single(x: Tensor) -> Found:
+    """Every word, as in `words`, and no pairs."""
+    word, there = _words(x)
+    return Found(mixed(word), there)
+
+
+def _words(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, L) → numbers (B, W + 2) int64 of the words of each text between two zeros, and which of them are words"""
     points = x.to(torch.int64)
     letter = (points > 0x40) & ~((points > 0x5A) & (points < 0x61)) & ~((points > 0x7A) & (points < 0xA1))
     letter |= ((points >= 0x30) & (points < 0x3A)) | (points == 0x27)  # digits and the apostrophe
@@ -102,13 +121,15 @@ def words(x: Tensor) -> Found:
     column = torch.arange(int(count.max()) + 2, device=x.device)
     word = torch.zeros(len(x), len(column), dtype=torch.int64, device=x.device)  # 0 at both edges
     word.scatter_add_(1, torch.where(letter, number, 0), summands)
-    there = (column >= 1) & (column <= count[:, None])
-    neighbours = mixed(word[:, :-1] * MIX + word[:, 1:] + 1)
-    found = [Found(mixed(word), there), Found(neighbours, column[:-1] <= count[:, None])]
-    for apart in range(1, min(WINDOW, len(column) - 1) + 1):
-        pairs = mixed(word[:, :-apart] * BASE + word[:, apart:])
-        found.append(Found(pairs, there[:, :-apart] & there[:, apart:]))
-    return both(*found)
+    return word, (column >= 1) & (column <= count[:, None])
+
+
+def folded(x: Tensor) -> Tensor:
+    """Code points with lower case for upper case of ASCII, Latin-1, Greek and Cyrillic; others as they are."""
+    lower = x.clone()
+    for first, last, apart in CAPITALS:
+        lower += apart * ((x >= first) & (x <= last))
+    return lower
 
 
 def edged(x: Tensor) -> Tensor:

@@ -1,62 +1,78 @@
 """Text classifier that cannot forget: naive Bayes and a head in closed form, from sums alone. No stored texts.
 
-A text is the set of its hashed words, pairs of words and n-grams (`hashing`). Of these there are
+A text is the hashes of its words, each twice, and of its n-grams (`hashing`). Feature f comes t times, and weighs
 
-- the counts C_fc, how many records of class c have f, of which naive Bayes answers: f comes λ_fc = C_fc / n_c + ε times
-  in a text of class c with its n_c records, as a Poisson variable (Kim et al. 2006, "Some effective techniques for
-  naive Bayes text classification"; McCallum and Nigam 1998 compare other models of events), so that
+    u_f = round(256 v_f / |v|),   v_f = round(16 log(1 + t))
 
-      log p(x | c) = Σ_{f ∈ x} log λ_fc - Σ_f λ_fc + constant;
+so that a long text counts as much as a short one (Rennie et al. 2003, "Tackling the poor assumptions of naive Bayes
+text classifiers"). Of these there are
 
-- the sums of a head (`analytic`), over φ = round(64 v / |v|), where v adds up the signs of all f of a text in D places.
+- the sums C_fc of all u_f of class c and N_c = Σ_f C_fc, of which naive Bayes answers, by what is in a class and
+  by what is in the others: with F buckets, C_f = Σ_c C_fc, N = Σ_c N_c, U the sum of the least u of each text, and
+  idf_f = log(1 + U / (C_f + α)),
 
-Both answer together: softmax(τ (W φ + b) + β log p(x | c)). β is below 1 because the features of a text say the same
-thing many times over.
+      s_c(x) = Σ_f q_f ((1 - γ) log((C_fc + α) / (N_c + α F)) - γ log((C_f - C_fc + α) / (N - N_c + α F))),
+
+  q = u idf / |u idf|;
+
+- the sums of a head (`analytic`), over φ = round(64 w / |w|), where w has ±u_f added for each f in D places.
+
+Both answer together: softmax(τ (W φ + b) min(1, 100 / features of the text) + s(x)). In D places the many features of a
+long text hide each other, so that the head has less to say about it.
 
 All sums are whole numbers, so that order, merging and taking a record out again are exact to the last bit. C has the
-narrowest type that holds the most records of a class, and a wider one once there are more; the others are in double
-precision, which holds whole numbers to 2^53. With a forgetting factor below 1 C is in double precision, too.
+narrowest type that holds its largest number; the others are in double precision, which holds whole numbers to 2^53.
+A version holds the sums of some time before and what came since (`text_recent`). With a forgetting factor below 1 all
+sums are in double precision, and stored whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
+from models.analytic import HeadName, Solved, Sums
+from models.analytic_learner import PREFIX, AnalyticLearner, AnalyticModel, Look
 from models.familiarity import SAMPLE
-from models.hashing import Found, both, bucket, edged, mixed, ngrams, trimmed, words
-from models.learner import Blueprint, Rows, State, module_on, structural
-from models.memory import Changed
+from models.hashing import BASE, Found, both, bucket, edged, folded, mixed, ngrams, single
+from models.learner import Blueprint, Rows, State, copy_into, module_on
 from models.network import widened
+from models.text_counts import (
+    AT_ONCE,
+    ENOUGH,
+    INTEGERS,
+    NAMES,
+    ORDERS,
+    SCALE,
+    TextCounts,
+    TextCountsLearner,
+    counts_type,
+    narrowest,
+    parts,
+)
+from models.text_counts import TextAnalyticOptions as TextAnalyticOptions
+from models.text_recent import Recent, logged, of_state
 
-ORDERS = (3, 4, 5)  # of n-grams
-SCALE = 64  # the length of φ, before it is rounded
-SMOOTHING = 2e-4  # ε
-TRUST = 0.03  # β
-AT_ONCE = 1 << 16  # code points that are hashed together, and features that are weighed together, but for a longer text
-ENOUGH = 8  # records of a class from which on another one of it is no stranger
-INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)  # from narrow to wide
-NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*INTEGERS, torch.float64)}
-TYPES = {name: dtype for dtype, name in NAMES.items()}
-
-
-class TextAnalyticOptions(AnalyticOptions):
-    """`width` is D, the head's features: 4 D² bytes; naive Bayes has 1 to 4 bytes for each class and bucket."""
-
-    width: int = structural(2048, ge=8, le=16_384)
-    buckets: int = structural(1 << 16, ge=2)
+UNIT = 256  # the length of u, before it is rounded; and no weight is above 255
+STEPS = 16  # of 1, to which v is rounded
+SMOOTHING = 3.0  # α
+AGAINST = 0.3  # γ
+SHARPNESS = 8.0  # τ
+LONG = 100  # features: of a text that has more the head says less
+PIECE = 256  # texts of the log that are added together
+GRAMS = (torch.int16, torch.int32, torch.float64)  # types of sums/gram, from narrow to wide
 
 
 class TextAnalytic(AnalyticModel):
     """Texts are (B, L) int32."""
 
-    counts: Tensor  # (buckets, K) of `dtype`: C_fc
-    records: Tensor  # (K,) float64: n_c
-    lengths: Tensor  # (K,) float64: Σ_f C_fc
+    counts: Tensor  # (F, K) of `dtype`: C_fc
+    lengths: Tensor  # (K,) float64: N_c
+    units: Tensor  # () float64: U
 
     def __init__(
         self, width: int, buckets: int, classes: Sequence[str], unknown: float = 0.05, dtype: torch.dtype = torch.uint8
@@ -64,96 +80,194 @@ class TextAnalytic(AnalyticModel):
         super().__init__(width, classes, unknown)
         self.reads = (width, buckets)
         self.register_buffer("counts", torch.zeros(buckets, len(self.classes), dtype=dtype))
-        self.register_buffer("records", torch.zeros(len(self.classes), dtype=torch.float64))
         self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
+        self.register_buffer("units", torch.zeros((), dtype=torch.float64))
 
     def look(self, x: Tensor) -> Look:
-        features, rows, first = [], [], 0
+        found, first = [], 0
         for part in parts(x):
-            found = hashes(part)
-            row, buckets = found.distinct(len(self.counts))
-            features.append(self.features(found))
-            rows.append(torch.stack([row + first, buckets], 1))
+            rows = weighed(hashes(part), len(self.counts))
+            found.append(rows + rows.new_tensor([first, 0, 0]))
             first += len(part)
-        pairs = torch.cat(rows)
-        row, buckets = pairs.unbind(1)
-        logs = self.bayes(len(x), row, buckets)  # (B, K)
-        features_each = torch.bincount(row, minlength=len(x)).clamp_min(1)
-        best = logs.amax(1) if self.classes else logs.new_zeros(len(x))
-        prior = TRUST * (logs - logs.mean(1, keepdim=True))
-        return Look(torch.cat(features), prior, -best / features_each, torch.zeros(len(x), 0), pairs)
+        rows = torch.cat(found)
+        logs, strange = self.bayes(len(x), rows)
+        prior = logs - logs.mean(1, keepdim=True)
+        return Look(placed(len(x), rows, self.weight.shape[1]), prior, strange, torch.zeros(len(x), 0), rows)
 
-    def features(self, found: Found) -> Tensor:
-        """The hashes of B texts → φ (B, D) float32"""
-        signs = torch.where(found.there, (mixed(found.hashes) >> 63) * 2 + 1, 0).float()
-        v = self.weight.new_zeros(len(signs), self.weight.shape[1])
-        v.scatter_add_(1, bucket(found.hashes, v.shape[1]), signs)
-        length: Tensor = v.norm(dim=1, keepdim=True)
-        return (v * (SCALE / length.clamp_min(1))).round()
+    def told(self, look: Look) -> Tensor:
+        scores = self.scores(look.features) * trust(look)
+        return (self.sharpness * scores + look.prior).softmax(1)
 
-    def bayes(self, count: int, row: Tensor, buckets: Tensor) -> Tensor:
-        """Features of so many texts, as `Found.distinct` gives them → log p(x | c) (B, K), but for a constant"""
-        records = self.records.clamp_min(1)
-        found = self.weight.new_zeros(count, len(records))
-        for some, at in zip(torch.split(row, AT_ONCE), torch.split(buckets, AT_ONCE), strict=True):
-            logs = torch.log(self.counts[at].float() / records.float() + SMOOTHING)  # (N, K)
-            found.index_add_(0, some, logs)
-        return found - (self.lengths / records).float()
+    def bayes(self, count: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of so many texts, as `weighed` gives them → s (B, K); and what is unlike all classes in each (B,)"""
+        buckets, classes = self.counts.shape
+        lengths = (self.lengths + SMOOTHING * buckets).log().float()
+        others = (self.lengths.sum() - self.lengths + SMOOTHING * buckets).log().float()
+        units = self.units.float()
+        found = self.weight.new_zeros(count, classes + 2)  # and of q before it has length 1 its squares, its sum
+        for some in torch.split(rows, AT_ONCE):
+            text, at, u = some.unbind(1)
+            within = self.counts[at].float()  # (N, K)
+            total = within.sum(1, keepdim=True)
+            q = u[:, None] * torch.log1p(units / (total + SMOOTHING))
+            logs = (within + SMOOTHING).log() - lengths
+            against = (total - within + SMOOTHING).log() - others
+            speaks = (1 - AGAINST) * logs - AGAINST * against
+            found.index_add_(0, text, torch.cat([q * speaks, q * q, q], 1))
+        logs, squares, total = found[:, :classes], found[:, -2:-1], found[:, -1]
+        best = logs.amax(1) if classes else logs.new_zeros(count)
+        return logs / squares.sqrt().clamp_min(1e-9), -best / total.clamp_min(1e-9)
 
     def grow(self, classes: int) -> None:
         super().grow(classes)
-        self.counts = widened(self.counts.T, classes).T.contiguous()
-        self.records, self.lengths = widened(self.records, classes), widened(self.lengths, classes)
+        self.counts = F.pad(self.counts, (0, classes))
+        self.lengths = widened(self.lengths, classes)
 
-
-def narrowest(records: float) -> torch.dtype:
-    """The type of C where no class has more records."""
-    return next(dtype for dtype in INTEGERS if records <= torch.iinfo(dtype).max)
-
-
-def parts(x: Tensor) -> Iterator[Tensor]:
-    """The texts of x (B, L) in their order, a few at a time, each part as wide as its longest text: time and memory go
-    with what is there, not with `max_chars`."""
-    wide = trimmed(x)
-    return map(trimmed, torch.split(wide, max(1, AT_ONCE // wide.shape[1])))
+    def completed(self, serving: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
+        """The sums of now, of those of some time before and what came since."""
+        found = {name: value for name, value in serving.items() if name not in logged(serving)}
+        if "counts" not in serving:
+            return found
+        counts, before = torch.zeros_like(self.counts), tensor(serving["counts"])
+        if before.numel():  # there is none of before the first text
+            fitting = counts[:, : before.shape[-1]]
+            copy_into({"counts": fitting}, {"counts": before})
+        count(counts, *of_state(serving))
+        return {**found, "counts": counts}
 
 
 def hashes(x: Tensor) -> Found:
     """x (B, L) code points → what is in each text."""
-    return both(words(x), ngrams(edged(x), ORDERS))
+    x = folded(x)
+    word = single(x)
+    return both(word, word, ngrams(edged(x), ORDERS))
+
+
+def weighed(found: Found, buckets: int) -> Tensor:
+    """The hashes of B texts → (N, 3) int64: a text, one of its features and its weight u, text by text."""
+    text = torch.arange(len(found.hashes), device=found.hashes.device)[:, None]
+    each, times = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there], return_counts=True)
+    row, v = each // buckets, (STEPS * times.double().log1p()).round()
+    squares = v.new_zeros(len(found.hashes)).index_add_(0, row, v * v)
+    u = (UNIT * v / squares.sqrt()[row]).round().clamp_max(UNIT - 1)
+    return torch.stack([row, each % buckets, u.long()], 1)
+
+
+def placed(count: int, rows: Tensor, width: int) -> Tensor:
+    """Features of so many texts, as `weighed` gives them → φ (B, D) float32"""
+    text, at, u = rows.unbind(1)
+    spread = mixed(at * BASE + 1)
+    w = torch.zeros(count * width, dtype=torch.float64, device=rows.device)
+    w.index_add_(0, text * width + bucket(spread, width), (u * ((mixed(spread) >> 63) * 2 + 1)).double())
+    w = w.view(count, width)
+    length = w.square().sum(1, keepdim=True).sqrt().clamp_min(1)
+    return (w * (SCALE / length)).round().float()
+
+
+def trust(look: Look) -> Tensor:
+    """(B, 1): how much the head has to say"""
+    features = torch.bincount(look.rows[:, 0], minlength=len(look.features))[:, None]
+    return (LONG / features.clamp_min(LONG)).to(look.features)
+
+
+def count(counts: Tensor, rows: Tensor, y: Tensor, sign: int = 1) -> None:
+    """Adds weights of features (N, 3) of texts of the classes (B,) to C (F, K), which has to hold what comes out."""
+    if len(rows) and (int(rows[:, 1].max()) >= len(counts) or int(y.max()) >= counts.shape[1] or int(y.min()) < 0):
+        raise ValueError("the log of the last texts names buckets or classes that there are not.")
+    text, at, u = rows.to(counts.device).unbind(1)
+    counts.index_put_((at, y.to(counts.device)[text]), (sign * u).to(counts), accumulate=True)  # in bytes -1 is 255
+
+
+def tensor(value: Tensor | Rows) -> Tensor:
+    return value.tensor if isinstance(value, Rows) else value
+
+
+class TextSums(Sums):
+    """Sums that are stored as they were some time before, and a head with weights in half precision: a version holds
+    K D of them."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        super().__init__(width, device)
+        self.base: dict[str, Tensor] | None = None  # those of before, as they are stored; None: those of now are
+
+    def keep(self) -> None:
+        """Those of now are the ones to start from."""
+        self.base = None
+        self.base = self.capture()
+
+    def solve(self, head: HeadName, ridge: float) -> Solved:
+        solved = super().solve(head, ridge)
+        most = torch.finfo(torch.half).max
+        return Solved(solved.weight.clamp(-most, most).half().float(), solved.bias)
+
+    def copy(self) -> TextSums:
+        made = TextSums(0, self.gram.device)
+        made.width, made.gram = self.width, self.gram.clone()
+        made.by_class, made.counts = self.by_class.clone(), self.counts.clone()
+        return made
+
+    def capture(self) -> dict[str, Tensor]:
+        """As `Sums.capture`, with the narrowest type of G that holds all of it."""
+        if self.base is not None:
+            return self.base
+        state = super().capture()
+        gram = state["sums/gram"]
+        dtype = next(dtype for dtype in GRAMS if torch.equal(gram.to(dtype).to(gram), gram))
+        return {**state, "sums/gram": gram.to(dtype)}
+
+    def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
+        base = {name: tensor(value).clone() for name, value in state.items()}
+        grown = {name: widened(each, max(0, len(self.counts) - len(each))) for name, each in base.items()}
+        super().restore({name: base[name] if name == "sums/gram" else each for name, each in grown.items()})
+        self.base = base
 
 
 class TextAnalyticLearner(AnalyticLearner):
     """An `AnalyticLearner` that counts as well."""
 
     _model: TextAnalytic
+    _sums: TextSums
     #: Not chosen: of a class that has just come the head knows little and naive Bayes enough, so that predictions of a
     #: stream that is sorted by class would fare best without the head, and all classes together would not.
-    sharpness = (6.0,)
+    sharpness = (SHARPNESS,)
 
     def __init__(self, network: TextAnalytic, options: TextAnalyticOptions, device: torch.device) -> None:
         super().__init__(network, options, device)
-        self._changed = Changed()
+        self._sums = TextSums(network.weight.shape[1], device)
         self._scored = torch.zeros((), dtype=torch.int64)
+        self._recent = Recent()
+        self._base = torch.zeros(0, 0, dtype=network.counts.dtype)  # C of before the texts in the log
+        self._is_stored = False  # whether a version has what was before them
+        if options.forgetting == 1:
+            self._sums.keep()
 
     def capture(self) -> State:
-        state, counts = super().capture(), self._model.counts
-        meta = {**state.meta, "counts": NAMES[counts.dtype]}
-        if self.options.forgetting < 1:  # every update changes all of it
-            return State(state.serving, state.training, meta)
-        return State({**state.serving, "counts": Rows(counts, self._changed.take())}, state.training, meta)
+        state, model = super().capture(), self._model
+        serving = {**state.serving, "weight": model.weight.half(), **self._recent.capture()}
+        training = {**state.training, PREFIX + "weight": self._weight.half()}
+        meta = {**state.meta, "counts": NAMES[model.counts.dtype]}
+        if self._sums.base is None:  # every update changes all of them
+            return State(serving, training, meta)
+        changed = torch.empty(0, dtype=torch.int64) if self._is_stored else None
+        self._is_stored = True
+        sums = {name: Rows(each, changed) for name, each in self._sums.base.items()}
+        return State({**serving, "counts": Rows(self._base, changed)}, {**training, **sums}, meta)
 
     def restore(self, state: State) -> None:
         # Fractions that are left of a former forgetting factor stay.
         fades = self.options.forgetting < 1
         self._model.counts = self._model.counts.to(torch.float64 if fades else counts_type(state.meta))
-        training = state.training if "familiar" in state.serving else {**state.training, "head/scored": self._scored}
-        super().restore(State(state.serving, training, state.meta))
-        stored = state.serving["counts"]
-        is_same = (stored.tensor if isinstance(stored, Rows) else stored).dtype == self._model.counts.dtype
-        self._changed = Changed()  # of another type: all of it
-        if is_same:
-            self._changed.take()
+        super().restore(state)
+        self._base, self._is_stored = tensor(state.serving["counts"]).clone(), True
+        self._recent.restore(logged(state.serving))
+        rows, y = self._recent.read()
+        for first in range(0, len(y), PIECE):
+            some = rows[(rows[:, 0] >= first) & (rows[:, 0] < first + PIECE)]
+            of_some = y[first : first + PIECE]
+            self._sums.add(placed(len(of_some), some - some.new_tensor([first, 0, 0]), self._sums.width), of_some)
+
+    def _scores(self, look: Look) -> Tensor:
+        return super()._scores(look) * trust(look).cpu()
 
     def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
         """The scores of the last records, each from before it was learned."""
@@ -167,61 +281,78 @@ class TextAnalyticLearner(AnalyticLearner):
         return {**super()._own(), "head/scored": self._scored}
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        fades = self.options.forgetting < 1
+        is_logged = sign > 0 and not fades and self._recent.could_hold(look.rows, y)
+        if is_logged and not self._recent.has_room(look.rows, y):
+            self._keep()
         super()._add(look, y, sign)
+        self._count(look.rows, y, sign)
+        if is_logged:
+            self._recent.add(look.rows, y)
+        elif fades:
+            self._recent.clear()
+            self._sums.base = None
+        else:
+            self._keep()
+
+    def _count(self, rows: Tensor, y: Tensor, sign: int) -> None:
         model, kept = self._model, self.options.forgetting ** len(y)
-        row, buckets = look.rows.unbind(1)
-        y = y.to(row.device)
-        self._widen(self._sums.counts.max().item())
+        text, at, u = rows.unbind(1)
         if kept < 1:
-            for each in (model.counts, model.records, model.lengths):
+            for each in (model.counts, model.lengths, model.units):
                 each *= kept
-        one = torch.tensor(sign, dtype=torch.int64, device=row.device)
-        model.counts.index_put_((buckets, y[row]), one.to(model.counts), accumulate=True)  # in bytes -1 is 255
-        model.lengths.index_put_((y[row],), one.double(), accumulate=True)
-        model.records.index_put_((y,), one.double(), accumulate=True)
-        self._changed.add(*buckets.tolist())
+        of_class = y.to(rows.device)[text]
+        cells, cell = torch.unique(at * model.counts.shape[1] + of_class, return_inverse=True)
+        more = torch.zeros(len(cells), dtype=torch.int64, device=rows.device).index_add_(0, cell, sign * u)
+        flat = model.counts.view(-1)
+        sums = flat[cells] + more
+        self._widen(sums.max().item() if len(sums) else 0)
+        model.counts.view(-1)[cells] = sums.to(model.counts)
+        model.lengths.index_add_(0, of_class, (sign * u).double())
+        least = u.new_full((len(y),), UNIT).scatter_reduce_(0, text, u, "amin")
+        model.units += sign * least.sum()
 
     def _join(self, other: Self, numbers: Tensor) -> None:
         super()._join(other, numbers)
-        theirs, numbers = other._model, numbers.to(self._device)
-        self._widen(self._sums.counts.max().item())
-        self._model.counts[:, numbers] += theirs.counts.to(self._model.counts)
-        self._model.records[numbers] += theirs.records.to(self._device)
-        self._model.lengths[numbers] += theirs.lengths.to(self._device)
-        self._changed = Changed()
+        model, theirs, numbers = self._model, other._model, numbers.to(self._device)
+        sums = model.counts[:, numbers].to(torch.float64) + theirs.counts.to(self._device)
+        self._widen(sums.max().item() if sums.numel() else 0)
+        model.counts[:, numbers] = sums.to(model.counts)
+        model.lengths[numbers] += theirs.lengths.to(self._device)
+        model.units += theirs.units.to(self._device)
+        self._keep()
 
-    def _widen(self, records: float) -> None:
-        """Has C hold as many records of a class."""
+    def _keep(self) -> None:
+        """The sums of now are the ones to start from."""
+        self._recent.clear()
+        self._sums.keep()
+        self._base, self._is_stored = self._model.counts.clone(), False
+
+    def _widen(self, most: float) -> None:
+        """Has C hold numbers up to this one."""
         counts = self._model.counts
-        if not counts.is_floating_point() and records > torch.iinfo(counts.dtype).max:
-            self._model.counts = counts.to(narrowest(records))
-            self._changed = Changed()  # another type: all of it
-
-    def _grow(self, labels: Sequence[str]) -> None:
-        super()._grow(labels)
-        if labels:
-            self._changed = Changed()  # another shape: all of it
-
-
-def counts_type(meta: Mapping[str, Any]) -> torch.dtype:
-    """The type of C in a captured state. Former versions did not name it: single precision, now double."""
-    return TYPES[meta.get("counts", "float64")]
+        if not counts.is_floating_point() and most > torch.iinfo(counts.dtype).max:
+            self._model.counts = counts.to(narrowest(most))
 
 
 def learner(
     options: TextAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> TextAnalyticLearner:
+) -> TextAnalyticLearner | TextCountsLearner:
     dtype = torch.float64 if options.forgetting < 1 else INTEGERS[0]
-    network = module_on(lambda: TextAnalytic(options.width, options.buckets, (), options.unknown, dtype), device)
+    network = module_on(lambda: untrained(options, (), dtype), device)
+    if isinstance(network, TextCounts):
+        return TextCountsLearner(network, options, device)
     return TextAnalyticLearner(network, options, device)
 
 
-def model(options: TextAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextAnalytic:
-    classes, dtype = meta["classes"], counts_type(meta)
-    network = module_on(
-        lambda: TextAnalytic(options.width, options.buckets, classes, options.unknown, dtype), torch.device("cpu")
-    )
-    return network.eval()
+def model(options: TextAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextAnalytic | TextCounts:
+    dtype = counts_type(meta)
+    return module_on(lambda: untrained(options, meta["classes"], dtype), torch.device("cpu")).eval()
+
+
+def untrained(options: TextAnalyticOptions, classes: Sequence[str], dtype: torch.dtype) -> TextAnalytic | TextCounts:
+    family = TextAnalytic if options.counts == "weights" else TextCounts
+    return family(options.width, options.buckets, classes, options.unknown, dtype)
 
 
 BLUEPRINT = Blueprint(TextAnalyticOptions, learner, model, "text")
