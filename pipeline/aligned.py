@@ -37,7 +37,7 @@ class AlignedReader:
         self._readers = (labels, records)
         self._clock = clock
         self._now = now
-        self._newest_ms: dict[Partition, float] = {}
+        self._last_ms: dict[Partition, float] = {}  # of the last record, not the newest: its clock may be ahead
         self._gave_s = dict.fromkeys(self._readers, clock())
         begins = Polled()
         for reader in self._readers:
@@ -63,7 +63,7 @@ class AlignedReader:
 
     def read_up_to_ms(self) -> float:
         """The time up to which all has been polled, as far as the brokers have told; -inf where that is not known."""
-        return min(max(self._newest_ms.values(), default=-math.inf), self._behind_ms(self.lag()))
+        return min(max(self._last_ms.values(), default=-math.inf), self._behind_ms(self.lag()))
 
     def lag(self) -> dict[Partition, int]:
         """As `Reader.lag`, like the rest."""
@@ -113,10 +113,9 @@ class AlignedReader:
             self._gave_s[reader] = self._clock()
             now_ms = 1000 * self._now()
             for record in polled.records:
-                at = Partition(record.topic, record.partition)
-                self._newest_ms[at] = max(min(record.timestamp_ms, now_ms), self._newest_ms.get(at, -math.inf))
+                self._last_ms[Partition(record.topic, record.partition)] = min(record.timestamp_ms, now_ms)
         return polled
 
     def _behind_ms(self, lag: Mapping[Partition, int]) -> float:
-        """The least of the newest timestamps of partitions that have more to come; inf where none has."""
-        return min((self._newest_ms.get(at, -math.inf) for at, records in lag.items() if records), default=math.inf)
+        """The least of the last timestamps of partitions that have more to come; inf where none has."""
+        return min((self._last_ms.get(at, -math.inf) for at, records in lag.items() if records), default=math.inf)

@@ -88,6 +88,27 @@ def test_labels_are_joined_beside_a_pair_of_another_time(
             assert again.finish().counts == {"learned": 8, "joined": 8}
 
 
+def test_a_worker_that_catches_up_is_not_led_by_a_clock_that_was_ahead(
+    kafka: str, redis_url: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hours ago one record of many was half an hour ahead of its day; now it is past, like all others."""
+    monkeypatch.setattr("pipeline.reader.CHUNK_RECORDS", 4)
+    config, records, labels, _ = labelled_by(topics, kafka, redis_url)
+    begin_ms = now_ms() - 2 * HOUR_MS
+    with Publisher(config.kafka) as publisher:
+        for number in range(60):
+            id_, at_ms = f"{number}".encode(), begin_ms + 30_000 * number
+            headers = [("id", id_)]
+            if number == 10:
+                publisher.publish(records.name, b"odd", headers=[("id", b"odd")], timestamp_ms=at_ms + HOUR_MS // 2)
+            publisher.publish(records.name, b"text", headers=headers, timestamp_ms=at_ms)
+            publisher.publish(labels.name, b"a", headers=headers, timestamp_ms=at_ms + 3000)
+            publisher.flush(10)
+    with working(config) as run:
+        run.until(lambda manifest: sum(manifest.counts.values()) >= 120)
+        assert run.finish().counts["joined"] == 60
+
+
 def test_records_behind_an_open_transaction_are_told(
     kafka: str, redis_url: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
