@@ -14,9 +14,12 @@ mean m = Σ_c S_c / n, the scatter G̃ = G - n m mᵀ and the classes' means μ_
 where Σ = (G - Σ_c n_c μ_c μ_cᵀ) / n is the scatter within classes, g the mean of the diagonal of what is inverted, and
 every class as likely as the next for the last two. So λ counts records: as if λ more had come that say nothing about
 anything (a prior whose weight does not grow with the stream: Bishop 2006, "Pattern recognition and machine learning",
-eq. 3.54). Ridge from such sums is analytic class-incremental learning (Zhuang et al. 2022, "ACIL: analytic class-
-incremental learning with absolute memorization"), and LDA from them is streaming LDA (Hayes and Kanan 2020, "Lifelong
-machine learning with deep streaming LDA").
+eq. 3.54). Which λ is best depends on how noisy labels are; where none is given, it is the one of `RIDGES` for which the
+sums promise the least error on other records (generalised cross-validation: Golub, Heath and Wahba 1979).
+
+Ridge from such sums is analytic class-incremental learning (Zhuang et al. 2022, "ACIL: analytic class-incremental
+learning with absolute memorization"), and LDA from them is streaming LDA (Hayes and Kanan 2020, "Lifelong machine
+learning with deep streaming LDA").
 
 Sums add up: two heads merge by adding theirs, and a record is taken out by subtracting its own. With a forgetting
 factor γ < 1 what was there before a record counts γ times as much: then order matters, as it should under drift.
@@ -30,15 +33,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from models.familiarity import signs
 from models.learner import Rows, copy_into
 from models.network import widened
 
 HeadName = Literal["ridge", "lda", "means"]
+RIDGES = (10.0, 50.0, 250.0)  # λ that are tried where none is given
+PROBES = 8  # for the trace of an inverse (Hutchinson 1990)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +97,9 @@ class Sums:
         self.by_class[numbers] += other.by_class
         self.counts[numbers] += other.counts
 
-    def solve(self, head: HeadName, ridge: float) -> Solved:
-        """The head of these sums, with λ = `ridge` in records; a class without a record has no weights."""
+    def solve(self, head: HeadName, ridge: float | None) -> Solved:
+        """The head of these sums, with λ = `ridge` in records, or the best of `RIDGES`, which is `RIDGES[0]` where the
+        head is no ridge; a class without a record has no weights."""
         n = self.counts.sum()
         means = self.by_class / self.counts.clamp_min(1)[:, None]  # (K, D)
         if head == "means" or n < 1:
@@ -99,11 +107,15 @@ class Sums:
         mean = self.by_class.sum(0) / n
         gram = self.gram.to("cpu", copy=True)
         if head == "ridge":
-            factor = _factor(gram.addr_(mean, mean, alpha=-n.item()), ridge / n.item())
+            gram.addr_(mean, mean, alpha=-n.item())
             targets = self.by_class - self.counts[:, None] * mean
-            weight = torch.cholesky_solve(targets.T, factor).T
+            spread = (self.counts * (1 - self.counts / n)).sum()
+            found = [
+                _ridge(gram.clone(), targets, each / n.item(), n, spread) for each in ((ridge,) if ridge else RIDGES)
+            ]
+            weight = min(found, key=itemgetter(0))[1]
             return Solved(weight.float(), (self.counts / n - weight @ mean).float())
-        factor = _factor(gram.addmm_(means.T, self.by_class, alpha=-1).div_(n), ridge / n.item())
+        factor, _ = _factor(gram.addmm_(means.T, self.by_class, alpha=-1).div_(n), (ridge or RIDGES[0]) / n.item())
         weight = torch.cholesky_solve(means.T, factor).T
         return Solved(weight.float(), -0.5 * (weight * means).sum(1).float())
 
@@ -129,8 +141,29 @@ class Sums:
         self.gram = unpacked(gram)
 
 
-def _factor(matrix: Tensor, share: float) -> Tensor:
-    """matrix (D, D) float64, with a share of its mean diagonal more on the diagonal → its lower Cholesky factor.
+def _ridge(gram: Tensor, targets: Tensor, share: float, n: Tensor, spread: Tensor) -> tuple[float, Tensor]:
+    """Weights (K, D), and how well they would fare on other records: their mean squared error by generalised cross-
+    validation, r / n / (1 - f / n)², of r the squared residuals and f the degrees of freedom.
+
+    Args:
+        gram: G̃ (D, D), which is changed
+        targets: (K, D) n_c (μ_c - m)
+        share: λ / n
+        n: records
+        spread: the squared targets, less their means
+    """
+    factor, added = _factor(gram, share)
+    probes = signs(PROBES, len(gram)).to(gram).T  # (D, PROBES)
+    solved = torch.cholesky_solve(torch.cat([targets.T, probes], 1), factor)
+    weight = solved[:, : len(targets)].T
+    freedom = len(gram) - added * (probes * solved[:, len(targets) :]).sum() / PROBES
+    residual = spread - (weight * targets).sum() - added * weight.square().sum()
+    return (residual / (n - freedom).clamp_min(1e-9).square()).item(), weight
+
+
+def _factor(matrix: Tensor, share: float) -> tuple[Tensor, float]:
+    """matrix (D, D) float64, with a share of its mean diagonal more on the diagonal → its lower Cholesky factor, and
+    what was added.
 
     Where that is too little for what rounding has left of the sums, ten times as much, and so on. Changes the matrix.
     """
@@ -141,7 +174,7 @@ def _factor(matrix: Tensor, share: float) -> Tensor:
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
-            return factor
+            return factor, wanted
         added, wanted = wanted, 10 * wanted
 
 

@@ -41,7 +41,7 @@ class AnalyticOptions(Options):
     """What all of them can be told."""
 
     head: HeadName = "ridge"
-    ridge: float = Field(10.0, gt=0)  # λ, in records
+    ridge: float | None = Field(10.0, gt=0)  # λ, in records; none: what the sums tell
     forgetting: float = Field(1.0, gt=0, le=1)  # γ: what counts of all before, at each record
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     unknown: float = Field(0.05, gt=0, lt=0.5)  # share of records like the learned ones that may be called unknown
@@ -131,7 +131,7 @@ class AnalyticLearner:
     needs_label = True
     replay_capacity = 0
     replay_size = 0
-    #: τ is the one of these that the predictions of late would have fared best with
+    #: τ is what the predictions of late would have fared best with, between the neighbours of the best of these
     sharpness = tuple(2.0**k for k in range(-2, 10))
 
     def __init__(self, network: AnalyticModel, options: AnalyticOptions, device: torch.device) -> None:
@@ -293,7 +293,7 @@ class AnalyticLearner:
         kept = 0.5 ** (len(y) / HORIZON)
         every = [F.cross_entropy(sharpness * scores + prior, y, reduction="sum") for sharpness in self.sharpness]
         self._losses = kept * self._losses + torch.stack(every)
-        model.sharpness.fill_(self.sharpness[int(self._losses.argmin())])
+        model.sharpness.fill_(lowest(self.sharpness, self._losses.tolist()))
         return logs
 
     def scale_learning_rate(self, factor: float) -> None:
@@ -314,3 +314,13 @@ class AnalyticLearner:
         sums = self._sums.copy()
         self._fresh = torch.zeros_like(self._fresh)
         self._solving = self._solver.submit(sums.solve, self.options.head, self.options.ridge)
+
+
+def lowest(places: Sequence[float], losses: Sequence[float]) -> float:
+    """Where the parabola through the least loss and its neighbours is lowest; places, each twice the one before."""
+    at = min(range(len(losses)), key=losses.__getitem__)
+    if not 0 < at < len(losses) - 1:
+        return places[at]
+    before, least, after = losses[at - 1 : at + 2]
+    bend = before - 2 * least + after
+    return places[at] * (2 ** (0.5 * (before - after) / bend) if bend > 0 else 1.0)

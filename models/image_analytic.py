@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,15 +37,18 @@ from models.backbone import Backbone, BackboneOptions, references
 from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole
 from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
 from models.network import pixels
+from models.patches import Patches
 from models.wavelets import Wavelets
 
 CELLS = 3  # of a side: where maps are averaged
 
 
 class ImageAnalyticOptions(AnalyticOptions):
-    """`width` is D, the number of random features: a state of 2 D² bytes."""
+    """`width` is D, the number of features: a state of 4 D² bytes."""
 
-    width: int = structural(2000, ge=8, le=16_384)
+    ridge: float | None = Field(None, gt=0)  # λ, in records; none: the one by which the sums promise the least error
+    width: int = structural(2500, before=2000, ge=8, le=16_384)
+    patches: bool = structural(True, before=False)  # two thirds of the features, beside wavelets
     features: BackboneOptions | None = structural(None)  # what takes the place of the wavelets
 
 
@@ -71,12 +75,15 @@ class ImageAnalytic(AnalyticModel):
     mean: Tensor  # of v, (d + 1,)
     whitener: Tensor  # (d + 1, d + 1)
 
-    def __init__(self, extractor: Wavelets | Seen, width: int, classes: Sequence[str], unknown: float = 0.05) -> None:
+    def __init__(
+        self, extractor: Wavelets | Seen, patches: Patches | None, width: int, classes: Sequence[str], unknown: float
+    ) -> None:
         super().__init__(width, classes, unknown)
-        self.extractor = extractor
-        self.reads = (width, extractor.dim)
-        self.register_buffer("projection", signs(width, extractor.dim), persistent=False)
-        numbers = min(width, FAMILIAR) + 1
+        self.extractor, self.patches = extractor, patches
+        random = width - (patches.dim if patches else 0)
+        self.reads = (width, extractor.dim, random)
+        self.register_buffer("projection", signs(random, extractor.dim), persistent=False)
+        numbers = min(random, FAMILIAR) + 1
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("whitener", torch.zeros(numbers, numbers))
 
@@ -84,7 +91,10 @@ class ImageAnalytic(AnalyticModel):
         pictures = pixels(x)
         seen = projected(self.extractor(pictures), self.projection)  # (B, D)
         v = whole(torch.cat([seen[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1))  # (B, d + 1)
-        features = seen.add_(1).square_().mul_(STEPS).round_().div_(STEPS)
+        features = seen.add_(1).square_()
+        if self.patches is not None:
+            features = torch.cat([features, self.patches(x)], 1)
+        features = features.mul_(STEPS).round_().div_(STEPS)
         strange = distances(v.to(self.mean), self.mean, self.whitener)
         return Look(features, self.weight.new_zeros(()), strange, v, torch.zeros(0, 2, dtype=torch.int64))
 
@@ -102,12 +112,12 @@ class ImageAnalyticLearner(AnalyticLearner):
         self.options, self._device = options, device
         self._constant = Frozen()
         if options.features is None:
-            self._build(Wavelets(shape))
+            self._build(*fixed(options, shape))
 
     def begin(self, sources: Mapping[str, Source]) -> None:
         features = self.options.features
         if features is not None:
-            self._build(Seen(Backbone.begun(features, sources), features))
+            self._build(Seen(Backbone.begun(features, sources), features), None)
 
     def merge(self, other: Self) -> None:
         if not alike(self._model.extractor, other._model.extractor):
@@ -139,18 +149,23 @@ class ImageAnalyticLearner(AnalyticLearner):
     def restore(self, state: State) -> None:
         features = self.options.features
         if features is not None:
-            self._build(Seen(Backbone.described(state.meta["features"]), features))
+            self._build(Seen(Backbone.described(state.meta["features"]), features), None)
         super().restore(state)
         if familiar := {name: t for name, t in state.training.items() if name.startswith("familiar/")}:
             self._acquaintance.restore(familiar)  # versions of before have none
         self._constant.restored()
 
-    def _build(self, extractor: Wavelets | Seen) -> None:
+    def _build(self, extractor: Wavelets | Seen, patches: Patches | None) -> None:
         """Everything but what is learned."""
         options = self.options
-        network = module_on(lambda: ImageAnalytic(extractor, options.width, (), options.unknown), self._device)
+        network = module_on(lambda: ImageAnalytic(extractor, patches, options.width, (), options.unknown), self._device)
         super().__init__(network.eval(), options, self._device)
         self._acquaintance = Acquaintance(len(network.mean))
+
+
+def fixed(options: ImageAnalyticOptions, shape: tuple[int, ...]) -> tuple[Wavelets, Patches | None]:
+    """What is seen of pictures of a shape (C, H, W) without a backbone."""
+    return Wavelets(shape), Patches(shape, options.width * 2 // 3) if options.patches else None
 
 
 def alike(one: Wavelets | Seen, other: Wavelets | Seen) -> bool:
@@ -171,10 +186,10 @@ def learner(
 
 def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageAnalytic:
     features = options.features
-    extractor = Wavelets(shape) if features is None else Seen(Backbone.described(meta["features"]), features)
-    made = module_on(
-        lambda: ImageAnalytic(extractor, options.width, meta["classes"], options.unknown), torch.device("cpu")
-    )
+    seen: tuple[Wavelets | Seen, Patches | None] = fixed(options, shape)
+    if features is not None:
+        seen = Seen(Backbone.described(meta["features"]), features), None
+    made = module_on(lambda: ImageAnalytic(*seen, options.width, meta["classes"], options.unknown), torch.device("cpu"))
     return made.eval()
 
 
