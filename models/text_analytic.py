@@ -195,7 +195,7 @@ class TextSums(Sums):
         self.base = None
         self.base = self.capture()
 
-    def solve(self, head: HeadName, ridge: float) -> Solved:
+    def solve(self, head: HeadName, ridge: float | None) -> Solved:
         solved = super().solve(head, ridge)
         most = torch.finfo(torch.half).max
         return Solved(solved.weight.clamp(-most, most).half().float(), solved.bias)
