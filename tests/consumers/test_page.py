@@ -170,6 +170,12 @@ def test_a_model_that_is_there_no_more_is_shown_no_more(tmp_path: Path, page: Pa
         page.get_by_role("button", name="Film-strip").first.click()
         expect(strip).to_have_attribute("src", re.compile("^data:image/png"))
         assert strip.evaluate("image => image.clientHeight < innerHeight")  # of one version, too
-        makers["second"].store.release(makers["second"].fence)
+        for maker in makers.values():
+            maker.store.release(maker.fence)
         makers["second"].store.delete()
         expect(page.locator("section")).to_have_count(1)
+        makers["first"].store.reset()
+        expect(page.locator("section > p").nth(1)).to_have_text("It has no version yet.")
+        Maker(Store(redis, "first", "first"), "image-vae", BUILTIN["image-vae"], GREY, **VAE).commit()
+        expect(page.locator("section > .facts").first).to_have_text(re.compile("version"))
+        expect(strip).to_be_visible()  # the tab that was open
