@@ -10,11 +10,11 @@ for them. With their probabilities p and q a record is answered by the logarithm
 
     Σ -log answer_y + ρ/2 ((a - 1)² + b²)
 
-over evidence: records that neither of them learns. So without evidence the head answers alone, and what the weights
-add up to is how sure the answers may be (a temperature, as in Guo et al. 2017, "On calibration of modern neural
-networks"). Evidence is one in `SHARE` records of a class of which `FIRST` were learned, by their ids, kept as a sample
-with equal room for each class (`held_out`). It is asked of what both are now. Predictions of the last records, which
-cost no evidence, say little in a stream that is sorted by class: there the best answer is always the last one.
+over records that neither of them learns (`evidence`), none of a class before `FIRST` of it were learned. So without
+evidence the head answers alone, and what the weights add up to is how sure the answers may be (a temperature, as in
+Guo et al. 2017, "On calibration of modern neural networks"). Evidence is asked of what both are now. Predictions of
+the last records, which cost nothing, say little in a stream that is sorted by class: there the best answer is always
+the last one.
 """
 
 from __future__ import annotations
@@ -32,18 +32,15 @@ from models import image_analytic, image_classifier, text_analytic, text_classif
 from models.acquainted import parted
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
+from models.evidence import PREFIX, Evidence
 from models.familiarity import ranks, tempered
-from models.held_out import PREFIX as HELD_OUT
-from models.held_out import HeldOut, is_held_out
 from models.image_analytic import ImageAnalyticOptions
 from models.image_classifier import ImageClassifierOptions
 from models.learner import Batch, Beginning, Blueprint, Options, Report, Rows, Source, State, copy_into
 from models.text_analytic import TextAnalyticOptions
 from models.text_classifier import TextClassifierOptions
 
-SHARE = 1 / 10
 FIRST = 16
-SLOTS = 500
 HEAD_ALONE = torch.tensor([1.0, 0.0])
 PRIOR = 4.0  # ρ: as if so many records spoke for the head alone
 FEW, EVERY = 64, 1000  # records after which the weights are found anew: half of all, but not fewer nor more
@@ -134,7 +131,7 @@ class AutoLearner:
 
     needs_label = True
 
-    def __init__(self, head: AnalyticLearner, network: ClassifierLearner, evidence: HeldOut) -> None:
+    def __init__(self, head: AnalyticLearner, network: ClassifierLearner, evidence: Evidence) -> None:
         self._head = head
         self._network = network
         self._evidence = evidence
@@ -178,9 +175,7 @@ class AutoLearner:
         rest = [row for row in range(len(batch)) if row not in evidence]
         logs: dict[int, Tensor] = {}  # row → (2, K) of before
         if evidence:
-            kept = batch.rows(evidence)
-            self._evidence.add(kept)
-            logs |= zip(evidence, self._asked(kept.x), strict=True)
+            logs |= zip(evidence, self._asked(batch.x[evidence]), strict=True)
         if rest:
             learned = batch.rows(rest)
             logs |= zip(rest, both(self._head.learn(learned, rng), self._network.learn(learned, rng)), strict=True)
@@ -190,7 +185,8 @@ class AutoLearner:
     def _report(self, labels: Sequence[str | None], known: Sequence[str], logs: Sequence[Tensor]) -> Report:
         """What was said of a batch, with the weights of before; and then, perhaps, others."""
         numbers = {label: number for number, label in enumerate(self._head.classes)}
-        answers = [pooled(said, self._weights).log_softmax(0) for said in logs]  # evidence has no new class
+        every = [F.pad(said, (0, len(numbers) - said.shape[1]), value=FLOOR) for said in logs]  # new to the evidence
+        answers = [pooled(said, self._weights).log_softmax(0) for said in every]
         loss = -sum(answer[numbers[str(label)]].item() for answer, label in zip(answers, labels, strict=True))
         best = [known[int(answer[: len(known)].argmax())] if known else None for answer in answers]
         a, b = self._weights.tolist()
@@ -199,8 +195,9 @@ class AutoLearner:
         return Report(loss / len(labels), best, {"head_weight": a, "network_weight": b})
 
     def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
-        if id_ in self._evidence.remembered():
-            return self._evidence.correct(id_, label)
+        if id_ in self._evidence.remembered() and label in self._head.classes:
+            self._evidence.relabel(id_, self._head.classes.index(label))
+            return True
         kept = self._network.kept(id_)
         if not self._network.correct(id_, label, rng):
             return False
@@ -221,8 +218,7 @@ class AutoLearner:
     def capture(self) -> State:
         states = {"head": self._head.capture(), "network": self._network.capture()}
         serving: dict[str, Tensor | Rows] = {"weights": self._weights}
-        kept = parted(self._evidence.capture(), HELD_OUT)[0]  # a worker holds out records of its own under that name
-        training: dict[str, Tensor | Rows] = {f"evidence/{name}": rows for name, rows in kept.items()}
+        training: dict[str, Tensor | Rows] = dict(self._evidence.capture())
         for part, state in states.items():
             serving |= {f"{part}.{name}": value for name, value in state.serving.items()}
             training |= {f"{part}/{name}": value for name, value in state.training.items()}
@@ -236,16 +232,22 @@ class AutoLearner:
             learner.restore(State(serving, training, state.meta[part]))
         own = {name: value for name, value in state.serving.items() if name == "weights"}
         copy_into({"weights": self._weights}, own)
-        evidence = parted(state.training, "evidence/")[0]
-        self._evidence.restore(state.meta["evidence"], {HELD_OUT + name: rows for name, rows in evidence.items()})
+        evidence = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
+        self._evidence.restore(state.meta["evidence"], evidence)
         self._fresh = state.meta["fresh"]
 
     def _evident(self, batch: Batch) -> list[int]:
-        """The rows that are evidence."""
+        """The rows that are evidence from now on; the others are learned."""
         records = dict(zip(self._head.classes, self._head.counts.tolist(), strict=True))
-        ids = ["".join(f"{byte:02x}" for byte in id_) for id_ in batch.ids.tolist()]
-        enough = [row for row, label in enumerate(batch.labels) if records.get(str(label), 0) >= FIRST]
-        return [row for row in enough if is_held_out(ids[row], SHARE)]
+        numbers = {label: number for number, label in enumerate(records)}
+        rows = []
+        for row, label in enumerate(map(str, batch.labels)):
+            number = numbers.setdefault(label, len(numbers))  # as both parts will number it: its first row is learned
+            if records.get(label, 0) >= FIRST and self._evidence.takes(batch.take(slice(row, row + 1)), number):
+                rows.append(row)
+            else:
+                records[label] = records.get(label, 0) + 1
+        return rows
 
     def _asked(self, x: Tensor) -> Tensor:
         """x (B, ...) → (B, 2, K) float64 on the CPU: what both say of records"""
@@ -253,14 +255,11 @@ class AutoLearner:
 
     def _weigh(self) -> None:
         """Finds the weights anew, by what both say of the evidence."""
-        x, labels = self._evidence.records()
-        numbers = {label: number for number, label in enumerate(self._head.classes)}
-        rows = [row for row, label in enumerate(labels) if label in numbers]  # a correction may have brought others
+        x, y = self._evidence.records()
         self._fresh = 0
-        if rows:
+        if len(y):
             self._head.settle()
-            logs = torch.cat([self._asked(some) for some in torch.split(x[rows], AT_ONCE)])
-            self._weights = fitted(logs, torch.tensor([numbers[str(labels[row])] for row in rows]))
+            self._weights = fitted(torch.cat([self._asked(some) for some in torch.split(x, AT_ONCE)]), y)
 
 
 def both(head: Report, network: Report) -> Tensor:
@@ -314,7 +313,7 @@ def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], d
     def learner(options: AutoOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AutoLearner:
         first: Any = head.learner(options.head, shape, seed, device)
         second: Any = network.learner(options.network, shape, seed, device)
-        return AutoLearner(first, second, HeldOut(SLOTS, shape, dtype, "balanced", seed))
+        return AutoLearner(first, second, Evidence(shape, dtype))
 
     def model(options: AutoOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> AutoModel:
         first: Any = head.model(options.head, shape, meta["head"])

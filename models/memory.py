@@ -247,13 +247,13 @@ class ReplayMemory:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
-        policy: PolicyName,
+        policy: PolicyName | Policy,
         logits: int = 0,
     ) -> None:
         self.slots = slots
         self.size = 0
         self._device = device
-        self._policy: Policy = POLICIES[policy](slots)
+        self._policy: Policy = POLICIES[policy](slots) if isinstance(policy, str) else policy
         self._changed = Changed()
         self._ids: list[bytes] = []  # slot → id, as in the column
         #: and back; of what was published twice under one id, a set. (Garbage collection would look at a million sets.)

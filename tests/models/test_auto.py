@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,19 @@ def test_evidence_is_learned_by_neither() -> None:
     assert learner._head.counts.min() >= FIRST
 
 
+def test_a_class_that_comes_as_one_batch_has_evidence_too() -> None:
+    x, labels = digits()
+    rows = sorted(range(800), key=lambda row: labels[row])
+    one = replace(case("image-auto"), x=x[rows], labels=[labels[row] for row in rows])
+    learner = one.learner()
+    assert isinstance(learner, AutoLearner)
+    for update in range(10):
+        report = learner.learn(one.batch(80 * update, 80), update_generator(SEED, update))
+        assert math.isfinite(report.loss)
+    assert {learner.model.classes[number] for number in learner._evidence.records()[1].tolist()} == set(labels)
+    assert learner._head.counts.sum() + len(learner._evidence) == 800
+
+
 def answers(noise: float, y: Tensor, rng: torch.Generator) -> Tensor:
     """Logarithms (N, 4) of what somebody says who is right the more, the less noise there is."""
     scores = torch.nn.functional.one_hot(y, 4) + noise * torch.randn(len(y), 4, generator=rng)
@@ -127,13 +142,17 @@ def test_a_corrected_record_is_corrected_in_the_sums_too() -> None:
     one.learn(learner, range(11, 20))
 
 
-def test_evidence_can_be_corrected_to_a_class_that_nobody_knows() -> None:
+def test_evidence_can_be_corrected() -> None:
     one = case("image-auto")
     learner = learner_of(one, 60)
     id_ = next(iter(learner._evidence.remembered()))
-    assert learner.correct(id_, "unheard of", update_generator(SEED, 60))
-    one.learn(learner, range(60, 80))
-    assert "unheard of" not in learner.model.classes
+    labels = learner.model.classes
+    assert learner.correct(id_, labels[3], update_generator(SEED, 60))
+    x, y = learner._evidence.records()
+    row = next(row for row in range(len(one.x)) if bytes(one.batch(row, 1).ids[0].tolist()) == id_)
+    assert y[(x == one.x[row]).flatten(1).all(1)].tolist() == [3]
+    assert not learner.correct(id_, "unheard of", update_generator(SEED, 61))
+    assert labels == learner.model.classes
 
 
 def test_options_of_both_parts_shape_it() -> None:
