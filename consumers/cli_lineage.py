@@ -107,7 +107,7 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
     if manifest.probes:
         each = (f"{label} {kept['now']:.1%} (best {kept['best']:.1%})" for label, kept in manifest.probes.items())
         lines["held out"] = "  ".join(each)
-    for name, value in lines.items():
+    for name, value in (*lines.items(), *manifest.diagnoses.items()):
         typer.echo(printable(f"{name:<11}{value}", LINES))
 
 

@@ -185,7 +185,7 @@ def one_class(seen: Measured) -> str | None:
 
 def in_order(seen: Measured) -> str | None:
     """A class comes after the other, and the learner minds."""
-    if seen.replay_draws is None or seen.last < SOME or ORDERED * max(seen.changes, 2) >= seen.random:
+    if seen.replay_draws is None or not _is_ordered(seen):
         return None
     return (
         f"One class at a time: {seen.changes:,} of the last {seen.last:,} records are of another class than the one "
@@ -194,11 +194,15 @@ def in_order(seen: Measured) -> str | None:
     )
 
 
+def _is_ordered(seen: Measured) -> bool:
+    return seen.last >= SOME and ORDERED * max(seen.changes, 2) < seen.random
+
+
 def at_chance(seen: Measured) -> str | None:
     """What is told before it is learned is no better than always the same."""
     chance = seen.largest + NEAR_CHANCE * (1 - seen.largest)
     few = seen.last < SOME or seen.records < BEGUN * seen.classes
-    if few or seen.accuracy is None or seen.accuracy > chance or seen.largest > LOPSIDED:
+    if few or seen.accuracy is None or seen.accuracy > chance or seen.largest > LOPSIDED or _is_ordered(seen):
         return None
     return (
         f"{seen.accuracy:.0%} of the last {seen.last:,} records were told before they were learned; always telling "

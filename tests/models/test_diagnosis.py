@@ -108,7 +108,10 @@ def taught(name: str, options: object) -> tuple[Learner, Recent]:
 
 @pytest.mark.parametrize(
     ("name", "options", "within"),
-    [("image-classifier", ImageClassifierOptions(), ""), ("image-auto", ImageAutoOptions(), "network.")],
+    [
+        ("image-classifier", ImageClassifierOptions(slope=0.0), ""),
+        ("image-auto", ImageAutoOptions(network=ImageClassifierOptions(slope=0.0)), "network."),
+    ],
 )
 def test_silent_units_are_found_and_nothing_is_changed(name: str, options: object, within: str) -> None:
     learner, seen = taught(name, options)
