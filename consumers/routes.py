@@ -9,7 +9,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ from consumers.batcher import Batcher, Sideline
 from consumers.gate import RETRY_AFTER, described, refusal
 from consumers.serving import Follower, Live, Serving, check_size, weights
 from consumers.uploads import INPUTS, payload
-from consumers.workers import ANSWER_S, Places, Stalled
+from consumers.workers import ANSWER_S, Places, Stalled, Workers
 from pipeline.answers import Classified, Recognised
 from pipeline.config import NAME, SamplerConfig
 from pipeline.manifest import Manifest
@@ -66,7 +66,9 @@ class Service:
     Args:
         places: requests that are admitted at one time, be their body read, decoded, queued or answered: the bound on
             the memory that requests take.
+        decoders: by kind of record, so that a text does not wait for pictures.
         slow_places: of these, what is on the sideline or waits for it.
+        readers: of the store, on threads that they share with what else is not `async`.
         client: the address that asks.
     """
 
@@ -74,13 +76,19 @@ class Service:
     serving: Serving
     batcher: Batcher
     sideline: Sideline
-    decoders: Sideline
+    decoders: Mapping[str, Sideline]
     places: Places
     slow_places: Places
+    readers: Places
     downloads: Places
     registry: CollectorRegistry
     clock: Callable[[], float]
     client: str = ""
+
+    @property
+    def workers(self) -> list[Workers[Any]]:
+        """All that models and decoders run on."""
+        return [self.batcher, self.sideline, *self.decoders.values()]
 
     def live(self, model: str, route: str) -> Live:
         """The version that is live now, if it answers that route.
@@ -144,14 +152,10 @@ class Service:
             return await asyncio.wrap_future(self.sideline.submit(self.client, live.manifest.model, work))
 
     async def decoded(self, live: Live, work: Callable[..., Result], *arguments: Any) -> Result:
-        """What the work gives, on the threads that read and write pictures; a text does not wait for these.
-
-        Raises as `ended`.
-        """
-        if live.input.kind == "text":
-            return await run_in_threadpool(work, *arguments)
+        """What the work gives, on the threads that read and write such records. Raises as `ended`."""
         with ended():
-            return await asyncio.wrap_future(self.decoders.submit(self.client, live.manifest.model, work, *arguments))
+            decoders = self.decoders[live.input.kind]
+            return await asyncio.wrap_future(decoders.submit(self.client, live.manifest.model, work, *arguments))
 
 
 @contextmanager
@@ -174,6 +178,15 @@ def _service(request: Request) -> Service:
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
+
+
+async def _reading(service: ServiceOf) -> AsyncIterator[None]:
+    """A place among those who wait for the store: it may be slow."""
+    with service.place(service.readers):
+        yield
+
+
+READS = [Depends(_reading)]
 Reference = Annotated[
     str,
     Path(
@@ -217,7 +230,7 @@ async def readyz(service: ServiceOf) -> JSONResponse:
         name: {"version": live.manifest.version if live else None, "problem": followers[name].problem}
         for name, live in lives.items()
     }
-    stalls = [workers.problem for workers in (service.batcher, service.sideline, service.decoders)]
+    stalls = [workers.problem for workers in service.workers]
     stalled = " ".join(dict.fromkeys(filter(None, stalls)))
     problem = stalled or service.serving.problem
     ready = bool(models) and all(lives.values()) and not stalled
@@ -226,7 +239,7 @@ async def readyz(service: ServiceOf) -> JSONResponse:
 
 
 @router.get("/metrics", tags=["operations"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(service: ServiceOf) -> Response:
+async def metrics(service: ServiceOf) -> Response:
     """For Prometheus."""
     return Response(generate_latest(service.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -270,7 +283,7 @@ async def _answered(
         return await service.batched(run, live, x)
 
 
-@router.get("/models/{model}/versions", tags=["versions"])
+@router.get("/models/{model}/versions", tags=["versions"], dependencies=READS)
 def list_versions(model: str, service: ServiceOf) -> list[Version]:
     """The versions that the store holds, newest first, and the aliases that name them."""
     store = service.serving.follower(model).store
@@ -286,6 +299,7 @@ def list_versions(model: str, service: ServiceOf) -> list[Version]:
 @router.get(
     "/models/{model}/versions/{ref}",
     tags=["versions"],
+    dependencies=READS,
     responses={200: {"headers": described(X_Headrace_Digest=DIGEST)}},
 )
 def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
@@ -298,6 +312,7 @@ def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
 @router.get(
     "/models/{model}/versions/{ref}/weights",
     tags=["versions"],
+    dependencies=READS,
     response_class=Response,
     responses={
         200: {
@@ -349,13 +364,13 @@ def _file(follower: Follower, manifest: Manifest) -> Response:
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
 
 
-@router.put("/models/{model}/aliases/{alias}", tags=["versions"], status_code=204)
+@router.put("/models/{model}/aliases/{alias}", tags=["versions"], status_code=204, dependencies=READS)
 def put_alias(model: str, alias: Alias, target: AliasTarget, service: ServiceOf) -> None:
     """Let an alias name a version; what has a name is never removed."""
     service.serving.follower(model).store.set_alias(alias, target.version)
 
 
-@router.delete("/models/{model}/aliases/{alias}", tags=["versions"], status_code=204)
+@router.delete("/models/{model}/aliases/{alias}", tags=["versions"], status_code=204, dependencies=READS)
 def delete_alias(model: str, alias: Alias, service: ServiceOf) -> None:
     """Remove an alias; the version is kept or removed by the rules again."""
     service.serving.follower(model).store.delete_alias(alias)

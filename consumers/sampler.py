@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
 
-DECODERS = 2  # pictures decoded at one time: bounds the memory that pixels take
+DECODERS = {"image": 2, "text": 1}  # records decoded at one time: bounds the memory that pixels take
 PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
 PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
 GRACE_S = 5  # how long open requests get when the sampler ends
+READERS = 32  # who wait for the store at one time; threads are 40
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
 END_S = 1.0  # how long what still computes then gets: its answer reaches nobody
 THREADS = ("decode", "sideline", "inference", "follow-")  # where models and decoders run
@@ -65,9 +66,10 @@ def create_app(
         Serving(config, redis, metrics, say),
         Batcher(max_rows=settings.max_batch, threads=settings.threads),
         Sideline("sideline", slots=settings.slots, threads=settings.threads),
-        Sideline("decode", slots=DECODERS, threads=1),
+        {kind: Sideline("decode", slots=slots, threads=1) for kind, slots in DECODERS.items()},
         Places(PLACES_PER_BATCH * settings.max_batch),
         Places(PLACES_PER_SLOT * settings.slots),
+        Places(READERS),
         Places(DOWNLOADS),
         registry,
         clock,
@@ -75,13 +77,12 @@ def create_app(
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        crews = (service.batcher, service.sideline, service.decoders)
-        for workers in crews:
+        for workers in service.workers:
             workers.start()
         service.serving.start()
         yield
         service.serving.close()
-        for workers in crews:
+        for workers in service.workers:
             workers.close()
         redis.close()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import select
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,8 +16,9 @@ from redis import Redis
 from safetensors.torch import load
 
 from consumers import connections, gate, sampler
+from pipeline.local import EmbeddedRedis
 from pipeline.store import Store
-from tests.consumers.marked import NAME, TEXT, Maker, blocking, blueprint, step
+from tests.consumers.marked import NAME, TEXT, Maker, blocking, blueprint, marked, step
 from tests.consumers.running import PATIENCE_S, Running, configuration, running
 from tests.services import unique
 
@@ -193,3 +196,26 @@ def test_what_is_asked_by_who_has_gone_is_not_worked_on(
             pass
         while at.client.get("/metrics").text.count('status="499"') == counted:
             pass
+
+
+def test_who_asks_a_store_that_hangs_keeps_nobody_from_what_is_live(tmp_path: Path, held: ExitStack) -> None:
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as redis:
+        step(marked(Store(redis, "m", "m")))
+        with running(configuration(server.url, {"m": {}})) as at:
+            assert at.serves("m", 1)
+            assert server.process is not None
+            server.process.send_signal(signal.SIGSTOP)
+            held.callback(server.process.send_signal, signal.SIGCONT)
+            for client in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+                for _ in range(sampler.READERS):
+                    request = f"GET /models/m/versions HTTP/1.1\nHost: localhost\nX-Forwarded-For: {client}\n\n"
+                    held.enter_context(opened(at, request))
+            while at.service.readers._held.total() < sampler.READERS:
+                pass
+            answer = at.client.get("/models/m/versions/1")
+            assert (answer.status_code, answer.json()["error"]) == (503, "busy")
+            answers(at, "m")
+            assert at.client.get("/metrics").status_code == 200
+            server.process.send_signal(signal.SIGCONT)
+            while at.client.get("/models/m/versions").status_code != 200:
+                pass
