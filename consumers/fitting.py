@@ -14,7 +14,7 @@ from pipeline.config import ModelConfig, unknown_key
 from pipeline.errors import ConfigError, StateMismatch
 from pipeline.manifest import Manifest
 
-BOUNDS = {"input.max_bytes", "input.max_pixels"}  # of what is let in; all else of `input` is what has been learned
+UNSHAPED = {"max_bytes", "max_pixels"}  # bounds of what is let in; all else of `input` is what has been learned
 
 
 def validated_options(
@@ -78,12 +78,23 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def settled(settings: ModelConfig, manifest: Manifest) -> ModelConfig:
+    """The settings; where they are silent on how records are read, a version's records are read as they were."""
+    given, before = settings.input, manifest.config["input"]
+    if given.kind != before["kind"]:
+        return settings
+    silent = before.keys() & set(type(given).model_fields) - given.model_fields_set - UNSHAPED
+    read = {**{key: before[key] for key in silent}, **given.model_dump(exclude_unset=True)}
+    return settings.model_copy(update={"input": type(given).model_validate(read)})
+
+
 def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Blueprint) -> dict[str, list[Any]]:
     """What the file says differently from the head: key → [before, now]. The file wins.
 
     Raises:
         StateMismatch: a change that the learned state cannot follow.
     """
+    settings = settled(settings, manifest)
     changes = differences(manifest.config, settings.model_dump(mode="json"))
     if "learner" in changes:
         raise mismatch(manifest, "learner changed.")
@@ -96,7 +107,7 @@ def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Bluepri
     if labels is not None and (settings.labels is None or settings.labels.topic != labels):  # its records may wait
         fixed.add("labels.topic")
     if "input" in changes:
-        fixed |= {f"input.{key}" for key in differences(*changes["input"])} - BOUNDS
+        fixed |= {f"input.{key}" for key in differences(*changes["input"]).keys() - UNSHAPED}
     if fixed:
         raise mismatch(manifest, f"{', '.join(sorted(fixed))} changed.")
     return changes

@@ -26,7 +26,7 @@ from consumers.committer import RETRY_S, Committer, Lease
 from consumers.environment import environment, use_deterministic
 from consumers.examiner import Examiner, judge_of
 from consumers.feed import Feed, Uplink
-from consumers.fitting import config_changes, differences, shape_of, validated_options
+from consumers.fitting import config_changes, differences, settled, shape_of, validated_options
 from consumers.fold import Fold
 from consumers.joiner import Joiner
 from consumers.replay import Replay, at_version, decoder_of
@@ -274,7 +274,8 @@ class Worker:
     def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
         """The state of a version under the settings of now; of none, an untrained learner."""
         shaped = None if manifest is None else shape_of(manifest, self._blueprint)
-        fold = Fold(self._name, self._settings, self._blueprint, self._device, shaped=shaped)
+        settings = self._settings if manifest is None else settled(self._settings, manifest)
+        fold = Fold(self._name, settings, self._blueprint, self._device, shaped=shaped)
         if manifest is None:
             Sources(self._store, self._config.family).begin(fold)
             return fold

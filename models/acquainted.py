@@ -40,7 +40,7 @@ from models.familiarity import (
     tempered,
     whole,
 )
-from models.hashing import edged, ngrams
+from models.hashing import edged, ngrams, trimmed
 from models.learner import (
     Batch,
     Blueprint,
@@ -176,7 +176,7 @@ class Texts:
     @staticmethod
     def _found(x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, L) → the 3-grams of all texts, as `Found.distinct` gives them."""
-        return ngrams(edged(x), (3,)).distinct(BUCKETS)
+        return ngrams(edged(trimmed(x)), (3,)).distinct(BUCKETS)
 
 
 KINDS: dict[str, Callable[[tuple[int, ...]], Familiar]] = {"image": Pictures, "text": Texts}

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from models.averaging import AveragedLearner, AveragedOptions
 from models.classifier import ClassifierNetwork
-from models.hashing import Found, both, ngrams, words
+from models.hashing import Found, both, ngrams, trimmed, words
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
 from models.memory import Changed, Memory
 from models.moving_average import PREFIX
@@ -135,6 +135,7 @@ class TextClassifier(ClassifierNetwork):
 
     def found(self, x: Tensor) -> Found:
         """x (B, L) code points → what is in each text."""
+        x = trimmed(x)
         return both(ngrams(x, self.orders), words(x)) if self.words else ngrams(x, self.orders)
 
     def features(self, x: Tensor | Found) -> Tensor:

@@ -6,7 +6,8 @@ text (Bahdanau et al. 2015; in this form Yang et al. 2016, "Hierarchical attenti
     u_t = tanh(W h_t + b),   α = softmax_t(uᵀ u_t),   s = Σ_t α_t h_t
 
 Any language is 256 symbols; a 257th ends every text, so that an empty one has a state too. Texts of a pass are packed:
-no padding goes through the network, so that an answer depends on its own text alone.
+no padding goes through the network, so that an answer depends on its own text alone. A text of more than 1,025 bytes is
+read in pieces, each from the first state on, and pooled over all of them: so no gradient goes further back.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.averaging import AveragedLearner, AveragedOptions
@@ -27,6 +29,7 @@ from models.learner import Blueprint, module_on, structural
 from models.network import seeded
 
 END = 256
+PIECE = 4 * 256 + 1  # bytes that a network reads at a stretch: 256 characters have no more
 
 
 class TextGruOptions(AveragedOptions):
@@ -84,13 +87,26 @@ class TextGru(ClassifierNetwork):
 
     def features(self, x: Tensor) -> Tensor:
         found, counts = symbols(x)  # (B, T), (B,)
-        packed = pack_padded_sequence(self.embedding(found), counts.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)  # (B, T, D)
+        states = self.states(found, counts)  # (B, T, D)
         scores = torch.tanh(self.keys(states)) @ self.query  # (B, T)
         absent = torch.arange(found.shape[1], device=x.device) >= counts[:, None]
         weights = scores.masked_fill(absent, -math.inf).softmax(1)
         pooled: Tensor = (weights[:, None] @ states)[:, 0]  # (B, D)
         return pooled
+
+    def states(self, found: Tensor, counts: Tensor) -> Tensor:
+        """Bytes (B, T) and how many count (B,) → h (B, T, D), of each piece by itself"""
+        length = min(PIECE, found.shape[1])
+        pieces = F.pad(found, (0, -found.shape[1] % length), value=END).view(-1, length)  # (B P, length)
+        firsts = torch.arange(0, found.shape[1], length, device=found.device)
+        sizes = (counts[:, None] - firsts).clamp(0, length).flatten()
+        there = sizes.nonzero().squeeze(1)
+        packed = pack_padded_sequence(
+            self.embedding(pieces[there]), sizes[there].cpu(), batch_first=True, enforce_sorted=False
+        )
+        known, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=length)
+        states = known.new_zeros(len(pieces), *known.shape[1:]).index_copy(0, there, known)
+        return states.view(len(found), -1, states.shape[2])[:, : found.shape[1]]
 
 
 def initialise(network: TextGru, seed: int) -> None:

@@ -128,7 +128,7 @@ class TextInput(Section):
     """How a text becomes (L,) int32 Unicode code points, zero-padded; what is longer is cut at `max_chars`."""
 
     kind: Literal["text"] = "text"
-    max_chars: int = Field(256, ge=1)
+    max_chars: int = Field(2000, ge=1)
     max_bytes: int = Field(1 << 20, ge=1)
 
     @property

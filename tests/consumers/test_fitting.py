@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from consumers.fitting import config_changes, shape_of, validated_options
+from consumers.fitting import config_changes, settled, shape_of, validated_options
 from models.learner import Options, structural, structural_fields
 from models.registry import BUILTIN
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, TextInput
 from pipeline.errors import ConfigError, StateMismatch
 from pipeline.manifest import Manifest
 
@@ -65,6 +65,19 @@ def test_where_the_file_is_silent_a_version_keeps_what_shaped_it() -> None:
     assert config_changes(manifest, silent, newer) == {}
     with pytest.raises(StateMismatch, match=r"options\.look, options\.width changed"):
         config_changes(manifest, settings("image-analytic").model_copy(update={"options": Newer().model_dump()}), newer)
+
+
+def test_where_the_file_is_silent_on_records_a_version_reads_them_as_it_did() -> None:
+    made = settings("text-analytic")
+    older, learner = version(made, set()), BUILTIN["text-analytic"]
+    silent = made.model_copy(update={"input": TextInput(max_bytes=99)})
+    assert silent.input.shape != (16,)
+    assert settled(silent, older).input == TextInput(max_chars=16, max_bytes=99)
+    assert config_changes(older, silent, learner) == {
+        "input": [made.input.model_dump(), TextInput(max_chars=16, max_bytes=99).model_dump()]
+    }
+    with pytest.raises(StateMismatch, match=r"input\.max_chars changed"):
+        config_changes(older, made.model_copy(update={"input": TextInput(max_chars=2000)}), learner)
 
 
 def test_options_within_options_shape_a_version_too() -> None:

@@ -106,3 +106,18 @@ def test_scripts_are_told_apart() -> None:
     unseen = {"en": "good library to you", "zh": "非常早上", "ru": "где увидимся", "ar": "صباح جزيلا"}
     p = ours.model.classify(padded(list(unseen.values()), 32))  # type: ignore[attr-defined]
     assert [ours.model.classes[k] for k in p.argmax(1)] == list(unseen)
+
+
+def test_a_long_text_is_read_in_pieces_each_from_the_first_state_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no gradient goes back further than a piece; pieces that are shorter, or those of others, change nothing."""
+    network = trained()
+    some = ["wo ist 图书馆? 🙂", "", "late", "a rather long text"]
+    whole, counts = symbols(padded(some, 20))
+    monkeypatch.setattr("models.text_gru.PIECE", 5)
+    states = network.states(whole, counts)
+    monkeypatch.undo()
+    for text, count in enumerate(counts.tolist()):
+        for first in range(0, count, 5):
+            piece = whole[text : text + 1, first : min(first + 5, count)]
+            alone = network.states(piece, torch.tensor([piece.shape[1]]))
+            torch.testing.assert_close(states[text : text + 1, first : first + piece.shape[1]], alone)
