@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -102,9 +103,9 @@ class Session:
                 self._metrics.log_up(self._reader.reachable)
                 item = feed.take(TAKE_S)
                 if item is not None:
-                    with self._stalls.at(_told_of(item)):
+                    with self._stalls.at(partial(_told_of, item)):
                         self._step(item)
-                with self._stalls.at("what is held out"):
+                with self._stalls.at(lambda: "what is held out"):
                     self._examine()
                 self._watch(feed)
                 # Where a partition begins is kept before it has a record: "latest" moves on meanwhile.
@@ -266,7 +267,7 @@ class Session:
         return by_updates or by_time
 
     def _commit(self, feed: Feed) -> None:
-        with self._stalls.at("what becomes the next version"):
+        with self._stalls.at(lambda: "what becomes the next version"):
             snapshot = self._captured(feed)
         self._committer.submit(snapshot)
 

@@ -29,12 +29,12 @@ class Stalls:
         self._metrics = metrics
         self._say = say
         self._clock = clock
-        self._at: tuple[str, float] | None = None
+        self._at: tuple[Callable[[], str], float] | None = None
         self._told: str | None = None
 
     @contextmanager
-    def at(self, what: str) -> Iterator[None]:
-        """Work that shall end."""
+    def at(self, what: Callable[[], str]) -> Iterator[None]:
+        """Work that shall end; `what` it is may be asked from another thread."""
         self._at = what, self._clock()
         try:
             yield
@@ -43,10 +43,9 @@ class Stalls:
 
     def look(self) -> str | None:
         """What has been worked on for too long; told once, and once when it has ended. From another thread."""
-        at = self._at
-        what, since_s = at or ("", self._clock())
+        what, since_s = self._at or (str, self._clock())
         lasts_s = self._clock() - since_s
-        stalled = what if lasts_s > STALLED_S else None
+        stalled = what() if lasts_s > STALLED_S else None
         self._metrics.stuck(lasts_s if stalled else 0.0)
         if stalled != self._told:
             self._say(
