@@ -6,6 +6,7 @@ forward passes.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -47,6 +48,7 @@ GRACE_S = 5  # how long open requests get when the sampler ends
 READERS = 32  # who wait for the store at one time; threads are 40
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
 END_S = 1.0  # how long what still computes then gets: its answer reaches nobody
+LOGGERS = ("uvicorn.error", "python_multipart.multipart")
 THREADS = ("decode", "sideline", "inference", "follow-")  # where models and decoders run
 
 
@@ -101,6 +103,11 @@ def create_app(
     return app
 
 
+def _has_failed(record: logging.LogRecord) -> bool:
+    """Whether a request failed. What else these libraries say, any client can make them say."""
+    return record.exc_info is not None
+
+
 class _Server(uvicorn.Server):
     """Ends once `stop` is set, but not before all has begun: what has begun is ended in order."""
 
@@ -138,6 +145,8 @@ def open_server(
     # For all that it accepts: asyncio does it only for sockets that name their protocol, and without it each answer
     # waits 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_has_failed)
     app = create_app(config, client(config.redis.url), CollectorRegistry(), say=say)
     if closed := Access(settings).closed:
         say(f"{settings.host} is not loopback and sampler.token is not set: {closed}.")
