@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from consumers.command import err
 from consumers.dropbox import Dropbox
-from consumers.outgoing import Outgoing, Refused
+from consumers.outgoing import Outgoing, Refused, shown
 from consumers.publish import Way, are_lines, entries, from_entries, from_stdin, reading
 from consumers.sending import Sender, Tally, patiently
 from consumers.tries import Try, place
@@ -33,6 +33,7 @@ from pipeline.words import counted
 STDIN, STDIN_FILENO = "-", 0
 CONNECT_MS = 2_000  # of one try to reach Kafka, and so the longest that an end is waited for
 TELL_S = 20.0  # how often it tells how far it is, where there is no terminal
+MANY_LINES = 20  # of a file that is named: they may be meant as records
 ENOUGH = 20  # records of a label: from there on most kinds are told apart (models/README.md)
 
 Records = Iterable[Outgoing | Refused | None]  # None: what was sent is waited for
@@ -110,7 +111,19 @@ class Publishing:
             *(self._once_more(paths, number) for number in range(1, repeat)),
         )
         sources = [] if total == 1 else [str(path) for path in paths]
-        self._run(itertools.chain.from_iterable(passes), total, sources)
+        outgoing: Records = itertools.chain.from_iterable(passes)
+        self._run(map(self._looked_at, outgoing) if total == 1 else outgoing, total, sources)
+
+    def _looked_at(self, record: Outgoing | Refused | None) -> Outgoing | Refused | None:
+        """The one record there is; a file of lines may be meant as many."""
+        if isinstance(record, Outgoing) and record.content_type.startswith("text/"):
+            lines = record.value.strip().count(b"\n") + 1
+            if lines >= MANY_LINES:
+                self._say(
+                    f"{shown(record.where)} is one record. Its {lines:,} lines are one each with "
+                    f"`headrace publish {self._topic} - < FILE`."
+                )
+        return record
 
     def lines(self) -> None:
         """Publishes the lines of standard input. Raises as `files`."""

@@ -225,6 +225,16 @@ def test_a_label_for_all(headrace: Headrace, folder: Path, topic: str, log: Log)
     assert log.labels(topic) == {"de": 4}
 
 
+def test_a_file_of_lines_is_told_to_be_one_record(headrace: Headrace, folder: Path, topic: str) -> None:
+    lines, letter = folder / "lines.txt", folder / "letter.txt"
+    lines.write_text("one more line\n" * 30, "utf-8")
+    letter.write_text("Dear reader,\n\nwith kind regards\n", "utf-8")
+    told = headrace("publish", topic, str(lines), "--label", "en")
+    assert "1 record published" in told.out
+    assert f"lines.txt is one record. Its 30 lines are one each with `headrace publish {topic} - < FILE`." in told.err
+    assert "is one record" not in headrace("publish", topic, str(letter), "--label", "en").err
+
+
 def test_an_id(headrace: Headrace, folder: Path, topic: str, log: Log) -> None:
     (folder / "cat.png").write_bytes(png(0))
     assert headrace("publish", topic, "cat.png", "--id", "photo-17", "--json").json()["id"] == "photo-17"
