@@ -179,3 +179,11 @@ def test_a_model_that_is_there_no_more_is_shown_no_more(tmp_path: Path, page: Pa
         Maker(Store(redis, "first", "first"), "image-vae", BUILTIN["image-vae"], GREY, **VAE).commit()
         expect(page.locator("section > .facts").first).to_have_text(re.compile("version"))
         expect(strip).to_be_visible()  # the tab that was open
+
+
+def test_a_tap_is_a_dot(at: Running, page: Page) -> None:
+    expect.set_options(timeout=PATIENCE_MS)
+    page.goto(at.url)
+    card = page.locator("section").filter(has=page.locator("canvas[aria-label^='Drawing']")).first
+    card.locator("canvas").click()
+    expect(card.locator("ol li")).not_to_have_count(0)
