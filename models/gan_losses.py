@@ -55,7 +55,7 @@ class Spread:
     """How far drawings of one label lie apart, against real pictures of that label: a collapsed generator's do not.
 
     Neighbours of the same label in a batch are compared, real with real and the drawings made for the same labels with
-    each other: root mean square over means of 4 × 4 pixels, since the outlines of one and the same picture jitter. Each
+    each other, each by `traits`: drawings that differ in place and outline may all have one weight and one slant. Each
     label has means of its own, over the first `HORIZON` pairs, exponential after that, so that a few that collapse do
     not hide among many. It costs no further pass.
     """
@@ -63,12 +63,17 @@ class Spread:
     HORIZON = 200  # pairs
 
     def __init__(self) -> None:
-        self._of: dict[int, tuple[int, float, float]] = {}  # label → pairs, mean of the real ones, of the drawn ones
+        self._of: dict[int, tuple[int, Tensor]] = {}  # label → pairs, means (2, T) of the real ones, of the drawn ones
 
     @property
     def share(self) -> float | None:
-        """The drawings' spread as a share of the real one, of the label where it is least; None before `HORIZON`."""
-        shares = [drawn / real for pairs, real, drawn in self._of.values() if pairs >= self.HORIZON and real]
+        """The drawings' spread as a share of the real one, the geometric mean over traits, of the label where it is
+        least; None before `HORIZON`."""
+        shares = [
+            (drawn / real)[real > 0].log().mean().exp().item()
+            for pairs, (real, drawn) in self._of.values()
+            if pairs >= self.HORIZON and real.any()
+        ]
         return min(shares, default=None)
 
     def update(self, real: Tensor, drawn: Tensor, numbers: Tensor) -> None:
@@ -77,21 +82,43 @@ class Spread:
         one, other = order[:-1], order[1:]
         pairs = numbers[one] == numbers[other]
         one, other = one[pairs], other[pairs]
-        coarse = [F.avg_pool2d(x, 4) for x in (real, drawn)]
-        near = [root((x[one] - x[other]).square().flatten(1).mean(1)) for x in coarse]  # twice (pairs,)
-        for label, *found in zip(numbers[one].tolist(), *torch.stack(near).tolist(), strict=True):
-            count, *means = self._of.get(label, (0, 0.0, 0.0))
-            rate = 1 / min(count + 1, self.HORIZON)
-            moved = [mean + rate * (value - mean) for mean, value in zip(means, found, strict=True)]
-            self._of[label] = (count + 1, moved[0], moved[1])
+        near = torch.stack([apart(x, one, other) for x in (real, drawn)], 1).cpu()  # (pairs, 2, T)
+        for label, found in zip(numbers[one].tolist(), near, strict=True):
+            count, means = self._of.get(label, (0, torch.zeros_like(found)))
+            self._of[label] = (count + 1, means + (found - means) / min(count + 1, self.HORIZON))
 
     def collapsed(self, share: float) -> bool:
         """Whether, over a whole horizon, the drawings of a label are less apart than this share of the real ones."""
         return self.share is not None and self.share < share
 
-    def meta(self) -> list[list[float]]:
+    def meta(self) -> list[list[Any]]:
         """JSON."""
-        return [[label, *found] for label, found in self._of.items()]
+        return [[label, pairs, *means.tolist()] for label, (pairs, means) in self._of.items()]
 
     def restore(self, meta: Sequence[Sequence[Any]]) -> None:
-        self._of = {label: (pairs, real, drawn) for label, pairs, real, drawn in meta}
+        """Versions of before had one trait: they begin anew."""
+        of_traits = [row for row in meta if isinstance(row[2], list)]
+        self._of = {label: (pairs, torch.tensor(means, dtype=torch.float64)) for label, pairs, *means in of_traits}
+
+
+def apart(x: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """x (B, C, H, W), places (P,) of pictures and of others → (P, T) float64: how far they are apart in each trait
+
+    The first is the root mean square over means of 4 × 4 pixels, since the outlines of one and the same picture jitter.
+    """
+    coarse, seen = F.avg_pool2d(x, 4), traits(x)
+    whole = root((coarse[one] - coarse[other]).square().flatten(1).mean(1, keepdim=True))
+    return torch.cat([whole.double(), (seen[one] - seen[other]).abs()], 1)
+
+
+def traits(x: Tensor) -> Tensor:
+    """x (B, C, H, W) → (B, 4) float64: how bright it is, its contrast, where its edges lie: upright or flat, slanted
+
+    The latter two are those of the mean structure tensor (Bigün and Granlund 1987), as shares of its trace.
+    """
+    grey = x.double().mean(1)  # (B, H, W)
+    across, down = grey[:, 1:, 1:] - grey[:, 1:, :-1], grey[:, 1:, 1:] - grey[:, :-1, 1:]
+    squares = (across.square() + down.square()).mean((1, 2)).clamp_min(1e-6)
+    upright = (across.square() - down.square()).mean((1, 2)) / squares
+    slanted = 2 * (across * down).mean((1, 2)) / squares
+    return torch.stack([grey.mean((1, 2)), grey.flatten(1).std(1, correction=0), upright, slanted], 1)

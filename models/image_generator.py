@@ -78,7 +78,7 @@ class ImageVaeOptions(Options):
     label_dropout: float = Field(0.1, ge=0, lt=1)  # share of records that are learned as if they had no label
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     replay_slots: int = structural(2000, ge=0)
-    replay_policy: PolicyName = structural("reservoir")
+    replay_policy: PolicyName = structural("balanced")  # with it each class weighs the same in an update
     replay_draws: int = Field(96, ge=0)  # records replayed in each update
     source: str | None = structural(None)  # MODEL or MODEL@VERSION: an image-vae
     freeze: tuple[str, ...] = structural(())  # blocks that do not learn: "down", "posterior", "dense", "up.0", "out"
@@ -292,7 +292,7 @@ class ImageVaeLearner(ReplayingLearner):
 
         surprise, kl, distance, z = self._terms(self._learning, x, y, noise)
         losses = surprise + self._warmth() * options.beta * kl + options.feature_weight * distance  # (N,)
-        loss = losses[:target].mean()
+        loss = (self._weights(torch.cat(classes[:2])) * losses[:target]).sum()
         if len(losses) > target:
             loss = loss + options.source_weight * losses[target:].mean()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -323,6 +323,12 @@ class ImageVaeLearner(ReplayingLearner):
         if self._average is not None:
             self._average.move(decay_of_updates(self.options.average, self._updates))
         self._updates += 1
+
+    def _weights(self, numbers: Tensor) -> Tensor:
+        """Classes (B,) → what each record counts in the update, 1 in all."""
+        even = self.options.replay_policy == "balanced"
+        counts = (numbers[:, None] == numbers).sum(1) if even else torch.ones_like(numbers)
+        return F.normalize(1 / counts, p=1, dim=0)
 
     def _warmth(self) -> float:
         """w_u: the factor on the KL term in the next update."""

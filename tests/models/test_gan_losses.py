@@ -96,7 +96,8 @@ def test_spread_compares_pictures_of_one_label_alone() -> None:
     assert found.keys() == expected.keys()
     for label, apart in expected.items():
         real = torch.stack(apart).mean().item()
-        assert found[label] == pytest.approx([len(apart), real, 0.5 * real])
+        pairs, real_traits, drawn_traits = found[label]
+        assert [pairs, real_traits[0], drawn_traits[0]] == pytest.approx([len(apart), real, 0.5 * real])
 
 
 def test_a_collapsed_label_among_others_is_noticed_after_a_horizon_and_a_recovered_one_too() -> None:
@@ -115,6 +116,35 @@ def test_a_collapsed_label_among_others_is_noticed_after_a_horizon_and_a_recover
     for update in range(Spread.HORIZON):
         restored.update(pictures(8, update), pictures(8, -1 - update), numbers)
     assert not restored.collapsed(0.25)
+
+
+def strokes(count: int, seed: int, weight: float | None = None, slant: float | None = None) -> torch.Tensor:
+    """(count, 1, 16, 16): a bar each, anywhere, of some weight and slant."""
+    place, wide, tilt = torch.rand(3, count, 1, 1, generator=rng(seed))
+    wide, tilt = (3 * wide + 1) if weight is None else weight, (tilt - 0.5) if slant is None else slant
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    away = (x - 4 - 8 * place - tilt * (y - 8)).abs()
+    drawn: torch.Tensor = 2 * (wide - away).clamp(0, 1) - 1
+    return drawn[:, None]
+
+
+@pytest.mark.parametrize("same", [{"weight": 2.5}, {"weight": 2.5, "slant": 0.2}], ids=str)
+def test_drawings_of_one_weight_and_slant_have_collapsed_wherever_they_are(same: dict[str, float]) -> None:
+    """As a GAN of letters had: over pixels alone, they are as far apart as real ones."""
+    healthy, narrow, numbers = Spread(), Spread(), torch.zeros(16, dtype=torch.int64)
+    for update in range(20):
+        healthy.update(strokes(16, update), strokes(16, -1 - update), numbers)
+        narrow.update(strokes(16, update), strokes(16, -1 - update, **same), numbers)
+    (_, _, real, drawn), *_ = narrow.meta()
+    assert drawn[0] > 0.6 * real[0]
+    assert narrow.collapsed(0.4)
+    assert not healthy.collapsed(0.8)
+
+
+def test_a_version_of_before_begins_anew() -> None:
+    spread = Spread()
+    spread.restore([[3, 500, 0.5, 0.1]])
+    assert spread.share is None
 
 
 def test_a_real_stream_of_one_picture_is_no_collapse() -> None:

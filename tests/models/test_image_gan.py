@@ -252,7 +252,7 @@ def test_collapse_raises_an_alarm_and_outlasts_a_restart() -> None:
     one = case(collapse_share=0.5)
     ours = one.learner()
     ours.learn(one.batch(0, 16), update_generator(SEED, 0))
-    ours._spread.restore([(0, Spread.HORIZON - 1, 0.3, 0.02), (1, Spread.HORIZON, 0.3, 0.3)])
+    ours._spread.restore([(0, Spread.HORIZON - 1, [0.3] * 5, [0.02] * 5), (1, Spread.HORIZON, [0.3] * 5, [0.3] * 5)])
     assert not ours._spread.collapsed(0.5)
     alarms = [ours.learn(one.batch(16 * update, 16), update_generator(SEED, update)).alarms for update in (1, 2)]
     assert alarms == [("collapse",), ("collapse",)]
