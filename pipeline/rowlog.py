@@ -18,7 +18,7 @@ from pipeline.errors import Corrupt
 from pipeline.manifest import Part, TensorEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ WHOLE = 1.15  # rows are written all together if those that changed are more tha
 STORED = 2.0  # cleaning begins when more than this times N rows are stored,
 PARTS = 64  # or in more parts than this
 EMPTY_ROWS = 1 << 16  # rows without bytes that a tensor may have
+INDEX_DTYPES = ("U16", "U32")  # of row numbers
 MAX_PARTS = 128  # beyond it the smallest parts are merged, whatever it costs: they are small
 
 
@@ -82,19 +83,23 @@ def assemble(entry: TensorEntry, objects: Mapping[str, bytes]) -> Array:
         if array is None or (array.dtype, array.shape) != (entry.dtype, entry.shape):
             raise _mismatch(0)
         return array
-    _check_size(entry, objects)
-    rows, _, _ = _apply(entry, objects)
+    rows = _empty(entry, objects)
+    is_there = np.zeros(len(rows), np.bool_)  # (N,), and nothing wider: a row may be one byte
+    for index, values in _parts(entry, objects):
+        rows[index] = values
+        is_there[index] = True
+    _check_whole(is_there)
     return Array(entry.dtype, entry.shape, rows.reshape(-1))
 
 
 class RowLog:
     """The writer's side of one tensor: a copy of it, and which part holds each row's newest value."""
 
-    def __init__(self, dtype: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, dtype: str, shape: tuple[int, ...], rows: NDArray[np.uint8] | None = None) -> None:
         """The log of a tensor of which nothing is known yet: its first delta must be whole."""
         self._dtype, self._shape = dtype, shape
         self._parts: list[Part] = []
-        self._rows = np.empty((shape[0], row_bytes(dtype, shape)), np.uint8)  # (N, row bytes)
+        self._rows = np.empty((shape[0], row_bytes(dtype, shape)), np.uint8) if rows is None else rows  # (N, row bytes)
         self._owner = np.full(len(self._rows), -1, np.int64)  # (N,) number of a part
         self._sizes = np.empty(0, np.int64)  # (parts,) rows stored in each
 
@@ -105,10 +110,14 @@ class RowLog:
         Raises:
             Corrupt: as `assemble`.
         """
-        _check_size(entry, objects)
-        log = cls(entry.dtype, entry.shape)
+        log = cls(entry.dtype, entry.shape, _empty(entry, objects))
         log._parts = list(entry.parts)
-        log._rows, log._owner, log._sizes = _apply(entry, objects)
+        log._sizes = np.zeros(len(entry.parts), np.int64)
+        for number, (index, values) in enumerate(_parts(entry, objects)):
+            log._rows[index] = values
+            log._owner[index] = number
+            log._sizes[number] = len(values)
+        _check_whole(log._owner >= 0)
         return log
 
     @property
@@ -204,13 +213,17 @@ class RowLog:
             raise ValueError(f"The rows of a delta must be ascending numbers below {delta.rows}.")
 
 
-def _apply(
+def _empty(entry: TensorEntry, objects: Mapping[str, bytes]) -> NDArray[np.uint8]:
+    """Where a tensor's rows go: (N, row bytes)."""
+    _check_size(entry, objects)
+    return np.empty((entry.shape[0] if entry.shape else 1, row_bytes(entry.dtype, entry.shape)), np.uint8)
+
+
+def _parts(
     entry: TensorEntry, objects: Mapping[str, bytes]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """The rows (N, row bytes), the number of the part that each is from (N,), and the rows in each part."""
-    rows = np.empty((entry.shape[0] if entry.shape else 1, row_bytes(entry.dtype, entry.shape)), np.uint8)
-    owner = np.full(len(rows), -1, np.int64)
-    sizes = np.zeros(len(entry.parts), np.int64)
+) -> Iterator[tuple[slice | NDArray[np.int64], NDArray[np.uint8]]]:
+    """Of each part which rows it holds, and these: (K, row bytes)."""
+    rows = entry.shape[0] if entry.shape else 1
     for number, part in enumerate(entry.parts):
         arrays = _decoded(objects, part, number)
         values = arrays.get("rows")
@@ -218,19 +231,26 @@ def _apply(
             raise _mismatch(number)
         matrix = _matrix(values)
         if part.first is not None:
-            index = np.arange(part.first, part.first + len(matrix))
-        elif "index" in arrays:
-            index = arrays["index"].numpy().astype(np.int64)
-        else:
+            if part.first + len(matrix) > rows:
+                raise _mismatch(number)
+            yield slice(part.first, part.first + len(matrix)), matrix
+            continue
+        numbers = arrays.get("index")
+        if numbers is None or numbers.dtype not in INDEX_DTYPES or numbers.shape != (len(matrix),):
             raise _mismatch(number)
-        if len(index) != len(matrix) or ((index < 0) | (index >= len(rows))).any():
+        index = numbers.numpy().astype(np.int64)
+        if (index >= rows).any():
             raise _mismatch(number)
-        rows[index] = matrix
-        owner[index] = number
-        sizes[number] = len(matrix)
-    if (owner < 0).any():
+        yield index, matrix
+
+
+def _check_whole(is_there: NDArray[np.bool_]) -> None:
+    """
+    Raises:
+        Corrupt: a row is in no part.
+    """
+    if not is_there.all():
         raise Corrupt("Rows are in none of the tensor's parts. Use another version.")
-    return rows, owner, sizes
 
 
 def _decoded(objects: Mapping[str, bytes], part: Part, number: int) -> dict[str, Array]:

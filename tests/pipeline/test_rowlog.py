@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -252,3 +253,27 @@ def test_a_tensor_is_no_larger_than_what_there_is_of_it(shape: tuple[int, ...], 
     for read in (assemble, RowLog.load):
         with pytest.raises(Corrupt):
             read(entry, objects)
+
+
+def test_a_tensor_of_many_small_rows_takes_little_more_than_its_bytes() -> None:
+    values = np.zeros(4 << 20, np.uint8)
+    objects = whole(from_numpy(values), 1 << 20)
+    entry = TensorEntry(dtype="U8", shape=values.shape, parts=tuple(part for part, _ in objects))
+    stored = {part.digest: encoded.serialized() for part, encoded in objects}
+    tracemalloc.start()
+    try:
+        assert assemble(entry, stored).data.tobytes() == values.tobytes()
+        assert tracemalloc.get_traced_memory()[1] < 4 * values.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("index", [np.zeros((2, 1), np.uint16), np.zeros(2, np.float32), np.zeros(2, np.int64)])
+def test_row_numbers_of_another_kind_are_refused(index: Rows) -> None:
+    rows = np.zeros((2, 1), np.float32)
+    first = whole(from_numpy(rows))[0]
+    odd = Encoded({"rows": from_numpy(rows), "index": from_numpy(index)})
+    entry = TensorEntry(dtype="F32", shape=(2, 1), parts=(first[0], Part(digest=odd.digest, bytes=odd.bytes)))
+    stored = {first[0].digest: first[1].serialized(), odd.digest: odd.serialized()}
+    with pytest.raises(Corrupt, match="Part 1 is not of the dtype"):
+        assemble(entry, stored)
