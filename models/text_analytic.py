@@ -322,6 +322,13 @@ class TextAnalyticLearner(AnalyticLearner):
         model.units += theirs.units.to(self._device)
         self._keep()
 
+    def _grow(self, labels: Sequence[str]) -> None:
+        """C of before has all classes, too: what a version takes in memory is what is stored of it."""
+        super()._grow(labels)
+        if labels and self._sums.base is not None:
+            before = self._base if self._base.numel() else self._base.new_zeros(len(self._model.counts), 0)
+            self._base, self._is_stored = F.pad(before, (0, len(labels))), False
+
     def _keep(self) -> None:
         """The sums of now are the ones to start from."""
         self._recent.clear()

@@ -16,6 +16,7 @@ from sklearn.naive_bayes import ComplementNB, MultinomialNB
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from consumers.metered import Metered
 from models.learner import Batch, Rows, update_generator
 from models.registry import BUILTIN
 from models.text_analytic import (
@@ -312,6 +313,20 @@ def test_where_the_log_is_full_it_begins_anew(monkeypatch: pytest.MonkeyPatch) -
         learner.learn(batch(case, [5, 6]), update_generator(SEED, 99))
     assert len(small._recent) == 2
     assert same(small.capture(), often.capture())
+
+
+@pytest.mark.parametrize("classes", [1, 80])
+def test_a_sampler_makes_no_more_of_a_version_than_its_bytes_allow(classes: int) -> None:
+    case = Case(BLUEPRINT, TextAnalyticOptions(), *texts())
+    learner: Any = case.learner()
+    some = replace(batch(case, [0] * 80), labels=[f"class {row % classes}" for row in range(80)])
+    learner.learn(some, update_generator(SEED, 0))
+    state = learner.capture()
+    stored = tensors_of(state.serving)
+    with Metered(sum(tensor.nbytes for tensor in stored.values())):
+        served: Any = BLUEPRINT.model(case.options, case.x.shape[1:], state.meta)
+        served.load_state_dict(stored)
+    assert torch.equal(served.classify(case.x[:1]), learner.model.classify(case.x[:1]))
 
 
 @pytest.mark.parametrize("harm", ["known", "texts", "features"])
