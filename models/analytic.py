@@ -44,7 +44,7 @@ from models.learner import Rows, copy_into
 from models.network import widened
 
 HeadName = Literal["ridge", "lda", "means"]
-RIDGES = (10.0, 50.0, 250.0)  # λ that are tried where none is given
+RIDGES = (20.0, 200.0)  # λ that are tried where none is given
 PROBES = 8  # for the trace of an inverse (Hutchinson 1990)
 
 

@@ -47,7 +47,7 @@ class ImageAnalyticOptions(AnalyticOptions):
     """`width` is D, the number of features: a state of 4 D² bytes."""
 
     ridge: float | None = Field(None, gt=0)  # λ, in records; none: the one by which the sums promise the least error
-    width: int = structural(2500, before=2000, ge=8, le=16_384)
+    width: int = structural(3000, before=2000, ge=8, le=16_384)
     patches: bool = structural(True, before=False)  # two thirds of the features, beside wavelets
     features: BackboneOptions | None = structural(None)  # what takes the place of the wavelets
 
