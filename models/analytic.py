@@ -54,6 +54,7 @@ class Solved:
 
     weight: Tensor  # (K, D) float32
     bias: Tensor  # (K,) float32
+    ridge: float = 0.0  # λ, where it was chosen
 
 
 class Sums:
@@ -111,10 +112,11 @@ class Sums:
             targets = self.by_class - self.counts[:, None] * mean
             spread = (self.counts * (1 - self.counts / n)).sum()
             found = [
-                _ridge(gram.clone(), targets, each / n.item(), n, spread) for each in ((ridge,) if ridge else RIDGES)
+                (*_ridge(gram.clone(), targets, each / n.item(), n, spread), each)
+                for each in ((ridge,) if ridge else RIDGES)
             ]
-            weight = min(found, key=itemgetter(0))[1]
-            return Solved(weight.float(), (self.counts / n - weight @ mean).float())
+            _, weight, chosen = min(found, key=itemgetter(0))
+            return Solved(weight.float(), (self.counts / n - weight @ mean).float(), chosen)
         factor, _ = _factor(gram.addmm_(means.T, self.by_class, alpha=-1).div_(n), (ridge or RIDGES[0]) / n.item())
         weight = torch.cholesky_solve(means.T, factor).T
         return Solved(weight.float(), -0.5 * (weight * means).sum(1).float())

@@ -8,8 +8,9 @@ D / 64 and with them most of what is known of a class, or as many as are in it: 
 costs as much a record as adding does, however long the stream is. It is on a thread of its own, from a copy of the
 sums, while the next records arrive; whoever needs the head next, the next update or a version, waits for it.
 
-What is served has a head of all records, solved for the version, so that none waits for the next ones. The head that
-predicts them stays as it was. So both are functions of the updates alone, whenever a version is made.
+What is served has a head of all records, solved for the version with the λ of the last one, so that none waits for the
+next ones. The head that predicts them stays as it was. So both are functions of the updates alone, whenever a version
+is made.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class AnalyticLearner:
         self._labels = Labels(network.classes, options.max_classes)
         self._sums = Sums(network.weight.shape[1], device)
         self._weight, self._bias = network.weight.clone(), network.bias.clone()  # of the head that predicts
+        self._ridge = torch.zeros((), dtype=torch.float64)  # its λ
         self._fresh = torch.zeros(0, dtype=torch.float64)  # of each class, records that the head was not solved from
         self._losses = torch.zeros(len(self.sharpness), dtype=torch.float64)  # of each sharpness: sums that fade
         self._solver = ThreadPoolExecutor(1, "solve", torch.set_num_threads, (torch.get_num_threads(),))
@@ -155,6 +157,7 @@ class AnalyticLearner:
             self._model.take(solved)
             self._weight[: len(solved.weight)] = solved.weight.to(self._device)
             self._bias[: len(solved.bias)] = solved.bias.to(self._device)
+            self._ridge.fill_(solved.ridge)
         return self._model
 
     @property
@@ -242,7 +245,7 @@ class AnalyticLearner:
         model = self.model
         if self._fresh.any() and self._sums.width <= PROMPT:
             self._fit()
-            model.take(self._sums.solve(self.options.head, self.options.ridge))
+            model.take(self._sums.solve(self.options.head, self.options.ridge or self._ridge.item() or None))
         training = {**self._sums.capture(), **self._own(), **self._head()}
         return State(dict(model.state_dict()), training, {"classes": list(model.classes)})
 
@@ -256,7 +259,8 @@ class AnalyticLearner:
         self._bias.copy_(self._model.bias)
         if PREFIX + "weight" in state.training:  # in versions of before it was what they served
             copy_into(self._head(), {name: t for name, t in state.training.items() if name.startswith(PREFIX)})
-        copy_into(self._own(), {name: value for name, value in state.training.items() if name.startswith("head/")})
+        own = {name: value for name, value in state.training.items() if name.startswith("head/")}
+        copy_into(self._own(), {"head/ridge": self._ridge, **own})  # versions of before chose none
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
@@ -274,7 +278,7 @@ class AnalyticLearner:
         return {PREFIX + "weight": self._weight, PREFIX + "bias": self._bias}
 
     def _own(self) -> dict[str, Tensor]:
-        return {"head/fresh": self._fresh, "head/losses": self._losses}
+        return {"head/fresh": self._fresh, "head/losses": self._losses, "head/ridge": self._ridge}
 
     def _grow(self, labels: Sequence[str]) -> None:
         if labels:

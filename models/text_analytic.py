@@ -29,6 +29,7 @@ sums are in double precision, and stored whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -198,7 +199,7 @@ class TextSums(Sums):
     def solve(self, head: HeadName, ridge: float | None) -> Solved:
         solved = super().solve(head, ridge)
         most = torch.finfo(torch.half).max
-        return Solved(solved.weight.clamp(-most, most).half().float(), solved.bias)
+        return replace(solved, weight=solved.weight.clamp(-most, most).half().float())
 
     def copy(self) -> TextSums:
         made = TextSums(0, self.gram.device)

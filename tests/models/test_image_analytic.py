@@ -229,7 +229,7 @@ def test_nothing_that_was_learned_is_missing_in_a_version() -> None:
         learner.learn(case.batch(8 * update), update_generator(SEED, update))
         learner.capture()
         weight = learner.model.weight.clone()
-        assert torch.equal(weight, learner._sums.solve(learner.options.head, learner.options.ridge).weight)
+        assert torch.equal(weight, learner._sums.solve(learner.options.head, learner._ridge.item() or None).weight)
 
 
 def test_features_do_not_depend_on_the_batch() -> None:
