@@ -169,6 +169,11 @@ class AnalyticLearner:
         """(K,) float64, on the CPU: records of each class."""
         return self._sums.counts
 
+    @property
+    def sharpness_now(self) -> Tensor:
+        """τ, () on the CPU."""
+        return self._model.sharpness.cpu()
+
     @torch.no_grad()
     def told(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → logarithms (B, K) of its probabilities, by the head that predicts."""

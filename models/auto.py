@@ -14,7 +14,8 @@ over records that neither of them learns (`evidence`), none of a class before `F
 evidence the head answers alone, and what the weights add up to is how sure the answers may be (a temperature, as in
 Guo et al. 2017, "On calibration of modern neural networks"). Evidence is asked of what both are now. Predictions of
 the last records, which cost nothing, say little in a stream that is sorted by class: there the best answer is always
-the last one.
+the last one. The head chooses its sharpness τ by such; so with τ' at the time when the weights were found it is
+a τ'/τ that counts.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from models.text_classifier import TextClassifierOptions
 FIRST = 16
 HEAD_ALONE = torch.tensor([1.0, 0.0])
 PRIOR = 4.0  # ρ: as if so many records spoke for the head alone
-FEW, EVERY = 64, 1000  # records after which the weights are found anew: half of all, but not fewer nor more
+FEW, EVERY = 64, 1000  # records after which the weights are found anew: a quarter of all, but not fewer nor more
 AT_ONCE = 64  # records of the evidence that are answered together
 FLOOR = -30.0  # the least logarithm of a probability
 STEPS = 30  # of Newton's method, at most
@@ -79,13 +80,13 @@ class TextAutoOptions(AutoOptions):
 class AutoModel(nn.Module):
     """What is served: a `Classifier` and a `Recogniser`."""
 
-    weights: Tensor  # (2,): a, b
+    weights: Tensor  # (3,): a, b, and τ' or 0
 
     def __init__(self, head: AnalyticModel, network: ClassifierNetwork) -> None:
         super().__init__()
         self.head = head
         self.network = network
-        self.register_buffer("weights", HEAD_ALONE.clone())
+        self.register_buffer("weights", F.pad(HEAD_ALONE, (0, 1)))
 
     @property
     def classes(self) -> list[str]:
@@ -111,7 +112,7 @@ class AutoModel(nn.Module):
         head = self.head
         look = head.look(x.to(head.weight.device))
         logs = torch.stack([floored(p.log()) for p in (head.told(look), self.network.classify(x))], 1)  # (B, 2, K)
-        p = pooled(logs, self.weights).softmax(1).to(head.weight)
+        p = pooled(logs, of_now(self.weights, head.sharpness)).softmax(1).to(head.weight)
         rank = ranks(look.strange, head.familiar)
         return tempered(p, rank, head.shares), rank < head.unknown
 
@@ -119,6 +120,12 @@ class AutoModel(nn.Module):
 def floored(logs: Tensor) -> Tensor:
     """None below `FLOOR`, in double precision on the CPU."""
     return logs.cpu().double().clamp_min(FLOOR)
+
+
+def of_now(weights: Tensor, sharpness: Tensor) -> Tensor:
+    """a, b and τ' (3,), τ → a τ'/τ and b (2,)"""
+    a, b, then = weights.unbind()
+    return torch.stack([a * then / sharpness if then else a, b])
 
 
 def pooled(logs: Tensor, weights: Tensor) -> Tensor:
@@ -135,8 +142,9 @@ class AutoLearner:
         self._head = head
         self._network = network
         self._evidence = evidence
-        self._weights = HEAD_ALONE.clone()
+        self._weights = F.pad(HEAD_ALONE, (0, 1))  # a, b, and τ' or 0
         self._fresh = 0  # records that came since the weights were found
+        self._weighed = 0  # classes that were known then
         self._model: AutoModel | None = None
 
     @property
@@ -171,6 +179,7 @@ class AutoLearner:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         known = list(self._head.classes)
+        weights = of_now(self._weights, self._head.sharpness_now)
         evidence = self._evident(batch)
         rest = [row for row in range(len(batch)) if row not in evidence]
         logs: dict[int, Tensor] = {}  # row → (2, K) of before
@@ -180,19 +189,26 @@ class AutoLearner:
             learned = batch.rows(rest)
             logs |= zip(rest, both(self._head.learn(learned, rng), self._network.learn(learned, rng)), strict=True)
         self._fresh += len(batch)
-        return self._report(batch.labels, known, [logs[row] for row in range(len(batch))])
+        report = self._report(batch.labels, known, weights, [logs[row] for row in range(len(batch))])
+        if self._due():
+            self._weigh()
+        return report
 
-    def _report(self, labels: Sequence[str | None], known: Sequence[str], logs: Sequence[Tensor]) -> Report:
-        """What was said of a batch, with the weights of before; and then, perhaps, others."""
+    def _due(self) -> bool:
+        grown = len(self._head.classes) > self._weighed
+        return self._fresh >= (FEW if grown else min(EVERY, max(FEW, self._head.counts.sum().item() / 4)))
+
+    def _report(
+        self, labels: Sequence[str | None], known: Sequence[str], weights: Tensor, logs: Sequence[Tensor]
+    ) -> Report:
+        """What was said of a batch, with what was known and the weights of before."""
         numbers = {label: number for number, label in enumerate(self._head.classes)}
         every = [F.pad(said, (0, len(numbers) - said.shape[1]), value=FLOOR) for said in logs]  # new to the evidence
-        answers = [pooled(said, self._weights).log_softmax(0) for said in every]
+        answers = [pooled(said, weights).log_softmax(0) for said in every]
         loss = -sum(answer[numbers[str(label)]].item() for answer, label in zip(answers, labels, strict=True))
         best = [known[int(answer[: len(known)].argmax())] if known else None for answer in answers]
-        a, b = self._weights.tolist()
-        if self._fresh >= min(EVERY, max(FEW, self._head.counts.sum().item() / 2)):
-            self._weigh()
-        return Report(loss / len(labels), best, {"head_weight": a, "network_weight": b})
+        head, network = weights.tolist()
+        return Report(loss / len(labels), best, {"head_weight": head, "network_weight": network})
 
     def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
         if id_ in self._evidence.remembered() and label in self._head.classes:
@@ -222,8 +238,9 @@ class AutoLearner:
         for part, state in states.items():
             serving |= {f"{part}.{name}": value for name, value in state.serving.items()}
             training |= {f"{part}/{name}": value for name, value in state.training.items()}
-        metas = {part: dict(state.meta) for part, state in states.items()}
-        meta = {"classes": list(self._head.classes), **metas, "evidence": self._evidence.meta(), "fresh": self._fresh}
+        metas: dict[str, Any] = {part: dict(state.meta) for part, state in states.items()}
+        meta = {"classes": list(self._head.classes), **metas, "evidence": self._evidence.meta()}
+        meta |= {"fresh": self._fresh, "weighed": self._weighed}
         return State(serving, training, meta)
 
     def restore(self, state: State) -> None:
@@ -234,7 +251,7 @@ class AutoLearner:
         copy_into({"weights": self._weights}, own)
         evidence = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
         self._evidence.restore(state.meta["evidence"], evidence)
-        self._fresh = state.meta["fresh"]
+        self._fresh, self._weighed = state.meta["fresh"], state.meta["weighed"]
 
     def _evident(self, batch: Batch) -> list[int]:
         """The rows that are evidence from now on; the others are learned."""
@@ -256,10 +273,11 @@ class AutoLearner:
     def _weigh(self) -> None:
         """Finds the weights anew, by what both say of the evidence."""
         x, y = self._evidence.records()
-        self._fresh = 0
+        self._fresh, self._weighed = 0, len(self._head.classes)
         if len(y):
             self._head.settle()
-            self._weights = fitted(torch.cat([self._asked(some) for some in torch.split(x, AT_ONCE)]), y)
+            found = fitted(torch.cat([self._asked(some) for some in torch.split(x, AT_ONCE)]), y)
+            self._weights = torch.cat([found, self._head.sharpness_now[None]])
 
 
 def both(head: Report, network: Report) -> Tensor:

@@ -102,15 +102,15 @@ def _npz(path: Path) -> Set:
         return Set(torch.from_numpy(arrays["x"])[:, None].contiguous(), [str(int(y)) for y in arrays["y"]])
 
 
-def batches(records: Set, batch_size: int = 64) -> Iterator[Batch]:
-    """The records in order, as a worker would give them to its learner."""
+def batches(records: Set, batch_size: int = 64, first: int = 0) -> Iterator[Batch]:
+    """The records in order, as a worker would give them to its learner; `first` of the stream came before them."""
     for start in range(0, len(records), batch_size):
         rows = range(start, min(start + batch_size, len(records)))
-        ids = b"".join(hashlib.blake2b(str(row).encode(), digest_size=16).digest() for row in rows)
+        ids = b"".join(hashlib.blake2b(str(first + row).encode(), digest_size=16).digest() for row in rows)
         yield Batch(
             x=records.x[rows.start : rows.stop],
             labels=records.labels[rows.start : rows.stop],
-            origins=torch.tensor([(0, 0, row) for row in rows]),
+            origins=torch.tensor([(0, 0, first + row) for row in rows]),
             ids=torch.frombuffer(bytearray(ids), dtype=torch.uint8).view(-1, 16),
         )
 

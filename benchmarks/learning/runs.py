@@ -53,7 +53,7 @@ def run(
     for number, (_, end) in enumerate(stream.parts):
         part = stream.records.take(range(start, end))
         began_s = time.process_time()
-        for batch in batches(part, batch_size):
+        for batch in batches(part, batch_size, start):
             report = learner.learn(batch, update_generator(seed, update))
             assert report.predicted is not None
             hits += map(lambda a, b: a == b, report.predicted, batch.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -346,7 +347,8 @@ def test_the_loss_is_that_of_the_target_the_source_and_the_features() -> None:
     y += rows["memory/y"][replayed].tolist() + rows["source/y"][kept].tolist()
     backbone = Backbone.begun(BackboneOptions(source="clothes"), {"source": classifier()})
     total, distances = torch.zeros(()), []
-    for row, weight in enumerate([1 / 9] * 9 + [0.7 / 3] * 3):
+    many = Counter(y[:9])  # each class of the target weighs the same
+    for row, weight in enumerate([1 / (len(many) * many[number]) for number in y[:9]] + [0.7 / 3] * 3):
         picture = pixels(x[row : row + 1])
         number, noise_row = torch.tensor([y[row]]), noise[row : row + 1]
         reconstruction, kl = twin.model.losses(picture, number, noise_row)
