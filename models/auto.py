@@ -217,7 +217,8 @@ class AutoLearner:
         kept = self._network.kept(id_)
         if not self._network.correct(id_, label, rng):
             return False
-        self._head.forget(kept)
+        if self._head.options.forgetting == 1:  # else what it was fades: how much of it is left is not known
+            self._head.forget(kept)
         self._head.learn(replace(kept, labels=[label] * len(kept)), rng)
         return True
 

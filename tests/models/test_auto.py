@@ -150,6 +150,19 @@ def test_a_corrected_record_is_corrected_in_the_sums_too() -> None:
     one.learn(learner, range(11, 20))
 
 
+def test_where_old_records_fade_a_corrected_one_is_learned_once_more() -> None:
+    """How much of it is left is not known there; a correction must stop nothing."""
+    one = case("image-auto")
+    faded = one.blueprint.options.model_validate({**SMALL["image-auto"], "head": {"width": 64, "forgetting": 0.99}})
+    learner = learner_of(replace(one, options=faded), 10)
+    id_ = next(iter(learner._network.remembered()))
+    assert learner.correct(id_, "another", update_generator(SEED, 10))
+    assert learner._network.kept(id_).labels == ["another"]
+    assert learner._head.counts[-1] == 1
+    assert learner._head.classes == learner._network.model.classes
+    one.learn(learner, range(11, 14))
+
+
 def test_evidence_can_be_corrected() -> None:
     one = case("image-auto")
     learner = learner_of(one, 60)
