@@ -37,20 +37,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.analytic import HeadName, Solved, Sums
-from models.analytic_learner import PREFIX, AnalyticLearner, AnalyticModel, Look
-from models.familiarity import SAMPLE
+from models.analytic_learner import PREFIX, AnalyticModel, Look
 from models.hashing import BASE, Found, both, bucket, edged, folded, mixed, ngrams, single
 from models.learner import Blueprint, Rows, State, copy_into, module_on
 from models.network import widened
 from models.text_counts import (
     AT_ONCE,
-    ENOUGH,
     INTEGERS,
     NAMES,
     ORDERS,
     SCALE,
     TextCounts,
     TextCountsLearner,
+    TextLearner,
     counts_type,
     narrowest,
     parts,
@@ -223,19 +222,16 @@ class TextSums(Sums):
         self.base = base
 
 
-class TextAnalyticLearner(AnalyticLearner):
-    """An `AnalyticLearner` that counts as well."""
+class TextAnalyticLearner(TextLearner):
+    """A `TextLearner` that adds up weights, and whose versions have a log."""
 
     _model: TextAnalytic
     _sums: TextSums
-    #: Not chosen: of a class that has just come the head knows little and naive Bayes enough, so that predictions of a
-    #: stream that is sorted by class would fare best without the head, and all classes together would not.
     sharpness = (SHARPNESS,)
 
     def __init__(self, network: TextAnalytic, options: TextAnalyticOptions, device: torch.device) -> None:
         super().__init__(network, options, device)
         self._sums = TextSums(network.weight.shape[1], device)
-        self._scored = torch.zeros((), dtype=torch.int64)
         self._recent = Recent()
         self._base = torch.zeros(0, 0, dtype=network.counts.dtype)  # C of before the texts in the log
         self._is_stored = False  # whether a version has what was before them
@@ -269,17 +265,6 @@ class TextAnalyticLearner(AnalyticLearner):
 
     def _scores(self, look: Look) -> Tensor:
         return super()._scores(look) * trust(look).cpu()
-
-    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """The scores of the last records, each from before it was learned."""
-        scores = look.strange[self._sums.counts[y] >= ENOUGH].to(self._model.familiar)
-        if sign > 0:
-            places = (self._scored + torch.arange(len(scores))) % SAMPLE
-            self._model.familiar[places] = scores
-            self._scored += len(scores)
-
-    def _own(self) -> dict[str, Tensor]:
-        return {**super()._own(), "head/scored": self._scored}
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
         fades = self.options.forgetting < 1

@@ -124,18 +124,38 @@ def hashes(x: Tensor) -> Found:
     return both(words(x), ngrams(edged(x), ORDERS))
 
 
-class TextCountsLearner(AnalyticLearner):
-    """An `AnalyticLearner` that counts as well."""
+class TextLearner(AnalyticLearner):
+    """An `AnalyticLearner` of texts. A subclass says its `sharpness`.
+
+    τ is not chosen: of a class that has just come the head knows little and naive Bayes enough, so that predictions of
+    a stream that is sorted by class would fare best without the head, and all classes together would not.
+    """
+
+    def __init__(self, network: AnalyticModel, options: TextAnalyticOptions, device: torch.device) -> None:
+        super().__init__(network, options, device)
+        self._scored = torch.zeros((), dtype=torch.int64)
+
+    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        """The scores of the last records, each from before it was learned."""
+        scores = look.strange[self._sums.counts[y] >= ENOUGH].to(self._model.familiar)
+        if sign > 0:
+            places = (self._scored + torch.arange(len(scores))) % SAMPLE
+            self._model.familiar[places] = scores
+            self._scored += len(scores)
+
+    def _own(self) -> dict[str, Tensor]:
+        return {**super()._own(), "head/scored": self._scored}
+
+
+class TextCountsLearner(TextLearner):
+    """A `TextLearner` that counts records."""
 
     _model: TextCounts
-    #: Not chosen: of a class that has just come the head knows little and naive Bayes enough, so that predictions of a
-    #: stream that is sorted by class would fare best without the head, and all classes together would not.
     sharpness = (6.0,)
 
     def __init__(self, network: TextCounts, options: TextAnalyticOptions, device: torch.device) -> None:
         super().__init__(network, options, device)
         self._changed = Changed()
-        self._scored = torch.zeros((), dtype=torch.int64)
 
     def capture(self) -> State:
         state, counts = super().capture(), self._model.counts
@@ -155,17 +175,6 @@ class TextCountsLearner(AnalyticLearner):
         self._changed = Changed()  # of another type: all of it
         if is_same:
             self._changed.take()
-
-    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """The scores of the last records, each from before it was learned."""
-        scores = look.strange[self._sums.counts[y] >= ENOUGH].to(self._model.familiar)
-        if sign > 0:
-            places = (self._scored + torch.arange(len(scores))) % SAMPLE
-            self._model.familiar[places] = scores
-            self._scored += len(scores)
-
-    def _own(self) -> dict[str, Tensor]:
-        return {**super()._own(), "head/scored": self._scored}
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
         super()._add(look, y, sign)
