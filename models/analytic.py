@@ -128,7 +128,7 @@ class Sums:
         made.by_class, made.counts = self.by_class.clone(), self.counts.clone()
         return made
 
-    def capture(self) -> dict[str, Tensor]:
+    def capture(self) -> Mapping[str, Tensor | Rows]:
         """sums/gram (⌈D/2⌉, D + 1) packed, sums/by_class (K, D) and sums/counts (K,), all float64."""
         named = {"sums/gram": packed(self.gram), "sums/by_class": self.by_class, "sums/counts": self.counts}
         return {name: tensor.clone() for name, tensor in named.items()}

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
 from models.backbone import Backbone, BackboneOptions, references
 from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole
+from models.kept_sums import LoggedSums
 from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
 from models.network import pixels
 from models.patches import Patches
@@ -160,6 +161,7 @@ class ImageAnalyticLearner(AnalyticLearner):
         options = self.options
         network = module_on(lambda: ImageAnalytic(extractor, patches, options.width, (), options.unknown), self._device)
         super().__init__(network.eval(), options, self._device)
+        self._sums = LoggedSums(options.width, self._device)
         self._acquaintance = Acquaintance(len(network.mean))
 
 

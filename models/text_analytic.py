@@ -36,9 +36,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.analytic import HeadName, Solved, Sums
+from models.analytic import HeadName, Solved
 from models.analytic_learner import PREFIX, AnalyticModel, Look
 from models.hashing import BASE, Found, both, bucket, edged, folded, mixed, ngrams, single
+from models.kept_sums import KeptSums, tensor
 from models.learner import Blueprint, Rows, State, copy_into, module_on
 from models.network import widened
 from models.text_counts import (
@@ -64,7 +65,6 @@ AGAINST = 0.3  # γ
 SHARPNESS = 8.0  # τ
 LONG = 100  # features: of a text that has more the head says less
 PIECE = 256  # texts of the log that are added together
-GRAMS = (torch.int16, torch.int32, torch.float64)  # types of sums/gram, from narrow to wide
 
 
 class TextAnalytic(AnalyticModel):
@@ -178,22 +178,8 @@ def count(counts: Tensor, rows: Tensor, y: Tensor, sign: int = 1) -> None:
     counts.index_put_((at, y.to(counts.device)[text]), (sign * u).to(counts), accumulate=True)  # in bytes -1 is 255
 
 
-def tensor(value: Tensor | Rows) -> Tensor:
-    return value.tensor if isinstance(value, Rows) else value
-
-
-class TextSums(Sums):
-    """Sums that are stored as they were some time before, and a head with weights in half precision: a version holds
-    K D of them."""
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        super().__init__(width, device)
-        self.base: dict[str, Tensor] | None = None  # those of before, as they are stored; None: those of now are
-
-    def keep(self) -> None:
-        """Those of now are the ones to start from."""
-        self.base = None
-        self.base = self.capture()
+class TextSums(KeptSums):
+    """Those of whole features, and a head with weights in half precision: a version holds K D of them."""
 
     def solve(self, head: HeadName, ridge: float | None) -> Solved:
         solved = super().solve(head, ridge)
@@ -205,21 +191,6 @@ class TextSums(Sums):
         made.width, made.gram = self.width, self.gram.clone()
         made.by_class, made.counts = self.by_class.clone(), self.counts.clone()
         return made
-
-    def capture(self) -> dict[str, Tensor]:
-        """As `Sums.capture`, with the narrowest type of G that holds all of it."""
-        if self.base is not None:
-            return self.base
-        state = super().capture()
-        gram = state["sums/gram"]
-        dtype = next(dtype for dtype in GRAMS if torch.equal(gram.to(dtype).to(gram), gram))
-        return {**state, "sums/gram": gram.to(dtype)}
-
-    def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
-        base = {name: tensor(value).clone() for name, value in state.items()}
-        grown = {name: widened(each, max(0, len(self.counts) - len(each))) for name, each in base.items()}
-        super().restore({name: base[name] if name == "sums/gram" else each for name, each in grown.items()})
-        self.base = base
 
 
 class TextAnalyticLearner(TextLearner):
@@ -247,8 +218,7 @@ class TextAnalyticLearner(TextLearner):
             return State(serving, training, meta)
         changed = torch.empty(0, dtype=torch.int64) if self._is_stored else None
         self._is_stored = True
-        sums = {name: Rows(each, changed) for name, each in self._sums.base.items()}
-        return State({**serving, "counts": Rows(self._base, changed)}, {**training, **sums}, meta)
+        return State({**serving, "counts": Rows(self._base, changed)}, training, meta)
 
     def restore(self, state: State) -> None:
         # Fractions that are left of a former forgetting factor stay.

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from models.kept_sums import tensor
 from models.learner import Rows, copy_into
 from models.memory import Changed
 
-TEXTS = 1 << 13  # that are in it at most
+TEXTS = 1 << 15  # that are in it at most
 BLOCK = 256  # features that are stored together
-BLOCKS = 1 << 12
+BLOCKS = 1 << 14
 SHIFT = 24  # bits of a bucket's number
 PREFIX = "recent/"
 
@@ -68,22 +69,26 @@ class Recent:
 
     def capture(self) -> dict[str, Tensor | Rows]:
         """recent/texts (TEXTS, 2) and recent/features (BLOCKS, BLOCK), both int32, and recent/known () int64."""
-        rows = {name: Rows(tensor, self._changed[name].take()) for name, tensor in self._tensors().items()}
-        return {PREFIX + "known": self._known.clone(), **{PREFIX + name: each for name, each in rows.items()}}
+        rows = {PREFIX + name: Rows(each, self._changed[name].take()) for name, each in self._tensors().items()}
+        return {PREFIX + "known": self._known.clone(), **rows}
 
     def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
         """
         Raises:
             ValueError: a tensor is missing or does not fit.
         """
-        own = {"known": self._known, **self._tensors()}
-        copy_into({PREFIX + name: tensor for name, tensor in own.items()}, logged(state))
+        known, log = {PREFIX + "known": self._known}, logged(state)
+        for name, rows in self._tensors().items():
+            found = tensor(log.get(PREFIX + name, rows))
+            known[PREFIX + name] = rows[: len(found)] if found.dim() else rows  # versions of before have fewer
+            self._changed[name] = Changed()
+            if found.shape == rows.shape:
+                self._changed[name].take()
+        copy_into(known, log)
         counts = self._texts[: max(0, len(self)), 1]
         self._end = int(counts.sum())
         if not 0 <= len(self) <= TEXTS or (counts < 0).any() or self._end > BLOCKS * BLOCK:
             raise ValueError(f"recent/known or recent/texts: {len(self)} texts with {self._end} features are too many.")
-        for changed in self._changed.values():
-            changed.take()
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"texts": self._texts, "features": self._features}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -20,7 +20,8 @@ from models.analytic_learner import AnalyticLearner
 from models.backbone import Backbone, BackboneOptions, torchvision_network
 from models.familiarity import STEPS
 from models.image_analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticLearner, ImageAnalyticOptions
-from models.learner import Batch, Learner, Reference, Rows, Source, module_on, update_generator
+from models.kept_sums import tensor
+from models.learner import Batch, Learner, Reference, Rows, Source, State, module_on, update_generator
 from models.registry import BUILTIN
 from models.wavelets import Wavelets
 from tests.device import CPU, DEVICE
@@ -208,6 +209,46 @@ def test_a_record_is_taken_out_again(head: HeadName) -> None:
     order = [ours.model.classes.index(name) for name in without.model.classes]
     assert torch.equal(ours._sums.gram, without._sums.gram)
     assert torch.equal(ours._sums.by_class[order], without._sums.by_class)
+
+
+def test_a_version_holds_the_pictures_that_came_and_no_sums() -> None:
+    case = a_case()
+    learner = learned(case, list(range(20)))
+    learner.capture()
+    learner.learn(batch(case, [20, 21, 22]), update_generator(SEED, 99))
+    changed = {name: each.changed for name, each in learner.capture().training.items() if isinstance(each, Rows)}
+    sums = dict.fromkeys(("sums/gram", "sums/by_class", "sums/counts"), 0)
+    rows = {name: None if each is None else len(each) for name, each in changed.items()}
+    assert rows == {**sums, "sums/recent/features": 3, "sums/recent/classes": 3}
+
+
+@pytest.mark.parametrize("rows", [range(30), range(700), [*range(60)] * 6], ids=["few", "many", "repeated"])
+def test_what_is_stored_of_sums_is_what_they_are(rows: Sequence[int]) -> None:
+    """In a log that is full now and then, also of records that were taken out again."""
+    case = a_case(width=64)
+    live, stored = learner_of(case), learner_of(case)
+    for update, first in enumerate(range(0, len(rows), 30)):
+        for learner in (live, stored):
+            learner.learn(batch(case, list(rows[first : first + 30])), update_generator(SEED, update))
+            if update % 3 == 1:
+                learner.forget(batch(case, list(rows[first : first + 3])))
+        state, stored = cloned(stored.capture()), learner_of(case)
+        stored.restore(state)
+    live.capture()
+    assert stored.capture().training["sums/recent/known"]
+    assert torch.equal(stored._sums.gram, live._sums.gram)
+    assert torch.equal(stored._sums.by_class, live._sums.by_class)
+    assert torch.equal(stored.model.weight, live.model.weight)
+
+
+@pytest.mark.parametrize("harm", ["known", "classes"])
+def test_a_log_of_what_is_not_there_is_refused(harm: str) -> None:
+    case = a_case()
+    state = cloned(learned(case, list(range(20))).capture())
+    tensors = {**state.training}
+    tensors[f"sums/recent/{harm}"] = torch.full_like(tensor(tensors[f"sums/recent/{harm}"]), 4000)
+    with pytest.raises(ValueError, match="recent"):
+        learner_of(case).restore(State(state.serving, tensors, state.meta))
 
 
 @pytest.mark.parametrize("head", HEADS)
