@@ -3,9 +3,10 @@
 Whatever the order of the stream, the same sums; so a stream that is sorted by class is learned like a shuffled one, in
 one pass, at a constant cost a record.
 
-Adding a record costs D², solving D³/3: the head is solved anew after an update when D / 4 records are not in it, or
-D / 64 and with them most of what is known of a class, or as many as are in it: at 1, 2, 4, 8 … records. So solving
-costs as much a record as adding does, however long the stream is. It is on a thread of its own, from a copy of the
+Adding a record costs D², solving D³/3: the head is solved anew after an update when D / 4 records are not in it and
+an eighth of all, or D / 64 and with them most of what is known of a class, or as many as are in it: at 1, 2, 4, 8 …
+records. So solving costs at most as much a record as adding does, and ever less in a long stream. Which λ is best is
+asked whenever there are twice as many records, at powers of two. It is on a thread of its own, from a copy of the
 sums, while the next records arrive; whoever needs the head next, the next update or a version, waits for it.
 
 What is served has a head of all records, solved for the version with the λ of the last one, so that none waits for the
@@ -32,9 +33,11 @@ from models.learner import Batch, Options, Report, Rows, State, copy_into
 from models.network import widened
 
 FRESH, FEWEST = 1 / 4, 1 / 64  # of the width: when so many records are not in the head, it is solved anew
+LATER = 1 / 8  # of all records: so many of them, too, where that is more
 MOST = 0.75  # of a class's records: when so many are not in it, `FEWEST` are enough
 PROMPT = 4096  # the widest head that is solved for every version: it takes a third of a second
 HORIZON = 2000  # records over which it is judged
+AT_ONCE = 64  # records that are looked at together
 PREFIX = "learning/"  # of the head that predicts the next records
 
 
@@ -83,6 +86,10 @@ class AnalyticModel(nn.Module):
     def look(self, x: Tensor) -> Look:
         """x (B, ...) as in `Batch.x`"""
         raise NotImplementedError
+
+    def prior(self, look: Look) -> Tensor:
+        """`look.prior` by the sums of now."""
+        return look.prior
 
     def scores(self, features: Tensor) -> Tensor:
         """φ (B, D) → (B, K)"""
@@ -179,15 +186,30 @@ class AnalyticLearner:
         """x (B, ...) as in `Batch.x` → logarithms (B, K) of its probabilities, by the head that predicts."""
         model = self.model
         look = model.look(x.to(self._device))
-        return self._logs(self._scores(look), look.prior.cpu())
+        return self._logs(self._scores(look, self._weight, self._bias), look.prior.cpu())
 
-    def settle(self) -> None:
-        """Has the head that predicts be that of all records."""
-        self._solve()
+    @torch.no_grad()
+    def left_out(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (N, ...) as in `Batch.x`, y (N,) → logarithms (N, K) of the probabilities that it would give to these
+        records, which it learned, had it not learned them."""
+        looks = [self.model.look(some.to(self._device)) for some in torch.split(x, AT_ONCE)]
+        each = list(zip(looks, torch.split(y, AT_ONCE), strict=True))
+        for look, of_some in each:
+            self._put(look, of_some, sign=-1)
+        solved = self._sums.solve(self.options.head, self._ridge_now())
+        weight, bias = solved.weight.to(self._device), solved.bias.to(self._device)
+        logs = [self._logs(self._scores(look, weight, bias), self._model.prior(look).cpu()) for look in looks]
+        for look, of_some in each:
+            self._put(look, of_some)
+        return torch.cat(logs)
 
-    def _scores(self, look: Look) -> Tensor:
-        """(B, K) of the head that predicts, on the CPU"""
-        return (look.features @ self._weight.T + self._bias).cpu()
+    def _ridge_now(self) -> float | None:
+        """λ of the last head."""
+        return self.options.ridge or self._ridge.item() or None
+
+    def _scores(self, look: Look, weight: Tensor, bias: Tensor) -> Tensor:
+        """(B, K) of a head, on the CPU"""
+        return (look.features @ weight.T + bias).cpu()
 
     def _logs(self, scores: Tensor, prior: Tensor) -> Tensor:
         return (self._model.sharpness.cpu() * scores + prior).log_softmax(1)
@@ -202,7 +224,7 @@ class AnalyticLearner:
         model = self.model
         known = list(model.classes)
         look = model.look(batch.x.to(self._device))
-        scores, prior = self._scores(look), look.prior.cpu()  # (B, K) of before
+        scores, prior = self._scores(look, self._weight, self._bias), look.prior.cpu()  # (B, K) of before
         predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if known else []
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
@@ -250,7 +272,7 @@ class AnalyticLearner:
         model = self.model
         if self._fresh.any() and self._sums.width <= PROMPT:
             self._fit()
-            model.take(self._sums.solve(self.options.head, self.options.ridge or self._ridge.item() or None))
+            model.take(self._sums.solve(self.options.head, self._ridge_now()))
         training = {**self._sums.capture(), **self._own(), **self._head()}
         return State(dict(model.state_dict()), training, {"classes": list(model.classes)})
 
@@ -269,7 +291,11 @@ class AnalyticLearner:
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """Adds records to all sums, or takes them out; their classes (B,) on the CPU."""
+        """Learns records, or takes them out; their classes (B,) on the CPU."""
+        self._put(look, y, sign)
+
+    def _put(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        """Adds records to all sums, or takes them out."""
         self._sums.add(look.features, y, sign=sign, forgetting=self.options.forgetting)
 
     def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
@@ -312,17 +338,21 @@ class AnalyticLearner:
     def _due(self) -> bool:
         counts, fresh = self._sums.counts, self._fresh
         unknown = bool((fresh.gt(0) & (fresh >= MOST * counts)).any())
-        enough = (FEWEST if unknown else max(FEWEST, FRESH / self._haste)) * self._sums.width
-        return fresh.sum().item() >= min(enough, counts.sum().item() / 2)
+        width, n = self._sums.width, counts.sum().item()
+        usual = 0.0 if unknown else max(FRESH * width, LATER * n) / self._haste
+        return fresh.sum().item() >= min(max(FEWEST * width, usual), n / 2)
 
     def _fit(self) -> None:
         """Brings up to date what is served beside the head, and what no prediction of the next records reads."""
 
     def _solve(self) -> None:
         self._fit()
+        n = self._sums.counts.sum()
+        has_doubled = int(n).bit_length() > int(n - self._fresh.sum()).bit_length()
+        ridge = self.options.ridge if has_doubled else self._ridge_now()
         sums = self._sums.copy()
         self._fresh = torch.zeros_like(self._fresh)
-        self._solving = self._solver.submit(sums.solve, self.options.head, self.options.ridge)
+        self._solving = self._solver.submit(sums.solve, self.options.head, ridge)
 
 
 def lowest(places: Sequence[float], losses: Sequence[float]) -> float:

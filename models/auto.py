@@ -10,12 +10,13 @@ for them. With their probabilities p and q a record is answered by the logarithm
 
     Σ -log answer_y + ρ/2 ((a - 1)² + b²)
 
-over records that neither of them learns (`evidence`), none of a class before `FIRST` of it were learned. So without
-evidence the head answers alone, and what the weights add up to is how sure the answers may be (a temperature, as in
-Guo et al. 2017, "On calibration of modern neural networks"). Evidence is asked of what both are now. Predictions of
-the last records, which cost nothing, say little in a stream that is sorted by class: there the best answer is always
-the last one. The head chooses its sharpness τ by such; so with τ' at the time when the weights were found it is
-a τ'/τ that counts.
+over records that the network does not learn (`evidence`), none of a class before `FIRST` of it were learned. The head
+does: its sums are exact, so that it can be asked what it would say had it not (with a forgetting factor it could not,
+and leaves them out). So without evidence the head answers alone, from all records, and what the weights add up to is
+how sure the answers may be (a temperature, as in Guo et al. 2017, "On calibration of modern neural networks").
+Evidence is asked of what both are now. Predictions of the last records, which cost nothing, say little in a stream
+that is sorted by class: there the best answer is always the last one. The head chooses its sharpness τ by such; so
+with τ' at the time when the weights were found it is a τ'/τ that counts.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from models.text_classifier import TextClassifierOptions
 FIRST = 16
 HEAD_ALONE = torch.tensor([1.0, 0.0])
 PRIOR = 4.0  # ρ: as if so many records spoke for the head alone
-FEW, EVERY = 64, 1000  # records after which the weights are found anew: a quarter of all, but not fewer nor more
+FEW, EVERY = 64, 4000  # records after which the weights are found anew: a share of all, but not fewer nor more
+GROWN, AGAIN = 1 / 16, 1 / 2  # shares, with classes that were not known then and without
 AT_ONCE = 64  # records of the evidence that are answered together
 FLOOR = -30.0  # the least logarithm of a probability
 STEPS = 30  # of Newton's method, at most
@@ -133,8 +135,11 @@ def pooled(logs: Tensor, weights: Tensor) -> Tensor:
     return (weights.to(logs)[:, None] * logs).sum(-2)
 
 
+Part = AnalyticLearner | ClassifierLearner
+
+
 class AutoLearner:
-    """Both learn what is not evidence, in the same updates, so that a class has the same number in both."""
+    """Both learn the same updates, so that a class has the same number in both; of evidence see above."""
 
     needs_label = True
 
@@ -145,6 +150,7 @@ class AutoLearner:
         self._weights = F.pad(HEAD_ALONE, (0, 1))  # a, b, and τ' or 0
         self._fresh = 0  # records that came since the weights were found
         self._weighed = 0  # classes that were known then
+        self._is_exact = head.options.forgetting == 1
         self._model: AutoModel | None = None
 
     @property
@@ -180,47 +186,55 @@ class AutoLearner:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         known = list(self._head.classes)
         weights = of_now(self._weights, self._head.sharpness_now)
-        evidence = self._evident(batch)
-        rest = [row for row in range(len(batch)) if row not in evidence]
-        logs: dict[int, Tensor] = {}  # row → (2, K) of before
-        if evidence:
-            logs |= zip(evidence, self._asked(batch.x[evidence]), strict=True)
-        if rest:
-            learned = batch.rows(rest)
-            logs |= zip(rest, both(self._head.learn(learned, rng), self._network.learn(learned, rng)), strict=True)
+        rest, once = self._parted(batch)
+        both = [
+            answered(self._head, batch, sorted(rest + once) if self._is_exact else rest, rng),
+            answered(self._network, batch, rest, rng),
+        ]
         self._fresh += len(batch)
-        report = self._report(batch.labels, known, weights, [logs[row] for row in range(len(batch))])
+        report = self._report(batch.labels, known, weights, both)
         if self._due():
             self._weigh()
         return report
 
     def _due(self) -> bool:
-        grown = len(self._head.classes) > self._weighed
-        return self._fresh >= (FEW if grown else min(EVERY, max(FEW, self._head.counts.sum().item() / 4)))
+        share = GROWN if len(self._head.classes) > self._weighed else AGAIN
+        return self._fresh >= min(EVERY, max(FEW, share * self._head.counts.sum().item()))
 
     def _report(
-        self, labels: Sequence[str | None], known: Sequence[str], weights: Tensor, logs: Sequence[Tensor]
+        self, labels: Sequence[str | None], known: Sequence[str], weights: Tensor, both: Sequence[Sequence[Tensor]]
     ) -> Report:
-        """What was said of a batch, with what was known and the weights of before."""
+        """Of what both said of each record, with what was known and the weights of before."""
         numbers = {label: number for number, label in enumerate(self._head.classes)}
-        every = [F.pad(said, (0, len(numbers) - said.shape[1]), value=FLOOR) for said in logs]  # new to the evidence
-        answers = [pooled(said, weights).log_softmax(0) for said in every]
+        every = [[F.pad(said, (0, len(numbers) - len(said)), value=FLOOR) for said in logs] for logs in both]
+        answers = [pooled(torch.stack(said), weights).log_softmax(0) for said in zip(*every, strict=True)]
         loss = -sum(answer[numbers[str(label)]].item() for answer, label in zip(answers, labels, strict=True))
         best = [known[int(answer[: len(known)].argmax())] if known else None for answer in answers]
         head, network = weights.tolist()
         return Report(loss / len(labels), best, {"head_weight": head, "network_weight": network})
 
     def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
-        if id_ in self._evidence.remembered() and label in self._head.classes:
-            self._evidence.relabel(id_, self._head.classes.index(label))
+        if id_ in self._evidence.remembered():
+            self._correct_evidence(id_, label, rng)
             return True
         kept = self._network.kept(id_)
         if not self._network.correct(id_, label, rng):
             return False
-        if self._head.options.forgetting == 1:  # else what it was fades: how much of it is left is not known
+        if self._is_exact:  # else what it was fades: how much of it is left is not known
             self._head.forget(kept)
-        self._head.learn(replace(kept, labels=[label] * len(kept)), rng)
+        self._head.learn(relabelled(kept, label), rng)
         return True
+
+    def _correct_evidence(self, id_: bytes, label: str, rng: torch.Generator) -> None:
+        kept = self._evidence.kept(id_, self._head.classes)
+        is_new = label not in self._head.classes
+        if is_new:  # the first of its class: both learn it
+            self._network.learn(relabelled(kept, label), rng)
+        if self._is_exact:
+            self._head.forget(kept)
+        if self._is_exact or is_new:
+            self._head.learn(relabelled(kept, label), rng)
+        self._evidence.relabel(id_, self._head.classes.index(label))
 
     def remembered(self) -> Collection[bytes]:
         return {*self._network.remembered(), *self._evidence.remembered()}
@@ -254,36 +268,51 @@ class AutoLearner:
         self._evidence.restore(state.meta["evidence"], evidence)
         self._fresh, self._weighed = state.meta["fresh"], state.meta["weighed"]
 
-    def _evident(self, batch: Batch) -> list[int]:
-        """The rows that are evidence from now on; the others are learned."""
+    def _parted(self, batch: Batch) -> tuple[list[int], list[int]]:
+        """The rows that are no evidence, and those that are evidence from now on; what is it already is in neither."""
         records = dict(zip(self._head.classes, self._head.counts.tolist(), strict=True))
         numbers = {label: number for number, label in enumerate(records)}
-        rows = []
+        rest: list[int] = []
+        once: list[int] = []
         for row, label in enumerate(map(str, batch.labels)):
             number = numbers.setdefault(label, len(numbers))  # as both parts will number it: its first row is learned
-            if records.get(label, 0) >= FIRST and self._evidence.takes(batch.take(slice(row, row + 1)), number):
-                rows.append(row)
-            else:
-                records[label] = records.get(label, 0) + 1
-        return rows
-
-    def _asked(self, x: Tensor) -> Tensor:
-        """x (B, ...) → (B, 2, K) float64 on the CPU: what both say of records"""
-        return torch.stack([floored(part.told(x)) for part in (self._head, self._network)], 1)
+            id_ = bytes(batch.ids[row].tolist())
+            if id_ in self._evidence.remembered():
+                continue
+            may_be = records.get(label, 0) >= FIRST and id_ not in self._network.remembered()
+            is_taken = may_be and self._evidence.takes(batch.take(slice(row, row + 1)), number)
+            (once if is_taken else rest).append(row)
+            records[label] = records.get(label, 0) + 1
+        return rest, once
 
     def _weigh(self) -> None:
         """Finds the weights anew, by what both say of the evidence."""
         x, y = self._evidence.records()
         self._fresh, self._weighed = 0, len(self._head.classes)
         if len(y):
-            self._head.settle()
-            found = fitted(torch.cat([self._asked(some) for some in torch.split(x, AT_ONCE)]), y)
+            head = self._head.left_out(x, y) if self._is_exact else told(self._head, x)
+            found = fitted(torch.stack([floored(head), floored(told(self._network, x))], 1), y)
             self._weights = torch.cat([found, self._head.sharpness_now[None]])
 
 
-def both(head: Report, network: Report) -> Tensor:
-    """(B, 2, K) of what both said before they learned"""
-    return torch.stack([floored(report.logs) for report in (head, network) if report.logs is not None], 1)
+def answered(part: Part, batch: Batch, rows: Sequence[int], rng: torch.Generator) -> list[Tensor]:
+    """Has a part learn these rows of a batch → of each of its records the logarithms (K,) of what it said before."""
+    others = [row for row in range(len(batch)) if row not in rows]
+    said: dict[int, Tensor] = {}
+    if others:
+        said |= zip(others, floored(told(part, batch.x[others])), strict=True)
+    if rows and (logs := part.learn(batch.rows(rows), rng).logs) is not None:
+        said |= zip(rows, floored(logs), strict=True)
+    return [said[row] for row in range(len(batch))]
+
+
+def relabelled(batch: Batch, label: str) -> Batch:
+    return replace(batch, labels=[label] * len(batch))
+
+
+def told(part: Part, x: Tensor) -> Tensor:
+    """x (B, ...) → logarithms (B, K) of a part's probabilities"""
+    return torch.cat([part.told(some) for some in torch.split(x, AT_ONCE)])
 
 
 def fitted(logs: Tensor, y: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""Records that a learner of two parts keeps from both, to find out what each part knows.
+"""Records that a learner of two parts is judged by, to find out what each part knows.
 
 Which ones these are depends on their ids alone. A share of all ids may be evidence; of the records that have them, the
 `SLOTS` with the smallest numbers are, where a number is a function of the id (bottom-k, Cohen and Kaplan 2007): a
-uniform sample of the stream, whatever its order. What is passed over is learned. It never becomes evidence when it
-comes again, since the largest number that is kept only falls. So hardly anything is lost of a long stream.
+uniform sample of the stream, whatever its order. What is passed over is no evidence. It never becomes any when it comes
+again, since the largest number that is kept only falls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.held_out import is_held_out
 from models.learner import Batch, Rows, copy_into
-from models.memory import Changed, ReplayMemory
+from models.memory import Changed, ReplayMemory, records_of
 
 SHARE = 1 / 10
 SLOTS = 500
@@ -88,6 +88,10 @@ class Evidence:
     def remembered(self) -> Collection[bytes]:
         """The ids, 16 bytes each. A view."""
         return self._memory.remembered()
+
+    def kept(self, id_: bytes, classes: Sequence[str]) -> Batch:
+        """The record of this id, one of `remembered`."""
+        return records_of(id_, self._memory.columns(), classes)
 
     def relabel(self, id_: bytes, y: int) -> None:
         """The record of this id, one of `remembered`, is of class y."""

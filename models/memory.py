@@ -202,6 +202,13 @@ class Replayed(NamedTuple):
     slots: Tensor  # (R,) int64
 
 
+def records_of(id_: bytes, columns: Mapping[str, Tensor], classes: Sequence[str]) -> Batch:
+    """The records of an id (16 bytes) in the columns of a memory."""
+    rows = (columns["ids"].cpu() == torch.tensor(list(id_), dtype=torch.uint8)).all(1).nonzero().squeeze(1)
+    labels = [classes[number] for number in columns["y"].cpu()[rows].tolist()]
+    return Batch(columns["x"][rows], labels, columns["origins"].cpu()[rows], columns["ids"].cpu()[rows])
+
+
 class Memory(Protocol):
     """What a classifier replays the past from: a `ReplayMemory`, or what stands in its place (`dreams`)."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.labels import Labels
 from models.learner import Batch, Rows, State, copy_into
-from models.memory import Memory
+from models.memory import Memory, records_of
 from models.moving_average import MovingAverage
 from models.optimizer import AdamW
 
@@ -59,10 +59,7 @@ class ReplayingLearner:
 
     def kept(self, id_: bytes) -> Batch:
         """The records of this id (16 bytes) in the replay memory."""
-        columns = self._memory.columns()
-        rows = (columns["ids"].cpu() == torch.tensor(list(id_), dtype=torch.uint8)).all(1).nonzero().squeeze(1)
-        labels = [self.model.classes[number] for number in columns["y"].cpu()[rows].tolist()]
-        return Batch(columns["x"][rows], labels, columns["origins"].cpu()[rows], columns["ids"].cpu()[rows])
+        return records_of(id_, self._memory.columns(), self.model.classes)
 
     def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
         found = id_ in self._memory.remembered()

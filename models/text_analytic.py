@@ -94,6 +94,10 @@ class TextAnalytic(AnalyticModel):
         prior = logs - logs.mean(1, keepdim=True)
         return Look(placed(len(x), rows, self.weight.shape[1]), prior, strange, torch.zeros(len(x), 0), rows)
 
+    def prior(self, look: Look) -> Tensor:
+        logs, _ = self.bayes(len(look.features), look.rows)
+        return logs - logs.mean(1, keepdim=True)
+
     def told(self, look: Look) -> Tensor:
         scores = self.scores(look.features) * trust(look)
         return (self.sharpness * scores + look.prior).softmax(1)
@@ -233,8 +237,8 @@ class TextAnalyticLearner(TextLearner):
             of_some = y[first : first + PIECE]
             self._sums.add(placed(len(of_some), some - some.new_tensor([first, 0, 0]), self._sums.width), of_some)
 
-    def _scores(self, look: Look) -> Tensor:
-        return super()._scores(look) * trust(look).cpu()
+    def _scores(self, look: Look, weight: Tensor, bias: Tensor) -> Tensor:
+        return super()._scores(look, weight, bias) * trust(look).cpu()
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
         fades = self.options.forgetting < 1
@@ -242,7 +246,6 @@ class TextAnalyticLearner(TextLearner):
         if is_logged and not self._recent.has_room(look.rows, y):
             self._keep()
         super()._add(look, y, sign)
-        self._count(look.rows, y, sign)
         if is_logged:
             self._recent.add(look.rows, y)
         elif fades:
@@ -250,6 +253,10 @@ class TextAnalyticLearner(TextLearner):
             self._sums.base = None
         else:
             self._keep()
+
+    def _put(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        super()._put(look, y, sign)
+        self._count(look.rows, y, sign)
 
     def _count(self, rows: Tensor, y: Tensor, sign: int) -> None:
         model, kept = self._model, self.options.forgetting ** len(y)

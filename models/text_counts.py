@@ -84,6 +84,10 @@ class TextCounts(AnalyticModel):
         prior = TRUST * (logs - logs.mean(1, keepdim=True))
         return Look(torch.cat(features), prior, -best / features_each, torch.zeros(len(x), 0), pairs)
 
+    def prior(self, look: Look) -> Tensor:
+        logs = self.bayes(len(look.features), *look.rows.unbind(1))
+        return TRUST * (logs - logs.mean(1, keepdim=True))
+
     def features(self, found: Found) -> Tensor:
         """The hashes of B texts → φ (B, D) float32"""
         signs = torch.where(found.there, (mixed(found.hashes) >> 63) * 2 + 1, 0).float()
@@ -176,8 +180,8 @@ class TextCountsLearner(TextLearner):
         if is_same:
             self._changed.take()
 
-    def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        super()._add(look, y, sign)
+    def _put(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        super()._put(look, y, sign)
         model, kept = self._model, self.options.forgetting ** len(y)
         row, buckets = look.rows.unbind(1)
         y = y.to(row.device)

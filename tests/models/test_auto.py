@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from scipy.optimize import minimize
 from torch import Tensor
 
-from models.auto import FIRST, HEAD_ALONE, PRIOR, AutoLearner, ImageAutoOptions, fitted, pooled
+from models.auto import HEAD_ALONE, PRIOR, AutoLearner, ImageAutoOptions, fitted, pooled
 from models.held_out import is_held_out
 from models.learner import structural_fields, update_generator
 from models.registry import BUILTIN
@@ -69,15 +69,74 @@ def test_without_evidence_the_head_answers_alone() -> None:
     torch.testing.assert_close(model.classify(one.x[:50]), model.head.classify(one.x[:50]))
 
 
-def test_evidence_is_learned_by_neither() -> None:
-    one = case("image-auto")
-    learner = learner_of(one, 60)
+def fading(one: Case) -> Case:
+    """With a head that forgets."""
+    parts = SMALL["image-auto"]
+    return replace(
+        one, options=one.blueprint.options.model_validate({**parts, "head": {"width": 64, "forgetting": 0.999}})
+    )
+
+
+def test_evidence_is_learned_by_the_head_alone() -> None:
+    learner = learner_of(case("image-auto"), 60)
     kept = set(learner._evidence.remembered())
     assert kept
     assert not kept & set(learner._network.remembered())
-    assert learner._head.counts.sum() + len(learner._evidence) == 8 * 60
+    assert sum(learner._network._seen) == 8 * 60 - len(kept)
+    assert learner._head.counts.sum() == 8 * 60
     assert all(is_held_out(id_.hex(), 0.1) for id_ in kept)
-    assert learner._head.counts.min() >= FIRST
+
+
+def test_evidence_is_learned_by_neither_where_old_records_fade() -> None:
+    one = case("image-auto")
+    learner, without = learner_of(fading(one), 60), fading(one).learner()
+    assert isinstance(without, AutoLearner)
+    kept = set(learner._evidence.remembered())
+    assert kept
+    for update in range(60):
+        batch = one.batch(8 * update, 8)
+        rest = [row for row, id_ in enumerate(batch.ids.tolist()) if bytes(id_) not in kept]
+        without._head.learn(batch.rows(rest), update_generator(SEED, update))
+    assert same(without._head.capture(), learner._head.capture())
+
+
+def test_evidence_that_comes_again_is_learned_once() -> None:
+    """And what the network remembers is none when it comes again."""
+    one, parts = case("image-auto"), SMALL["image-auto"]
+    roomy = {**parts, "network": {**parts["network"], "replay_slots": 480}}
+    one = replace(one, options=one.blueprint.options.model_validate(roomy))
+    learner = learner_of(one, 60)
+    kept = len(learner._evidence)
+    one.learn(learner, range(60))
+    assert learner._head.counts.sum() == 2 * 8 * 60 - kept
+    assert len(learner._evidence) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("image-auto", {}), ("text-auto", {}), ("text-auto", {"counts": "records"}), ("image-auto", {"head": "lda"})],
+)
+def test_the_head_says_what_it_would_without_the_evidence(name: str, head: dict[str, Any]) -> None:
+    one = case(name)
+    options: Any = one.blueprint.options.model_validate({**SMALL[name], "head": {**SMALL[name]["head"], **head}})
+    one = replace(one, options=options)
+    learner, without = learner_of(one, 60), one.learner()
+    assert isinstance(without, AutoLearner)
+    x, y = learner._evidence.records()
+    kept, before = set(learner._evidence.remembered()), learner._head.capture()
+    assert kept
+    for update in range(60):
+        batch = one.batch(8 * update, 8)
+        rest = [row for row, id_ in enumerate(batch.ids.tolist()) if bytes(id_) not in kept]
+        without._head.learn(batch.rows(rest), update_generator(SEED, update))
+    without._head._ridge = learner._head._ridge  # which λ is best depends on what came
+    without._head.model.take(without._head._sums.solve(options.head.head, without._head._ridge_now()))
+    model = without._head.model
+    model.sharpness.copy_(learner._head.sharpness_now)
+    expected = model.told(model.look(x)).log()
+    found = learner._head.left_out(x, y)
+    torch.testing.assert_close(found, expected.to(found), atol=2e-3, rtol=1e-2)
+    assert same(learner._head.capture(), before)
 
 
 def test_a_class_that_comes_as_one_batch_has_evidence_too() -> None:
@@ -90,7 +149,7 @@ def test_a_class_that_comes_as_one_batch_has_evidence_too() -> None:
         report = learner.learn(one.batch(80 * update, 80), update_generator(SEED, update))
         assert math.isfinite(report.loss)
     assert {learner.model.classes[number] for number in learner._evidence.records()[1].tolist()} == set(labels)
-    assert learner._head.counts.sum() + len(learner._evidence) == 800
+    assert learner._head.counts.sum() == 800
 
 
 def answers(noise: float, y: Tensor, rng: torch.Generator) -> Tensor:
@@ -153,8 +212,7 @@ def test_a_corrected_record_is_corrected_in_the_sums_too() -> None:
 def test_where_old_records_fade_a_corrected_one_is_learned_once_more() -> None:
     """How much of it is left is not known there; a correction must stop nothing."""
     one = case("image-auto")
-    faded = one.blueprint.options.model_validate({**SMALL["image-auto"], "head": {"width": 64, "forgetting": 0.99}})
-    learner = learner_of(replace(one, options=faded), 10)
+    learner = learner_of(fading(one), 10)
     id_ = next(iter(learner._network.remembered()))
     assert learner.correct(id_, "another", update_generator(SEED, 10))
     assert learner._network.kept(id_).labels == ["another"]
@@ -163,17 +221,22 @@ def test_where_old_records_fade_a_corrected_one_is_learned_once_more() -> None:
     one.learn(learner, range(11, 14))
 
 
-def test_evidence_can_be_corrected() -> None:
-    one = case("image-auto")
+@pytest.mark.parametrize("fades", [False, True])
+def test_evidence_can_be_corrected(fades: bool) -> None:
+    one = fading(case("image-auto")) if fades else case("image-auto")
     learner = learner_of(one, 60)
     id_ = next(iter(learner._evidence.remembered()))
-    labels = learner.model.classes
-    assert learner.correct(id_, labels[3], update_generator(SEED, 60))
-    x, y = learner._evidence.records()
-    row = next(row for row in range(len(one.x)) if bytes(one.batch(row, 1).ids[0].tolist()) == id_)
-    assert y[(x == one.x[row]).flatten(1).all(1)].tolist() == [3]
-    assert not learner.correct(id_, "unheard of", update_generator(SEED, 61))
-    assert labels == learner.model.classes
+    was, before = learner._evidence.kept(id_, learner.model.classes), learner._head.counts.clone()
+    for label in (learner.model.classes[3], "unheard of"):
+        assert learner.correct(id_, label, update_generator(SEED, 60))
+        assert learner._evidence.kept(id_, learner.model.classes).labels == [label]
+        assert learner._head.classes == learner._network.model.classes
+    assert "unheard of" in learner._head.classes
+    changed = learner._head.counts - torch.nn.functional.pad(before, (0, 1))
+    if not fades:
+        assert changed[learner._head.classes.index(str(was.labels[0]))] == -1
+        assert changed[-1] == 1
+    one.learn(learner, range(61, 64))
 
 
 def test_options_of_both_parts_shape_it() -> None:

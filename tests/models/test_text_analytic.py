@@ -304,7 +304,7 @@ def test_where_the_log_is_full_it_begins_anew(monkeypatch: pytest.MonkeyPatch) -
         often = case.learner()
         often.restore(state)
         assert isinstance(often, TextAnalyticLearner)
-    often.settle()
+    often._solve()
     assert equal(small, whole)
     assert same(small.capture(), often.capture())
     assert len(small._recent) == 16
