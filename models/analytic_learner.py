@@ -194,13 +194,15 @@ class AnalyticLearner:
         records, which it learned, had it not learned them."""
         looks = [self.model.look(some.to(self._device)) for some in torch.split(x, AT_ONCE)]
         each = list(zip(looks, torch.split(y, AT_ONCE), strict=True))
+        sums = self._sums.copy()
         for look, of_some in each:
-            self._put(look, of_some, sign=-1)
-        solved = self._sums.solve(self.options.head, self._ridge_now())
+            sums.add(look.features, of_some, sign=-1)
+            self._count(look, of_some, sign=-1)
+        solved = sums.solve(self.options.head, self._ridge_now())
         weight, bias = solved.weight.to(self._device), solved.bias.to(self._device)
         logs = [self._logs(self._scores(look, weight, bias), self._model.prior(look).cpu()) for look in looks]
         for look, of_some in each:
-            self._put(look, of_some)
+            self._count(look, of_some)
         return torch.cat(logs)
 
     def _ridge_now(self) -> float | None:
@@ -291,12 +293,12 @@ class AnalyticLearner:
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """Learns records, or takes them out; their classes (B,) on the CPU."""
-        self._put(look, y, sign)
-
-    def _put(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """Adds records to all sums, or takes them out."""
+        """Adds records to all sums, or takes them out; their classes (B,) on the CPU."""
         self._sums.add(look.features, y, sign=sign, forgetting=self.options.forgetting)
+        self._count(look, y, sign)
+
+    def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        """Adds records to what is counted beside the head's sums, or takes them out."""
 
     def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
         """Takes note of how strange records are that are learned next, or taken out; their classes (B,)."""

@@ -254,12 +254,9 @@ class TextAnalyticLearner(TextLearner):
         else:
             self._keep()
 
-    def _put(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        super()._put(look, y, sign)
-        self._count(look.rows, y, sign)
-
-    def _count(self, rows: Tensor, y: Tensor, sign: int) -> None:
+    def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
         model, kept = self._model, self.options.forgetting ** len(y)
+        rows = look.rows
         text, at, u = rows.unbind(1)
         if kept < 1:
             for each in (model.counts, model.lengths, model.units):

@@ -180,8 +180,7 @@ class TextCountsLearner(TextLearner):
         if is_same:
             self._changed.take()
 
-    def _put(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        super()._put(look, y, sign)
+    def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
         model, kept = self._model, self.options.forgetting ** len(y)
         row, buckets = look.rows.unbind(1)
         y = y.to(row.device)
