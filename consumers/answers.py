@@ -10,7 +10,7 @@ import hashlib
 import io
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from pipeline.answers import Classified, Recognised, Standing
 from pipeline.errors import NotFound, RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,6 +53,7 @@ ROUTES: dict[str, type | tuple[type, ...]] = {
     "restyle": Restyler,
 }
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+Answer = TypeVar("Answer")
 
 
 class ModelState(BaseModel):
@@ -136,9 +137,18 @@ def is_able(live: Live, route: str) -> bool:
 
 def classify(live: Live, xs: Sequence[NDArray[Any]]) -> list[list[float]]:
     """B arrays as the model's input wants them → B × K probabilities, in the order of the model's classes."""
-    assert isinstance(live.model, Classifier)  # noqa: S101 - the route checks it
-    probabilities: list[list[float]] = live.model.classify(torch.from_numpy(np.stack(xs))).tolist()  # (B, K)
-    return probabilities
+    model = live.model
+    assert isinstance(model, Classifier)  # noqa: S101 - the route checks it
+    return _alike(xs, lambda x: model.classify(x).tolist())
+
+
+def _alike(xs: Sequence[NDArray[Any]], ask: Callable[[torch.Tensor], Iterable[Answer]]) -> list[Answer]:
+    """What is answered to each record; long texts, which have other shapes, are asked of by themselves."""
+    found: dict[int, Answer] = {}
+    for shape in {x.shape for x in xs}:
+        rows = [row for row, x in enumerate(xs) if x.shape == shape]
+        found |= zip(rows, ask(torch.from_numpy(np.stack([xs[row] for row in rows]))), strict=True)
+    return [found[row] for row in range(len(xs))]
 
 
 def classified(live: Live, probabilities: Sequence[float], now_s: float) -> Classified:
@@ -150,9 +160,9 @@ def classified(live: Live, probabilities: Sequence[float], now_s: float) -> Clas
 
 def recognise(live: Live, xs: Sequence[NDArray[Any]]) -> list[tuple[list[float], bool]]:
     """B arrays → for each the K probabilities, and whether it resembles none of the classes."""
-    assert isinstance(live.model, Recogniser)  # noqa: S101 - the route checks it
-    probabilities, unknown = live.model.recognise(torch.from_numpy(np.stack(xs)))  # (B, K), (B,)
-    return list(zip(probabilities.tolist(), unknown.tolist(), strict=True))
+    model = live.model
+    assert isinstance(model, Recogniser)  # noqa: S101 - the route checks it
+    return _alike(xs, lambda x: zip(*(answer.tolist() for answer in model.recognise(x)), strict=True))
 
 
 def recognised(live: Live, result: tuple[Sequence[float], bool], now_s: float) -> Recognised:

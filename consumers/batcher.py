@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from consumers.workers import ANSWER_S, Task, Workers, contained, settle
+from consumers.workers import ANSWER_S, Ending, Task, Workers, contained, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,11 +115,12 @@ class Sideline(Workers[_Piece]):
         super().__init__(name, slots=slots, threads=threads, limit_s=ANSWER_S, clock=clock)
 
     def close(self) -> None:
-        """What has begun ends by itself; what waits is given up."""
+        """What has begun ends by itself; what waits comes to `Ending`."""
         with self._wake:
-            for piece in self._queue:
-                piece.future.cancel()
+            waiting, self._queue = self._queue, deque()
         super().close()
+        for piece in waiting:
+            settle(piece.future, Ending())
 
     def submit(self, client: str, model: str, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """What the work gives.

@@ -63,10 +63,7 @@ class Item:
             self.dead.append(Dead(example.record, RecordError("label", why), example.label_record))
         self.examples = [self.examples[row] for row in kept]
         if self.batch is not None:
-            labels = [self.batch.labels[row] for row in kept]
-            at = torch.tensor(kept, dtype=torch.int64)
-            x = self.batch.x[at.to(self.batch.x.device)]
-            self.batch = Batch(x, labels, self.batch.origins[at], self.batch.ids[at]) if kept else None
+            self.batch = self.batch.rows(kept) if kept else None
 
 
 class Uplink:
@@ -105,6 +102,7 @@ def collate(examples: Sequence[Example], topics: Mapping[str, int], uplink: Upli
         labels=[example.label for example in examples],
         origins=torch.from_numpy(origins),
         ids=torch.from_numpy(ids),
+        whole={row: torch.from_numpy(each.whole) for row, each in enumerate(examples) if each.whole is not None},
     )
 
 

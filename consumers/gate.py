@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
+from consumers.workers import Ending
 from pipeline.errors import ConfigError, Corrupt, NotFound, RecordError, StoreError
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ class Gate:
             status = GONE
         except asyncio.CancelledError:  # the sampler ends, and this took longer than it waits
             if not begun:
-                answer = _told(503, "ending", "The sampler ends. Ask again when it is back.", RETRY_AFTER)
+                answer = _told(503, "ending", str(Ending()), RETRY_AFTER)
                 await answer(inner, receive, guarded)
         finally:
             route = getattr(inner.get("route"), "path", "other")

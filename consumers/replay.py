@@ -200,6 +200,7 @@ def decoder_of(fold: Fold) -> RecordDecoder:
         decode=load_decoder(settings.decoder) if settings.decoder else None,
         model=fold.name,
         labels=settings.labels.topic if settings.labels else None,
+        reads_whole=fold.blueprint.reads_whole(fold.options),
     )
 
 

@@ -40,7 +40,7 @@ from consumers.batcher import Batcher, Sideline
 from consumers.gate import RETRY_AFTER, described, refusal
 from consumers.serving import Follower, Live, Serving, check_size, weights
 from consumers.uploads import INPUTS, payload
-from consumers.workers import ANSWER_S, Places, Stalled, Workers
+from consumers.workers import ANSWER_S, Ending, Places, Stalled, Workers
 from pipeline.answers import Classified, Recognised
 from pipeline.config import NAME, SamplerConfig
 from pipeline.manifest import Manifest
@@ -162,12 +162,14 @@ class Service:
 def ended() -> Iterator[None]:
     """
     Raises:
-        HTTPException: 503 where the model does not come to an end, 504 where what was asked takes too long.
+        HTTPException: 503 where the model never ends, or the sampler does; 504 where what was asked takes too long.
     """
     try:
         yield
     except Stalled as error:
         raise refusal(503, "stalled", str(error)) from None
+    except Ending as error:
+        raise refusal(503, "ending", str(error), **RETRY_AFTER) from None
     except TimeoutError:
         raise refusal(504, "timeout", f"It was not done within {ANSWER_S:.0f} s. Ask for less.") from None
 
@@ -279,7 +281,8 @@ async def _answered(
 ) -> Result:
     content, content_type = await payload(request)  # before a place is taken: a slow client keeps none
     with service.place():
-        x = await service.decoded(live, input_array, content, live.input, content_type)
+        decode = partial(input_array, whole=live.reads_whole)
+        x = await service.decoded(live, decode, content, live.input, content_type)
         return await service.batched(run, live, x)
 
 

@@ -44,10 +44,11 @@ if TYPE_CHECKING:
 DECODERS = {"image": 2, "text": 1}  # records decoded at one time: bounds the memory that pixels take
 PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
 PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
-GRACE_S = 5  # how long open requests get when the sampler ends
+END_S = 5.0  # from the signal to the end of the process, whatever is at work
+GRACE_S = 3  # how long requests that are worked on get of these
 READERS = 32  # who wait for the store at one time; threads are 40
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
-END_S = 1.0  # how long what still computes then gets: its answer reaches nobody
+LAST_S = 1.0  # how long what still computes then gets: its answer reaches nobody
 LOGGERS = ("uvicorn.error", "python_multipart.multipart")
 THREADS = ("decode", "sideline", "inference", "follow-")  # where models and decoders run
 
@@ -111,8 +112,9 @@ def _has_failed(record: logging.LogRecord) -> bool:
 class _Server(uvicorn.Server):
     """Ends once `stop` is set, but not before all has begun: what has begun is ended in order."""
 
-    def __init__(self, config: uvicorn.Config, stop: Event) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, stop: Event) -> None:
         super().__init__(config)
+        self._service = service
         self._stop = stop
 
     @contextmanager
@@ -123,6 +125,13 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Whether to end, asked ten times a second."""
         return self._stop.is_set() or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What waits for its turn is told at once, what is worked on has its time."""
+        self._service.sideline.close()
+        for decoders in self._service.decoders.values():
+            decoders.close()
+        await super().shutdown(sockets)
 
 
 def open_server(
@@ -158,8 +167,10 @@ def open_server(
         lifespan="on",
         http=Patient,
         timeout_graceful_shutdown=GRACE_S,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=[str(proxy) for proxy in settings.proxies],
     )
-    return _Server(options, stop or Event()), listener
+    return _Server(options, app.state.service, stop or Event()), listener
 
 
 def _to_stderr(line: str) -> None:
@@ -170,7 +181,7 @@ def _to_stderr(line: str) -> None:
 def serve(
     config: Config, say: Callable[[str], None] = _to_stderr, listens: Callable[[str], None] = lambda url: None
 ) -> None:
-    """Serves until SIGINT, SIGTERM or SIGHUP, then ends within about GRACE_S. Call it from the main thread.
+    """Serves until SIGINT, SIGTERM or SIGHUP, then ends, and the process within END_S. Call it from the main thread.
 
     Args:
         say: takes one-line messages for people.
@@ -180,6 +191,7 @@ def serve(
         ConfigError: the address cannot be bound.
     """
     with stopping() as stop:
+        threading.Thread(target=_end_in_time, args=(stop,), daemon=True).start()
         server, listener = open_server(config, say, stop)
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -190,9 +202,17 @@ def serve(
     _leave()
 
 
+def _end_in_time(stop: Event) -> None:
+    """A store that hangs, or a thread of a user's own, keeps no process."""
+    stop.wait()
+    time.sleep(END_S)
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def _leave() -> None:
     """Ends at once where a thread still works for nobody: the interpreter would wait for it."""
-    deadline = time.monotonic() + END_S
+    deadline = time.monotonic() + LAST_S
     left = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
     for thread in left:
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -57,6 +57,7 @@ class Live:
     digest: str  # of the manifest
     model: Model
     input: ImageInput | TextInput
+    reads_whole: bool  # texts of any length
     objects: Mapping[str, bytes] = field(
         repr=False
     )  # digest → bytes of what it was built from: the next one shares most
@@ -305,8 +306,10 @@ class Follower:
         before = self.live  # once: others than the follower's own thread ask too
         objects = dict(before.objects) if before else {}
         input_ = bounded(INPUT.validate_python(manifest.input), self._settings)
-        model = load_model(self.store, manifest, self._blueprint(manifest), objects)
-        return Live(manifest, manifest.digest, model, input_, objects)
+        blueprint = self._blueprint(manifest)
+        reads_whole = blueprint.reads_whole(blueprint.options.of_version(manifest.options))
+        model = load_model(self.store, manifest, blueprint, objects)
+        return Live(manifest, manifest.digest, model, input_, reads_whole, objects)
 
     def _blueprint(self, manifest: Manifest) -> Blueprint:
         """Code is never imported by a name from a manifest: built in, or what the configuration says too."""

@@ -60,6 +60,13 @@ class Stalled(Exception):
         )
 
 
+class Ending(Exception):
+    """The sampler ends, and nothing more is begun."""
+
+    def __init__(self) -> None:
+        super().__init__("The sampler ends. Ask again when it is back.")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
     """Something that a client asks of a model."""
@@ -146,9 +153,12 @@ class Workers(ABC, Generic[TaskT]):
     def _submit(self, task: TaskT) -> Future[Any]:
         """
         Raises:
+            Ending: the threads end.
             Stalled: the model's last work has not ended.
         """
         with self._wake:
+            if self._closed:
+                raise Ending
             if any(work.model == task.model for work in self._stalled):
                 raise Stalled(task.model, self._limit_s)
             self._queue.append(task)

@@ -225,7 +225,7 @@ class AnalyticLearner:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         model = self.model
         known = list(model.classes)
-        look = model.look(batch.x.to(self._device))
+        look = self._look(batch)
         scores, prior = self._scores(look, self._weight, self._bias), look.prior.cpu()  # (B, K) of before
         predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if known else []
         self._grow(self._labels.new(batch.labels))
@@ -252,7 +252,7 @@ class AnalyticLearner:
         if unknown := [label for label in batch.labels if label not in self._model.classes]:
             raise ValueError(f"no record with the label {unknown[0]!r} was learned.")
         y = torch.tensor(self._labels.numbers(batch.labels))
-        look = self.model.look(batch.x.to(self._device))
+        look = self._look(batch)
         self._meet(look, y, sign=-1)
         self._add(look, y, sign=-1)
         self._solve()
@@ -291,6 +291,9 @@ class AnalyticLearner:
         own = {name: value for name, value in state.training.items() if name.startswith("head/")}
         copy_into(self._own(), {"head/ridge": self._ridge, **own})  # versions of before chose none
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
+
+    def _look(self, batch: Batch) -> Look:
+        return self.model.look(batch.x.to(self._device))
 
     def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
         """Adds records to all sums, or takes them out; their classes (B,) on the CPU."""

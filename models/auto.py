@@ -17,6 +17,8 @@ how sure the answers may be (a temperature, as in Guo et al. 2017, "On calibrati
 Evidence is asked of what both are now. Predictions of the last records, which cost nothing, say little in a stream
 that is sorted by class: there the best answer is always the last one. The head chooses its sharpness τ by such; so
 with τ' at the time when the weights were found it is a τ'/τ that counts.
+
+Of a text that is longer than `max_chars` the head reads all and the network the beginning; it never is evidence.
 """
 
 from __future__ import annotations
@@ -84,8 +86,9 @@ class AutoModel(nn.Module):
 
     weights: Tensor  # (3,): a, b, and τ' or 0
 
-    def __init__(self, head: AnalyticModel, network: ClassifierNetwork) -> None:
+    def __init__(self, head: AnalyticModel, network: ClassifierNetwork, beginning: int | None) -> None:
         super().__init__()
+        self._beginning = beginning  # code points of a long text that the network reads; None: they read the same
         self.head = head
         self.network = network
         self.register_buffer("weights", F.pad(HEAD_ALONE, (0, 1)))
@@ -113,7 +116,8 @@ class AutoModel(nn.Module):
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         head = self.head
         look = head.look(x.to(head.weight.device))
-        logs = torch.stack([floored(p.log()) for p in (head.told(look), self.network.classify(x))], 1)  # (B, 2, K)
+        of_network = self.network.classify(x[:, : self._beginning])
+        logs = torch.stack([floored(p.log()) for p in (head.told(look), of_network)], 1)  # (B, 2, K)
         p = pooled(logs, of_now(self.weights, head.sharpness)).softmax(1).to(head.weight)
         rank = ranks(look.strange, head.familiar)
         return tempered(p, rank, head.shares), rank < head.unknown
@@ -143,10 +147,13 @@ class AutoLearner:
 
     needs_label = True
 
-    def __init__(self, head: AnalyticLearner, network: ClassifierLearner, evidence: Evidence) -> None:
+    def __init__(
+        self, head: AnalyticLearner, network: ClassifierLearner, evidence: Evidence, beginning: int | None
+    ) -> None:
         self._head = head
         self._network = network
         self._evidence = evidence
+        self._beginning = beginning  # as the model's
         self._weights = F.pad(HEAD_ALONE, (0, 1))  # a, b, and τ' or 0
         self._fresh = 0  # records that came since the weights were found
         self._weighed = 0  # classes that were known then
@@ -170,7 +177,7 @@ class AutoLearner:
         """Waits for the head that is being solved."""
         head = self._head.model
         if self._model is None or self._model.head is not head:  # over a backbone it is there from `begin` on
-            self._model = AutoModel(head, self._network.model).to(head.weight.device)
+            self._model = AutoModel(head, self._network.model, self._beginning).to(head.weight.device)
         self._model.weights.copy_(self._weights)
         return self._model
 
@@ -218,6 +225,8 @@ class AutoLearner:
             self._correct_evidence(id_, label, rng)
             return True
         kept = self._network.kept(id_)
+        if self._beginning is not None and kept.x[:, self._beginning - 1].any():
+            return False  # the head has learned all of a text, of which perhaps only the beginning is left
         if not self._network.correct(id_, label, rng):
             return False
         if self._is_exact:  # else what it was fades: how much of it is left is not known
@@ -279,7 +288,8 @@ class AutoLearner:
             id_ = bytes(batch.ids[row].tolist())
             if id_ in self._evidence.remembered():
                 continue
-            may_be = records.get(label, 0) >= FIRST and id_ not in self._network.remembered()
+            may_be = row not in batch.whole and records.get(label, 0) >= FIRST
+            may_be = may_be and id_ not in self._network.remembered()
             is_taken = may_be and self._evidence.takes(batch.take(slice(row, row + 1)), number)
             (once if is_taken else rest).append(row)
             records[label] = records.get(label, 0) + 1
@@ -361,14 +371,20 @@ def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], d
     def learner(options: AutoOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AutoLearner:
         first: Any = head.learner(options.head, shape, seed, device)
         second: Any = network.learner(options.network, shape, seed, device)
-        return AutoLearner(first, second, Evidence(shape, dtype))
+        return AutoLearner(first, second, Evidence(shape, dtype), beginning(options, shape))
 
     def model(options: AutoOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> AutoModel:
         first: Any = head.model(options.head, shape, meta["head"])
         second: Any = network.model(options.network, shape, meta["network"])
-        return AutoModel(first, second).eval()
+        return AutoModel(first, second, beginning(options, shape)).eval()
 
-    return Blueprint(options, learner, model, head.input, lambda options: head.sources(options.head))
+    def reads_whole(options: AutoOptions) -> bool:
+        return head.reads_whole(options.head)
+
+    def beginning(options: AutoOptions, shape: tuple[int, ...]) -> int | None:
+        return shape[0] if reads_whole(options) else None
+
+    return Blueprint(options, learner, model, head.input, lambda options: head.sources(options.head), reads_whole)
 
 
 IMAGE = blueprint(image_analytic.BLUEPRINT, image_classifier.BLUEPRINT, ImageAutoOptions, torch.uint8)

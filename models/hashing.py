@@ -6,7 +6,7 @@ A hash has 64 bits; whoever uses it reduces it to as many buckets as there are (
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -107,11 +107,39 @@ def single(x: Tensor) -> Found:
     return Found(mixed(word), there)
 
 
+def ngrams_in_pieces(x: Tensor, orders: Iterable[int], size: int) -> Iterator[Tensor]:
+    """The hashes of `ngrams` of one text (n,) without padding, at most `size` at a time."""
+    for order in orders:
+        for start in range(0, len(x) - order + 1, size):
+            yield ngrams(x[None, start : start + size + order - 1], [order]).hashes[0]
+
+
+def single_in_pieces(x: Tensor, size: int) -> Iterator[Tensor]:
+    """The hashes of `single` of one text (n,) without padding, some at a time."""
+    begun, length = x.new_zeros((), dtype=torch.int64), 0  # the word that the piece before ended in, so far
+    for piece in torch.split(F.pad(x, (0, 1)), size):  # what is behind the text ends its last word
+        points = piece.to(torch.int64)
+        letter = letters(points)
+        before = F.pad(letter, (1, 0))[:-1]
+        before[0] = length > 0
+        first = letter & ~before
+        number = first.cumsum(0)  # the word that a letter is of; 0: the one that was begun
+        places = torch.arange(len(piece), device=x.device)
+        place = places - torch.where(first, places, -length).cummax(0).values
+        word = begun.new_zeros(int(number[-1]) + 1)
+        word[0] = begun
+        word.scatter_add_(0, number, torch.where(letter, mixed(points * BASE + place), 0))
+        ended = word[0 if length else 1 :]
+        begun, length = begun.new_zeros(()), 0
+        if letter[-1]:
+            ended, begun, length = ended[:-1], ended[-1], int(place[-1]) + 1
+        yield mixed(ended)
+
+
 def _words(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, L) → numbers (B, W + 2) int64 of the words of each text between two zeros, and which of them are words"""
     points = x.to(torch.int64)
-    letter = (points > 0x40) & ~((points > 0x5A) & (points < 0x61)) & ~((points > 0x7A) & (points < 0xA1))
-    letter |= ((points >= 0x30) & (points < 0x3A)) | (points == 0x27)  # digits and the apostrophe
+    letter = letters(points)
     first = letter & ~F.pad(letter, (1, 0))[:, :-1]
     number = first.cumsum(1)  # (B, L) the word that a letter is of, from 1 on
     count = number[:, -1]  # (B,)
@@ -122,6 +150,12 @@ def _words(x: Tensor) -> tuple[Tensor, Tensor]:
     word = torch.zeros(len(x), len(column), dtype=torch.int64, device=x.device)  # 0 at both edges
     word.scatter_add_(1, torch.where(letter, number, 0), summands)
     return word, (column >= 1) & (column <= count[:, None])
+
+
+def letters(points: Tensor) -> Tensor:
+    """Which code points are of words: digits and the apostrophe, too."""
+    letter = (points > 0x40) & ~((points > 0x5A) & (points < 0x61)) & ~((points > 0x7A) & (points < 0xA1))
+    return letter | ((points >= 0x30) & (points < 0x3A)) | (points == 0x27)
 
 
 def folded(x: Tensor) -> Tensor:

@@ -45,8 +45,7 @@ class HeldOut:
         """Offers the records of a batch; which ones are kept depends on the seed and on what came before."""
         for row, label in enumerate(batch.labels):
             # One by one, so that it does not matter how they were batched; by numbers that no update has.
-            at = slice(row, row + 1)
-            one = Batch(batch.x[at], batch.labels[at], batch.origins[at], batch.ids[at])
+            one = batch.take(slice(row, row + 1))
             self._memory.add(one, [self._number(label)], update_generator(self._seed, -1 - self._seen))
             self._seen += 1
 

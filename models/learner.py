@@ -75,18 +75,24 @@ class Batch:
     labels: Sequence[str | None]  # B
     origins: Tensor  # (B, 3) int64 on the CPU: index into the topics of the model, partition, offset
     ids: Tensor  # (B, 16) uint8 on the CPU: `id_digest` of the record's id
+    #: row → a text that is longer than x, all of it: (n,) int32 on the CPU; for learners that read texts of any length
+    whole: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: slice) -> Batch:
         """These records alone."""
-        return Batch(self.x[rows], self.labels[rows], self.origins[rows], self.ids[rows])
+        taken = range(len(self))[rows]
+        whole = {number: self.whole[row] for number, row in enumerate(taken) if row in self.whole}
+        return Batch(self.x[rows], self.labels[rows], self.origins[rows], self.ids[rows], whole)
 
     def rows(self, rows: Sequence[int]) -> Batch:
         """These records alone, in this order."""
         some = list(rows)
-        return Batch(self.x[some], [self.labels[row] for row in some], self.origins[some], self.ids[some])
+        labels = [self.labels[row] for row in some]
+        whole = {number: self.whole[row] for number, row in enumerate(some) if row in self.whole}
+        return Batch(self.x[some], labels, self.origins[some], self.ids[some], whole)
 
 
 def id_digest(id_: str) -> bytes:
@@ -290,6 +296,8 @@ class Blueprint:
     input: str
     #: options → what the learner's `begin` needs, by name; a learner without sources needs no `begin`
     sources: Callable[..., Mapping[str, Reference]] = field(default=lambda options: {})
+    #: options → whether it reads texts of any length (`Batch.whole`), and its model x (B, n) with any n
+    reads_whole: Callable[..., bool] = field(default=lambda options: False)
 
 
 def update_generator(seed: int, update: int) -> torch.Generator:

@@ -28,8 +28,10 @@ sums are in double precision, and stored whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -38,9 +40,22 @@ from torch.nn import functional as F
 
 from models.analytic import HeadName, Solved
 from models.analytic_learner import PREFIX, AnalyticModel, Look
-from models.hashing import BASE, Found, both, bucket, edged, folded, mixed, ngrams, single
+from models.hashing import (
+    BASE,
+    SPACE,
+    Found,
+    both,
+    bucket,
+    edged,
+    folded,
+    mixed,
+    ngrams,
+    ngrams_in_pieces,
+    single,
+    single_in_pieces,
+)
 from models.kept_sums import KeptSums, tensor
-from models.learner import Blueprint, Rows, State, copy_into, module_on
+from models.learner import Batch, Blueprint, Rows, State, copy_into, module_on
 from models.network import widened
 from models.text_counts import (
     AT_ONCE,
@@ -83,10 +98,15 @@ class TextAnalytic(AnalyticModel):
         self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
         self.register_buffer("units", torch.zeros((), dtype=torch.float64))
 
-    def look(self, x: Tensor) -> Look:
+    def look(self, x: Tensor, whole: Mapping[int, Tensor] = MappingProxyType({})) -> Look:
+        """x (B, L), and of its rows whose texts are longer all of these."""
         found, first = [], 0
-        for part in parts(x):
-            rows = weighed(hashes(part), len(self.counts))
+        for part in all_parts(x, whole):
+            rows = (
+                in_pieces(part[0], len(self.counts))
+                if part.shape[1] > AT_ONCE
+                else weighed(hashes(part), len(self.counts))
+            )
             found.append(rows + rows.new_tensor([first, 0, 0]))
             first += len(part)
         rows = torch.cat(found)
@@ -147,12 +167,39 @@ def hashes(x: Tensor) -> Found:
     return both(word, word, ngrams(edged(x), ORDERS))
 
 
+def all_parts(x: Tensor, whole: Mapping[int, Tensor]) -> Iterator[Tensor]:
+    """The `parts` of x (B, L), in whose place a text of `whole` is a part by itself."""
+    start = 0
+    for row in sorted(whole):
+        yield from parts(x[start:row])
+        yield whole[row][None].to(x.device)
+        start = row + 1
+    yield from parts(x[start:])
+
+
 def weighed(found: Found, buckets: int) -> Tensor:
     """The hashes of B texts → (N, 3) int64: a text, one of its features and its weight u, text by text."""
     text = torch.arange(len(found.hashes), device=found.hashes.device)[:, None]
     each, times = torch.unique((text * buckets + bucket(found.hashes, buckets))[found.there], return_counts=True)
+    return weights(len(found.hashes), buckets, each, times)
+
+
+def in_pieces(x: Tensor, buckets: int, size: int = AT_ONCE) -> Tensor:
+    """As `weighed(hashes(x))` of one text (n,) without padding, of which so many code points are looked at at once."""
+    x = torch.cat([folded(some) for some in torch.split(x, size)])
+    each, times = x.new_zeros(0, dtype=torch.int64), x.new_zeros(0, dtype=torch.int64)
+    words = chain(single_in_pieces(x, size), single_in_pieces(x, size))
+    for some in chain(words, ngrams_in_pieces(F.pad(x, (1, 1), value=SPACE), ORDERS, size)):
+        more, counts = torch.unique(bucket(some, buckets), return_counts=True)
+        each, at = torch.unique(torch.cat([each, more]), return_inverse=True)
+        times = torch.zeros_like(each).index_add_(0, at, torch.cat([times, counts]))
+    return weights(1, buckets, each, times)
+
+
+def weights(count: int, buckets: int, each: Tensor, times: Tensor) -> Tensor:
+    """As `weighed`, by how often (N,) each feature comes; `each` (N,) is its text · buckets + its bucket."""
     row, v = each // buckets, (STEPS * times.double().log1p()).round()
-    squares = v.new_zeros(len(found.hashes)).index_add_(0, row, v * v)
+    squares = v.new_zeros(count).index_add_(0, row, v * v)
     u = (UNIT * v / squares.sqrt()[row]).round().clamp_max(UNIT - 1)
     return torch.stack([row, each % buckets, u.long()], 1)
 
@@ -236,6 +283,9 @@ class TextAnalyticLearner(TextLearner):
             some = rows[(rows[:, 0] >= first) & (rows[:, 0] < first + PIECE)]
             of_some = y[first : first + PIECE]
             self._sums.add(placed(len(of_some), some - some.new_tensor([first, 0, 0]), self._sums.width), of_some)
+
+    def _look(self, batch: Batch) -> Look:
+        return self._model.look(batch.x.to(self._device), batch.whole)
 
     def _scores(self, look: Look, weight: Tensor, bias: Tensor) -> Tensor:
         return super()._scores(look, weight, bias) * trust(look).cpu()
@@ -322,4 +372,8 @@ def untrained(options: TextAnalyticOptions, classes: Sequence[str], dtype: torch
     return family(options.width, options.buckets, classes, options.unknown, dtype)
 
 
-BLUEPRINT = Blueprint(TextAnalyticOptions, learner, model, "text")
+def reads_whole(options: TextAnalyticOptions) -> bool:
+    return options.counts == "weights" and options.long_texts == "whole"
+
+
+BLUEPRINT = Blueprint(TextAnalyticOptions, learner, model, "text", reads_whole=reads_whole)

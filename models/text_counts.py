@@ -50,6 +50,7 @@ class TextAnalyticOptions(AnalyticOptions):
     width: int = structural(2048, ge=8, le=16_384)
     buckets: int = structural(1 << 18, ge=2, le=1 << 24, before=1 << 16)
     counts: Literal["weights", "records"] = structural("weights", before="records")  # what naive Bayes adds up
+    long_texts: Literal["whole", "beginning"] = structural("whole", before="beginning")  # beyond `max_chars`
 
 
 class TextCounts(AnalyticModel):
@@ -120,7 +121,7 @@ def parts(x: Tensor) -> Iterator[Tensor]:
     """The texts of x (B, L) in their order, a few at a time, each part as wide as its longest text: time and memory go
     with what is there, not with `max_chars`."""
     wide = trimmed(x)
-    return map(trimmed, torch.split(wide, max(1, AT_ONCE // wide.shape[1])))
+    return map(trimmed, torch.split(wide, max(1, AT_ONCE // wide.shape[1]))) if len(x) else iter(())
 
 
 def hashes(x: Tensor) -> Found:

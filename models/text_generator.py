@@ -63,6 +63,7 @@ class TextGeneratorOptions(Options):
     history: int = structural(1 << 20, ge=1)  # bytes
     lanes: int = structural(16, ge=1)  # partitions; beyond them the one that was silent longest begins anew
     slots: int = structural(1 << 22, ge=0)  # of the n-grams, 8 bytes each
+    long_texts: Literal["whole", "beginning"] = structural("whole", before="beginning")  # beyond `max_chars`
     mixing_rate: float = Field(0.02, gt=0)  # at first; it falls to the next
     least_mixing_rate: float = Field(0.0015, gt=0)
 
@@ -216,9 +217,9 @@ class TextGenerator(nn.Module):
 
 def encoded(row: Tensor) -> Tensor:
     """Code points (L,), zero-padded → the record's bytes and its marker, (n,) uint8 on the CPU"""
-    points = row[row != 0].tolist()
-    text = "".join(map(chr, points)).encode("utf-8", "replace")
-    return torch.tensor([*text, MARKER], dtype=torch.uint8)
+    points = row[row != 0].cpu().numpy().astype("<u4").tobytes()
+    text = points.decode("utf-32-le", "surrogatepass").encode("utf-8", "replace")
+    return torch.frombuffer(bytearray(text + bytes([MARKER])), dtype=torch.uint8)
 
 
 def before(stream: Tensor, times: int) -> Tensor:
@@ -264,7 +265,7 @@ class TextGeneratorLearner:
         x = batch.x.cpu()
         for lane, records in streams.items():
             row = self._row(lane)
-            texts = [encoded(x[record]) for record in records]
+            texts = [encoded(batch.whole.get(record, x[record])) for record in records]
             owners = torch.repeat_interleave(torch.tensor(records), torch.tensor([len(text) for text in texts]))
             data, owners = torch.cat(texts).to(self._device), owners.to(self._device)
             length += len(data)
@@ -410,4 +411,6 @@ def model(options: TextGeneratorOptions, shape: tuple[int, ...], meta: Mapping[s
     return module_on(lambda: TextGenerator(options), torch.device("cpu")).eval()
 
 
-BLUEPRINT = Blueprint(TextGeneratorOptions, learner, model, "text")
+BLUEPRINT = Blueprint(
+    TextGeneratorOptions, learner, model, "text", reads_whole=lambda options: options.long_texts == "whole"
+)

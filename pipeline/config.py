@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError
@@ -86,6 +86,7 @@ class SamplerConfig(Section):
     token: str | None = Field(None, min_length=16)
     open_reading: bool = False  # beyond loopback, too, all may read without the token
     hosts: tuple[str, ...] = ()  # names that it is asked by, beside addresses and localhost
+    proxies: tuple[IPvAnyNetwork, ...] = ()  # that say who asks, by X-Forwarded-For: addresses or networks
     max_upload_bytes: int = Field(10 << 20, ge=1024)
     max_pixels: int = Field(40_000_000, ge=1)  # of a picture, whatever a stored version says
     max_models: int = Field(100, ge=1)  # that are served, where the configuration names none
@@ -125,7 +126,8 @@ class ImageInput(Section):
 
 
 class TextInput(Section):
-    """How a text becomes (L,) int32 Unicode code points, zero-padded; what is longer is cut at `max_chars`."""
+    """How a text becomes (L,) int32 Unicode code points, zero-padded. Of what is longer than `max_chars` most learners
+    read the beginning."""
 
     kind: Literal["text"] = "text"
     max_chars: int = Field(2000, ge=1)

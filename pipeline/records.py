@@ -20,8 +20,9 @@ requeued (see `pipeline.dead_letters`); of these the first one counts:
 | `headrace-for` | the only model that shall learn this one: the others had the original |
 
 The format of a picture is told by its own bytes alone.
-Texts: a byte-order mark is dropped, nothing else is stripped; what is longer than `max_chars` is cut; an
-empty one is refused, for nothing can be learned from it, and so is one with U+0000: it fills up short texts.
+Texts: a byte-order mark is dropped, nothing else is stripped; of what is longer than `max_chars` most models read
+the beginning, those that read texts of any length all of it; an empty one is refused, for nothing can be learned from
+it, and so is one with U+0000: it fills up short texts.
 
 Texts, labels and ids that look the same are the same: they are composed (Unicode's form NFC), whether a letter and its
 accent came as one character or, as from macOS's file names, as two.
@@ -117,11 +118,12 @@ class Example:
     """A record that can be learned."""
 
     record: Record
-    x: NDArray[Any]  # (C, H, W) uint8, or (L,) int32
+    x: NDArray[Any]  # (C, H, W) uint8, or (L,) int32: of a text its beginning
     label: str | None
     id: str
     label_record: Record | None = None  # that the label came with, where it came later
-    is_cut: bool = False  # a text that is longer than x
+    is_cut: bool = False  # a text of which the model reads no more than x
+    whole: NDArray[np.int32] | None = None  # (n,), a text that is longer than x, where the model reads all of it
 
     @property
     def held_out_by(self) -> str:
@@ -156,7 +158,7 @@ class RecordDecoder:
     """Record → example, for one model. Holds no state: threads may share it.
 
     Without the `model`'s name it decodes what was requeued for any model. With `labels`, the topic of labels, records
-    may come without one.
+    may come without one. A model that `reads_whole` is given all of a text that is longer than `max_chars`.
     """
 
     def __init__(
@@ -167,8 +169,10 @@ class RecordDecoder:
         decode: PayloadDecoder | None = None,
         model: str | None = None,
         labels: str | None = None,
+        reads_whole: bool = False,
     ) -> None:
         self._input = input
+        self._reads_whole = reads_whole
         self._needs_label = needs_label and labels is None
         self._labels = labels
         self._decode = decode or from_headers
@@ -193,8 +197,17 @@ class RecordDecoder:
         label = None if payload.label is None else name_of("label", payload.label)
         place = f"{record.topic}:{record.partition}:{record.offset}"
         id_ = place if payload.id is None else name_of("id", payload.id)
-        x = input_array(payload.content, self._input, payload.content_type)
-        return Example(record, x, label, id_, is_cut=is_cut(payload.content, self._input))
+        x = input_array(payload.content, self._input, payload.content_type, whole=True)
+        return self._example(Example(record, x, label, id_))
+
+    def _example(self, example: Example) -> Example:
+        """What the model reads of one that has all of its text."""
+        if not isinstance(self._input, TextInput) or len(example.x) == self._input.max_chars:
+            return example
+        beginning = example.x[: self._input.max_chars].copy()  # else it keeps the rest in memory
+        if self._reads_whole:
+            return replace(example, x=beginning, whole=example.x)
+        return replace(example, x=beginning, is_cut=True)
 
 
 def label_in(record: Record) -> Label:
@@ -233,9 +246,16 @@ def from_headers(record: Record) -> Payload:
 
 
 def input_array(
-    content: bytes | str | Image.Image, input: ImageInput | TextInput, content_type: str | None = None
+    content: bytes | str | Image.Image,
+    input: ImageInput | TextInput,
+    content_type: str | None = None,
+    *,
+    whole: bool = False,
 ) -> NDArray[Any]:
     """What a model is fed with, the same in worker and sampler: (C, H, W) uint8 or (L,) int32.
+
+    Args:
+        whole: of a text that is longer than `max_chars`, all of it.
 
     Raises:
         RecordError: with a reason of the table above.
@@ -248,7 +268,7 @@ def input_array(
         return _opened_array(content, input) if isinstance(content, Image.Image) else image_array(content, input)
     if isinstance(content, Image.Image):
         raise RecordError("decoder", "gave a picture, and the model reads texts. Give bytes or a str.")
-    return text_array(content, input)
+    return text_array(content, input, whole=whole)
 
 
 def _opened_array(image: Image.Image, input: ImageInput) -> NDArray[np.uint8]:
@@ -263,20 +283,8 @@ def _opened_array(image: Image.Image, input: ImageInput) -> NDArray[np.uint8]:
         raise RecordError("decoder", f"gave a picture that cannot be read: {_told(error)}.") from None
 
 
-def is_cut(content: bytes | str | Image.Image, input: ImageInput | TextInput) -> bool:
-    """Whether it is a text of which `text_array` gives only the beginning."""
-    if not isinstance(input, TextInput) or isinstance(content, Image.Image) or len(content) <= input.max_chars:
-        return False
-    return len(_text_of(content)) > input.max_chars
-
-
-def _text_of(content: bytes | str) -> str:
-    text = content if isinstance(content, str) else content.decode()
-    return composed(text.removeprefix(BYTE_ORDER_MARK))
-
-
-def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
-    """Unicode code points (L,) int32, zero-padded.
+def text_array(content: bytes | str, input: TextInput, *, whole: bool = False) -> NDArray[np.int32]:
+    """Unicode code points (L,) int32, zero-padded; of a longer text the beginning, or the `whole`.
 
     Raises:
         RecordError: "too-large", "undecodable" or "empty".
@@ -285,15 +293,15 @@ def text_array(content: bytes | str, input: TextInput) -> NDArray[np.int32]:
         raw = content.encode() if isinstance(content, str) else content
         if len(raw) > input.max_bytes:
             raise RecordError("too-large", f"{len(raw)} bytes, over max_bytes = {input.max_bytes}.")
-        text = _text_of(raw)
+        text = composed(raw.decode().removeprefix(BYTE_ORDER_MARK))
     except UnicodeError as error:
         raise RecordError("undecodable", f"not UTF-8: {error}.") from None
     if not text:
         raise RecordError("empty", "a text without characters.")
     if "\0" in text:
         raise RecordError("undecodable", "the text holds U+0000, which fills up short texts.")
-    points = np.frombuffer(text[: input.max_chars].encode("utf-32-le"), "<i4")
-    padded = np.zeros(input.max_chars, np.int32)
+    points = np.frombuffer((text if whole else text[: input.max_chars]).encode("utf-32-le"), "<i4")
+    padded = np.zeros(max(len(points), input.max_chars), np.int32)
     padded[: len(points)] = points
     return padded
 

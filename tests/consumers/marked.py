@@ -115,6 +115,15 @@ def _blocking(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str,
 blocking = Blueprint(MarkedOptions, MarkedLearner, _blocking, "text")
 
 
+def _lingering(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> MarkedModel:
+    """Has a thread of its own, which the interpreter would wait for."""
+    threading.Thread(target=threading.Event().wait, name="a user's own").start()
+    return MarkedModel(options.frozen)
+
+
+lingering = Blueprint(MarkedOptions, MarkedLearner, _lingering, "text")
+
+
 def _unending(options: MarkedOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> MarkedModel:
     if options.frozen == UNENDING:
         print("at work", flush=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import uvicorn
 
 from consumers.routes import Service
 from consumers.sampler import open_server
@@ -26,6 +27,7 @@ class Running:
     url: str
     service: Service
     client: httpx.Client
+    server: uvicorn.Server
     said: list[str] = field(default_factory=list)
 
     def follower(self, model: str) -> Follower:
@@ -64,7 +66,7 @@ def running(config: Config) -> Iterator[Running]:
         # The socket listens already: a request that comes before the server is up waits for it.
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             client.get("/healthz").raise_for_status()
-            yield Running(url, server.config.app.state.service, client, said)  # type: ignore[union-attr]
+            yield Running(url, server.config.app.state.service, client, server, said)  # type: ignore[union-attr]
     finally:
         server.should_exit = True
         thread.join(PATIENCE_S)

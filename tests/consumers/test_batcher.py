@@ -31,7 +31,7 @@ def version(model: str = "model") -> Live:
     """Any version: the batcher looks at its model's name, and hands it on."""
     manifest: Any = SimpleNamespace(model=model)
     nothing: Any = None
-    return Live(manifest, "", nothing, TextInput(), {})
+    return Live(manifest, "", nothing, TextInput(), False, {})
 
 
 class Pass:

@@ -50,7 +50,8 @@ def name(redis_url: str) -> str:
 
 @pytest.fixture
 def at(redis_url: str, name: str) -> Iterator[Running]:
-    with running(configuration(redis_url, {name: {}}, max_batch=1)) as at:
+    """It believes `X-Forwarded-For` from here, so that one test can be many clients."""
+    with running(configuration(redis_url, {name: {}}, max_batch=1, proxies=["127.0.0.1"])) as at:
         assert at.serves(name, 1)
         yield at
 
@@ -161,6 +162,20 @@ def test_who_does_not_read_weights_keeps_nobody_out(at: Running, name: str, held
     answers(at, name)
 
 
+@pytest.mark.parametrize(("proxies", "is_another"), [([], False), (["127.0.0.0/8"], True), (["10.0.0.1"], False)])
+def test_who_asks_is_believed_from_proxies_alone(
+    redis_url: str, name: str, held: ExitStack, proxies: list[str], is_another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    with running(configuration(redis_url, {name: {}}, proxies=proxies)) as at:
+        assert at.serves(name, 1)
+        for _ in range(sampler.DOWNLOADS // 2):
+            held.enter_context(opened(at, WEIGHTS.format(name, "10.0.0.1"))).recv(100)
+        status = held.enter_context(opened(at, WEIGHTS.format(name, "10.0.0.2"))).recv(100)[:13]
+        assert status == (b"HTTP/1.1 200 " if is_another else b"HTTP/1.1 503 ")
+        held.close()
+
+
 def test_who_does_not_read_is_let_go(at: Running, name: str, held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "SEND_S", 0.2)
     for _ in range(sampler.DOWNLOADS // 2):
@@ -201,7 +216,7 @@ def test_what_is_asked_by_who_has_gone_is_not_worked_on(
 def test_who_asks_a_store_that_hangs_keeps_nobody_from_what_is_live(tmp_path: Path, held: ExitStack) -> None:
     with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as redis:
         step(marked(Store(redis, "m", "m")))
-        with running(configuration(server.url, {"m": {}})) as at:
+        with running(configuration(server.url, {"m": {}}, proxies=["127.0.0.1"])) as at:
             assert at.serves("m", 1)
             assert server.process is not None
             server.process.send_signal(signal.SIGSTOP)

@@ -1,18 +1,15 @@
-"""The sampler as a service: who may write, when it is ready, what an outage, a taken port and a signal do."""
+"""The sampler as a service: who may write, when it is ready, what an outage and a taken port do."""
 
 from __future__ import annotations
 
 import base64
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from redis import Redis
 
@@ -22,7 +19,6 @@ from consumers.serving import Follower, Live
 from consumers.workers import ANSWER_S
 from pipeline.errors import ConfigError
 from pipeline.local import EmbeddedRedis
-from pipeline.process import tied
 from pipeline.sampling_client import SamplingClient
 from pipeline.store import Store
 from tests.consumers.marked import NAME, TEXT, UNENDING, Maker, blocking, blueprint, marked, step, unending
@@ -30,7 +26,6 @@ from tests.consumers.running import PATIENCE_S, configuration, running
 from tests.services import unique
 
 TOKEN = "a token of the tests"
-FORM = {"Content-Type": "multipart/form-data; boundary=-", "Upgrade": "websocket", "Connection": "Upgrade"}
 MARKED = "tests.consumers.marked:"
 
 
@@ -338,105 +333,3 @@ def test_a_port_that_is_taken_is_an_error_that_says_so(redis_url: str) -> None:
         config = configuration(redis_url, {}, port=taken.getsockname()[1])
         with pytest.raises(ConfigError, match="Set another"), running(config):
             pass
-
-
-PROGRAM = """
-import sys
-from consumers.sampler import serve
-from tests.consumers.running import configuration
-serve(configuration(sys.argv[1], {"model": {}}))
-"""
-
-
-BLOCKING = """
-import sys
-from consumers import batcher
-from consumers.sampler import serve
-from tests.consumers.running import configuration
-url, name, learner, limit_s = sys.argv[1:]
-batcher.STALLED_S = batcher.ANSWER_S = float(limit_s)
-serve(configuration(url, {name: {"learner": learner}}))
-"""
-
-
-@pytest.mark.parametrize("path", ["classify", "strip?versions=1"])
-def test_a_signal_ends_it_while_a_model_is_at_work(redis_url: str, redis: Redis, family: str, path: str) -> None:
-    """On the thread that batches, and beside it."""
-    maker = Maker(Store(redis, family, family), f"{MARKED}blocking", blocking, TEXT)
-    step(maker)
-    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "1000"]
-    with (
-        subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
-        httpx.Client(timeout=PATIENCE_S) as client,
-        ThreadPoolExecutor(1) as other,
-    ):
-        assert process.stderr is not None
-        assert process.stdout is not None
-        url = process.stderr.readline().split()[-1]
-        while client.get(f"{url}/readyz").status_code != 200:
-            pass
-        method = "POST" if path == "classify" else "GET"
-        step(maker)
-        target = f"{url}/models/{family}/{path}"
-        asked = other.submit(httpx.request, method, target, content=b"x", timeout=PATIENCE_S)
-        assert process.stdout.readline() == "at work\n"
-        client.post(f"{url}/models/{family}/classify", content=b"--x", headers=FORM)
-        with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port or 0), PATIENCE_S) as connection:
-            connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
-            connection.recv(100)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
-        assert asked.result(PATIENCE_S).json()["error"] == "ending"
-        assert process.stderr.read() == "headrace: ending, by SIGTERM.\n"  # clients can make it say nothing
-
-
-@pytest.mark.parametrize("path", ["classify", "strip?versions=1"])
-def test_a_signal_ends_it_after_a_thread_was_given_up(redis_url: str, redis: Redis, family: str, path: str) -> None:
-    maker = Maker(Store(redis, family, family), f"{MARKED}blocking", blocking, TEXT)
-    step(maker)
-    step(maker)
-    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "0"]
-    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        url = process.stderr.readline().split()[-1]
-        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            while client.get("/readyz").status_code != 200:
-                pass
-            method = "POST" if path == "classify" else "GET"
-            told = [client.request(method, f"/models/{family}/{path}", content=b"x").json()["error"] for _ in range(2)]
-            assert told == ["stalled", "stalled"]
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, said) == (0, "headrace: ending, by SIGTERM.\n")
-
-
-def test_a_signal_ends_it_while_a_version_is_loaded(redis_url: str, redis: Redis, family: str) -> None:
-    step(Maker(Store(redis, family, family), f"{MARKED}unending", unending, TEXT, frozen=UNENDING))
-    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}unending", "1000"]
-    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "at work\n"
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0
-    assert said.splitlines()[1:] == ["headrace: ending, by SIGTERM."]
-
-
-def test_a_signal_ends_the_process_cleanly(redis_url: str) -> None:
-    command = [sys.executable, "-c", PROGRAM, redis_url]
-    with (
-        subprocess.Popen(tied(command), stderr=subprocess.PIPE, text=True) as terminated,
-        subprocess.Popen(tied(command), stderr=subprocess.PIPE, text=True) as interrupted,
-        subprocess.Popen(tied(command), stderr=subprocess.PIPE, text=True) as hung_up,
-        httpx.Client(timeout=PATIENCE_S) as client,  # its connections stay open
-    ):
-        for process, number in zip(
-            (terminated, interrupted, hung_up), (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), strict=True
-        ):
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            assert line.startswith("The sampler answers at http://127.0.0.1:")
-            assert client.get(f"{line.split()[-1]}/healthz").json() == {"status": "alive"}
-            process.send_signal(number)
-            _, rest = process.communicate(timeout=PATIENCE_S)
-            assert (process.returncode, rest) == (0, f"headrace: ending, by {number.name}.\n")

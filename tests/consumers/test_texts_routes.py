@@ -242,3 +242,24 @@ def test_no_question_makes_the_sampler_fail(sampler: Running, asked: dict[str, A
     headers = {"Content-Type": "application/json", **(JSON if whole else {})}
     answer = sampler.client.post(URL, content=content, headers=headers)
     assert answer.status_code in (200, 422), (answer.status_code, answer.text)
+
+
+def test_what_waits_is_told_at_once_that_the_sampler_ends(redis_url: str) -> None:
+    """And what is worked on has its time."""
+    with (
+        serving(redis_url, "voice", slots=1) as (at, _),
+        ThreadPoolExecutor() as others,
+        stepping() as steps,
+        at.client.stream("POST", URL, json={"prompt": steps.prompt}) as answer,
+    ):
+        assert steps.begun.wait(PATIENCE_S)
+        waiting = [others.submit(httpx.post, at.url + URL, json={}, headers=JSON) for _ in range(2)]
+        while len(at.service.sideline._queue) < len(waiting):
+            pass
+        at.server.should_exit = True
+        told = [asked.result(PATIENCE_S) for asked in waiting]
+        assert [(one.status_code, one.json()["error"], one.headers["retry-after"]) for one in told] == [
+            (503, "ending", "1")
+        ] * len(waiting)
+        steps.go(STEPS)
+        assert [*events(answer.iter_lines())][-1][0] == "done"
