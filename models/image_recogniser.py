@@ -9,6 +9,10 @@ stride (Zhang 2019, "Making convolutional networks shift-invariant again"), and 
 for that to average out. What is computed from u is in `recognition`: nothing is trained, an update adds to counts,
 sums and second moments, so that the order of records does not matter.
 
+Without a backbone u are wavelet moduli (`wavelets`) in `PROJECTED` random directions (`familiarity`), with length 1.
+Then no source tells what makes pictures of one class differ. So each record is seen `COPIES` times more, warped a
+little (`warping`), always in the same ways, and how these differ from it is S₀.
+
 Threshold and sharpness come from up to `calibration_pictures` records of each class, kept as features: those whose ids
 have the smallest digests, which is a uniform sample whatever the order (bottom-k, Cohen and Kaplan 2007).
 """
@@ -25,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone, BackboneOptions, references
+from models.familiarity import projected, signs
 from models.labels import Labels
 from models.learner import (
     Batch,
@@ -40,14 +45,20 @@ from models.learner import (
     structural,
 )
 from models.network import pixels, widened
-from models.recognition import FAMILIARITY, NEVER, background, distances, fit
+from models.recognition import FAMILIARITY, NEVER, background, distances, fit, shrunk
+from models.warping import Warp, warped
+from models.wavelets import Wavelets
 
 MAX_DIM = 2048  # of u: covariances are D × D, in double precision
+PROJECTED = 512  # of u without a backbone
+COPIES, TURN_DEGREES, SCALE_PERCENT, SHIFT = 8, 15, 15, 1 / 14  # the last of a picture's side
 PICTURES = 256  # of a source that go through the backbone at once
 
 
 class ImageRecogniserOptions(BackboneOptions):
-    """What the backbone is, and how records are compared."""
+    """What the backbone is, if there is one, and how records are compared."""
+
+    needs_backbone = False
 
     cells: int = structural(3, ge=0, le=8)  # maps are averaged over so many parts of a side; 0: the backbone's features
     shift_pixels: int = structural(1, ge=0)  # pictures are seen in five places, so far from each other; 0: in one
@@ -57,6 +68,22 @@ class ImageRecogniserOptions(BackboneOptions):
     false_rejection: float = Field(0.1, gt=0, lt=0.5)  # share of pictures of known classes that may be called unknown
     calibration_pictures: int = structural(8, ge=2)  # of a class, kept as features
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
+
+
+class Moduli(nn.Module):
+    """What is seen of pictures of one shape (C, H, W) without a backbone; buffers are never stored."""
+
+    signs: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.wavelets = Wavelets(shape)
+        self.dim = PROJECTED
+        self.register_buffer("signs", signs(PROJECTED, self.wavelets.dim), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures (B, C, H, W) float32 in [0, 1] → (B, dim) float32 of length 1"""
+        return F.normalize(projected(self.wavelets(pictures), self.signs).float()).to(pictures.device)
 
 
 class ImageRecogniser(nn.Module):
@@ -71,13 +98,16 @@ class ImageRecogniser(nn.Module):
     threshold: Tensor
 
     def __init__(
-        self, backbone: Backbone, cells: int, shift_pixels: int, relative: bool, classes: Sequence[str]
+        self, backbone: Backbone | Moduli, cells: int, shift_pixels: int, relative: bool, classes: Sequence[str]
     ) -> None:
         super().__init__()
         self.classes = list(classes)
         self.backbone = backbone
-        self._cells, self._shift, self._relative = cells, shift_pixels, relative
-        self.dim = sum(backbone.channels) * cells**2 if cells else backbone.width
+        self._cells, self._relative = cells, relative
+        if isinstance(backbone, Moduli):
+            self.dim, self._shift = backbone.dim, 0
+        else:
+            self.dim, self._shift = sum(backbone.channels) * cells**2 if cells else backbone.width, shift_pixels
         if self.dim > MAX_DIM:
             raise ValueError(f"the backbone gives {self.dim} features, more than {MAX_DIM}: fewer layers or cells do.")
         zero = torch.zeros(())
@@ -97,6 +127,8 @@ class ImageRecogniser(nn.Module):
         return torch.stack(seen).mean(0)
 
     def _seen(self, pictures: Tensor) -> Tensor:
+        if isinstance(self.backbone, Moduli):
+            return self.backbone(pictures)  # type: ignore[no-any-return]
         if not self._cells:
             return F.normalize(self.backbone(pictures))
         pooled = [F.adaptive_avg_pool2d(maps, self._cells).flatten(1) for maps in self.backbone.maps(pictures)]
@@ -141,16 +173,19 @@ def shifted(x: Tensor, by: int) -> list[Tensor]:
 
 
 class ImageRecogniserLearner:
-    """Counts and sums. It has a model from `begin` or `restore` on: before, there is nothing to build."""
+    """Counts and sums. Over a backbone it has a model from `begin` or `restore` on: before, there is nothing to
+    build."""
 
     needs_label = True
     replay_capacity = 0
     replay_size = 0
     model: ImageRecogniser
 
-    def __init__(self, options: ImageRecogniserOptions, device: torch.device) -> None:
-        self.options = options
+    def __init__(self, options: ImageRecogniserOptions, shape: tuple[int, ...], device: torch.device) -> None:
+        self.options, self._shape = options, shape
         self._device = device
+        if not options.has_backbone:
+            self._build(Moduli(shape), relative=False)
 
     def begin(self, sources: Mapping[str, Source]) -> None:
         """
@@ -176,7 +211,7 @@ class ImageRecogniserLearner:
         self.model.background_mean.copy_(told.mean)
         self.model.background_whitener.copy_(told.whitener)
 
-    def _build(self, backbone: Backbone, relative: bool) -> None:
+    def _build(self, backbone: Backbone | Moduli, relative: bool) -> None:
         """Everything but what is learned."""
         options = self.options
         model = ImageRecogniser(backbone, options.cells, options.shift_pixels, relative, ())
@@ -184,9 +219,12 @@ class ImageRecogniserLearner:
         dim, slots, device = self.model.dim, options.calibration_pictures, self._device
         self._relative = relative
         self._labels = Labels(self.model.classes, options.max_classes)
-        layers = len(backbone.channels) if options.cells else 1
-        # |u|² is the number of layers. Without a source, a tenth of it is within classes, in no direction more.
-        self._within = 0.1 * layers / dim * torch.eye(dim, dtype=torch.float64, device=device)
+        if isinstance(backbone, Moduli):
+            self._within = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # of warped records, added up
+        else:
+            layers = len(backbone.channels) if options.cells else 1
+            # |u|² is the number of layers. Without a source, a tenth of it is within classes, in no direction more.
+            self._within = 0.1 * layers / dim * torch.eye(dim, dtype=torch.float64, device=device)
         self._counts = torch.zeros(0, dtype=torch.int64, device=device)
         self._sums = torch.zeros(0, dim, dtype=torch.float64, device=device)
         self._moments = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -213,6 +251,8 @@ class ImageRecogniserLearner:
         self._grow(self._labels.new(batch.labels))
         numbers = self._labels.numbers(batch.labels)
         self._add(u, numbers, batch.ids)
+        if isinstance(self.model.backbone, Moduli):
+            self._warp(batch.x, u)
         self._fit()
         return self._report(logs, unknown, numbers, predicted)
 
@@ -239,6 +279,14 @@ class ImageRecogniserLearner:
             rows = [row for row, each in enumerate(numbers) if each == number]
             self._keep(number, u[rows], ids[rows])
 
+    def _warp(self, x: Tensor, u: Tensor) -> None:
+        shift = SHIFT * min(x.shape[2:])
+        warp = Warp(turn_degrees=TURN_DEGREES, scale_percent=SCALE_PERCENT, shift_pixels=shift)
+        for picture, seen in zip(x, u, strict=True):
+            copies = warped(picture.expand(COPIES, *picture.shape), warp, torch.Generator().manual_seed(0))
+            away = (self.model.features(copies) - seen).double()
+            self._within += away.T @ away / COPIES
+
     def _keep(self, number: int, u: Tensor, ids: Tensor) -> None:
         """Offers records of one class: those with the smallest digests stay, each once."""
         before, slots = int(self._kept_counts[number]), self._kept.shape[1]
@@ -257,7 +305,7 @@ class ImageRecogniserLearner:
             self._counts,
             self._sums,
             self._moments,
-            self._within,
+            self._before(),
             kept,
             held.nonzero()[:, 0],
             self.model.familiar(kept),
@@ -266,6 +314,12 @@ class ImageRecogniserLearner:
         )
         for name in ("whitener", "means", "surplus", "sharpness", "threshold"):
             getattr(self.model, name).copy_(getattr(found, name))
+
+    def _before(self) -> Tensor:
+        """S₀"""
+        if not isinstance(self.model.backbone, Moduli):
+            return self._within
+        return shrunk(self._within / self._counts.sum(), self.options.shrinkage)
 
     def _grow(self, labels: Sequence[str]) -> None:
         count = len(labels)
@@ -277,16 +331,18 @@ class ImageRecogniserLearner:
     def capture(self) -> State:
         weights = self.model.state_dict()
         constant = {name: value for name, value in weights.items() if name.startswith(("backbone.", "background_"))}
-        training: dict[str, Tensor | Rows] = {**self._statistics(), **self._prior.rows({"within": self._within})}
+        within, backbone = {"within": self._within}, self.model.backbone
+        grows = isinstance(backbone, Moduli)
+        training: dict[str, Tensor | Rows] = {**self._statistics(), **(within if grows else self._prior.rows(within))}
         meta = {
             "classes": list(self.model.classes),
-            "backbone": self.model.backbone.describe(),
+            "backbone": None if isinstance(backbone, Moduli) else backbone.describe(),
             "relative": self._relative,
         }
         return State({**weights, **self._served.rows(constant)}, training, meta)
 
     def restore(self, state: State) -> None:
-        self._build(Backbone.described(state.meta["backbone"]), state.meta["relative"])
+        self._build(described(state.meta, self._shape), state.meta["relative"])
         self._grow(state.meta["classes"])
         copy_into(self.model.state_dict(), state.serving)
         copy_into({**self._statistics(), "within": self._within}, state.training)
@@ -304,14 +360,19 @@ class ImageRecogniserLearner:
         }
 
 
+def described(meta: Mapping[str, Any], shape: tuple[int, ...]) -> Backbone | Moduli:
+    """What a captured state sees of pictures of this shape."""
+    return Moduli(shape) if meta["backbone"] is None else Backbone.described(meta["backbone"])
+
+
 def learner(
     options: ImageRecogniserOptions, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> ImageRecogniserLearner:
-    return ImageRecogniserLearner(options, device)
+    return ImageRecogniserLearner(options, shape, device)
 
 
 def model(options: ImageRecogniserOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRecogniser:
-    backbone = Backbone.described(meta["backbone"])
+    backbone = described(meta, shape)
     return module_on(
         lambda: ImageRecogniser(backbone, options.cells, options.shift_pixels, meta["relative"], meta["classes"]),
         torch.device("cpu"),

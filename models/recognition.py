@@ -22,6 +22,10 @@ is learned again: with a = n_c / (n_c - 1) and r = u_i - μ_c, leaving i out mak
 A - a r rᵀ, so that (Sherman and Morrison 1950)
 
     vᵀ(A - a r rᵀ)⁻¹v = vᵀA⁻¹v + a (vᵀA⁻¹r)² / (1 - a rᵀA⁻¹r)
+
+While no class has two records, nothing tells how alike those of one class are. Then each record is judged by the
+distance from the nearest other class: another one of its own is about as far away (by what was measured: 1.0 to 1.5
+times), since it is not one of few but a matter of luck how near it comes. τ is `SURE` over the mean of these.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from torch import Tensor
 NEVER = 1e38  # a threshold that nothing exceeds, and a number that a snapshot may hold
 FAMILIARITY = 0.5  # what d_0 counts
 SHARPNESS = tuple(2.0**-k for k in range(12))  # what τ is chosen from
+SURE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +116,21 @@ def fit(
     whitened = means @ whitener.T
 
     several = counts[kept_y] > 1
-    y = kept_y[several]
-    d, others = _left_out(kept[several].double() @ whitener.T, y, whitened, n)
-    d *= records - 1
-    rows = torch.arange(len(y)).to(y)
-    # What leaving one out expects of its own class is w (1 + 1 / (n - 1)).
-    spread = (d[rows, y] * (n[y] - 1) / n[y]).mean() if len(y) else n.new_tensor(float(len(within)))
-    d -= spread / others
-    sharpness = _sharpness(d, y)
-    scores = d.min(1).values - FAMILIARITY * kept_distances[several]
+    if several.any():
+        y = kept_y[several]
+        d, others = _left_out(kept[several].double() @ whitener.T, y, whitened, n)
+        d *= records - 1
+        rows = torch.arange(len(y)).to(y)
+        # What leaving one out expects of its own class is w (1 + 1 / (n - 1)).
+        spread = (d[rows, y] * (n[y] - 1) / n[y]).mean()
+        d -= spread / others
+        sharpness = _sharpness(d, y)
+        scores = d.min(1).values - FAMILIARITY * kept_distances[several]
+    else:  # then n = 1
+        spread, alone = n.new_tensor(float(len(within))), kept_y if len(n) > 1 else kept_y[:0]
+        nearest = records * _nearest_other(whitened)[alone]
+        sharpness = SURE / nearest.mean().clamp_min(1e-9).item() if len(alone) else 1.0
+        scores = nearest - spread - FAMILIARITY * kept_distances[: len(alone)]
     threshold = limit(scores.tolist(), false_rejection)
     scale = math.sqrt(records)
     return Fit(
@@ -173,10 +184,13 @@ def _left_out(u: Tensor, y: Tensor, means: Tensor, n: Tensor) -> tuple[Tensor, T
     return d, counts
 
 
+def _nearest_other(means: Tensor) -> Tensor:
+    """Whitened means (K, D) → (K,) squared distances to the nearest other one; infinite where there is none."""
+    return torch.cdist(means, means).square().fill_diagonal_(math.inf).min(1).values
+
+
 def _sharpness(d: Tensor, y: Tensor) -> float:
-    """The τ that makes the left-out records (N, K) of classes y most likely; 1 where there are none."""
-    if not len(y):
-        return 1.0
+    """The τ that makes the left-out records (N, K) of classes y most likely."""
     surprise = [torch.nn.functional.cross_entropy(-0.5 * tau * d, y) for tau in SHARPNESS]
     return SHARPNESS[int(torch.stack(surprise).argmin())]
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from benchmarks.learners.data import Set, batches, clothes, digits, learn
 from benchmarks.report import Figure, Findings
 from models import image_classifier, image_recogniser
+from models.backbone import Backbone
 from models.image_recogniser import ImageRecogniser, ImageRecogniserLearner, shifted
 from models.learner import Rows, Source, update_generator
 from models.network import pixels
@@ -214,6 +215,7 @@ def pair(source: Source, train: Set) -> tuple[float, float]:
 def plain(other: ImageRecogniserLearner, records: Set, size: int) -> float:
     """Seconds of CPU time of a loop without headrace: it predicts, adds, keeps the first eight of each class."""
     model, within, options = other.model, other._within, other.options
+    assert isinstance(model.backbone, Backbone)
     classes = sorted(set(records.labels))
     y = torch.tensor([classes.index(label) for label in records.labels])
     counts = torch.zeros(10, dtype=torch.int64)

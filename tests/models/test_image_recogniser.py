@@ -70,7 +70,9 @@ def begun(**options: object) -> Begun:
     return Begun(BLUEPRINT, made, *digits(), sources={"source": version(), "weights": file()})
 
 
+BARE = Case(BLUEPRINT, ImageRecogniserOptions(calibration_pictures=3), *digits())
 CASES = {
+    "no backbone": BARE,
     "version": begun(),
     "version, its features, no statistics": begun(cells=0, shift_pixels=0, source_statistics=False, half=True),
 }
@@ -294,16 +296,49 @@ def test_a_class_of_one_picture_competes_fairly() -> None:
     torch.testing.assert_close(ours.model.answer(u)[0], (-0.5 * ours.model.sharpness * d).log_softmax(1).float())
 
 
-def test_nothing_is_unknown_before_two_pictures_of_a_class_have_told_how_alike_they_are() -> None:
+def test_nothing_is_unknown_before_there_are_two_pictures() -> None:
     one = begun()
     ours = learner_of(one)
     assert ours.model.recognise(one.x[:2])[1].all()  # without a class there is none to resemble
-    for rows in ([5], [6, 7]):
-        ours.learn(batch_of(one, rows), update_generator(SEED, 0))
-        assert ours.model.threshold == torch.tensor(NEVER)
-        assert not ours.model.recognise(255 - one.x[:9])[1].any()
-    ours.learn(batch_of(one, rows_of("1", 2)), update_generator(SEED, 1))
-    assert ours.model.threshold < NEVER / 2  # each of the two has told
+    ours.learn(batch_of(one, [5]), update_generator(SEED, 0))
+    assert ours.model.threshold == torch.tensor(NEVER)
+    assert not ours.model.recognise(255 - one.x[:9])[1].any()
+    ours.learn(batch_of(one, [6]), update_generator(SEED, 1))
+    assert ours.model.threshold < NEVER / 2  # each is what the other is not
+
+
+@pytest.mark.parametrize("case", [begun(), BARE], ids=["over a version", "no backbone"])
+def test_one_picture_each_tells_classes_apart(case: Case) -> None:
+    """Five digits; chance is 0.2."""
+    names = "56789"
+    ours = enrolled(case, [row for label in names for row in rows_of(label, 1)])
+    asked = [row for label in names for row in rows_of(label, 100, after=1)]
+    p, unknown = ours.model.recognise(case.x[asked])
+    right = [ours.model.classes[number] == case.labels[row] for number, row in zip(p.argmax(1), asked, strict=True)]
+    assert sum(right) > 0.5 * len(asked)
+    assert p.amax(1).mean() < sum(right) / len(asked) + 0.2  # it does not claim to know more
+    assert unknown.float().mean() < 0.4
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_without_a_backbone_what_was_never_met_is_unknown(each: int) -> None:
+    ours = enrolled(BARE, [row for label in "56789" for row in rows_of(label, each)])
+    strange = torch.randint(256, (100, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert ours.model.recognise(strange)[1].float().mean() > 0.8
+
+
+def test_without_a_backbone_five_pictures_each_do_better_than_pixels() -> None:
+    rows = [row for label in "0123456789" for row in rows_of(label, 5)]
+    asked = [row for label in "0123456789" for row in rows_of(label, 50, after=5)]
+    ours = enrolled(BARE, rows)
+    found = [ours.model.classes[number] for number in ours.model.classify(BARE.x[asked]).argmax(1)]
+    pixels = BARE.x.flatten(1).double()
+    means = torch.stack([pixels[rows_of(str(digit), 5)].mean(0) for digit in range(10)])
+    nearest = [str(number) for number in torch.cdist(pixels[asked], means).argmin(1).tolist()]
+    wrong, wrong_pixels = (
+        sum(name != BARE.labels[row] for name, row in zip(names, asked, strict=True)) for names in (found, nearest)
+    )
+    assert wrong < 0.75 * wrong_pixels
 
 
 def test_the_records_kept_are_a_sample_that_does_not_depend_on_the_order() -> None:
@@ -366,8 +401,9 @@ def test_a_label_beyond_the_limit_is_refused() -> None:
 
 def test_what_it_needs_is_named() -> None:
     assert BLUEPRINT.sources(begun().options) == {"source": Reference("version", "before")}
-    with pytest.raises(ValidationError, match="backbone is needed"):
-        ImageRecogniserOptions()
+    with pytest.raises(ValidationError, match="Name their architecture"):
+        ImageRecogniserOptions(weights="w.pth")
+    assert BLUEPRINT.sources(BARE.options) == {}
 
 
 def test_a_source_without_a_memory_is_refused_unless_its_statistics_are_not_wanted() -> None:
