@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from consumers.stalls import STALLED_S
-from pipeline.errors import RecordError
+from pipeline.errors import Exhausted, RecordError
 from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
 
 LOOK_S = 0.1  # between two looks at a record that is decoded
+GIVEN_UP = 8  # threads at most that were given up and have not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,18 @@ class Decoding:
         self._decoder = decoder
         self._threads = threads
         self._stop = stop
+        self._given_up: list[_Part] = []
+        self.error: Exhausted | None = None  # why it decodes no more
 
     def __call__(self, records: Sequence[Record]) -> list[Decoded]:
-        """What becomes of each; fewer where it was stopped."""
+        """What becomes of each; of the first ones alone where it was stopped, or has an `error`."""
         share = -(-len(records) // self._threads) or 1
         starts = range(0, len(records), share)
-        parts = [_Part(self._decoder, records[start : start + share]) for start in starts]
-        return [one for part in parts for one in self._ended(part)]
+        decoded: list[Decoded] = []
+        for part in [_Part(self._decoder, records[start : start + share]) for start in starts]:
+            if self.error is None:
+                decoded += self._ended(part)
+        return decoded
 
     def _ended(self, part: _Part) -> Iterator[Decoded]:
         while part.lasts():
@@ -55,6 +61,13 @@ class Decoding:
                 record, *rest = part.records[len(part.done) :]
                 why = f"its decoder did not return within {STALLED_S:.0f} s, and its thread was given up."
                 yield Dead(record, RecordError("stalled", why))
+                self._given_up = [one for one in [*self._given_up, part] if one.lasts()]
+                if len(self._given_up) >= GIVEN_UP:
+                    self.error = Exhausted(
+                        f"The decoder has not returned from {GIVEN_UP} records, and each keeps a thread: the worker "
+                        f"ends, and a new one goes on behind them. Mend the decoder."
+                    )
+                    return
                 part = _Part(self._decoder, rest)
         if part.error is not None:
             raise part.error

@@ -201,6 +201,7 @@ class Feed:
             if len(item.examples) == self._batch_size:
                 self._close(item)
                 item = Item()
+        self._check(item)
         while not self._stop.is_set():
             if item.records and deadline is None:
                 deadline = self._clock() + self._max_wait_s
@@ -215,9 +216,20 @@ class Feed:
                     if len(item.examples) == self._batch_size:
                         self._close(item)
                         item, deadline = Item(), None
+                self._check(item)
             if item.records and deadline is not None and self._clock() >= deadline:
                 self._close(item)
                 item, deadline = Item(), None
+
+    def _check(self, item: Item) -> None:
+        """
+        Raises:
+            Exhausted: nothing more is decoded; what was goes out first.
+        """
+        if self._decode.error is not None:
+            if item.records:
+                self._close(item)
+            raise self._decode.error
 
     def _joined(self, some: Iterable[Decoded]) -> Iterator[Left | Dead]:
         """What goes on of these, and of those that waited for them."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import HeadraceError
+from pipeline.errors import Exhausted, HeadraceError
 from pipeline.process import tied
 
 STOP_S = 20.0  # how long a process gets to end with its snapshot
@@ -41,7 +41,7 @@ class Processes:
         self._children[name] = Child(name, command, self._say)
 
     def check(self) -> None:
-        """Starts again what was killed or ended by others.
+        """Starts again what was killed or ended by others, or has given up too many threads.
 
         Raises:
             HeadraceError: a process ended with an error of its own, or is killed again and again; with its status.
@@ -52,7 +52,8 @@ class Processes:
                 continue
             kills = self._kills[name]
             kills.append(time.monotonic())
-            if status > 0 or (len(kills) == KILLS and kills[-1] - kills[0] < WITHIN_S):
+            failed = status > 0 and status != Exhausted.exit_status
+            if failed or (len(kills) == KILLS and kills[-1] - kills[0] < WITHIN_S):
                 raise child.failed(status)
             self._say(f"{name} {how(status)}; started again.")
             self._children[name] = Child(name, child.command, self._say)

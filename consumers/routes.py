@@ -90,6 +90,11 @@ class Service:
         """All that models and decoders run on."""
         return [self.batcher, self.sideline, *self.decoders.values()]
 
+    @property
+    def given_up(self) -> int:
+        """Threads that never came back."""
+        return sum(workers.given_up for workers in self.workers)
+
     def live(self, model: str, route: str) -> Live:
         """The version that is live now, if it answers that route.
 
@@ -220,7 +225,7 @@ async def healthz() -> dict[str, str]:
     },
 )
 async def readyz(service: ServiceOf) -> JSONResponse:
-    """Ready (200) when every model has a version and models can be asked, else 503.
+    """Ready (200) when every model has a version, models can be asked, and no version is loaded for ever, else 503.
 
     Says so if the store is away; what is live is served. A model that was deleted is not waited for.
     """
@@ -235,7 +240,8 @@ async def readyz(service: ServiceOf) -> JSONResponse:
     stalls = [workers.problem for workers in service.workers]
     stalled = " ".join(dict.fromkeys(filter(None, stalls)))
     problem = stalled or service.serving.problem
-    ready = bool(models) and all(lives.values()) and not stalled
+    loads = any(follower.stalled for follower in followers.values())
+    ready = bool(models) and all(lives.values()) and not stalled and not loads
     content = {"ready": ready, "store": since or "reachable", "problem": problem, "models": models}
     return JSONResponse(content, 200 if ready else 503)
 

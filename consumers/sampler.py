@@ -30,7 +30,7 @@ from consumers.serving import Serving, client
 from consumers.stopping import stopping
 from consumers.workers import Places
 from pipeline import __version__
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Exhausted
 from pipeline.metrics import SamplerMetrics
 from pipeline.words import said
 
@@ -50,6 +50,7 @@ READERS = 32  # who wait for the store at one time; threads are 40
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
 LAST_S = 1.0  # how long what still computes then gets: its answer reaches nobody
 LOGGERS = ("uvicorn.error", "python_multipart.multipart")
+GIVEN_UP = 8  # threads that never came back: more are not replaced, by this process
 THREADS = ("decode", "sideline", "inference", "follow-")  # where models and decoders run
 
 
@@ -116,6 +117,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._stop = stop
+        self.exhausted: Exhausted | None = None
+
+    @property
+    def status(self) -> int:
+        """Of the process."""
+        return 0 if self.exhausted is None else self.exhausted.exit_status
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -124,6 +131,12 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end, asked ten times a second."""
+        if self.exhausted is None and self._service.given_up >= GIVEN_UP:
+            self.exhausted = Exhausted(
+                f"{self._service.given_up} threads came to no end at a model or a record: the sampler ends, so that "
+                f"it is started anew. Mend the models that /readyz named."
+            )
+            self._stop.set()
         return self._stop.is_set() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -134,9 +147,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def open_server(
-    config: Config, say: Callable[[str], None], stop: Event | None = None
-) -> tuple[uvicorn.Server, socket.socket]:
+def open_server(config: Config, say: Callable[[str], None], stop: Event | None = None) -> tuple[_Server, socket.socket]:
     """A server that is not yet run, and the socket that it listens on: `server.run([listener])`.
 
     Raises:
@@ -191,26 +202,28 @@ def serve(
         ConfigError: the address cannot be bound.
     """
     with stopping() as stop:
-        threading.Thread(target=_end_in_time, args=(stop,), daemon=True).start()
         server, listener = open_server(config, say, stop)
+        threading.Thread(target=_end_in_time, args=(server, stop), daemon=True).start()
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"The sampler answers at {url}")
         listens(url)
         with listener:
             server.run([listener])
-    _leave()
+        if server.exhausted is not None:
+            say(f"headrace: {server.exhausted}")
+    _leave(server)
 
 
-def _end_in_time(stop: Event) -> None:
+def _end_in_time(server: _Server, stop: Event) -> None:
     """A store that hangs, or a thread of a user's own, keeps no process."""
     stop.wait()
     time.sleep(END_S)
     sys.stdout.flush()
-    os._exit(0)
+    os._exit(server.status)
 
 
-def _leave() -> None:
+def _leave(server: _Server) -> None:
     """Ends at once where a thread still works for nobody: the interpreter would wait for it."""
     deadline = time.monotonic() + LAST_S
     left = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
@@ -218,4 +231,4 @@ def _leave() -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in left):
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(server.status)

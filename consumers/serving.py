@@ -197,13 +197,18 @@ class Follower:
     @property
     def problem(self) -> str | None:
         """Why the newest version is not the live one."""
-        loading = self._loading  # once: it ends at any moment
-        if loading is None or self.clock() - loading[1] <= STALLED_S:
+        if (version := self.stalled) is None:
             return self._problem
         return (
-            f"Version {loading[0]} has been loaded for more than {STALLED_S:.0f} s, {self._stays}. If that does not "
+            f"Version {version} has been loaded for more than {STALLED_S:.0f} s, {self._stays}. If that does not "
             "end, see to its model's code and to Redis, and start the sampler again."
         )
+
+    @property
+    def stalled(self) -> int | None:
+        """The version that it does not come back from."""
+        loading = self._loading  # once: it ends at any moment
+        return loading[0] if loading is not None and self.clock() - loading[1] > STALLED_S else None
 
     def stop(self) -> None:
         """Has the thread end, within about BLOCK_MS where Redis answers."""

@@ -20,7 +20,7 @@ from consumers.replay import Replay
 from consumers.stalls import Stalls
 from models.diagnosis import Measured, Recent, diagnose
 from pipeline.dead_letters import publish_dead_letter
-from pipeline.errors import Diverged, OffsetsGone, RecordError, TopicMissing
+from pipeline.errors import Diverged, Exhausted, OffsetsGone, RecordError, TopicMissing
 from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
@@ -116,6 +116,9 @@ class Session:
         except (OffsetsGone, TopicMissing):  # what was learned is not lost for that: `--jump` goes on from it
             if not self._doubt(feed) or self._may_doubt:
                 self._leave(feed)
+            raise
+        except Exhausted:  # the next worker goes on behind what this one has read
+            self._leave(feed)
             raise
         finally:
             feed.close()

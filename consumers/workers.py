@@ -143,6 +143,11 @@ class Workers(ABC, Generic[TaskT]):
             stalled = sorted({work.model for work in self._stalled})
         return " ".join(str(Stalled(model, self._limit_s)) for model in stalled) or None
 
+    @property
+    def given_up(self) -> int:
+        """Threads that never came back."""
+        return len(self._stalled)
+
     def close(self) -> None:
         """Has the threads end once nothing waits for them."""
         with self._wake:

@@ -122,5 +122,11 @@ class SamplerUnavailable(SamplerError):
     retriable = True
 
 
+class Exhausted(HeadraceError):
+    """So many threads were given up, each at code of a user's that does not return, that only a new process helps."""
+
+    exit_status = 10
+
+
 class Stopped(HeadraceError):
     """Whoever runs this was asked to end, before what was waited for came."""

@@ -31,12 +31,12 @@ serve(configuration(sys.argv[1], {"model": {}}))
 
 BLOCKING = """
 import sys
-from consumers import batcher
-from consumers.sampler import serve
+from consumers import batcher, sampler
 from tests.consumers.running import configuration
-url, name, learner, limit_s = sys.argv[1:]
+url, name, learner, limit_s, *most = sys.argv[1:]
 batcher.STALLED_S = batcher.ANSWER_S = float(limit_s)
-serve(configuration(url, {name: {"learner": learner}}))
+sampler.GIVEN_UP = int(most[0]) if most else sampler.GIVEN_UP
+sampler.serve(configuration(url, {name: {"learner": learner}}))
 """
 
 
@@ -89,6 +89,26 @@ def test_a_signal_ends_it_after_a_thread_was_given_up(redis_url: str, redis: Red
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, said) == (0, "headrace: ending, by SIGTERM.\n")
+
+
+def test_it_ends_where_too_many_threads_were_given_up(redis_url: str, redis: Redis, family: str) -> None:
+    """So that whoever started it starts it anew: until then each keeps a thread, and a new one takes its place."""
+    maker = Maker(Store(redis, family, family), f"{MARKED}blocking", blocking, TEXT)
+    step(maker)
+    step(maker)
+    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "0", "2"]
+    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[-1]
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            while client.get("/readyz").status_code != 200:
+                pass
+            assert client.post(f"/models/{family}/classify", content=b"x").json()["error"] == "stalled"
+            assert client.get("/healthz").status_code == 200
+            assert client.get(f"/models/{family}/strip?versions=1").json()["error"] == "stalled"
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 10
+    assert said.startswith("headrace: 2 threads came to no end at a model or a record: the sampler ends, so that it is")
 
 
 def test_a_signal_ends_it_while_a_version_is_loaded(redis_url: str, redis: Redis, family: str) -> None:

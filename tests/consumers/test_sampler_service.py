@@ -289,6 +289,7 @@ def test_a_version_that_is_never_loaded_is_told(
         told = at.client.get("/readyz").json()["models"][family]["problem"]
         assert told.startswith(f"Version {version} has been loaded for more than 60 s, version 1 stays live.")
         assert at.client.get(f"/models/{family}").json()["problem"] == told
+        assert at.client.get("/readyz").status_code == 503  # which has it started anew
         assert at.client.post(f"/models/{family}/classify", content=b"x").status_code == 200
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from consumers import decoding, stalls
 from consumers.watch import Heads
+from pipeline.errors import Exhausted
 from tests.consumers import endless
 from tests.consumers.working import configuration, numbers, publish, working
 
@@ -51,6 +52,28 @@ def test_a_decoder_that_never_returns_holds_up_no_end(kafka: str, redis_url: str
         run.stop.set()
         run.join()
         assert run.store.holder() is None
+
+
+def test_a_worker_ends_where_too_many_threads_were_given_up(
+    kafka: str, redis_url: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one goes on behind these records, and has threads of its own."""
+    monkeypatch.setattr(decoding, "STALLED_S", SOON_S)
+    monkeypatch.setattr(decoding, "GIVEN_UP", 2)
+    config = configuration(kafka, redis_url, topic, **DECODER, decode_threads=2)
+    values = [b"0", b"endless", b"1", b"endless", b"2", b"endless", b"3"]
+    publish(config, topic, *values)
+    with working(config) as run:
+        with pytest.raises(Exhausted, match="not returned from 2 records, and each keeps a thread"):
+            run.join()
+        assert run.store.manifest().counts["dead-lettered/stalled"] == 2
+        assert run.store.holder() is None
+    with working(config) as run:
+        head = run.read(len(values))
+        run.finish()
+    assert head.counts == {"learned": 4, "dead-lettered/stalled": 3}
+    assert sorted(map(len, run.outcomes().values())) == [1] * len(values)
+    assert Exhausted.exit_status == 10
 
 
 def test_a_learner_that_never_returns_is_told_with_its_records(

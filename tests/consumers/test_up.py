@@ -17,7 +17,9 @@ from threading import Event
 import httpx
 import pytest
 
+from consumers.processes import processes
 from pipeline.config import load
+from pipeline.errors import HeadraceError
 from pipeline.process import tied
 from pipeline.store import Store, connect
 
@@ -197,3 +199,18 @@ def test_no_model_is_nothing_to_run(place: Place) -> None:
         2,
         "headrace: headrace.toml has no model. Add a [models.NAME] table; `headrace init` writes examples.\n",
     )
+
+
+@pytest.mark.parametrize(("status", "times"), [(1, 1), (10, 2)])
+def test_what_has_given_up_too_many_threads_is_started_again(tmp_path: Path, status: int, times: int) -> None:
+    """As what was killed; who fails otherwise ends all."""
+    said: list[str] = []
+    with processes(tmp_path, said.append) as started:
+        started.start("worker", "--version")
+        child = started._children["worker"]
+        child.command[:] = [sys.executable, "-c", f"print('why'); raise SystemExit({status})"]
+        child.process.terminate()
+        child.process.wait()
+        with pytest.raises(HeadraceError, match=f"worker ended with status {status}: why"):
+            eventually(lambda: started.check(), "an end")
+    assert sum("started again" in line for line in said) == times
