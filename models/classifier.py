@@ -155,16 +155,20 @@ class ClassifierLearner(ReplayingLearner):
     def _parts(self, numbers: Sequence[int]) -> int:
         """In how many parts a batch is learned, each as if it had come by itself.
 
-        One, unless it has less than half of the classes that as many records drawn from all classes alike would have.
-        Then a part has at most one record in `SEEN_A_PART` of those seen of its class, since a class that comes once
-        and alone needs steps of its own; and no more records than are replayed beside them.
+        A part has at most one record in `SEEN_A_PART` of those seen before it, since a young network needs steps. Where
+        a batch has less than half of the classes that as many records drawn from all classes alike would have, what
+        counts is those seen of its classes, on average: a class that comes once and alone needs steps of its own. Then
+        a part has no more records than are replayed beside them, too.
         """
         count, classes, beside = len(numbers), len(self._seen), self.options.replay_draws
-        alike = classes * (1 - (1 - 1 / classes) ** count)
-        if not self.replays or not beside or 2 * len(set(numbers)) > alike:
+        if not self.replays or not beside:
             return 1
-        seen = sum(self._seen[number] for number in numbers) / count
-        return math.ceil(count / min(max(2, int(seen / SEEN_A_PART)), beside))
+        alike = classes * (1 - (1 - 1 / classes) ** count)
+        if 2 * len(set(numbers)) > alike:
+            seen, most = sum(self._seen), count
+        else:
+            seen, most = sum(self._seen[number] for number in numbers) // count, beside
+        return math.ceil(count / min(max(2, seen // SEEN_A_PART), most))
 
     def _count(self, numbers: Sequence[int]) -> None:
         for number in numbers:

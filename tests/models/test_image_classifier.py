@@ -212,8 +212,8 @@ def test_every_step_replays_anew_and_a_record_is_offered_to_the_memory_once(monk
 
     monkeypatch.setattr(ours._memory, "draw", noted)
     one = case()
-    for update in range(2):
-        ours.learn(one.batch(8 * update), update_generator(SEED, update))
-    assert [len(each.slots) for each in drawn] == [0] * 3 + [4] * 3
-    assert len({tuple(each.slots.tolist()) for each in drawn[3:]}) == 3
-    assert ours.replay_size == 16
+    for update in range(3):  # of two records, which are one part
+        ours.learn(one.batch(2 * update, 2), update_generator(SEED, update))
+    assert [len(each.slots) for each in drawn] == [0] * 3 + [2] * 3 + [4] * 3
+    assert len({tuple(each.slots.tolist()) for each in drawn[6:]}) == 3
+    assert ours.replay_size == 6

@@ -166,7 +166,7 @@ def test_blocks_are_children_and_where_they_are_few_the_largest_is_opened() -> N
 
 def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
     def steps(**options: object) -> tuple[float, float]:
-        case = begun(unfreeze_from="dense", weight_decay=0.0, **options)
+        case = begun(unfreeze_from="dense", weight_decay=0.0, replay_slots=0, **options)  # an update is one step
         ours = case.learner()
         assert isinstance(ours, ImageTransferLearner)
         before = ours.model.backbone.network.get_parameter("dense.bias").clone()
@@ -347,7 +347,7 @@ def test_a_state_that_lacks_the_sources_sample_is_refused() -> None:
 
 
 def test_an_average_follows_what_is_unfrozen_from_then_on() -> None:
-    case = begun(unfreeze_every_updates=2, average=0.3)
+    case = begun(unfreeze_every_updates=2, average=0.3, replay_slots=0)  # an update is one step
     ours = case.learner()
     assert isinstance(ours, ImageTransferLearner)
     mean = {name: value.clone() for name, value in ours.model.state_dict().items() if not name.startswith("head")}

@@ -74,7 +74,7 @@ def test_a_half_life_is_the_records_after_which_half_is_left() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_served_weights_are_the_average_of_those_that_learn(name: str) -> None:
-    one = case(name, average=0.3)
+    one = case(name, average=0.3, **dict.fromkeys(OPTIONS[name].keys() & {"replay_slots"}, 0))  # an update is one step
     ours = one.learned(1)  # all classes came up
     served = tensors(ours.capture())
     key = "network." if name == "text-generator" else ""

@@ -170,13 +170,16 @@ def test_on_a_sorted_stream_naive_forgets_and_the_others_do_not(name: str) -> No
 
 
 @pytest.mark.parametrize("strategy", ["er", "er-ace", "der++"])
-def test_a_class_at_a_time_in_batches_of_64(strategy: StrategyName) -> None:
+@pytest.mark.parametrize(("size", "singly"), [(64, True), (256, True), (256, False)])
+def test_a_small_set_in_batches_of_any_size(strategy: StrategyName, size: int, *, singly: bool) -> None:
+    """A class at a time, or shuffled: 6 batches of 256 are enough, where each used to be a single step."""
     x, labels = digits()
-    rows = sorted(range(1400), key=lambda row: labels[row])
-    ordered = Case(BLUEPRINT, ImageClassifierOptions(strategy=strategy), x[rows], [labels[row] for row in rows])
-    ours = ordered.learner(device=CPU)
-    for update, start in enumerate(range(0, 1400, 64)):
-        ours.learn(ordered.batch(start, min(64, 1400 - start)), update_generator(SEED, update))
+    rows = torch.randperm(1400, generator=torch.Generator().manual_seed(SEED)).tolist()
+    ordered = sorted(rows, key=lambda row: labels[row]) if singly else rows
+    case = Case(BLUEPRINT, ImageClassifierOptions(strategy=strategy), x[ordered], [labels[row] for row in ordered])
+    ours = case.learner(device=CPU)
+    for update, start in enumerate(range(0, 1400, size)):
+        ours.learn(case.batch(start, min(size, 1400 - start)), update_generator(SEED, update))
     assert isinstance(ours.model, Classifier)
     found = [ours.model.classes[k] for k in ours.model.classify(x[1400:]).argmax(1).tolist()]
     assert sum(map(str.__eq__, found, labels[1400:])) >= 0.85 * len(found)
