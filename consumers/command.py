@@ -70,7 +70,7 @@ def open_store(config: Config, model: str) -> Store:
 
     client = connect(config.redis.url)
     atexit.register(client.close)
-    return Store(client, config.family(model), model)
+    return Store(client, config.family(model), model, max_bytes=config.sampler.max_model_bytes)
 
 
 def known_store(config: Config, model: str) -> Store:

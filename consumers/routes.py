@@ -38,7 +38,7 @@ from consumers.answers import (
 )
 from consumers.batcher import Batcher, Sideline
 from consumers.gate import RETRY_AFTER, described, refusal
-from consumers.serving import Follower, Live, Serving, check_size, weights
+from consumers.serving import Follower, Live, Serving, weights
 from consumers.uploads import INPUTS, payload
 from consumers.workers import ANSWER_S, Ending, Places, Stalled, Workers
 from pipeline.answers import Classified, Recognised
@@ -341,7 +341,6 @@ def get_weights(model: str, ref: Reference, service: ServiceOf) -> Response:
     """What serving needs, as one safetensors file; its metadata tells how to build the model."""
     follower = service.serving.follower(model)
     manifest = follower.store.manifest(ref)
-    check_size(manifest, service.config)
     return _Download(service, partial(_file, follower, manifest))
 
 

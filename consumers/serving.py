@@ -11,7 +11,7 @@ import json
 import math
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -119,19 +119,6 @@ def bounded(input: ImageInput | TextInput, settings: SamplerConfig) -> ImageInpu
     return input.model_copy(update=most)
 
 
-def check_size(manifest: Manifest, settings: SamplerConfig) -> None:
-    """Before anything of the version is fetched: many of its tensors may be one object.
-
-    Raises:
-        ConfigError: it takes more memory than this sampler gives.
-    """
-    if (needed := manifest.loaded_bytes("serving")) > settings.max_model_bytes:
-        raise ConfigError(
-            f"Version {manifest.version} of {manifest.model} takes {needed} bytes, over sampler.max_model_bytes = "
-            f"{settings.max_model_bytes}. Raise it to serve it."
-        )
-
-
 def essentials(manifest: Manifest) -> dict[str, str]:
     """What a weights file tells about itself: enough to build the model without the manifest."""
     values = {key: getattr(manifest, key) for key in ("learner", "input", "options", "meta", "classes", "watermark")}
@@ -164,6 +151,44 @@ def weights(store: Store, manifest: Manifest, known: Mapping[str, bytes]) -> tup
     return chain([head], pieces), len(head) + size
 
 
+class Room:
+    """What the versions that are served may take in memory together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: dict[str, int] = {}  # bytes, by model
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taken(self, manifest: Manifest) -> Iterator[None]:
+        """By a version that takes the place of its model's former one, or not where the context fails.
+
+        Raises:
+            ConfigError: there is not so much left.
+        """
+        model, needed = manifest.model, manifest.loaded_bytes("serving")
+        with self._lock:
+            before = self._taken.pop(model, 0)
+            left = self._most - sum(self._taken.values())
+            self._taken[model] = needed if needed <= left else before
+        if needed > left:
+            raise ConfigError(
+                f"Version {manifest.version} of {model} takes {needed} bytes, and the other models leave {left} of "
+                f"sampler.max_total_bytes = {self._most}. Raise it, or serve fewer."
+            )
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._taken[model] = before
+            raise
+
+    def leave(self, model: str) -> None:
+        """It is not served any more."""
+        with self._lock:
+            self._taken.pop(model, None)
+
+
 class Follower:
     """Keeps one model's newest version live, on a thread of its own."""
 
@@ -171,11 +196,13 @@ class Follower:
         self,
         store: Store,
         settings: SamplerConfig,
+        room: Room,
         learner: str | None,
         metrics: SamplerMetrics,
         say: Callable[[str], None],
     ) -> None:
         self.store = store
+        self._room = room
         self.live: Live | None = None
         self.clock = time.monotonic
         self.deleted = False  # on purpose: nobody waits for a version of it
@@ -275,7 +302,9 @@ class Follower:
         started = time.perf_counter()
         self._loading = head.version, self.clock()
         try:
-            live = self.load(self.store.manifest(head))
+            manifest = self.store.manifest(head)
+            with self._room.taken(manifest):
+                live = self.load(manifest)
             self._metrics.swapped(self.store.model, live.manifest, time.perf_counter() - started)
         except BaseException as error:
             if isinstance(error, StoreError) and error.retriable:
@@ -299,6 +328,7 @@ class Follower:
     def _forget(self, deleted: bool) -> None:
         """After a reset or a delete. A Redis that lost its data announces neither, and what is live stays."""
         if self.store.head() is None:
+            self._room.leave(self.store.model)
             self._set(live=None, _problem=None, _refused=None, deleted=deleted)
 
     def load(self, manifest: Manifest) -> Live:
@@ -307,7 +337,6 @@ class Follower:
         Raises:
             NotFound, Corrupt, ValueError, KeyError, RuntimeError: it cannot be served.
         """
-        check_size(manifest, self._settings)
         before = self.live  # once: others than the follower's own thread ask too
         objects = dict(before.objects) if before else {}
         input_ = bounded(INPUT.validate_python(manifest.input), self._settings)
@@ -340,6 +369,7 @@ class Serving:
     def __init__(self, config: Config, redis: Redis, metrics: SamplerMetrics, say: Callable[[str], None]) -> None:
         self._config = config
         self._redis = redis
+        self._room = Room(config.sampler.max_total_bytes)
         self._metrics = metrics
         self._say = say
         self._stop = threading.Event()
@@ -380,7 +410,9 @@ class Serving:
 
     def _follower(self, name: str, family: str) -> Follower:
         learner = self._config.models[name].learner if name in self._config.models else None
-        return Follower(Store(self._redis, family, name), self._config.sampler, learner, self._metrics, self._say)
+        settings = self._config.sampler
+        store = Store(self._redis, family, name, max_bytes=settings.max_model_bytes)
+        return Follower(store, settings, self._room, learner, self._metrics, self._say)
 
     def _discover(self) -> None:
         while not self._stop.is_set():

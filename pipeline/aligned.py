@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from statistics import median_low
 from typing import Any
 
 from pipeline.offsets import Partition
 from pipeline.reader import Polled, Reader
 
+STEADY = 9  # records, of which a few may have clocks of their own
 PATIENCE_S = 5.0  # with a reader that has something to come and gives nothing: an open transaction, or no leader
 
 
@@ -37,7 +40,7 @@ class AlignedReader:
         self._readers = (labels, records)
         self._clock = clock
         self._now = now
-        self._last_ms: dict[Partition, float] = {}  # of the last record, not the newest: its clock may be ahead
+        self._last_ms: defaultdict[Partition, deque[float]] = defaultdict(lambda: deque(maxlen=STEADY))
         self._gave_s = dict.fromkeys(self._readers, clock())
         begins = Polled()
         for reader in self._readers:
@@ -63,7 +66,8 @@ class AlignedReader:
 
     def read_up_to_ms(self) -> float:
         """The time up to which all has been polled, as far as the brokers have told; -inf where that is not known."""
-        return min(max(self._last_ms.values(), default=-math.inf), self._behind_ms(self.lag()))
+        lag = self.lag()
+        return min(max((self._time_ms(at, lag) for at in lag), default=-math.inf), self._behind_ms(lag))
 
     def lag(self) -> dict[Partition, int]:
         """As `Reader.lag`, like the rest."""
@@ -113,9 +117,17 @@ class AlignedReader:
             self._gave_s[reader] = self._clock()
             now_ms = 1000 * self._now()
             for record in polled.records:
-                self._last_ms[Partition(record.topic, record.partition)] = min(record.timestamp_ms, now_ms)
+                self._last_ms[Partition(record.topic, record.partition)].append(min(record.timestamp_ms, now_ms))
         return polled
 
     def _behind_ms(self, lag: Mapping[Partition, int]) -> float:
-        """The least of the last timestamps of partitions that have more to come; inf where none has."""
-        return min((self._last_ms.get(at, -math.inf) for at, records in lag.items() if records), default=math.inf)
+        """The time of the partition that is furthest behind of those that have more to come; inf where none has."""
+        return min((self._time_ms(at, lag) for at, records in lag.items() if records), default=math.inf)
+
+    def _time_ms(self, at: Partition, lag: Mapping[Partition, int]) -> float:
+        """That of the last record, or while there is more to come of the middle one of the last few: a few clocks that
+        were ahead, and are past by now, lead nobody then."""
+        last = self._last_ms.get(at)
+        if not last:
+            return -math.inf
+        return median_low(last) if lag.get(at) else last[-1]

@@ -157,6 +157,7 @@ class Client(SamplingClient):
         Raises:
             NotFound: there is no such version.
             Corrupt: it is damaged, or of a newer format.
+            ConfigError: it takes more than `sampler.max_model_bytes`.
             StoreUnavailable: Redis cannot be reached.
         """
         store = self._store(model)
@@ -297,7 +298,8 @@ class Client(SamplingClient):
         return connect(self._config.redis.url)
 
     def _store(self, model: str) -> Store:
-        return Store(self._redis, self._config.family(model), model)
+        most = self._config.sampler.max_model_bytes
+        return Store(self._redis, self._config.family(model), model, max_bytes=most)
 
     def _publish(
         self,

@@ -90,7 +90,8 @@ class SamplerConfig(Section):
     max_upload_bytes: int = Field(10 << 20, ge=1024)
     max_pixels: int = Field(40_000_000, ge=1)  # of a picture, whatever a stored version says
     max_models: int = Field(100, ge=1)  # that are served, where the configuration names none
-    max_model_bytes: int = Field(4 << 30, ge=1)  # of a stored version: its tensors and the objects they come from
+    max_model_bytes: int = Field(4 << 30, ge=1)  # of a stored version in memory, of workers, too
+    max_total_bytes: int = Field(16 << 30, ge=1)  # of all versions that are served
     max_batch: int = Field(64, ge=1)  # requests answered by one forward pass
     max_samples: int = Field(64, ge=1)  # drawn by one request
     max_versions: int = Field(16, ge=1)  # loaded for one film-strip

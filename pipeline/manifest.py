@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline.codec import ITEM_BYTES, sha256
-from pipeline.errors import Corrupt
+from pipeline.errors import ConfigError, Corrupt
 from pipeline.lineage import Int64, Lineage, Runs
 from pipeline.log import Partition
 
@@ -181,6 +181,18 @@ class Manifest(Stored):
         entries = self.tensors(group).values()
         objects = {part.digest: part.bytes for entry in entries for part in entry.parts}
         return sum(entry.nbytes for entry in entries) + sum(objects.values())
+
+    def check_size(self, group: Group, most: float) -> None:
+        """Before anything of it is fetched: many of its tensors may be one object.
+
+        Raises:
+            ConfigError: loading takes more than that.
+        """
+        if (needed := self.loaded_bytes(group)) > most:
+            raise ConfigError(
+                f"Version {self.version} of {self.model} takes {needed} bytes, over sampler.max_model_bytes = {most}. "
+                "Raise it to load it."
+            )
 
     def positions(self) -> dict[Partition, int]:
         """The watermark: the next offset to read of each partition."""

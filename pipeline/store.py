@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import time
@@ -64,17 +65,29 @@ class Store:
 
     Every method raises `StoreUnavailable` where Redis cannot be reached or takes no writes; the same call can
     succeed later. Every change is one atomic step that may be repeated.
+
+    Args:
+        max_bytes: that loading what serving needs of a version may take, or what only training needs.
     """
 
-    def __init__(self, redis: Redis, family: str, model: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        family: str,
+        model: str,
+        clock: Callable[[], float] = time.time,
+        *,
+        max_bytes: float = math.inf,
+    ) -> None:
         self._redis = redis
+        self._max_bytes = max_bytes
         self._keys = Keyspace(redis, family, model)
         self._clock = clock
         self.family, self.model = family, model
 
     def sibling(self, family: str, model: str) -> Store:
         """Another model's versions in the same Redis."""
-        return Store(self._redis, family, model, self._clock)
+        return Store(self._redis, family, model, self._clock, max_bytes=self._max_bytes)
 
     # --- the writer's place ---
 
@@ -239,8 +252,10 @@ class Store:
         kept from one version to the next, only what changed is fetched. Arrays are not to be written to.
 
         Raises:
+            ConfigError: they take more than may be loaded; nothing was fetched.
             Corrupt: names tensor and version.
         """
+        manifest.check_size(group, self._max_bytes)
         tensors = manifest.tensors(group)
         known = {} if cache is None else dict(cache)
         objects = known | self._keys.fetch(tensors, manifest.ref, known)
@@ -253,8 +268,9 @@ class Store:
         """The same, one tensor after the other: beside what is `known` no more than one is in memory.
 
         Raises:
-            Corrupt: names tensor and version.
+            ConfigError, Corrupt: as `arrays`.
         """
+        manifest.check_size(group, self._max_bytes)
         for name, entry in manifest.tensors(group).items():
             fetched = self._keys.fetch({name: entry}, manifest.ref, known)
             yield name, self._assembled(manifest, name, entry, ChainMap(fetched, dict(known)))

@@ -11,11 +11,15 @@ import torch
 from redis import Redis
 
 from consumers.bridge import copied
+from pipeline.client import Client
+from pipeline.errors import ConfigError
 from pipeline.keyspace import DOCUMENT_BYTES, REGISTRY
 from pipeline.local import EmbeddedRedis
 from pipeline.store import MODELS, Store, models
-from tests.consumers.marked import Maker, marked, step
+from tests.consumers.marked import NAME, TEXT, Maker, blueprint, marked, step
 from tests.consumers.running import PATIENCE_S, Running, configuration, running
+from tests.consumers.working import configuration as learning
+from tests.consumers.working import publish, working
 
 MOST = 10 << 20  # bytes of a model
 LARGE = bytes(40 << 20)
@@ -55,6 +59,51 @@ def test_one_object_that_is_many_tensors_is_counted_as_often(redis: Redis, redis
         assert at.client.get(f"/models/{family}/versions/1/weights").status_code == 200
         many(maker, 4)  # as good versions may do
         assert is_refused(at, family, "Unexpected key(s) in state_dict")  # which is seen once it is fetched
+
+
+def test_all_models_together_have_a_bound(redis: Redis, redis_url: str, family: str) -> None:
+    """A version that leaves gives room to others."""
+    makers = {
+        name: Maker(Store(redis, name, name), NAME, blueprint, TEXT, frozen=1 << 18) for name in (family, "other")
+    }
+    for maker in makers.values():
+        step(maker)
+    needed = makers[family].store.manifest().loaded_bytes("serving")
+    config = configuration(redis_url, {name: {} for name in makers}, max_total_bytes=needed * 3 // 2)
+    with running(config) as at:
+        followers = [at.follower(name) for name in makers]
+        for follower in followers:
+            assert follower.wait_for(lambda f: f.live is not None or f.problem is not None, PATIENCE_S)
+        [served] = [follower for follower in followers if follower.live]
+        [refused] = [follower for follower in followers if not follower.live]
+        assert f"takes {needed} bytes, and the other models leave {needed * 3 // 2 - needed} of" in str(refused.problem)
+        assert step(makers[served.store.model]) == 2  # takes the place of its own former one
+        assert at.serves(served.store.model, 2)
+        served.store.release(makers[served.store.model].fence)
+        served.store.delete()
+        assert served.wait_for(lambda f: f.live is None, PATIENCE_S)
+        step(makers[refused.store.model])
+        assert at.serves(refused.store.model, 2)
+
+
+def test_who_pulls_has_the_same_bound(redis: Redis, redis_url: str, family: str) -> None:
+    many(marked(Store(redis, family, family)), 100)
+    with Client(configuration(redis_url, {family: {}}, max_model_bytes=MOST)) as client:
+        before = sent(redis)
+        with pytest.raises(ConfigError, match=f"Version 1 of {family} takes 105.*Raise it to load it"):
+            client.pull(family)
+        assert sent(redis) - before < 1 << 20
+
+
+def test_who_learns_on_has_the_same_bound(kafka: str, redis_url: str, topic: str) -> None:
+    config = learning(kafka, redis_url, topic)
+    with working(config) as run:
+        publish(config, topic, b"1")
+        run.read(1)
+        run.finish()
+    small = config.model_copy(update={"sampler": config.sampler.model_copy(update={"max_model_bytes": 100})})
+    with working(small) as run, pytest.raises(ConfigError, match=r"over sampler\.max_model_bytes = 100\. Raise it"):
+        run.join()
 
 
 @pytest.mark.parametrize("what", ["object", "manifest"])

@@ -88,19 +88,22 @@ def test_labels_are_joined_beside_a_pair_of_another_time(
             assert again.finish().counts == {"learned": 8, "joined": 8}
 
 
+@pytest.mark.parametrize(("at_once", "odd"), [(4, 1), (1, 1), (1, 4)])
 def test_a_worker_that_catches_up_is_not_led_by_a_clock_that_was_ahead(
-    kafka: str, redis_url: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
+    kafka: str, redis_url: str, topics: Topics, monkeypatch: pytest.MonkeyPatch, at_once: int, odd: int
 ) -> None:
-    """Two hours ago one record of many was half an hour ahead of its day; now it is past, like all others."""
-    monkeypatch.setattr("pipeline.reader.CHUNK_RECORDS", 4)
+    """Two hours ago a few records of many were half an hour ahead of their day; now they are past, like all others,
+    and may be the last of those that are read at once."""
+    monkeypatch.setattr("pipeline.reader.CHUNK_RECORDS", at_once)
     config, records, labels, _ = labelled_by(topics, kafka, redis_url)
     begin_ms = now_ms() - 2 * HOUR_MS
     with Publisher(config.kafka) as publisher:
         for number in range(60):
             id_, at_ms = f"{number}".encode(), begin_ms + 30_000 * number
             headers = [("id", id_)]
-            if number == 10:
-                publisher.publish(records.name, b"odd", headers=[("id", b"odd")], timestamp_ms=at_ms + HOUR_MS // 2)
+            for again in range(odd if number == 10 else 0):
+                odd_id = [("id", b"odd %d" % again)]
+                publisher.publish(records.name, b"odd", headers=odd_id, timestamp_ms=at_ms + HOUR_MS // 2)
             publisher.publish(records.name, b"text", headers=headers, timestamp_ms=at_ms)
             publisher.publish(labels.name, b"a", headers=headers, timestamp_ms=at_ms + 3000)
             publisher.flush(10)

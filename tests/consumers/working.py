@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
+from consumers.command import open_store
 from consumers.registry import resolve_blueprint
 from consumers.replay import Replay
 from consumers.sources import Sources
@@ -22,7 +23,7 @@ from pipeline.config import Config, validate
 from pipeline.log import Fetcher, Publisher
 from pipeline.manifest import Manifest
 from pipeline.metrics import WorkerMetrics
-from pipeline.store import Store, connect
+from pipeline.store import Store
 from tests.device import DETERMINISTIC, DEVICE
 
 PATIENCE_S = 20.0  # a slow machine is no failure
@@ -161,7 +162,7 @@ def prepared(config: Config, jump: bool = False) -> Working:
         ConfigError: as `Worker` does.
     """
     [name] = config.models
-    store = Store(connect(config.redis.url), config.family(name), name)
+    store = open_store(config, name)
     registry, stop, said = CollectorRegistry(), Switch(), list[str]()
     worker = Worker(
         name,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import median_low
 from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.aligned import PATIENCE_S, AlignedReader
+from pipeline.aligned import PATIENCE_S, STEADY, AlignedReader
 from pipeline.log import Partition, Polled, Reader
 from pipeline.records import Record
 
@@ -74,13 +75,16 @@ def test_neither_runs_ahead_and_nothing_is_left(ours: list[int], theirs: list[in
     assert begins is not None
     assert (begins.records, begins.positions) == ([], {RECORDS: 0, LABELS: 0})
     newest: dict[Partition, float] = {RECORDS: -1, LABELS: -1}
+    given: dict[Partition, list[float]] = {RECORDS: [], LABELS: []}
     while any(reader.lag().values()):
         left = reader.lag()
         polled = reader.poll(0)
         assert polled is not None
         [at] = polled.positions
         other = LABELS if at == RECORDS else RECORDS
-        assert not left[other] or newest[at] <= newest[other]
+        middle = {at: median_low(times[-STEADY:]) if times else -1 for at, times in given.items()}
+        assert not left[other] or middle[at] <= middle[other]
+        given[at] += [record.timestamp_ms for record in polled.records]
         newest[at] = polled.records[-1].timestamp_ms
         to_come = [one.times_ms[one.read] for one in (records, labels) if one.read < len(one.times_ms)]
         assert reader.read_up_to_ms() <= min([*to_come, max(newest.values())])
