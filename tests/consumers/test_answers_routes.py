@@ -32,7 +32,7 @@ MOST = 24  # pictures drawn by one request
 @pytest.fixture(scope="module")
 def made(redis_url: str) -> Iterator[tuple[Running, dict[str, Maker]]]:
     limits = {"max_samples": MOST, "max_versions": 3, "max_side": 64, "max_upload_bytes": 40_000}
-    with serving(redis_url, "eyes", "voice", "drawings", **limits) as made:
+    with serving(redis_url, "eyes", "voice", "drawings", **limits, proxies=["127.0.0.1"]) as made:
         yield made
 
 
