@@ -6,15 +6,23 @@ from contextlib import suppress
 
 from consumers.stopping import end_by_signals
 
-STARTING = b"headrace: starting what is not there of Kafka and Redis, the workers and the sampler.\n"
+#: what is said before the imports, which alone take seconds; results of all but `up` are on standard output
+STARTING = {
+    "up": (1, "what is not there of Kafka and Redis, the workers and the sampler"),
+    "train": (2, "the worker"),
+    "serve": (2, "the sampler"),
+    "demo": (2, "the demo"),
+    "verify": (2, "to learn it again"),
+}
 
 
 def main() -> None:
     """Runs the command line."""
     end_by_signals()
-    if sys.argv[1:2] == ["up"] and "--help" not in sys.argv:  # its imports alone may take seconds
+    to, what = STARTING.get("".join(sys.argv[1:2]), (0, ""))
+    if to and "--help" not in sys.argv:
         with suppress(OSError):  # nobody reads it
-            os.write(1, STARTING)
+            os.write(to, f"headrace: starting {what}.\n".encode())
     from consumers.cli import main as command
 
     command()

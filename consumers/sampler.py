@@ -35,7 +35,7 @@ from pipeline.metrics import SamplerMetrics
 from pipeline.words import said
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from redis import Redis
 
@@ -201,9 +201,10 @@ def serve(
     Raises:
         ConfigError: the address cannot be bound.
     """
+    before, ended = threading.enumerate(), Event()
     with stopping() as stop:
         server, listener = open_server(config, say, stop)
-        threading.Thread(target=_end_in_time, args=(server, stop), daemon=True).start()
+        threading.Thread(target=_end_in_time, args=(server, stop, ended), daemon=True).start()
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"The sampler answers at {url}")
@@ -212,21 +213,23 @@ def serve(
             server.run([listener])
         if server.exhausted is not None:
             say(f"headrace: {server.exhausted}")
-    _leave(server)
+    _leave(server, before)
+    ended.set()
 
 
-def _end_in_time(server: _Server, stop: Event) -> None:
-    """A store that hangs, or a thread of a user's own, keeps no process."""
+def _end_in_time(server: _Server, stop: Event, ended: Event) -> None:
+    """A store that hangs keeps no process."""
     stop.wait()
-    time.sleep(END_S)
-    sys.stdout.flush()
-    os._exit(server.status)
+    if not ended.wait(END_S):
+        sys.stdout.flush()
+        os._exit(server.status)
 
 
-def _leave(server: _Server) -> None:
-    """Ends at once where a thread still works for nobody: the interpreter would wait for it."""
+def _leave(server: _Server, before: Sequence[threading.Thread]) -> None:
+    """Ends at once where a thread that came since then works for nobody: the interpreter would wait for it."""
     deadline = time.monotonic() + LAST_S
-    left = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+    begun = [thread for thread in threading.enumerate() if thread not in before]
+    left = [thread for thread in begun if thread.name.startswith(THREADS) or not thread.daemon]
     for thread in left:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in left):

@@ -246,3 +246,17 @@ def test_a_hanging_redis_does_not_hold_watch(folder: Path, tmp_path: Path) -> No
         _, said = process.communicate(timeout=20)  # less than it waits for Redis
         server.process.send_signal(signal.SIGCONT)
     assert (process.returncode, said) == (0, "headrace: ended by SIGINT.\n")
+
+
+@pytest.mark.parametrize("line", ["train pictures", "serve", "up", "demo --seconds 5", "verify pictures"])
+def test_what_takes_long_to_import_says_so_first(folder: Path, line: str) -> None:
+    """Before the first module that is not of the command's beginning, and nothing of it among results."""
+    before: list[str] = []
+
+    def met(said: str) -> bool:
+        before.append(said)
+        return said.rstrip().endswith(" typer")
+
+    ended(folder, [HEADRACE, *line.split()], signal.SIGTERM, met, PYTHONPROFILEIMPORTTIME="1")
+    [told] = [said for said in before if not said.startswith("import time:")]
+    assert told.startswith("headrace: starting ")
