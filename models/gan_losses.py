@@ -61,6 +61,7 @@ class Spread:
     """
 
     HORIZON = 200  # pairs
+    ONE = 0.5  # of the share that is asked for: the least that a single trait may have
 
     def __init__(self) -> None:
         self._of: dict[int, tuple[int, Tensor]] = {}  # label → pairs, means (2, T) of the real ones, of the drawn ones
@@ -69,12 +70,17 @@ class Spread:
     def share(self) -> float | None:
         """The drawings' spread as a share of the real one, the geometric mean over traits, of the label where it is
         least; None before `HORIZON`."""
-        shares = [
-            (drawn / real)[real > 0].log().mean().exp().item()
-            for pairs, (real, drawn) in self._of.values()
-            if pairs >= self.HORIZON and real.any()
-        ]
-        return min(shares, default=None)
+        return min((each.log().mean().exp().item() for each in self._shares()), default=None)
+
+    @property
+    def least(self) -> float | None:
+        """The same of the trait where it is least: letters of one slant differ in all else."""
+        return min((each.min().item() for each in self._shares()), default=None)
+
+    def _shares(self) -> list[Tensor]:
+        """Of each label that has been seen for long enough, the share of each trait that real pictures differ in."""
+        means = [each for pairs, each in self._of.values() if pairs >= self.HORIZON]
+        return [(drawn / real)[real > 0] for real, drawn in means if real.any()]
 
     def update(self, real: Tensor, drawn: Tensor, numbers: Tensor) -> None:
         """real and drawn (B, C, H, W) on one scale, sides multiples of 4, numbers (B,) the classes of both."""
@@ -88,8 +94,10 @@ class Spread:
             self._of[label] = (count + 1, means + (found - means) / min(count + 1, self.HORIZON))
 
     def collapsed(self, share: float) -> bool:
-        """Whether, over a whole horizon, the drawings of a label are less apart than this share of the real ones."""
-        return self.share is not None and self.share < share
+        """Whether, over a whole horizon, the drawings of a label are less apart than this share of the real ones, or
+        less than `ONE` of it in a single trait."""
+        whole, least = self.share, self.least
+        return whole is not None and least is not None and (whole < share or least < self.ONE * share)
 
     def meta(self) -> list[list[Any]]:
         """JSON."""

@@ -59,6 +59,7 @@ from models.memory import PolicyName, ReplayMemory
 from models.moving_average import MovingAverage, decay_of_records
 from models.network import pixels, seeded
 from models.optimizer import AdamW
+from models.replaying import weighed
 
 CPU = torch.device("cpu")
 SAME = ("latent", "width", "depth", "hidden", "label_dim")  # a model and its source agree in these
@@ -87,7 +88,7 @@ class ImageGanOptions(Options):
     collapse_share: float = Field(0.4, ge=0)  # of the real pictures' spread, below which the alarm is raised
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     replay_slots: int = structural(2000, ge=0)
-    replay_policy: PolicyName = structural("reservoir")
+    replay_policy: PolicyName = structural("balanced")  # with it each class weighs the same in an update
     replay_draws: int = Field(16, ge=0)  # records replayed in each update
     source: str | None = structural(None)  # MODEL or MODEL@VERSION: an image-gan
     freeze: tuple[str, ...] = structural(())  # blocks that do not learn: "generator.dense", "discriminator.critics"
@@ -193,8 +194,7 @@ class ImageGanLearner:
         replayed = self._memory.draw(self.options.replay_draws, rng)
         pictures = [x.to(self._device), replayed.x]
         y = [torch.tensor(numbers, device=self._device), replayed.y]
-        target = len(x) + len(replayed.x)
-        w = torch.full((target,), 1 / target, device=self._device)
+        w = weighed(torch.cat(y), even=self.options.replay_policy == "balanced")
         if self.options.source_weight and len(self._sample["source/x"]):
             rows = torch.randint(len(self._sample["source/x"]), (self.options.source_draws,), generator=rng)
             rows = rows.to(self._device)

@@ -13,6 +13,9 @@ Norms are per record (GroupNorm), so that a drawing never depends on what else i
 A drawing is decoded from z = m_c + L_c ε, with m_c and L_c L_cᵀ the moving mean and covariance of the codes of records
 with its condition (`code_moments`): where z is, not where it should be. What is given and told as a code is ε.
 
+A few hundred records are too few updates for a picture to come of them. So until there were `young_updates`, each
+batch is followed by updates of replayed records alone, one for every two records that came.
+
 w_u rises from 0 to 1 over the first `kl_warmup_updates` (Bowman et al. 2016; Sønderby et al. 2016), so that codes are
 of use before they are dear. φ_l are the maps of a frozen backbone, x̂ the decoded picture (perceptual VAE: Hou et al.
 2017; as a likelihood of features, Larsen et al. 2016, f is one over its variance). Only training knows the backbone.
@@ -54,13 +57,14 @@ from models.learner import (
 from models.memory import PolicyName, ReplayMemory
 from models.moving_average import PREFIX, decay_of_updates
 from models.network import pixels, seeded
-from models.replaying import ReplayingLearner
+from models.replaying import ReplayingLearner, weighed
 
 GROUPS = 8
 MIN_LOG_SCALE = math.log(1 / 255)  # a Gaussian is never narrower than one step of a pixel
 BLOCKS = ("down", "posterior", "dense", "up", "out")  # what can be frozen, whole or in parts: classes always learn
 SAME = ("likelihood", "latent", "width", "label_dim")  # a model and its source agree in these
 FEATURES = "features_"  # what the names of a backbone's references begin with
+RECORDS_A_STEP = 2  # while it is young
 
 
 class ImageVaeOptions(Options):
@@ -70,6 +74,7 @@ class ImageVaeOptions(Options):
     weight_decay: float = Field(0.0, ge=0)
     beta: float = Field(1.0, ge=0)
     kl_warmup_updates: int = Field(0, ge=0)  # over which the KL term's factor rises from 0; 0: it is there at once
+    young_updates: int = Field(300, ge=0)  # until then there is one for every two records, of replayed ones alone
     average: float = structural(0.0, ge=0, lt=1)  # d: 0.99 is the last hundred updates; 0: what learns is served
     likelihood: Literal["bernoulli", "gaussian"] = structural("bernoulli")
     latent: int = structural(16, ge=1)
@@ -277,10 +282,23 @@ class ImageVaeLearner(ReplayingLearner):
         options, count = self.options, len(batch)
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
-        replayed = self._memory.draw(options.replay_draws, rng)
-        pictures = [batch.x.to(self._device), replayed.x]
-        classes = [torch.tensor(numbers, device=self._device), replayed.y]
-        target = count + len(replayed.y)
+        x, y = batch.x.to(self._device), torch.tensor(numbers, device=self._device)
+        found = self._learn(x, y, options.replay_draws, rng)
+        self._memory.add(batch, numbers, rng)
+        young = count // RECORDS_A_STEP if self._memory.size else 0
+        for _ in range(min(young, options.young_updates - self._updates)):
+            self._learn(x[:0], y[:0], count + options.replay_draws, rng)
+        means = torch.stack([each[:count].detach().mean() for each in found.values()]).tolist()
+        metrics = dict(zip(found, means, strict=True))
+        return Report(metrics.pop("loss"), metrics=metrics)
+
+    def _learn(self, x: Tensor, y: Tensor, draws: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """One step on incoming records x (B, C, H, W) of the classes (B,) and as many replayed ones; what was found of
+        all of them before."""
+        options = self.options
+        replayed = self._memory.draw(draws, rng)
+        pictures, classes = [x, replayed.x], [y, replayed.y]
+        target = len(y) + len(replayed.y)
         if self._sample and options.source_weight:
             rows = torch.randint(options.source_samples, (options.source_draws,), generator=rng).to(self._device)
             pictures.append(self._sample["source/x"][rows])
@@ -292,7 +310,8 @@ class ImageVaeLearner(ReplayingLearner):
 
         surprise, kl, distance, z = self._terms(self._learning, x, y, noise)
         losses = surprise + self._warmth() * options.beta * kl + options.feature_weight * distance  # (N,)
-        loss = (self._weights(torch.cat(classes[:2])) * losses[:target]).sum()
+        even = options.replay_policy == "balanced"
+        loss = (weighed(torch.cat(classes[:2]), even=even) * losses[:target]).sum()
         if len(losses) > target:
             loss = loss + options.source_weight * losses[target:].mean()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -301,14 +320,8 @@ class ImageVaeLearner(ReplayingLearner):
                 surprise, kl, distance, z = self._terms(self.model, x[:target], y[:target], noise[:target])
         self._step()
         self.model.codes.add(z.detach()[:target], y[:target])
-
-        self._memory.add(batch, numbers, rng)
         found = {"loss": surprise + kl, "kl_nats": kl}
-        if self._features is not None:
-            found["feature_distance"] = distance
-        means = torch.stack([each[:count].detach().mean() for each in found.values()]).tolist()
-        metrics = dict(zip(found, means, strict=True))
-        return Report(metrics.pop("loss"), metrics=metrics)
+        return found if self._features is None else {**found, "feature_distance": distance}
 
     def _terms(self, network: ImageVae, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x (N, C, H, W), y (N,), noise (N, Z) → -log p, KL and the features' distance, (N,) each, and z (N, Z)"""
@@ -323,12 +336,6 @@ class ImageVaeLearner(ReplayingLearner):
         if self._average is not None:
             self._average.move(decay_of_updates(self.options.average, self._updates))
         self._updates += 1
-
-    def _weights(self, numbers: Tensor) -> Tensor:
-        """Classes (B,) → what each record counts in the update, 1 in all."""
-        even = self.options.replay_policy == "balanced"
-        counts = (numbers[:, None] == numbers).sum(1) if even else torch.ones_like(numbers)
-        return F.normalize(1 / counts, p=1, dim=0)
 
     def _warmth(self) -> float:
         """w_u: the factor on the KL term in the next update."""

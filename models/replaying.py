@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.labels import Labels
 from models.learner import Batch, Rows, State, copy_into
@@ -99,3 +100,10 @@ class ReplayingLearner:
     def _widen(self, classes: int, rng: torch.Generator | None) -> None:
         """Makes room for so many more classes in what learns; without `rng` the values are about to be replaced."""
         raise NotImplementedError
+
+
+def weighed(numbers: Tensor, *, even: bool) -> Tensor:
+    """Classes (B,) → what each record counts in an update, 1 in all; where it is `even`, so does each class."""
+    counts = (numbers[:, None] == numbers).sum(1) if even else torch.ones_like(numbers)
+    share: Tensor = F.normalize(1 / counts, p=1, dim=0)
+    return share

@@ -141,6 +141,26 @@ def test_drawings_of_one_weight_and_slant_have_collapsed_wherever_they_are(same:
     assert not healthy.collapsed(0.8)
 
 
+def letters(count: int, seed: int, slant: float | None = None) -> torch.Tensor:
+    """(count, 1, 16, 16): a bar each, anywhere, of some weight and slant, and another one across it."""
+    place, wide = torch.rand(2, count, 1, 1, 1, generator=rng(seed + 1000))
+    across = 2 * (1 + 3 * wide - (torch.arange(16.0)[:, None] - 4 - 8 * place).abs()).clamp(0, 1) - 1
+    return torch.maximum(strokes(count, seed, slant=slant), across)
+
+
+@pytest.mark.parametrize("slant", [0.0, 0.2])
+def test_one_slant_in_all_drawings_is_a_collapse_though_they_differ_in_all_else(slant: float) -> None:
+    healthy, upright, numbers = Spread(), Spread(), torch.zeros(16, dtype=torch.int64)
+    for update in range(20):
+        healthy.update(letters(16, update), letters(16, -1 - update), numbers)
+        upright.update(letters(16, update), letters(16, -1 - update, slant), numbers)
+    share = upright.share
+    assert share is not None
+    assert share > 0.5
+    assert upright.collapsed(0.4)
+    assert not healthy.collapsed(0.8)
+
+
 def test_a_version_of_before_begins_anew() -> None:
     spread = Spread()
     spread.restore([[3, 500, 0.5, 0.1]])

@@ -165,6 +165,16 @@ def test_each_side_moves_by_its_own_gradient_alone() -> None:
         assert torch.equal(moved[clear].sign(), -gradient[clear].sign())
 
 
+def test_each_class_weighs_the_same_in_an_update() -> None:
+    """However many records of it came: a folder that is sorted by class is 64 of one, and few replayed ones of each."""
+    assert ImageGanOptions().replay_policy == "balanced"
+    even, uneven = (case(replay_policy=policy).learner() for policy in ("balanced", "reservoir"))
+    numbers = [0, 0, 0, 1]
+    x = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    weights = [ours._rows(x, numbers, update_generator(SEED, 0))[2].tolist() for ours in (even, uneven)]
+    assert weights == [pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2]), pytest.approx([0.25] * 4)]
+
+
 def test_rows_take_turns_with_penalties_that_weigh_as_much() -> None:
     """What the penalties add to the loss: over a round of three, as much as where every row has them."""
     one = case(replay_slots=0)
