@@ -79,6 +79,24 @@ FILES = {
     "text/plain": "headrace_served_version 31.0",
     "text/event-stream": 'data: {"text": "the "}\n\ndata: {"text": "winter"}\n\nevent: done\ndata: {"version": 31}\n\n',
 }
+TEXT = {"type": "string"}
+#: of what is sent or answered and has no model of its own; in OpenAPI 3.1 bytes are a string of their media type
+SCHEMAS: dict[str, Any] = {
+    **{kind: {"type": "string", "contentMediaType": kind} for kind in ("image/png", "application/octet-stream")},
+    "image/*": {"type": "string", "contentMediaType": "image/png"},
+    "text/plain": TEXT,
+    "application/json": {"type": "object", "properties": {"text": TEXT}, "required": ["text"]},
+    "application/x-www-form-urlencoded": {"type": "object", "properties": {"text": TEXT}, "required": ["text"]},
+    "multipart/form-data": {
+        "type": "object",
+        "properties": {
+            "image": {"type": "string", "contentMediaType": "application/octet-stream"},
+            "mask": {"type": "string", "contentMediaType": "application/octet-stream", "description": "to restore"},
+            "text": TEXT,
+        },
+    },
+}
+ANSWERED: dict[str, Any] = {"application/json": {"type": "object"}}
 PARAMETERS: dict[str, Any] = {"model": "digits", "ref": "latest", "alias": "stable", "label": "7", "seed": 7, "n": 4}
 
 
@@ -90,12 +108,14 @@ def add_examples(document: dict[str, Any]) -> None:
                 if parameter["name"] in PARAMETERS:
                     parameter["example"] = PARAMETERS[parameter["name"]]
             sent = BODIES | REQUESTS.get(path.rpartition("/")[2], {})
-            _show(operation.get("requestBody", {}).get("content", {}), sent)
-            _show(operation["responses"].get("200", {}).get("content", {}), {"application/json": ANSWERS.get(path)})
+            answered = {"application/json": ANSWERS.get(path)}
+            _show(operation.get("requestBody", {}).get("content", {}), sent, SCHEMAS)
+            _show(operation["responses"].get("200", {}).get("content", {}), answered, SCHEMAS | ANSWERED)
 
 
-def _show(contents: dict[str, Any], examples: dict[str, Any]) -> None:
+def _show(contents: dict[str, Any], examples: dict[str, Any], schemas: dict[str, Any]) -> None:
     for kind, content in contents.items():
+        content["schema"] = content.get("schema") or schemas[kind]
         example = examples.get(kind)
         if isinstance(example, Either):
             content["examples"] = {name: {"value": value} for name, value in example.items()}

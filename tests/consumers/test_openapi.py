@@ -122,6 +122,17 @@ def test_every_error_has_an_example(at: Running) -> None:
                 assert example.keys() == {"error", "detail"}
 
 
+def test_every_body_has_a_schema_and_an_example(at: Running) -> None:
+    """Of kinds that no JSON shows, too."""
+    document = at.client.get("/openapi.json").json()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            bodies = operation.get("requestBody", {}).get("content", {}), operation["responses"].get("200", {})
+            for content in [*bodies[0].values(), *bodies[1].get("content", {}).values()]:
+                assert content["schema"]
+                assert "example" in content or content["examples"]
+
+
 def test_every_header_of_an_answer_is_described(at: Running) -> None:
     document = at.client.get("/openapi.json").json()
     for method, route, path, sent in asked_of(at):
