@@ -99,6 +99,7 @@ def pipeline(
     worker = subprocess.Popen(tied([HEADRACE, "train", "pictures"]), cwd=folder, stderr=subprocess.PIPE, text=True)
     assert worker.stderr is not None
     try:
+        assert worker.stderr.readline() == "headrace: starting the worker.\n"
         name, _, address = worker.stderr.readline().strip().partition(": metrics at ")
         assert name == "pictures"
         with Redis.from_url(redis_url) as redis:
