@@ -103,6 +103,23 @@ def test_it_shows_what_models_learn_and_draws_strips_of_versions_that_are_being_
             other.get_by_role("button", name="Newest").click()
 
 
+def test_it_says_why_a_model_does_badly_and_what_to_do(kafka: str, redis_url: str, topics: Topics, page: Page) -> None:
+    """As `watch` does, and as long as the newest version has it."""
+    topic, name = topics(), unique("sides")
+    config = configuration(kafka, redis_url, topic, name=name, learner="image-classifier", input=GREY)
+    with ExitStack() as stack:
+        worker = stack.enter_context(working(config))
+        publish(config, topic, *[(half(side), side) for side in ["left"] * 40 + ["right"] * 40])
+        worker.read(80)
+        told = worker.finish().diagnoses
+        at = stack.enter_context(running(serving(redis_url, {name: {"learner": "image-classifier", "input": GREY}})))
+        page.goto(at.url)
+        card = page.locator("section").filter(has=page.get_by_role("heading", name=name))
+        advice = card.locator("p.hint").first
+        expect(advice).to_have_text(" ".join(told.values()), timeout=PATIENCE_MS)
+        expect(advice).to_have_text(re.compile("One class at a time: .* Publish shuffled.* expect about "))
+
+
 def test_every_control_of_every_learner_works(at: Running, page: Page) -> None:
     page.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
