@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from models.held_out import is_held_out
 from models.learner import Batch, id_digest
 from pipeline.errors import RecordError
 from pipeline.lineage import Runs
-from pipeline.log import AlignedReader, Partition, Reader, place_of
+from pipeline.log import AlignedReader, Partition, Place, Reader, place_of
 from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
 
 DEPTH = 4  # batches that wait in memory for the learner
@@ -116,6 +116,7 @@ class Feed:
         hold_out: the share of the records that are not learned.
         backlog: records from before those positions that come first.
         joiner: brings records and labels together, where these are in a topic of their own.
+        already: records that a version has although their turn was not yet: they are passed over.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Feed:
         positions: Mapping[Partition, int],
         backlog: Sequence[Record] = (),
         joiner: Joiner | None = None,
+        already: Collection[Place] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reader = reader
@@ -141,6 +143,7 @@ class Feed:
         self._max_wait_s = max_wait_ms / 1000
         self._hold_out = hold_out
         self._joiner = joiner
+        self._already = already
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
         self._positions = dict(positions)  # next offset to read
@@ -208,10 +211,11 @@ class Feed:
             wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self._clock()))
             polled = self._reader.poll(wait_s)
             if polled is not None:
+                records = [record for record in polled.records if place_of(record) not in self._already]
                 with self._lock:
-                    self._pending |= dict.fromkeys(map(place_of, polled.records))
+                    self._pending |= dict.fromkeys(map(place_of, records))
                     self._positions |= polled.positions
-                for one in self._joined(self._decode(polled.records)):
+                for one in self._joined(self._decode(records)):
                     item.add(one, self._hold_out)
                     if len(item.examples) == self._batch_size:
                         self._close(item)

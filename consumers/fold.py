@@ -101,6 +101,7 @@ class Fold:
         self.held_out = self._begin_held_out() if settings.hold_out.slots else None
         self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
         self._number_topics()
+        self.already: set[tuple[Place, str]] = set()  # read ahead of their turn, each with the id of its topic
         self._unsent: dict[tuple[Group, str], Tensor | None] = {}  # rows that changed and are in no version; None: all
 
     # --- from nothing, or from a version ---
@@ -145,10 +146,15 @@ class Fold:
         self.loss_range.restore(worker["loss_range"])
         self.alarms = list(worker.get("alarms", ()))
         self.drift.restore(worker["drift"])
+        for id_, places in worker.get("already", {}).items():
+            self.already |= {(place, id_) for place in Runs.model_validate(places)}
 
     def books(self) -> dict[str, Any]:
         """What `keep_books` needs beside the counters, JSON."""
+        ids = {id_ for _, id_ in self.already}
+        already = {id_: Runs.of(sorted(place for place, of in self.already if of == id_)) for id_ in ids}
         return {
+            **({"already": {id_: places.model_dump(mode="json") for id_, places in already.items()}} if ids else {}),
             "topics": dict(self.topics),
             "prequential": self.prequential.state(),
             "loss_range": self.loss_range.state(),
@@ -165,6 +171,7 @@ class Fold:
         fold.lineage, fold.counts = self.lineage, self.counts
         fold.newest_timestamp_ms = self.newest_timestamp_ms
         fold.prequential, fold.loss_range, fold.alarms = self.prequential, self.loss_range, self.alarms
+        fold.already = self.already
         fold.send_all()
         return fold
 

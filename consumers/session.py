@@ -125,11 +125,15 @@ class Session:
 
     def _doubt(self, feed: Feed) -> bool:
         """Whether records were read that may be those of a topic that was made again; the lineage says which."""
-        positions, _ = feed.standing()
+        positions, pending = feed.standing()
         found = {at: offsets for at, offsets in self._reader.doubtful.items() if positions.get(at, 0) > offsets.start}
         for at, offsets in found.items():
             where = {"topic": at.topic, "partition": at.number, "from": offsets.start, "to": offsets.stop}
             self._fold.lineage.change({"doubtful": where})
+        waits = set(pending)
+        for at, again in self._reader.again.items():
+            learned = [(at, offset) for offset in again if offset < positions.get(at, 0) and (at, offset) not in waits]
+            self._fold.already |= {(place, self._reader.ids_now[at.topic]) for place in learned}
         return bool(found)
 
     def _leave(self, feed: Feed) -> None:

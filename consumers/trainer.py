@@ -210,6 +210,7 @@ class Worker:
                 positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
                 backlog=backlog,
                 joiner=_joiner(fold, reader),
+                already={place for place, id_ in fold.already if reader.topic_ids.get(place[0].topic) == id_},
             )
             session.run(self._stop, lease, feed)
 

@@ -104,6 +104,14 @@ class AlignedReader:
         return {at: offsets for reader in self._readers for at, offsets in reader.doubtful.items()}
 
     @property
+    def again(self) -> dict[Partition, set[int]]:
+        return {at: offsets for reader in self._readers for at, offsets in reader.again.items()}
+
+    @property
+    def ids_now(self) -> dict[str, str]:
+        return {topic: id_ for reader in self._readers for topic, id_ in reader.ids_now.items()}
+
+    @property
     def jumps(self) -> list[dict[str, Any]]:
         return [jump for reader in self._readers for jump in reader.jumps]
 

@@ -6,9 +6,13 @@ Ends are those of committed records: an open transaction holds them back.
 from __future__ import annotations
 
 import base64
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
 from kafka import TopicPartition
@@ -18,6 +22,8 @@ from kafka.protocol.metadata import MetadataRequest
 from pipeline.errors import ConfigError, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.records import Record
 
+REMEMBERED = 100_000  # records that were read last, of a partition
+AGAIN_S = 10.0  # for reading doubtful ones again
 CALL_MS = 10_000
 ASK_MS = 2_000  # where an answer is not waited for: who asks looks after everything else in between
 
@@ -185,12 +191,23 @@ class TopicWatch:
         self.ids: dict[str, str] = {}
         self.sure: dict[Partition, int] = {}  # what was read up to there is of the topics with these ids
         self.doubtful: dict[Partition, range] = {}  # what was read after that, and may be of a topic made again
+        self.again: dict[
+            Partition, set[int]
+        ] = {}  # offsets of these whose records the new topic has, as they were read
+        self.ids_now: dict[str, str] = {}  # of topics that were made again
+        self._seen: defaultdict[Partition, deque[tuple[int, int]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def begin(self) -> dict[str, Topic]:
         """The topics, whose ids hold from now on."""
         topics = describe(self._consumer, self._names)
         self.ids = {name: topic.id for name, topic in topics.items() if topic.id is not None}
         return topics
+
+    def seen(self, records: Iterable[Record]) -> None:
+        """These were read."""
+        for record in records:
+            partition, offset = place_of(record)
+            self._seen[partition].append((offset, hash(record)))
 
     def now(self, read: Mapping[Partition, int], *, are_others: bool = False) -> dict[str, Topic]:
         """The topics as they are now, without missing ones.
@@ -205,10 +222,26 @@ class TopicWatch:
                 firsts, ends = self.held(topic.partitions)
                 others = {at: range(self.sure[at], min(end, ends.get(at, 0))) for at, end in read.items()}
                 self.doubtful |= {at: offsets for at, offsets in others.items() if at.topic == name and offsets}
+                self.ids_now[name] = topic.id
+                self._read_again()
                 raise replaced(name, (before, topic.id), read, firsts, ends, self._model)
         if not are_others:
             self.sure |= {at: offset for at, offset in read.items() if at.topic in topics}
         return topics
+
+    def _read_again(self) -> None:
+        """Finds out what of the doubtful is of the new topic; nothing else is read any more."""
+        deadline = time.monotonic() + AGAIN_S
+        with suppress(KafkaError):
+            for partition, offsets in self.doubtful.items():
+                marks, at = dict(self._seen[partition]), tp(partition)
+                self.again[partition] = set()
+                self._consumer.assign([at])
+                self._consumer.seek(at, offsets.start)
+                while self._consumer.position(at) < offsets.stop and time.monotonic() < deadline:
+                    for record in chain.from_iterable(self._consumer.poll(timeout_ms=ASK_MS).values()):
+                        if record.offset in offsets and marks.get(record.offset) == hash(record):
+                            self.again[partition].add(record.offset)
 
     def look(self, read: Mapping[Partition, int]) -> dict[str, Topic]:
         """As `now`, from time to time.

@@ -141,6 +141,7 @@ class Reader:
         )
         self._watch = TopicWatch(self._consumer, self._topics, self._model)
         self.doubtful = self._watch.doubtful  # offsets that were read, and may be those of a topic that was made again
+        self.again, self.ids_now = self._watch.again, self._watch.ids_now  # those that are, and of which topics
         try:
             self._begin(positions or {}, topic_ids or {}, start, jump)
         except BaseException as error:
@@ -362,6 +363,7 @@ class Reader:
             self.reachable = False
             fetched = {}
         records = [record for batch in fetched.values() for record in batch]
+        self._watch.seen(records)
         size = sum(map(memory_of, records))
         latest_ms = 1000 * time.time() + AHEAD_MS
         self._ahead.update(Partition(r.topic, r.partition) for r in records if r.timestamp_ms > latest_ms)
