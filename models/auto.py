@@ -6,14 +6,10 @@ for them. With their probabilities p and q a record is answered by the logarithm
 
     softmax(a log p + b log q)
 
-(Genest and Zidek 1986, "Combining probability distributions"). Its weights a, b ≥ 0 minimise
-
-    Σ -log answer_y + ρ/2 ((a - 1)² + b²)
-
-over records that the network does not learn (`evidence`), none of a class before `FIRST` of it were learned. The head
-does: its sums are exact, so that it can be asked what it would say had it not (with a forgetting factor it could not,
-and leaves them out). So without evidence the head answers alone, from all records, and what the weights add up to is
-how sure the answers may be (a temperature, as in Guo et al. 2017, "On calibration of modern neural networks").
+whose weights a, b ≥ 0 explain evidence best (`pooling`): records that the network does not learn, none of a class
+before `FIRST` of it were learned (`evidence`). The head does: its sums are exact, so that it can be asked what it would
+say had it not (with a forgetting factor it could not, and leaves them out). So without evidence the head answers alone,
+from all records, and what the weights add up to is how sure the answers may be.
 Evidence is asked of what both are now. Predictions of the last records, which cost nothing, say little in a stream
 that is sorted by class: there the best answer is always the last one. The head chooses its sharpness τ by such; so
 with τ' at the time when the weights were found it is a τ'/τ that counts.
@@ -36,22 +32,18 @@ from models import image_analytic, image_classifier, text_analytic, text_classif
 from models.acquainted import parted
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
-from models.evidence import PREFIX, Evidence
+from models.evidence import AT_ONCE, FIRST, PREFIX, Evidence
 from models.familiarity import ranks, tempered
 from models.image_analytic import ImageAnalyticOptions
 from models.image_classifier import ImageClassifierOptions
 from models.learner import Batch, Beginning, Blueprint, Options, Report, Rows, Source, State, copy_into
+from models.pooling import FLOOR, fitted, floored, pooled
 from models.text_analytic import TextAnalyticOptions
 from models.text_classifier import TextClassifierOptions
 
-FIRST = 16
 HEAD_ALONE = torch.tensor([1.0, 0.0])
-PRIOR = 4.0  # ρ: as if so many records spoke for the head alone
 FEW, EVERY = 64, 4000  # records after which the weights are found anew: a share of all, but not fewer nor more
 GROWN, AGAIN = 1 / 16, 1 / 2  # shares, with classes that were not known then and without
-AT_ONCE = 64  # records of the evidence that are answered together
-FLOOR = -30.0  # the least logarithm of a probability
-STEPS = 30  # of Newton's method, at most
 
 
 class AutoOptions(Options):
@@ -123,20 +115,10 @@ class AutoModel(nn.Module):
         return tempered(p, rank, head.shares, head.familiar), rank < head.unknown
 
 
-def floored(logs: Tensor) -> Tensor:
-    """None below `FLOOR`, in double precision on the CPU."""
-    return logs.cpu().double().clamp_min(FLOOR)
-
-
 def of_now(weights: Tensor, sharpness: Tensor) -> Tensor:
     """a, b and τ' (3,), τ → a τ'/τ and b (2,)"""
     a, b, then = weights.unbind()
     return torch.stack([a * then / sharpness if then else a, b])
-
-
-def pooled(logs: Tensor, weights: Tensor) -> Tensor:
-    """Logarithms of probabilities (..., 2, K), weights (2,) → logits (..., K)"""
-    return (weights.to(logs)[:, None] * logs).sum(-2)
 
 
 Part = AnalyticLearner | ClassifierLearner
@@ -325,52 +307,13 @@ def told(part: Part, x: Tensor) -> Tensor:
     return torch.cat([part.told(some) for some in torch.split(x, AT_ONCE)])
 
 
-def fitted(logs: Tensor, y: Tensor) -> Tensor:
-    """Logarithms (N, 2, K) float64 and the classes (N,) → the weights (2,) float32 that explain them best.
-
-    The loss is convex: where its minimum has a negative weight, the best one has a zero.
-    """
-    best = minimum(logs, y, torch.ones(2, dtype=torch.float64))
-    if (best >= 0).all():
-        return best.float()
-    alone = [minimum(logs, y, free).clamp_min(0) for free in torch.eye(2, dtype=torch.float64)]
-    return min(alone, key=lambda weights: objective(logs, y, weights)).float()
-
-
-def objective(logs: Tensor, y: Tensor, weights: Tensor) -> float:
-    away = (weights - HEAD_ALONE).square().sum().item()
-    return F.cross_entropy(pooled(logs, weights), y, reduction="sum").item() + PRIOR / 2 * away
-
-
-def minimum(logs: Tensor, y: Tensor, free: Tensor) -> Tensor:
-    """Of the objective, by Newton's method with steps that are halved until they lead down; only the weights that are
-    free (2,) are not 0."""
-    weights, of_class = (
-        HEAD_ALONE.double() * free,
-        logs.gather(2, y[:, None, None].expand(-1, 2, 1)).squeeze(2),
-    )  # (N, 2)
-    value = objective(logs, y, weights)
-    for _ in range(STEPS):
-        p = pooled(logs, weights).softmax(1)  # (N, K)
-        mean = (p[:, None] * logs).sum(2)  # (N, 2)
-        spread = torch.einsum("nk,nik,njk->ij", p, logs, logs) - mean.T @ mean
-        slope = ((mean - of_class).sum(0) + PRIOR * (weights - HEAD_ALONE)) * free
-        curvature = (spread + PRIOR * torch.eye(2, dtype=torch.float64)) * free * free[:, None] + torch.diag(1 - free)
-        step = torch.linalg.solve(curvature, slope)
-        while (found := objective(logs, y, weights - step)) > value and step.abs().max() > 1e-6:
-            step = step / 2
-        if found >= value:
-            break
-        weights, value = weights - step, found
-    return weights
-
-
 def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], dtype: torch.dtype) -> Blueprint:
     """Of both parts, and the type of its records."""
 
     def learner(options: AutoOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AutoLearner:
         first: Any = head.learner(options.head, shape, seed, device)
-        second: Any = network.learner(options.network, shape, seed, device)
+        alone = options.network.model_copy(update={"calibrate": False})  # what is evidence is chosen here, once
+        second: Any = network.learner(alone, shape, seed, device)
         return AutoLearner(first, second, Evidence(shape, dtype), beginning(options, shape))
 
     def model(options: AutoOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> AutoModel:

@@ -306,7 +306,7 @@ def _built(description: Mapping[str, Any]) -> nn.Module:
 
 def _without_head(network: nn.Module) -> nn.Module:
     if hasattr(network, "encode"):
-        del network.head
+        del network.head, network.sharpness
         return network
     setattr(network, head_name(network), Flat())
     for name in AUXILIARY:

@@ -9,7 +9,7 @@ learned in parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.acquainted import AcquaintedOptions
+from models.calibration import Calibration
 from models.dreams import Dreams, RecordsAndDreams
 from models.learner import Batch, Report, State, structural
 from models.memory import Memory, PolicyName, ReplayMemory
@@ -39,6 +40,7 @@ class ClassifierOptions(AcquaintedOptions):
     replay_policy: PolicyName = structural("balanced")
     replay_draws: int = Field(16, ge=0)  # records replayed in each step
     steps: int = Field(1, ge=1)  # of the optimiser in each update, every one with draws of its own
+    calibrate: bool = structural(True, before=False)  # whether a few records are not learned, but tell how sure it is
     strategy: StrategyName = structural("er-ace")
     logits_weight: float = structural(0.1, ge=0)  # α, of er-ace and der++: how much replayed records keep their logits
     logits_classes: int = structural(100, ge=1)  # of how many classes, the first ones, they are kept
@@ -75,10 +77,13 @@ class ClassifierOptions(AcquaintedOptions):
 class ClassifierNetwork(LabelledNetwork):
     """Features, and a head with one row a class."""
 
+    sharpness: Tensor  # (1,): t (`calibration`)
+
     def __init__(self, width: int, classes: Sequence[str]) -> None:
         super().__init__()
         self.classes = list(classes)
         self.head = Head(width, len(self.classes))
+        self.register_buffer("sharpness", torch.ones(1))
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → (B, D) float32"""
@@ -93,7 +98,13 @@ class ClassifierNetwork(LabelledNetwork):
     def classify(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
         logits: Tensor = self(x.to(self.head.weight.device))
-        return logits.softmax(1)
+        return (self.sharpness * logits).softmax(1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Versions of before have no sharpness: it is 1. A backbone has none, as it has no head."""
+        if "sharpness" in self._buffers:
+            state_dict.setdefault(f"{prefix}sharpness", torch.ones(1))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class ClassifierLearner(ReplayingLearner):
@@ -115,6 +126,7 @@ class ClassifierLearner(ReplayingLearner):
         self.options = options
         self._rate_factor = 1.0
         self._seen: list[int] = []  # records of each class
+        self._calibration: Calibration | None = None  # from the first record on, where there is one
         super().__init__(
             network,
             memory,
@@ -135,6 +147,33 @@ class ClassifierLearner(ReplayingLearner):
         known = list(self.model.classes)
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
+        rest = self._rest(batch, numbers)
+        answers = self._logits(batch.x.to(self._device)) if len(rest) < len(batch) else batch.x.new_empty(0)
+        if rest:
+            learned = self._update(batch.rows(rest), [numbers[row] for row in rest], rng)
+            answers = learned if len(rest) == len(batch) else answers
+        self._count(numbers)
+        answers = self.model.sharpness * answers
+        logs = answers.log_softmax(1)
+        loss = F.nll_loss(logs, torch.tensor(numbers, device=logs.device)).item()
+        report = Report(loss, self._predicted(answers, known), logs=logs)
+        self._calibrate()
+        return report
+
+    def _rest(self, batch: Batch, numbers: Sequence[int]) -> Sequence[int]:
+        """The rows that are learned; the others tell how sure it may be. Who keeps no record has no others."""
+        if not (self.options.calibrate and self.options.replay_capacity):
+            return range(len(batch))
+        if self._calibration is None:
+            self._calibration = Calibration(tuple(batch.x.shape[1:]), batch.x.dtype)
+        return self._calibration.rest(batch, numbers, self._seen, self._memory.remembered())
+
+    def _calibrate(self) -> None:
+        if self._calibration is not None and self._calibration.due(sum(self._seen)):
+            self.model.sharpness.copy_(self._calibration.found(self.told))
+
+    def _update(self, batch: Batch, numbers: Sequence[int], rng: torch.Generator) -> Tensor:
+        """Learns records of these classes → the logits (B, K) of before."""
         x, y = batch.x.to(self._device), torch.tensor(numbers, device=self._device)  # (B, ...), (B,)
         parts = self._parts(numbers)
         answers = self._logits(x) if parts > 1 else x.new_empty(0)
@@ -148,9 +187,7 @@ class ClassifierLearner(ReplayingLearner):
                 self._backward(x[rows], y[rows], rng)
                 self._step()
             self._memory.add(batch.take(rows), numbers[rows], rng, came_with)
-        self._count(numbers)
-        logs = answers.log_softmax(1)
-        return Report(F.cross_entropy(answers, y).item(), self._predicted(answers, known), logs=logs)
+        return answers
 
     def _parts(self, numbers: Sequence[int]) -> int:
         """In how many parts a batch is learned, each as if it had come by itself.
@@ -175,7 +212,7 @@ class ClassifierLearner(ReplayingLearner):
             self._seen[number] += 1
 
     def told(self, x: Tensor) -> Tensor:
-        """x (B, ...) as in `Batch.x` → logarithms (B, K) of the served model's probabilities."""
+        """x (B, ...) as in `Batch.x` → logarithms (B, K) of the served model's probabilities, were its sharpness 1."""
         return self._logits(x.to(self._device)).log_softmax(1)
 
     @torch.no_grad()
@@ -213,13 +250,31 @@ class ClassifierLearner(ReplayingLearner):
     def scale_learning_rate(self, factor: float) -> None:
         self._rate_factor = factor
 
+    def remembered(self) -> Collection[bytes]:
+        found = super().remembered()
+        return found if self._calibration is None else {*found, *self._calibration.remembered()}
+
+    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        if self._calibration is None or id_ not in self._calibration.remembered():
+            return super().correct(id_, label, rng)
+        self._grow(self._labels.new([label]), rng)
+        self._calibration.relabel(id_, *self._labels.numbers([label]))
+        return True
+
     def capture(self) -> State:
         state = super().capture()
-        return State(state.serving, state.training, {**state.meta, "seen": list(self._seen)})
+        meta, training = {**state.meta, "seen": list(self._seen)}, dict(state.training)
+        if self._calibration is not None:
+            evidence, meta["calibration"] = self._calibration.capture()
+            training |= evidence
+        return State(state.serving, training, meta)
 
     def restore(self, state: State) -> None:
-        super().restore(state)
+        before = {} if self.options.calibrate else {"sharpness": torch.ones(1)}  # which versions of before do not have
+        super().restore(State({**before, **state.serving}, state.training, state.meta))
         self._seen = list(state.meta.get("seen", [SETTLED] * len(self.model.classes)))
+        if "calibration" in state.meta:
+            self._calibration = Calibration.restored(state.meta["calibration"], state.training)
 
     def flush(self, label: str) -> int:
         self._seen[self._labels.numbers([label])[0]] = 0

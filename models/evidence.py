@@ -20,6 +20,8 @@ from models.memory import Changed, ReplayMemory, records_of
 
 SHARE = 1 / 10
 SLOTS = 500
+FIRST = 16  # records of a class that are learned before one can be evidence
+AT_ONCE = 64  # records of the evidence that are answered together
 PREFIX = "evidence/"
 
 
@@ -64,10 +66,11 @@ class Smallest:
 
 
 class Evidence:
-    """At most `SLOTS` records of `shape`, on the CPU, with the numbers of their classes."""
+    """At most so many records of `shape`, of a share of all, on the CPU, with the numbers of their classes."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self._memory = ReplayMemory(SLOTS, shape, dtype, torch.device("cpu"), Smallest(SLOTS))
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, slots: int = SLOTS, share: float = SHARE) -> None:
+        self._share = share
+        self._memory = ReplayMemory(slots, shape, dtype, torch.device("cpu"), Smallest(slots))
 
     def __len__(self) -> int:
         return self._memory.size
@@ -75,7 +78,7 @@ class Evidence:
     def takes(self, one: Batch, y: int) -> bool:
         """Whether one record is evidence from now on."""
         id_ = bytes(one.ids[0].tolist())
-        if id_ not in self.remembered() and is_held_out(id_.hex(), SHARE):
+        if id_ not in self.remembered() and is_held_out(id_.hex(), self._share):
             chance = torch.Generator("cpu").manual_seed(int.from_bytes(id_[:8], "big") >> 1)
             self._memory.add(one, [y], chance)
         return id_ in self.remembered()

@@ -203,9 +203,8 @@ class ImageTransferLearner(WarpedLearner):
         self._thaw()
         super().restore(state)
         ours = {**self._moments(), **self._starts(), **(self._source.tensors() if self._source else {})}
-        copy_into(
-            ours, {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/", "learning/"))}
-        )
+        theirs = ("optimizer/", "memory/", "learning/", "evidence/")
+        copy_into(ours, {k: v for k, v in state.training.items() if not k.startswith(theirs)})
         for frozen in self._frozen.values():
             frozen.restored()
 

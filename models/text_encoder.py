@@ -251,7 +251,7 @@ class TextEncoder(nn.Module):
             ValueError: a tensor is missing or does not fit.
         """
         top = self.equip(files_of(state_dict), torch.device("cpu"), 0)
-        copy_into({**self.frozen(), **top.state_dict()}, state_dict)
+        copy_into({**self.frozen(), **top.state_dict()}, {"sharpness": torch.ones(1), **state_dict})
 
 
 def files_of(state: Mapping[str, Tensor | Rows]) -> dict[str, bytes]:

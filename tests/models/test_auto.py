@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from scipy.optimize import minimize
 from torch import Tensor
 
-from models.auto import HEAD_ALONE, PRIOR, AutoLearner, ImageAutoOptions, fitted, pooled
+from models.auto import HEAD_ALONE, AutoLearner, ImageAutoOptions
 from models.held_out import is_held_out
 from models.learner import structural_fields, update_generator
+from models.pooling import PRIOR, fitted, pooled
 from models.registry import BUILTIN
 from tests.models.contract import SEED, Case, LearnerContract, digits, same, texts
 

@@ -1,0 +1,85 @@
+"""How sure a network may be: one number t, found on records that it does not learn (`evidence`).
+
+Its answer is softmax(t z) with the logits z, a temperature of 1/t, where t explains the evidence best (`pooling`). Of a
+stream that is sorted by class, too, the evidence is a sample of all that came; predictions of the last records would
+say that the last class is always right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.evidence import AT_ONCE, FIRST, PREFIX, Evidence
+from models.learner import Batch, Rows
+from models.pooling import fitted, floored
+
+FEW, EVERY = 64, 1000  # records after which t is found anew: a share of all, but not fewer nor more
+AGAIN = 1 / 8  # the share
+SLOTS, SHARE = 200, 1 / 20  # of the evidence: a single number needs little
+
+
+class Calibration:
+    """The evidence of one learner, of records of one shape, and when it is asked."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._evidence = Evidence(shape, dtype, SLOTS, SHARE)
+        self._fresh = 0  # records that came since t was found
+
+    def rest(self, batch: Batch, y: Sequence[int], seen: Sequence[int], learned: Collection[bytes]) -> list[int]:
+        """The rows of a batch that are to be learned; the others are evidence.
+
+        Args:
+            y: their classes' numbers.
+            seen: records of each class before.
+            learned: ids of such as are remembered, which cannot be evidence any more.
+        """
+        self._fresh += len(batch)
+        return [row for row, number in enumerate(y) if not self._takes(batch, row, number, seen[number], learned)]
+
+    def _takes(self, batch: Batch, row: int, number: int, seen: int, learned: Collection[bytes]) -> bool:
+        id_ = bytes(batch.ids[row].tolist())
+        may_be = seen >= FIRST and id_ not in learned
+        return id_ in self.remembered() or (may_be and self._evidence.takes(batch.rows([row]), number))
+
+    def due(self, records: int) -> bool:
+        """Whether t is to be found, after so many records in all."""
+        return self._fresh >= min(EVERY, max(FEW, AGAIN * records))
+
+    def found(self, told: Callable[[Tensor], Tensor]) -> Tensor:
+        """t (1,), by the logarithms of probabilities (B, K) that a network tells of records (B, ...)."""
+        self._fresh = 0
+        x, y = self._evidence.records()
+        if not len(y):
+            return torch.ones(1)
+        return fitted(floored(torch.cat([told(some) for some in torch.split(x, AT_ONCE)]))[:, None], y)
+
+    def remembered(self) -> Collection[bytes]:
+        return self._evidence.remembered()
+
+    def relabel(self, id_: bytes, y: int) -> None:
+        """The record of this id, one of `remembered`, is of class y."""
+        self._evidence.relabel(id_, y)
+
+    def capture(self) -> tuple[dict[str, Rows], dict[str, Any]]:
+        """evidence/…, and what is JSON."""
+        return self._evidence.capture(), {"memory": self._evidence.meta(), "fresh": self._fresh}
+
+    @classmethod
+    def restored(cls, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> Calibration:
+        """
+        Raises:
+            ValueError: a tensor is missing or does not fit.
+        """
+        stored = {name: value for name, value in state.items() if name.startswith(PREFIX)}
+        if PREFIX + "x" not in stored:
+            raise ValueError(f"{PREFIX}x is in only one of the stored state and this learner.")
+        x = stored[PREFIX + "x"]
+        tensor = x.tensor if isinstance(x, Rows) else x
+        made = cls(tuple(tensor.shape[1:]), tensor.dtype)
+        made._evidence.restore(meta["memory"], stored)
+        made._fresh = meta["fresh"]
+        return made
