@@ -15,6 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from models.acquainted import AcquaintedModel
+from models.capabilities import Classifier
 from models.classifier import ClassifierNetwork
 
 WINDOW = 1000  # records that are looked back at
@@ -92,7 +94,7 @@ class Recent:
     def layers(self, model: object) -> list[Layer]:
         """What the networks in a classifier make of the last records, where these are `SOME`."""
         enough = sum(map(len, self._x)) >= SOME
-        return layers(model, torch.cat([*self._x])) if enough and isinstance(model, nn.Module) else []
+        return layers(model, torch.cat([*self._x])) if enough and isinstance(model, Classifier) else []
 
     @property
     def changes(self) -> int:
@@ -113,17 +115,26 @@ class Recent:
 
 
 @torch.no_grad()
-def layers(model: nn.Module, x: Tensor) -> list[Layer]:
-    """The last layer of each network in a classifier, on records x (B, ...) as in `Batch.x`."""
-    found = []
-    for name, part in model.named_modules():
-        if isinstance(part, ClassifierNetwork) and part.classes:
-            units = part.features(x.to(part.head.weight.device))  # (B, D)
-            if bool((units >= 0).all()):  # behind a ReLU
-                found.append(
-                    Layer(f"{name or 'the network'}'s last layer", units.shape[1], int((units == 0).all(0).sum()))
-                )
-    return found
+def layers(model: Classifier, x: Tensor) -> list[Layer]:
+    """The last layer of each network in a classifier, on records x (B, ...) as in `Batch.x`: what its head reads."""
+    inner = model.inner if isinstance(model, AcquaintedModel) else model
+    parts = dict(inner.named_modules()) if isinstance(inner, nn.Module) else {}
+    networks = {name: part for name, part in parts.items() if isinstance(part, ClassifierNetwork) and part.classes}
+    read: dict[nn.Module, Tensor] = {}
+    hooks = [
+        network.head.register_forward_pre_hook(lambda head, given: read.update({head: given[0]}))
+        for network in networks.values()
+    ]
+    if networks:
+        model.classify(x)
+    for hook in hooks:
+        hook.remove()
+    found = {name or "the network": read[network.head] for name, network in networks.items()}  # (B, D) each
+    return [
+        Layer(f"{name}'s last layer", units.shape[1], int((units == 0).all(0).sum()))
+        for name, units in found.items()
+        if bool((units >= 0).all())  # behind a ReLU
+    ]
 
 
 def diagnose(seen: Measured) -> dict[str, str]:

@@ -9,13 +9,18 @@ from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from models.acquainted import AcquaintedModel
 from models.auto import ImageAutoOptions
 from models.diagnosis import DIAGNOSES, SOME, Layer, Measured, Recent, diagnose
 from models.image_classifier import ImageClassifierOptions
-from models.learner import Batch, Learner, update_generator
+from models.learner import Batch, Learner, Source, update_generator
 from models.registry import BUILTIN
+from models.text_encoder import TextEncoderLearner, TextEncoderOptions
+from tests.models.contract import texts
+from tests.models.encoders import save_encoder
 
 TABLE = Path(__file__).parents[2] / "models" / "docs" / "diagnoses.md"
 WELL = Measured(
@@ -125,6 +130,34 @@ def test_silent_units_are_found_and_nothing_is_changed(name: str, options: objec
     [layer] = seen.layers(model)
     assert layer.silent == 128
     assert "silent-units" in diagnose(replace(WELL, layers=[layer]))
+
+
+def test_units_of_a_network_that_knows_the_unknown_are_seen() -> None:
+    learner, seen = taught("image-classifier", ImageClassifierOptions(slope=0.0, unknown=0.05))
+    assert isinstance(learner.model, AcquaintedModel)
+    cast(nn.Module, learner.model.inner).state_dict()["dense.bias"].fill_(-1e6)
+    [layer] = seen.layers(learner.model)
+    assert (layer.units, layer.silent) == (128, 128)
+
+
+def test_units_above_a_sentence_encoder_are_seen(tmp_path: Path) -> None:
+    """Its head reads embeddings, and what is looked back at are texts."""
+    save_encoder(tmp_path)
+    options = TextEncoderOptions(folder=str(tmp_path), top_layers=[8], replay_draws=4)
+    x, labels = texts()
+    learner = TextEncoderLearner(options, tuple(x.shape[1:]), 0, torch.device("cpu"))
+    files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}
+    learner.begin({"folder": Source("0", load_file(tmp_path / "model.safetensors"), files=files)})
+    seen = Recent()
+    for update in range(SOME // 16):
+        rows = slice(16 * update, 16 * update + 16)
+        nothing = torch.zeros(16, 3, dtype=torch.int64), torch.zeros(16, 16, dtype=torch.uint8)
+        learner.learn(Batch(x[rows], labels[rows], *nothing), update_generator(0, update))
+        seen.add(x[rows], labels[rows])
+    assert learner.model.top is not None
+    learner.model.top.state_dict()["layers.0.bias"].fill_(-1e6)
+    [layer] = seen.layers(learner.model)
+    assert (layer.name, layer.units, layer.silent) == ("top's last layer", 8, 8)
 
 
 def test_too_few_records_tell_nothing_of_units() -> None:
