@@ -55,6 +55,17 @@ for name in ("image-classifier", "image-vae", "image-gan", "image-analytic", "te
 """
 
 
+has_avx2 = pytest.mark.skipif(
+    "avx2" not in (CPUINFO.read_text() if CPUINFO.exists() else ""), reason="it has no other vector units"
+)
+
+
+def elsewhere() -> dict[str, str]:
+    """The environment of a process that takes other kernels than this one, which may take the least there are."""
+    ours = {name: value for name, value in os.environ.items() if name not in PINS["avx2"]}
+    return ours if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else {**ours, **OLD}
+
+
 def bits(*arguments: str, **environ: str) -> list[str]:
     """The vector units in use, and digests of what some learners have become."""
     ours = {name: value for name, value in os.environ.items() if name not in PINS["avx2"]}
@@ -70,7 +81,7 @@ def bits(*arguments: str, **environ: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.skipif("avx2" not in (CPUINFO.read_text() if CPUINFO.exists() else ""), reason="it has no AVX2 to pin")
+@has_avx2
 def test_pinned_kernels_give_the_same_bits_where_vector_units_differ() -> None:
     pinned = bits("avx2")
     assert pinned[0] == "AVX2"
@@ -113,6 +124,7 @@ def test_the_environment_names_what_bits_depend_on(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found)) == found
 
 
+@has_avx2
 def test_a_worker_goes_on_on_another_processor(kafka: str, redis_url: str, topic: str, tmp_path: Path) -> None:
     """From a version that is no keyframe, learned with other kernels: what it makes of that differs, and it says so."""
     table = {**FAMILIES["picture"], "keyframe_every": 100, "snapshot_every_updates": 1, "device": "cpu"}
@@ -124,7 +136,7 @@ def test_a_worker_goes_on_on_another_processor(kafka: str, redis_url: str, topic
         process = subprocess.Popen(
             tied([str(HEADRACE), "train", topic]),
             cwd=tmp_path,
-            env={**os.environ, **OLD},
+            env=elsewhere(),
             stdout=subprocess.DEVNULL,
             stderr=log,
         )
@@ -144,9 +156,8 @@ def test_a_worker_goes_on_on_another_processor(kafka: str, redis_url: str, topic
         run.read(48)
         run.finish()
     [changed] = run.changes("environment")
-    assert changed["kernels"][0] == "ONEDNN_MAX_CPU_ISA=SSE41"
-    assert changed.keys() >= {"kernels"}
-    assert before.environment["vector_units"] == "DEFAULT"
+    assert sum("ONEDNN_MAX_CPU_ISA=SSE41" in str(told) for told in changed["kernels"]) == 1
+    assert before.environment["vector_units"] != torch.backends.cpu.get_cpu_capability()
     found = verified(run, config)
     assert found.environment["kernels"] == changed["kernels"]  # wherever it differs, nobody need look for other code
     for replayed in run.changes("replayed"):  # it may have come out the same
