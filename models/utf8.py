@@ -49,7 +49,8 @@ def drawn(log_p: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """
     if sampling.temperature == 0:
         return int(log_p.argmax())
-    p, order = torch.softmax(log_p / sampling.temperature, 0).sort(descending=True, stable=True)
+    sharp = (log_p - log_p.max()) / sampling.temperature  # of any temperature above 0 the best one is a number
+    p, order = torch.softmax(sharp, 0).sort(descending=True, stable=True)
     if sampling.top_k:
         p = p[: sampling.top_k]
     sums = (p / p.sum()).cumsum(0)

@@ -273,6 +273,8 @@ def test_drawing_follows_the_distribution_and_its_limits() -> None:
         (Sampling(top_k=2), torch.tensor([2 / 3, 1 / 3, 0, 0])),
         (Sampling(top_p=0.8), torch.tensor([0.5, 0.25, 0.15, 0.0]) / 0.9),
         (Sampling(temperature=0), torch.tensor([1.0, 0, 0, 0])),
+        (Sampling(temperature=5e-324), torch.tensor([1.0, 0, 0, 0])),
+        (Sampling(temperature=1e-300), torch.tensor([1.0, 0, 0, 0])),
     ):
         torch.testing.assert_close(shares(sampling), expected.float(), atol=0.04, rtol=0)
 
