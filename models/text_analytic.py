@@ -123,12 +123,16 @@ class TextAnalytic(AnalyticModel):
         return (self.sharpness * scores + look.prior).softmax(1)
 
     def bayes(self, count: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of so many texts, as `weighed` gives them → s (B, K); and what is unlike all classes in each (B,)"""
+        """Features of so many texts, as `weighed` gives them → s (B, K); and how rare what is in each text is (B,).
+
+        That is told by all classes together: what none of them has speaks neither for one nor against it.
+        """
         buckets, classes = self.counts.shape
         lengths = (self.lengths + SMOOTHING * buckets).log().float()
         others = (self.lengths.sum() - self.lengths + SMOOTHING * buckets).log().float()
         units = self.units.float()
-        found = self.weight.new_zeros(count, classes + 2)  # and of q before it has length 1 its squares, its sum
+        every = (self.lengths.sum() + SMOOTHING * buckets).log().float()
+        found = self.weight.new_zeros(count, classes + 3)  # and how rare; of q before it has length 1 squares and sum
         for some in torch.split(rows, AT_ONCE):
             text, at, u = some.unbind(1)
             within = self.counts[at].float()  # (N, K)
@@ -137,10 +141,10 @@ class TextAnalytic(AnalyticModel):
             logs = (within + SMOOTHING).log() - lengths
             against = (total - within + SMOOTHING).log() - others
             speaks = (1 - AGAINST) * logs - AGAINST * against
-            found.index_add_(0, text, torch.cat([q * speaks, q * q, q], 1))
-        logs, squares, total = found[:, :classes], found[:, -2:-1], found[:, -1]
-        best = logs.amax(1) if classes else logs.new_zeros(count)
-        return logs / squares.sqrt().clamp_min(1e-9), -best / total.clamp_min(1e-9)
+            rare = every - (total + SMOOTHING).log()
+            found.index_add_(0, text, torch.cat([q * speaks, q * rare, q * q, q], 1))
+        logs, rare, squares, total = torch.split(found, [classes, 1, 1, 1], 1)
+        return logs / squares.sqrt().clamp_min(1e-9), (rare / total.clamp_min(1e-9)).squeeze(1)
 
     def grow(self, classes: int) -> None:
         super().grow(classes)

@@ -20,7 +20,7 @@ from benchmarks.learners.data import Set, clothes, digits, photographs, small_di
 from benchmarks.learners.texts import intents
 from benchmarks.learning import constant, drift, plots
 from benchmarks.learning.runs import BATCH, Run, run
-from benchmarks.learning.streams import domains, news_mixed, pairs, sorted_by_class, split, tiles_mixed
+from benchmarks.learning.streams import at_most, domains, news_mixed, pairs, sorted_by_class, split, tiles_mixed
 from benchmarks.machine import machine, others
 from benchmarks.report import Figure, Findings, keep
 from models.registry import BUILTIN
@@ -229,9 +229,19 @@ ORDERS: Mapping[str, Callable[[Path, Set], Sequence[Sequence[str]]]] = {
 }
 PARTS |= {
     f"{data}-{order}-{batch}": replace(
-        part, what=f"{part.what}, {order}, batches of {batch}", groups=groups, batch=batch, wanted=wanted
+        part,
+        what=f"{what}, {order}, batches of {batch}",
+        records=records,
+        groups=groups,
+        batch=batch,
+        wanted=wanted,
     )
-    for data, wanted_singly in (("mnist", 0.96), ("fashion", 0.83), ("tiles", 0.82), ("clinc", 0.9))
+    for data, what, records, wanted_singly in (
+        ("mnist", "MNIST, the first 10,000", at_most(10_000, digits), 0.96),
+        ("fashion", "Fashion-MNIST, the first 10,000", at_most(10_000, clothes), 0.83),
+        ("tiles", "crawl_tiles", tiles_mixed, 0.82),
+        ("clinc", "CLINC150", intents, 0.9),
+    )
     for part in (PARTS[f"{data}-default"],)
     for order, groups in ORDERS.items()
     for batch in (10, 64)

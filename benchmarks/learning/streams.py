@@ -33,6 +33,16 @@ def split(records: Callable[..., Set], data: Path, tuning: bool, validation: str
     return (train.take(kept), train.take(range(kept.stop, len(train)))) if tuning else (train, records(data, "test"))
 
 
+def at_most(count: int, records: Callable[..., Set]) -> Callable[..., Set]:
+    """The same sets, of which no more than so many records are learned."""
+
+    def first(data: Path, part: str = "train") -> Set:
+        found = records(data, part)
+        return found.take(range(min(count, len(found)))) if part == "train" else found
+
+    return first
+
+
 def tiles_mixed(data: Path, part: str = "train") -> Set:
     """Tiles as `tiles_apart` splits them, in random order, so that the last ones are of all categories."""
     return tiles_apart(data, part).shuffled(0)

@@ -138,6 +138,21 @@ def test_texts_that_resemble_none_are_answered_by_the_prior() -> None:
     assert p.max() < 0.6
 
 
+def test_texts_that_resemble_none_of_many_classes_are_unknown() -> None:
+    """What no class has speaks against none of them: of forty, one is always the least unlike."""
+    rng = np.random.default_rng(1)
+    invented = ["".join(rng.choice([*"abcdefghijklmno"], 5)) for _ in range(400)]
+    labels = [str(number % 40) for number in range(800)]
+    texts = [" ".join([*rng.choice(invented[:200], 3), invented[200 + int(label)]]) for label in labels]
+    case = Case(text_analytic.BLUEPRINT, TextAnalyticOptions(width=64), points(texts), labels)
+    model = learned(case, 720).model
+    assert model.recognise(case.x[720:])[1].float().mean() < 0.2
+    strangers = [" ".join("".join(rng.choice([*"pqrstuvwxyz"], 5)) for _ in range(4)) for _ in range(40)]
+    p, unknown = model.recognise(points(strangers))
+    assert unknown.float().mean() > 0.95
+    assert p.max(1).values.mean() < 0.2
+
+
 def points(texts: list[str]) -> Tensor:
     x = torch.zeros(len(texts), 48, dtype=torch.int32)
     for row, text in enumerate(texts):
