@@ -22,8 +22,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from redis import Redis
 
+from pipeline.config import load
 from pipeline.process import tied
+from pipeline.store import Store
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -83,6 +86,12 @@ class Shell:
             eventually(lambda: handles_interrupts(process))
             process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0, f"{line}: {(self.folder / 'log').read_text()}"
+
+    def has_versions(self) -> bool:
+        """Whether each model has one."""
+        config = load(self.folder / "headrace.toml", self.environment)
+        with Redis.from_url(config.redis.url) as redis:
+            return all(Store(redis, config.family(name), name).head() for name in config.models)
 
     def curl(self, line: str) -> None:
         """The options that README uses, sent by httpx: curl itself may not be there."""
@@ -190,6 +199,8 @@ def test_readmes_commands_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> 
     lines = commands()
     assert any(line.startswith("headrace up") for line in lines)
     for line in lines:
+        if line.startswith("headrace pull"):
+            eventually(shell.has_versions, "a version of each model")
         shell.run(line)
     assert (shell.folder / "cats.png").read_bytes().startswith(b"\x89PNG")
 
