@@ -285,9 +285,9 @@ class ImageVaeLearner(ReplayingLearner):
         x, y = batch.x.to(self._device), torch.tensor(numbers, device=self._device)
         found = self._learn(x, y, options.replay_draws, rng)
         self._memory.add(batch, numbers, rng)
-        young = count // RECORDS_A_STEP if self._memory.size else 0
+        young = count // RECORDS_A_STEP if self._memory.size and options.replay_draws else 0
         for _ in range(min(young, options.young_updates - self._updates)):
-            self._learn(x[:0], y[:0], count + options.replay_draws, rng)
+            self._learn(x[:0], y[:0], options.replay_draws, rng)
         means = torch.stack([each[:count].detach().mean() for each in found.values()]).tolist()
         metrics = dict(zip(found, means, strict=True))
         return Report(metrics.pop("loss"), metrics=metrics)
