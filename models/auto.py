@@ -235,6 +235,7 @@ class AutoLearner:
         self._network.scale_learning_rate(factor)
 
     def flush(self, label: str) -> int:
+        self._evidence.flush(self._head.classes.index(label))
         return self._network.flush(label)
 
     def capture(self) -> State:

@@ -64,6 +64,10 @@ class Calibration:
         """The record of this id, one of `remembered`, is of class y."""
         self._evidence.relabel(id_, y)
 
+    def flush(self, y: int) -> None:
+        """Drops the records of a class: what they were it is no longer."""
+        self._evidence.flush(y)
+
     def capture(self) -> tuple[dict[str, Rows], dict[str, Any]]:
         """evidence/…, and what is JSON."""
         return self._evidence.capture(), {"memory": self._evidence.meta(), "fresh": self._fresh}

@@ -277,8 +277,11 @@ class ClassifierLearner(ReplayingLearner):
             self._calibration = Calibration.restored(state.meta["calibration"], state.training)
 
     def flush(self, label: str) -> int:
-        self._seen[self._labels.numbers([label])[0]] = 0
-        return self._memory.flush(*self._labels.numbers([label]))
+        [number] = self._labels.numbers([label])
+        self._seen[number] = 0
+        if self._calibration is not None:
+            self._calibration.flush(number)
+        return self._memory.flush(number)
 
     def _step(self) -> None:
         self._optimizer.step(self._rate_factor)

@@ -100,6 +100,10 @@ class Evidence:
         """The record of this id, one of `remembered`, is of class y."""
         self._memory.relabel(id_, y)
 
+    def flush(self, y: int) -> None:
+        """Drops the records of a class."""
+        self._memory.flush(y)
+
     def capture(self) -> dict[str, Rows]:
         """evidence/x, y, origins, ids and chances"""
         return {PREFIX + name.removeprefix("memory/"): rows for name, rows in self._memory.capture().items()}

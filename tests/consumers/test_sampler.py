@@ -58,7 +58,7 @@ def sampler(redis_url: str, redis_: Redis) -> Iterator[Running]:
     labels = ["left"] * 8 + ["right"] * 8
     tables: dict[str, dict[str, Any]] = {
         "sides": {"learner": "image-classifier", "input": GREY},
-        "squares": {"learner": "image-vae", "input": GREY},
+        "squares": {"learner": "image-vae", "input": GREY, "options": {"young_updates": 0}},
         "tongues": {"learner": "text-classifier"},
     }
     config = configuration(redis_url, {"marks": {}, "empty": {}, **tables}, max_upload_bytes=20_000)
@@ -69,9 +69,8 @@ def sampler(redis_url: str, redis_: Redis) -> Iterator[Running]:
         for name in tables:
             table = config.models[name]
             input_ = table.input.model_dump()
-            maker = Maker(
-                Store(redis_, config.family(name), name), table.learner, resolve_blueprint(table.learner), input_
-            )
+            store = Store(redis_, config.family(name), name)
+            maker = Maker(store, table.learner, resolve_blueprint(table.learner), input_, **table.options)
             for _ in range(20):
                 if table.input.kind == "image":
                     maker.learn(x, labels)

@@ -240,6 +240,16 @@ def test_evidence_can_be_corrected(fades: bool) -> None:
     one.learn(learner, range(61, 64))
 
 
+def test_evidence_of_a_class_that_turned_is_dropped() -> None:
+    learner = learner_of(case("image-auto"), 60)
+    label, before = learner.model.classes[0], len(learner._evidence)
+    of_it = int((learner._evidence.records()[1] == 0).sum())
+    assert of_it
+    learner.flush(label)
+    assert len(learner._evidence) == before - of_it
+    assert not (learner._evidence.records()[1] == 0).any()
+
+
 def test_options_of_both_parts_shape_it() -> None:
     shaping = structural_fields(ImageAutoOptions)
     assert {"head.width", "network.width", "network.replay_slots"} <= shaping

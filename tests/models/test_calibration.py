@@ -142,3 +142,13 @@ def test_a_version_of_before_answers_as_it_did() -> None:
         assert isinstance(model, Classifier)
         torch.testing.assert_close(model.classify(one.x[:20]), expected.detach())
     assert same(restored.capture(), ours.capture())
+
+
+def test_evidence_of_a_class_that_turned_is_dropped() -> None:
+    ours = taught(case())
+    calibration = ours._calibration
+    assert calibration is not None
+    before = calibration._evidence.records()[1]
+    ours.flush(ours.model.classes[0])
+    assert sorted(before[before != 0].tolist()) == sorted(calibration._evidence.records()[1].tolist())
+    assert (before == 0).any()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-import pytest
 import torch
 
-from models import evidence
 from models.evidence import Evidence
 from models.learner import Batch
+
+SLOTS = 20
 
 
 def one(number: int) -> Batch:
@@ -19,18 +19,13 @@ def one(number: int) -> Batch:
 
 
 def taken(order: list[int]) -> tuple[Evidence, list[bool]]:
-    made = Evidence((1,), torch.int32)
+    made = Evidence((1,), torch.int32, SLOTS)
     return made, [made.takes(one(number), number % 7) for number in order]
-
-
-@pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "SLOTS", 20)
 
 
 def test_the_order_makes_no_difference() -> None:
     there, back = taken(list(range(1000)))[0], taken(list(range(999, -1, -1)))[0]
-    assert len(there) == 20
+    assert len(there) == SLOTS
     assert sorted(there.records()[0].flatten().tolist()) == sorted(back.records()[0].flatten().tolist())
     x, y = there.records()
     assert torch.equal(x[:, 0] % 7, y)
@@ -47,12 +42,12 @@ def test_what_was_passed_over_is_so_for_good() -> None:
 
 def test_little_is_lost_of_a_long_stream() -> None:
     _, first = taken(list(range(5000)))
-    assert 20 <= sum(first) < 150  # of 500 that may be evidence
+    assert SLOTS <= sum(first) < 150  # of 500 that may be evidence
 
 
 def test_it_goes_on_after_a_restart() -> None:
     made, _ = taken(list(range(400)))
-    restored = Evidence((1,), torch.int32)
+    restored = Evidence((1,), torch.int32, SLOTS)
     restored.restore(made.meta(), made.capture())
     for each in (made, restored):
         for number in range(400, 900):
