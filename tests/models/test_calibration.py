@@ -148,7 +148,7 @@ def test_evidence_of_a_class_that_turned_is_dropped() -> None:
     ours = taught(case())
     calibration = ours._calibration
     assert calibration is not None
-    before = calibration._evidence.records()[1]
+    before = calibration._evidence.records()[1].clone()
     ours.flush(ours.model.classes[0])
     assert sorted(before[before != 0].tolist()) == sorted(calibration._evidence.records()[1].tolist())
     assert (before == 0).any()
