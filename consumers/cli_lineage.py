@@ -108,7 +108,7 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
         each = (f"{label} {kept['now']:.1%} (best {kept['best']:.1%})" for label, kept in manifest.probes.items())
         lines["held out"] = "  ".join(each)
     for name, value in (*lines.items(), *manifest.diagnoses.items()):
-        typer.echo(printable(f"{name:<11}{value}", LINES))
+        typer.echo(printable(f"{name:<10} {value}", LINES))
 
 
 @app.command()
@@ -238,7 +238,7 @@ def _commit_text(commit: Commit) -> str:
     lines.append("metrics    " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     for change in commit.changes:
         for name, value in change.items():
-            lines.append(f"{name:<11}{value}")
+            lines.append(f"{name:<10} {value}")
     return "\n".join(lines)
 
 
