@@ -209,7 +209,7 @@ class AcquaintedModel:
         p = self.inner.classify(x).cpu()
         rank = ranks(self._familiar.strange(x.cpu()), self._familiar.known())
         shares = F.pad(self.shares, (0, p.shape[1] - len(self.shares)))  # classes that came after the last version
-        return tempered(p, rank, shares, self._familiar.known()), rank < self._unknown
+        return tempered(p, rank, shares), rank < self._unknown
 
     def state_dict(self) -> dict[str, Tensor]:
         return {PREFIX + name: tensor for name, tensor in self._own().items()}

@@ -104,7 +104,7 @@ class AnalyticModel(nn.Module):
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         look = self.look(x.to(self.weight.device))
         rank = ranks(look.strange, self.familiar)
-        return tempered(self.told(look), rank, self.shares, self.familiar), rank < self.unknown
+        return tempered(self.told(look), rank, self.shares), rank < self.unknown
 
     def told(self, look: Look) -> Tensor:
         """Probabilities (B, K) of records that resemble what was learned."""

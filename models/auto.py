@@ -112,7 +112,7 @@ class AutoModel(nn.Module):
         logs = torch.stack([floored(p.log()) for p in (head.told(look), of_network)], 1)  # (B, 2, K)
         p = pooled(logs, of_now(self.weights, head.sharpness)).softmax(1).to(head.weight)
         rank = ranks(look.strange, head.familiar)
-        return tempered(p, rank, head.shares, head.familiar), rank < head.unknown
+        return tempered(p, rank, head.shares), rank < head.unknown
 
 
 def of_now(weights: Tensor, sharpness: Tensor) -> Tensor:

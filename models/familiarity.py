@@ -8,11 +8,10 @@ been, a record with the score s has the rank
 For a record like those, r is below α with probability α, whatever the distribution of scores (conformal prediction,
 Vovk et al. 2005). So `recognise` calls unknown what has r < `unknown`, and an answer is
 
-    w p + (1 - w) q,   w = min(1, r / min(RARE, FEWEST / (1 + n)))²
+    w p + (1 - w) q,   w = min(1, r / RARE)
 
 with the probabilities p and the share q of each class in all records: what tells nothing is answered by what was known
-without it, and nearly all that resembles is answered by p. What tells nothing is stranger than all known records, most
-of the time; so the fewer of the others have less than p, the better.
+without it, and nearly all that resembles is answered by p.
 
 Pictures are scored by their squared Mahalanobis distance from all of them, over a few fixed numbers v of each. Its sums
 M = Σ [1, v][1, v]ᵀ are exact, and the sample of those whose v have the smallest digests is uniform (bottom-k, Cohen and
@@ -34,7 +33,7 @@ from torch.nn import functional as F
 
 from models.learner import Rows, copy_into
 
-RARE, FEWEST = 0.05, 5  # an answer is less than p below such a rank, and where fewer known records are as strange
+RARE = 0.05
 SAMPLE = 500  # records whose scores are known
 NEVER = 1e38  # a score that no record has, and a number that a snapshot may hold
 SHRINKAGE = 0.02  # of each variance that is added to it
@@ -52,10 +51,9 @@ def ranks(strange: Tensor, known: Tensor) -> Tensor:
     return (1 + above) / (1 + there.sum())
 
 
-def tempered(p: Tensor, rank: Tensor, shares: Tensor, known: Tensor) -> Tensor:
-    """Probabilities p (B, K), ranks (B,) among known scores (N,), shares q (K,) → w p + (1 - w) q"""
-    rare = (FEWEST / (1 + (known < NEVER).sum())).clamp_max(RARE)
-    w = (rank / rare).clamp_max(1).square()[:, None]
+def tempered(p: Tensor, rank: Tensor, shares: Tensor) -> Tensor:
+    """Probabilities p (B, K), ranks (B,), shares q (K,) → w p + (1 - w) q"""
+    w = (rank / RARE).clamp_max(1)[:, None]
     return w * p + (1 - w) * shares
 
 
