@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 from redis import Redis
 
-from benchmarks import commits as commits_part
-from benchmarks import costs as costs_part
-from benchmarks import latency as latency_part
-from benchmarks import swaps as swaps_part
-from benchmarks import throughput as throughput_part
+from benchmarks import (
+    commits as commits_part,
+    costs as costs_part,
+    latency as latency_part,
+    swaps as swaps_part,
+    throughput as throughput_part,
+)
 from benchmarks.machine import machine, others, versions
 from benchmarks.report import Findings, keep
 from benchmarks.stage import Stage, stage

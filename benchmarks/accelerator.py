@@ -25,9 +25,9 @@ from torch import Tensor
 from benchmarks.data import digits
 from benchmarks.machine import machine, versions
 from benchmarks.report import Figure, Findings, keep
-from consumers.environment import use_deterministic
-from consumers.feed import Uplink
-from consumers.trainer import pick_device
+from consumers.worker.environment import use_deterministic
+from consumers.worker.feed import Uplink
+from consumers.worker.worker import pick_device
 from models.learner import Batch, Learner, Rows, State, move, update_generator
 from models.registry import BUILTIN
 

@@ -17,11 +17,13 @@ from prometheus_client import CollectorRegistry
 from benchmarks.data import PICTURE, TEXT, digits, messages, publish
 from benchmarks.report import Figure, Findings
 from benchmarks.stage import Stage, apart
-from consumers.registry import resolve_blueprint
-from consumers.trainer import Worker
+from consumers.loading import resolve_blueprint
+from consumers.worker.worker import Worker
 from pipeline.config import Config
 from pipeline.metrics import WorkerMetrics
-from pipeline.store import Committed, Store, connect
+from pipeline.store.keyspace import connect
+from pipeline.store.store import Store
+from pipeline.store.writer import Committed
 
 LEARNERS = {"image-classifier": PICTURE, "text-classifier": TEXT, "image-vae": PICTURE}
 KEEP_LAST = 20

@@ -11,11 +11,11 @@ import torch
 from benchmarks.data import PICTURE, digits, publish
 from benchmarks.report import Figure, Findings
 from benchmarks.stage import Stage, apart
-from consumers.registry import resolve_blueprint
+from consumers.loading import resolve_blueprint
 from models.learner import Batch, update_generator
 from pipeline.config import ModelConfig
-from pipeline.lineage import LineageBuilder
-from pipeline.log import Partition
+from pipeline.log.offsets import Partition
+from pipeline.store.lineage import LineageBuilder
 
 TOPIC = "pictures"
 CEILING = 0.02

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from consumers.demo_data import png, text_stream, texts
+from consumers.demo.data import png, text_stream, texts
 from pipeline.config import KafkaConfig
-from pipeline.log import Publisher, ensure_topics
+from pipeline.log.admin import ensure_topics
+from pipeline.log.publisher import Publisher
 
 SIZE = 28
 MAX_SHIFT = 2  # pixels, each way

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.artefacts import TITLE
+from pipeline.local.artefacts import TITLE
 
 PACKAGES = ("torch", "kafka-python", "redis", "pillow", "numpy")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,6 @@
-"""Makes `models/patches.safetensors`, the filters of `models/patches.py`: `python -m benchmarks.patches`. Two minutes.
+"""Makes `models/images/patches.safetensors`, the filters of `models/images/patches.py`.
+
+`python -m benchmarks.patches` takes two minutes.
 
 Pictures of dead leaves (Lee, Mumford and Huang 2001, "Occlusion models for natural images"): ellipses and rectangles
 that hide each other, as many of a size as its power -3 says, shaded and striped; colours vary most in brightness, less
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.patches import COARSE, FILE, FINE, OFFSETS, PIXELS, SCALES, WEIGHTS, halved, pooled
+from models.images.patches import COARSE, FILE, FINE, OFFSETS, PIXELS, SCALES, WEIGHTS, halved, pooled
 
 PICTURES, SIDE, FINER = 300, 32, 3  # each drawn so many times as large, and averaged
 LEAVES = 4000  # the most in a picture; it is full before

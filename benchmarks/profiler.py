@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from consumers.cli import main
+from consumers.cli.app import main
 
 PERIOD_S = 0.005
 ACCOUNT_EVERY = 50  # samples

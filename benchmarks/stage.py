@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pipeline.config import Config, load
-from pipeline.local import Local
+from pipeline.local.servers import Local
 from pipeline.process import tied
-from pipeline.store import Store, connect
+from pipeline.store.keyspace import connect
+from pipeline.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0  # for what should take seconds
@@ -57,7 +58,7 @@ class Stage:
         return Store(connect(config.redis.url), config.family(model), model)
 
     @contextmanager
-    def headrace(self, *arguments: str, through: tuple[str, ...] = ("consumers.cli",)) -> Iterator[Process]:
+    def headrace(self, *arguments: str, through: tuple[str, ...] = ("consumers.cli.app",)) -> Iterator[Process]:
         """A headrace command as a process of its own, until the context ends with SIGTERM."""
         log = self.folder / f"{arguments[0]}.log"
         config = str(self.folder / "headrace.toml")

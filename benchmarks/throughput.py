@@ -19,11 +19,11 @@ import torch
 from benchmarks.data import PICTURE, digits, publish
 from benchmarks.report import Figure, Findings
 from benchmarks.stage import Stage, apart
-from consumers.registry import resolve_blueprint
-from consumers.trainer import pick_device
+from consumers.loading import resolve_blueprint
+from consumers.worker.worker import pick_device
 from models.learner import Batch, update_generator
 from pipeline.config import ModelConfig
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 TOPIC = "pictures"
 FLOOR = 0.80
@@ -63,7 +63,7 @@ def from_ram(table: dict[str, Any], records: int) -> float:
 def through_kafka(stage: Stage, model: str, records: int, *through: str) -> float:
     """Records/s of a new model's worker."""
     store = stage.store(model)
-    with stage.headrace("train", model, through=through or ("consumers.cli",)) as worker:
+    with stage.headrace("train", model, through=through or ("consumers.cli.app",)) as worker:
         worker.until(lambda: learned(store) >= (1 - WARM_UP) * records or None)
     return rate_per_s(store, records)
 

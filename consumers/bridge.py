@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from models.learner import Rows
-from pipeline.codec import Array
-from pipeline.rowlog import Delta
+from pipeline.store import Array, Delta
 
 # The names of safetensors' dtypes.
 NAMES = {

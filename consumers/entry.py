@@ -23,7 +23,7 @@ def main() -> None:
     if to and "--help" not in sys.argv:
         with suppress(OSError):  # nobody reads it
             os.write(to, f"headrace: starting {what}.\n".encode())
-    from consumers.cli import main as command
+    from consumers.cli.app import main as command
 
     command()
 

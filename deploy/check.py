@@ -32,7 +32,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from pipeline.config import load
-from pipeline.local import Local
+from pipeline.local.servers import Local
 from pipeline.process import tied
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from models.familiarity import (
     NEVER,
     SAMPLE,
     Acquaintance,
+    AcquaintedOptions,
     contrast,
     distances,
     projected,
@@ -40,32 +41,24 @@ from models.familiarity import (
     tempered,
     whole,
 )
-from models.hashing import edged, ngrams, trimmed
+from models.images.wavelets import Wavelets
 from models.learner import (
     Batch,
     Blueprint,
     Correcting,
     Learner,
-    Options,
     Report,
     Rows,
     Source,
     State,
     copy_into,
-    structural,
 )
 from models.network import pixels, widened
-from models.wavelets import Wavelets
+from models.texts.hashing import edged, ngrams, trimmed
 
 PREFIX = "familiar/"  # of its names in a state
 MET = 8  # pictures of a batch
 BUCKETS = 1 << 15  # of 3-grams
-
-
-class AcquaintedOptions(Options):
-    """`unknown` is the share of records like the learned ones that may be called unknown; 0: nothing is."""
-
-    unknown: float = structural(0.0, ge=0, lt=0.5)
 
 
 class Familiar(Protocol):

@@ -28,18 +28,19 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import image_analytic, image_classifier, text_analytic, text_classifier
 from models.acquainted import parted
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.evidence import AT_ONCE, FIRST, PREFIX, Evidence
 from models.familiarity import ranks, tempered
-from models.image_analytic import ImageAnalyticOptions
-from models.image_classifier import ImageClassifierOptions
+from models.images import analytic as image_analytic, classifier as image_classifier
+from models.images.analytic import ImageAnalyticOptions
+from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Beginning, Blueprint, Options, Report, Rows, Source, State, copy_into
 from models.pooling import FLOOR, fitted, floored, pooled
-from models.text_analytic import TextAnalyticOptions
-from models.text_classifier import TextClassifierOptions
+from models.texts import analytic as text_analytic, classifier as text_classifier
+from models.texts.classifier import TextClassifierOptions
+from models.texts.counts import TextAnalyticOptions
 
 HEAD_ALONE = torch.tensor([1.0, 0.0])
 FEW, EVERY = 64, 4000  # records after which the weights are found anew: a share of all, but not fewer nor more

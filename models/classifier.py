@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.acquainted import AcquaintedOptions
 from models.calibration import Calibration
 from models.dreams import Dreams, RecordsAndDreams
+from models.familiarity import AcquaintedOptions
 from models.learner import Batch, Report, State, structural
 from models.memory import Memory, PolicyName, ReplayMemory
 from models.network import Head

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.held_out import is_held_out
+from models.evaluation.held_out import is_held_out
 from models.learner import Batch, Rows, copy_into
 from models.memory import Changed, ReplayMemory, records_of
 

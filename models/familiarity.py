@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.learner import Rows, copy_into
+from models.learner import Options, Rows, copy_into, structural
 
 RARE = 0.05
 SAMPLE = 500  # records whose scores are known
@@ -42,6 +42,12 @@ UNITS = 1 << 16  # of 1, to which z is rounded: ±z added up in units stay below
 STEPS = 16  # of 1, to which v is
 FAMILIAR = 64  # numbers of P z that tell how strange a picture is; beside them, since |z| = 1, its contrast
 MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
+
+
+class AcquaintedOptions(Options):
+    """`unknown` is the share of records like the learned ones that may be called unknown; 0: nothing is."""
+
+    unknown: float = structural(0.0, ge=0, lt=0.5)
 
 
 def ranks(strange: Tensor, known: Tensor) -> Tensor:

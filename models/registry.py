@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from models import (
-    auto,
-    image_analytic,
-    image_classifier,
-    image_gan,
-    image_generator,
-    image_recogniser,
-    image_resnet,
-    image_restorer,
-    image_restyler,
-    image_transfer,
-    river_classifier,
-    text_analytic,
-    text_classifier,
-    text_encoder,
-    text_generator,
-    text_gru,
-)
+from models import auto
 from models.acquainted import acquainted
+from models.images import (
+    analytic as image_analytic,
+    classifier as image_classifier,
+    gan as image_gan,
+    recogniser as image_recogniser,
+    resnet as image_resnet,
+    restorer as image_restorer,
+    restyler as image_restyler,
+    transfer as image_transfer,
+    vae as image_generator,
+)
 from models.learner import Blueprint
+from models.texts import (
+    analytic as text_analytic,
+    classifier as text_classifier,
+    encoder as text_encoder,
+    generator as text_generator,
+    gru as text_gru,
+    river as river_classifier,
+)
 
 BUILTIN: dict[str, Blueprint] = {
     "image-analytic": image_analytic.BLUEPRINT,

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError
@@ -141,6 +150,7 @@ class TextInput(Section):
 
 
 Input = Annotated[ImageInput | TextInput, Field(discriminator="kind")]
+INPUT: TypeAdapter[ImageInput | TextInput] = TypeAdapter(Input)
 
 
 class HoldOutConfig(Section):

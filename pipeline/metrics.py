@@ -18,9 +18,9 @@ from pipeline.words import said
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pipeline.log import Partition
-    from pipeline.manifest import Manifest
-    from pipeline.store import Committed
+    from pipeline.log.offsets import Partition
+    from pipeline.store.manifest import Manifest
+    from pipeline.store.writer import Committed
 
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300, 3600)

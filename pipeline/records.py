@@ -12,7 +12,7 @@ text. A few headers are optional, and UTF-8:
 White space and byte-order marks around them are dropped; control characters and line breaks are refused.
 
 If a header is there twice, the last one counts. Two more are in front of all others where a dead letter was
-requeued (see `pipeline.dead_letters`); of these the first one counts:
+requeued (see `pipeline.log.dead_letters`); of these the first one counts:
 
 | header | meaning |
 |---|---|

@@ -17,7 +17,7 @@ from redis import ConnectionPool, Redis
 
 from pipeline import process
 from pipeline.config import KafkaConfig
-from pipeline.local import EmbeddedKafka, EmbeddedRedis
+from pipeline.local.servers import EmbeddedKafka, EmbeddedRedis
 from tests.services import Topics, unique
 
 # Whoever starts the tests may ignore these (nohup, a job in the background), and what they start would, too.

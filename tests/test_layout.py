@@ -90,9 +90,49 @@ def test_a_wrong_direction_is_seen(package: str, source: str) -> None:
     assert wrong_directions(package, ast.parse(source))
 
 
+def rooms(module: str) -> set[str]:
+    """The packages that a module is in: importing it runs what they begin with."""
+    parts = module.split(".")
+    return {".".join(parts[:end]) for end in range(1, len(parts))}
+
+
+def runs_first(module: str, tree: ast.AST) -> set[str]:
+    """What of ours is imported before a module, but for what imports it."""
+    found = {name for name in imported(tree) if name in MODULES}
+    return found.union(*(rooms(name) for name in found)) - rooms(module) - {module}
+
+
 def test_no_module_imports_itself_in_a_circle() -> None:
-    graph = {name: {other for other in imported(parse(path)) if other in MODULES} for name, path in MODULES.items()}
+    graph = {name: runs_first(name, parse(path)) for name, path in MODULES.items()}
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+WINGS = {name for name, path in MODULES.items() if path.name == "__init__.py" and "." in name}
+#: rooms of one house that know nothing of each other
+STRANGERS = (("consumers.worker", "consumers.sampler"), ("consumers.sampler", "consumers.worker"))
+
+
+def past_the_face(package: str, tree: ast.AST) -> set[str]:
+    """What the tree imports of another package's wings in another way than through their faces."""
+    others = {name for name in imported(tree) if name.split(".")[0] != package}
+    return {name for name in others if rooms(name) & WINGS}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=module_name)
+def test_a_wing_is_entered_through_its_face(path: Path) -> None:
+    assert past_the_face(path.relative_to(ROOT).parts[0], parse(path)) == set()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=module_name)
+def test_worker_and_sampler_know_nothing_of_each_other(path: Path) -> None:
+    within = {other for room, other in STRANGERS if room in {module_name(path), *rooms(module_name(path))}}
+    assert {name for name in imported(parse(path)) if within & {name, *rooms(name)}} == set()
+
+
+def test_a_way_past_the_face_is_seen() -> None:
+    assert past_the_face("consumers", ast.parse("from pipeline.store.writer import Draft"))
+    assert not past_the_face("consumers", ast.parse("from pipeline.store import Draft"))
+    assert not past_the_face("pipeline", ast.parse("from pipeline.store.writer import Draft"))
 
 
 def test_a_circle_is_seen() -> None:

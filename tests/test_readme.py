@@ -26,7 +26,7 @@ from redis import Redis
 
 from pipeline.config import load
 from pipeline.process import tied
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from benchmarks.learners.data import Set, accuracy, batches, clothes, learn
 from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
-from models import image_classifier, image_resnet
 from models.averaging import AveragedLearner
 from models.classifier import ClassifierNetwork
+from models.images import classifier as image_classifier, resnet as image_resnet
 from models.learner import Blueprint, update_generator
 
 CPU = torch.device("cpu")

@@ -26,13 +26,13 @@ from torch.nn import functional as F
 
 from benchmarks.learners import data as sets
 from benchmarks.report import Figure, Findings
-from models import image_classifier, image_gan, image_generator
-from models.gan_losses import gradient_penalties
-from models.gan_networks import Discriminator, ImageGan, begun
+from models.evaluation.drawings import frechet_distance
 from models.generator import DrawingNetwork
+from models.images import classifier as image_classifier, gan as image_gan, vae as image_generator
+from models.images.gan_losses import gradient_penalties
+from models.images.gan_networks import Discriminator, ImageGan, begun
 from models.learner import Blueprint, Learner, Options, Rows, State, update_generator
 from models.network import pixels, seeded
-from models.quality import frechet_distance
 
 CPU = torch.device("cpu")
 #: tuned on 50,000 records of the training set, against features of the other 10,000

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from benchmarks.learners.data import Set, batches, clothes, digits, learn
 from benchmarks.report import Figure, Findings
-from models import image_classifier, image_recogniser
-from models.backbone import Backbone
-from models.image_recogniser import ImageRecogniser, ImageRecogniserLearner, shifted
+from models.images import classifier as image_classifier, recogniser as image_recogniser
+from models.images.backbone import Backbone
+from models.images.recogniser import ImageRecogniser, ImageRecogniserLearner, shifted
+from models.images.recognition import fit
 from models.learner import Rows, Source, update_generator
 from models.network import pixels
-from models.recognition import fit
 
 CPU = torch.device("cpu")
 SHAPE = (1, 28, 28)

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from benchmarks.learners.data import Set, batches, learn, tiles
 from benchmarks.report import Figure, Findings
-from models import image_classifier, image_restyler
-from models.backbone import Backbone, BackboneOptions
-from models.image_restyler import ImageRestyler, ImageRestylerLearner, gram, opacity, style_loss
+from models.images import classifier as image_classifier, restyler as image_restyler
+from models.images.backbone import Backbone, BackboneOptions
+from models.images.restyler import ImageRestyler, ImageRestylerLearner, gram, opacity, style_loss
 from models.learner import Rows, Source, update_generator
 from models.network import pixels
 

@@ -22,11 +22,16 @@ from torch.nn import functional as F
 from benchmarks.learners.data import Set, accuracy, batches, learn
 from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
-from consumers.sources import read_folder
-from models import river_classifier, text_classifier, text_encoder, text_gru
+from consumers.worker.sources import read_folder
 from models.classifier import ClassifierNetwork
 from models.learner import Batch, Beginning, Blueprint, Learner, Rows, update_generator
-from models.text_gru import strings
+from models.texts import (
+    classifier as text_classifier,
+    encoder as text_encoder,
+    gru as text_gru,
+    river as river_classifier,
+)
+from models.texts.gru import strings
 from tests.models.encoders import save_encoder
 
 NEWS = 2000  # characters: what `max_chars` is by default

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from benchmarks.learners.classifiers import BATCH, CPU, OPTIONS, PAIRS, WANTED_SPEED
 from benchmarks.learners.data import Set, accuracy, batches, clothes, digits, learn
 from benchmarks.report import Figure, Findings
-from models import image_classifier, image_transfer
-from models.image_transfer import ImageTransferLearner
+from models.images import classifier as image_classifier, transfer as image_transfer
+from models.images.transfer import ImageTransferLearner
 from models.learner import Learner, Rows, Source, update_generator
 
 A_CLASS = 50

@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks.learners.data import Set, batches, clothes, digits, learn
 from benchmarks.learners.gan import Judge
 from benchmarks.report import Figure, Findings
-from models import image_generator
-from models.image_generator import ImageVae, ImageVaeLearner, ImageVaeOptions
+from models.evaluation.drawings import Quality, bits_per_dimension, frechet_distance, quality
+from models.images import vae as image_generator
+from models.images.vae import ImageVae, ImageVaeLearner, ImageVaeOptions
 from models.learner import Rows, Source, update_generator
 from models.network import pixels
-from models.quality import Quality, bits_per_dimension, frechet_distance, quality
 
 CPU = torch.device("cpu")
 OPTIONS = ImageVaeOptions(kl_warmup_updates=200)

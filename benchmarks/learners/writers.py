@@ -15,7 +15,7 @@ from benchmarks.learners.data import Set, batches, shakespeare
 from benchmarks.report import Figure, Findings
 from models.capabilities import Sampling
 from models.learner import Rows, update_generator
-from models.text_generator import CLIP, TextGenerator, TextGeneratorLearner, TextGeneratorOptions, learner
+from models.texts.generator import CLIP, TextGenerator, TextGeneratorLearner, TextGeneratorOptions, learner
 
 CPU = torch.device("cpu")
 RECORDS = 16  # an update

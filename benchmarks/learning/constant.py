@@ -16,9 +16,9 @@ import torch
 from benchmarks.learning.runs import CPU
 from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
-from models import image_classifier
 from models.classifier import ClassifierLearner
-from models.image_classifier import ImageClassifierOptions
+from models.images import classifier as image_classifier
+from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Learner, update_generator
 from models.memory import POLICIES, Memory, PolicyName, ReplayMemory
 

@@ -13,7 +13,7 @@ from benchmarks.learners.data import Set, accuracy, batches, clothes
 from benchmarks.learning.runs import BATCH, CPU
 from benchmarks.learning.streams import split, turned, turning
 from benchmarks.report import Figure, Findings
-from consumers.fold import Fold
+from consumers.worker.fold import Fold
 from models.registry import BUILTIN
 from pipeline.config import ModelConfig
 from pipeline.records import Example, Record

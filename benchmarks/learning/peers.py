@@ -28,8 +28,8 @@ from benchmarks.learning.runs import of_classes, summary, thousands
 from benchmarks.learning.streams import middle, sorted_by_class, split, turned, turning
 from benchmarks.machine import others
 from benchmarks.report import Findings, keep
-from models.hashing import both, bucket, ngrams, words
-from models.text_classifier import TextClassifierOptions
+from models.texts.classifier import TextClassifierOptions
+from models.texts.hashing import both, bucket, ngrams, words
 
 PYTHON = Path(".venv-avalanche/bin/python")
 Stretched = tuple[Set, Sequence[int]]  # records, and where each stretch ends

@@ -23,14 +23,15 @@ from benchmarks.machine import machine, versions
 from benchmarks.soak import harm, report, strange, traffic
 from benchmarks.soak.checker import Recount, Seen, read_log, recount, weights
 from benchmarks.soak.stage import BOTH, MODELS, TOPICS, WANTED, Stage, Ticker, together
-from consumers.registry import resolve_blueprint
-from consumers.replay import Replay
-from consumers.sampler import open_server
-from consumers.sources import Sources
-from consumers.trainer import pick_device
-from consumers.verify import verify
-from pipeline.log import Fetcher
-from pipeline.store import Store, connect
+from consumers.loading import resolve_blueprint
+from consumers.sampler.app import open_server
+from consumers.worker.replay import Replay
+from consumers.worker.sources import Sources
+from consumers.worker.verify import verify
+from consumers.worker.worker import pick_device
+from pipeline.log.fetcher import Fetcher
+from pipeline.store.keyspace import connect
+from pipeline.store.store import Store
 
 HERE = Path(__file__).parents[1]
 KILLED = ("pictures", "drawings", "texts", "joined", "counts")

@@ -23,9 +23,10 @@ from redis.exceptions import RedisError
 from benchmarks.soak import traffic, workers
 from benchmarks.soak.proxy import Proxy
 from pipeline.config import Config, validate
-from pipeline.dead_letters import dead_letter_topic
-from pipeline.local import Local
-from pipeline.log import Publisher, Receipt, ensure_topics
+from pipeline.local.servers import Local
+from pipeline.log.admin import ensure_topics
+from pipeline.log.dead_letters import dead_letter_topic
+from pipeline.log.publisher import Publisher, Receipt
 
 POLL_S = 0.01
 PATIENCE_S = 180.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.soak import traffic
 from benchmarks.soak.stage import BOTH, Stage
-from pipeline.log import Publisher
+from pipeline.log.publisher import Publisher
 from tests.pipeline import raw
 
 NO_TEXT = "Gr\u00fc\u00dfe".encode("latin-1")  # a header's name

@@ -14,18 +14,19 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from consumers.registry import resolve_blueprint
-from consumers.trainer import Worker
+from consumers.loading import resolve_blueprint
+from consumers.worker.worker import Worker
 from pipeline.config import Config
 from pipeline.errors import HeadraceError
 from pipeline.metrics import WorkerMetrics
 from pipeline.process import tie
-from pipeline.store import Store, connect
+from pipeline.store.keyspace import connect
+from pipeline.store.store import Store
 
 COUNTING = "tests.consumers.counting"  # as a user's own learner: by its import path
 # A child's status can be read once, and starting one reads those of all others: two threads that do it at once lose it.
 READING = threading.RLock()
-WARM = ["consumers.trainer", "benchmarks.soak.workers", COUNTING]
+WARM = ["consumers.worker.worker", "benchmarks.soak.workers", COUNTING]
 
 
 def start(config: Config, name: str, log: Path, owner: str = "worker") -> ForkServerProcess:

@@ -21,10 +21,10 @@ from PIL import Image
 from redis import Redis
 from torch import Tensor
 
-from consumers.registry import resolve_blueprint
+from consumers.loading import resolve_blueprint
 from models.capabilities import Sampling
 from models.learner import Batch, Blueprint, Options, Report, State
-from pipeline.store import Store
+from pipeline.store.store import Store
 from tests.consumers.marked import Maker
 from tests.consumers.running import PATIENCE_S, Running, configuration, running
 from tests.services import unique

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from consumers.bridge import copied
-from consumers.serving import INPUT
 from models.learner import Batch, Blueprint, Learner, Options, Report, State, structural, update_generator
-from pipeline.lineage import LineageBuilder
-from pipeline.log import Partition
-from pipeline.store import Committed, Draft, Store
+from pipeline.config import INPUT
+from pipeline.log.offsets import Partition
+from pipeline.store.lineage import LineageBuilder
+from pipeline.store.store import Store
+from pipeline.store.writer import Committed, Draft
 
 NAME = "tests.consumers.marked:blueprint"
 TEXT = {"kind": "text", "max_chars": 8}

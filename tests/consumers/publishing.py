@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consumers import cli
+from consumers.cli import app as cli
 from pipeline.config import KafkaConfig
-from pipeline.log import Reader
+from pipeline.log.reader import Reader
 from pipeline.records import Record
 from tests.services import unique
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from consumers.routes import Service
-from consumers.sampler import open_server
-from consumers.serving import Follower
+from consumers.sampler.app import open_server
+from consumers.sampler.routes import Service
+from consumers.sampler.service import Follower
 from pipeline.config import Config, validate
 from tests.consumers.marked import NAME, TEXT
 

@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 import torch
 
-from consumers.feed import Uplink, collate
-from consumers.fold import Fold
+from consumers.worker.feed import Uplink, collate
+from consumers.worker.fold import Fold
 from models.learner import Report
 from pipeline.config import ModelConfig
-from pipeline.manifest import Manifest
 from pipeline.records import Example, Record
+from pipeline.store.manifest import Manifest
 from tests.consumers.counting import blueprint
 from tests.consumers.working import COUNTING, configuration, publish, verified, working
 

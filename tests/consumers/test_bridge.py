@@ -8,8 +8,8 @@ import torch
 
 from consumers.bridge import DTYPES, array, copied, tensor
 from models.learner import Rows
-from pipeline.codec import Array
-from pipeline.rowlog import Delta
+from pipeline.store.codec import Array
+from pipeline.store.rowlog import Delta
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)

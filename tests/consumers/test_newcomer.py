@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from consumers.serving import build
+from consumers.sampler.service import build
 from models.registry import BUILTIN
-from pipeline.client import Client, Pulled
+from pipeline.client.client import Client, Pulled
 from pipeline.config import Config, load
 from pipeline.process import tied
 from pipeline.records import input_array

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from consumers.stopping import STOP_SIGNALS, UNTIL_SIGNAL, stopping
-from pipeline.local import EmbeddedRedis
+from pipeline.local.servers import EmbeddedRedis
 from pipeline.process import tied
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
@@ -120,7 +120,7 @@ SERVER = """
 import sys
 from pathlib import Path
 from consumers.stopping import stopping
-from pipeline.server import Server
+from pipeline.local import Server
 
 class Slow(Server):
     title = "Slow"

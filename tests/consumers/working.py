@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from consumers.command import open_store
-from consumers.registry import resolve_blueprint
-from consumers.replay import Replay
-from consumers.sources import Sources
-from consumers.trainer import Worker
-from consumers.verify import Verification, verify
+from consumers.cli.command import open_store
+from consumers.loading import resolve_blueprint
+from consumers.worker.replay import Replay
+from consumers.worker.sources import Sources
+from consumers.worker.verify import Verification, verify
+from consumers.worker.worker import Worker
 from pipeline.config import Config, validate
-from pipeline.log import Fetcher, Publisher
-from pipeline.manifest import Manifest
+from pipeline.log.fetcher import Fetcher
+from pipeline.log.publisher import Publisher
 from pipeline.metrics import WorkerMetrics
-from pipeline.store import Store
+from pipeline.store.manifest import Manifest
+from pipeline.store.store import Store
 from tests.device import DETERMINISTIC, DEVICE
 
 PATIENCE_S = 20.0  # a slow machine is no failure

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from models.hashing import BASE, MIX, WINDOW
+from models.texts.hashing import BASE, MIX, WINDOW
 
 
 def padded(some: list[str], length: int) -> torch.Tensor:

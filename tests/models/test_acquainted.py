@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import image_classifier, river_classifier, text_classifier
 from models.acquainted import PREFIX, AcquaintedModel, Texts, acquainted
 from models.familiarity import NEVER, SAMPLE
+from models.images import classifier as image_classifier
 from models.learner import Correcting, Flushing, Reacting, State
 from models.registry import BUILTIN
+from models.texts import classifier as text_classifier, river as river_classifier
 from tests.device import CPU
 from tests.models.contract import Case, LearnerContract, digits, same, texts
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from scipy.optimize import minimize
 from torch import Tensor
 
 from models.auto import HEAD_ALONE, AutoLearner, ImageAutoOptions
-from models.held_out import is_held_out
+from models.evaluation.held_out import is_held_out
 from models.learner import structural_fields, update_generator
 from models.pooling import PRIOR, fitted, pooled
 from models.registry import BUILTIN

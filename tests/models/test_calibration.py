@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from models.capabilities import Classifier
 from models.classifier import ClassifierLearner
 from models.evidence import FIRST
-from models.image_classifier import BLUEPRINT, ImageClassifierOptions
+from models.images.classifier import BLUEPRINT, ImageClassifierOptions
 from models.learner import update_generator
 from tests.device import CPU
 from tests.models.contract import SEED, Case, cloned, digits, same

@@ -7,11 +7,11 @@ from types import ModuleType
 
 import pytest
 
-from models.image_classifier import ImageClassifierOptions
-from models.image_generator import ImageVaeOptions
+from models.images.classifier import ImageClassifierOptions
+from models.images.vae import ImageVaeOptions
+from models.images.warping import Warp
 from models.registry import BUILTIN
-from models.text_classifier import TextClassifierOptions
-from models.warping import Warp
+from models.texts.classifier import TextClassifierOptions
 from tests.models import class_means
 from tests.models.contract import Case, LearnerContract, digits, texts
 
@@ -73,8 +73,8 @@ def test_every_built_in_learner_is_in_a_suite(name: str) -> None:
     """In this one, or in the one of its own file."""
     if any(case.blueprint is BUILTIN[name] for case in CASES.values()):
         return
-    family = BUILTIN[name].options.__module__.removeprefix("models.")
-    suite = importlib.import_module(f"tests.models.test_{family}")
+    room, _, file = BUILTIN[name].options.__module__.rpartition(".")
+    suite = importlib.import_module(f"tests.{room}.test_{file}")
     assert any(issubclass(one, LearnerContract) and one is not LearnerContract for one in classes(suite))
 
 

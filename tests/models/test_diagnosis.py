@@ -15,10 +15,10 @@ from torch import nn
 from models.acquainted import AcquaintedModel
 from models.auto import ImageAutoOptions
 from models.diagnosis import DIAGNOSES, SOME, Layer, Measured, Recent, diagnose
-from models.image_classifier import ImageClassifierOptions
+from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Learner, Source, update_generator
 from models.registry import BUILTIN
-from models.text_encoder import TextEncoderLearner, TextEncoderOptions
+from models.texts.encoder import TextEncoderLearner, TextEncoderOptions
 from tests.models.contract import texts
 from tests.models.encoders import save_encoder
 

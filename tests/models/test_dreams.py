@@ -5,18 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from models.dreams import SPLIT, Dreams, RecordsAndDreams
-from models.image_classifier import BLUEPRINT, ImageClassifierOptions
+from models.images.classifier import BLUEPRINT, ImageClassifierOptions
 from models.labels import NONE
 from models.learner import Batch, update_generator
 from models.memory import ReplayMemory
 from models.strategies import StrategyName
-from models.text_classifier import BLUEPRINT as TEXT
-from models.text_classifier import TextClassifierOptions
+from models.texts.classifier import BLUEPRINT as TEXT, TextClassifierOptions
 from tests.device import CPU
 from tests.models.contract import SEED, Case, digits, tensors
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from models import image_analytic, text_analytic
 from models.analytic_learner import AnalyticLearner
 from models.familiarity import NEVER, SAMPLE, SHRINKAGE, Acquaintance, distances, ranks, tempered
-from models.image_analytic import ImageAnalyticOptions
+from models.images import analytic as image_analytic
+from models.images.analytic import ImageAnalyticOptions
 from models.learner import Batch, update_generator
-from models.text_analytic import TextAnalyticOptions
+from models.texts import analytic as text_analytic
+from models.texts.counts import TextAnalyticOptions
 from tests.models.contract import SEED, Case, digits
 
 

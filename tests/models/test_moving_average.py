@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.image_generator import ImageVaeLearner
+from models.images.vae import ImageVaeLearner
 from models.learner import Learner, Rows, update_generator
 from models.moving_average import MovingAverage, decay_of_records
 from models.network import Head, pixels
 from models.registry import BUILTIN
-from models.text_generator import MARKER, TextGeneratorLearner
+from models.texts.generator import MARKER, TextGeneratorLearner
 from tests.models.contract import SEED, Case, cloned, digits, tensors, texts
 
 REPLAY = {"replay_slots": 24, "replay_draws": 4}

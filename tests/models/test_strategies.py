@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.capabilities import Classifier
-from models.image_classifier import BLUEPRINT, ImageClassifierOptions
+from models.images.classifier import BLUEPRINT, ImageClassifierOptions
 from models.learner import update_generator
 from models.memory import ReplayMemory
 from models.strategies import STRATEGIES, Seen, StrategyName

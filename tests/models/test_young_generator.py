@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from models.image_generator import ImageVaeLearner
+from models.images.vae import ImageVaeLearner
 from models.learner import update_generator
 from tests.models.contract import SEED
-from tests.models.test_image_generator import case
+from tests.models.images.test_vae import case
 
 
 def test_of_a_few_hundred_pictures_there_is_something_to_be_seen() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from consumers.registry import resolve_blueprint
+from consumers.loading import resolve_blueprint
 from models.classifier import ClassifierOptions
 from tests.models.contract import Case, LearnerContract, digits
 

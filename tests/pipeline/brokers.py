@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.local import EmbeddedKafka
-from pipeline.server import HOST
+from pipeline.local.server import HOST
+from pipeline.local.servers import EmbeddedKafka
 
 
 class ConfiguredKafka(EmbeddedKafka):

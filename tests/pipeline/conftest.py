@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from pipeline.store import Store, Writer
+from pipeline.store.store import Store
+from pipeline.store.writer import Writer
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.codec import Array, from_numpy
-from pipeline.lineage import LineageBuilder
-from pipeline.log import Partition
-from pipeline.rowlog import Delta
-from pipeline.store import Store
-from pipeline.writer import Draft, Fence
+from pipeline.log.offsets import Partition
+from pipeline.store.codec import Array, from_numpy
+from pipeline.store.lineage import LineageBuilder
+from pipeline.store.rowlog import Delta
+from pipeline.store.store import Store
+from pipeline.store.writer import Draft, Fence
 
 if TYPE_CHECKING:
     from redis import Redis

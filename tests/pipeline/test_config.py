@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from pipeline.config import Config, ImageInput, KafkaConfig, TextInput, load, validate
@@ -34,7 +33,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "consumers/init.toml", ROOT / "deploy/headrace.toml"], ids=lambda path: path.name
+    "path", [ROOT / "consumers/cli/init.toml", ROOT / "deploy/headrace.toml"], ids=lambda path: path.name
 )
 def test_the_files_that_come_with_headrace_are_valid(path: Path) -> None:
     assert load(path, {}).models

@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import ConfigError
-from pipeline.log import Partition
-from pipeline.manifest import Manifest
+from pipeline.log.offsets import Partition
 from pipeline.metrics import SamplerMetrics, WorkerMetrics, serve_metrics
-from pipeline.writer import Committed
+from pipeline.store.manifest import Manifest
+from pipeline.store.writer import Committed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

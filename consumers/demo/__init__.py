@@ -1,0 +1,1 @@
+"""`headrace demo`: real streams on a Kafka and a Redis of its own."""

@@ -1,0 +1,1 @@
+"""What `headrace publish` does: files, folders and lines become records, each sent once."""

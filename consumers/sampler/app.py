@@ -1,0 +1,237 @@
+"""The sampler: always the newest version of every model, over HTTP.
+
+`routes.py` and its neighbours have the routes, `gate.py` who is let in, `serving.py` the swaps, `batcher.py` the
+forward passes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+from threading import Event
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from consumers.sampler import routes, routes_pictures, routes_texts
+from consumers.sampler.batcher import Batcher, Sideline
+from consumers.sampler.connections import CONNECTIONS, Patient
+from consumers.sampler.examples import add_examples
+from consumers.sampler.gate import ERRORS, MOVED, Access, Gate, tell_errors
+from consumers.sampler.routes import Service
+from consumers.sampler.service import Serving, client
+from consumers.stopping import stopping
+from consumers.workers import Places
+from pipeline import __version__
+from pipeline.errors import ConfigError, Exhausted
+from pipeline.metrics import SamplerMetrics
+from pipeline.words import said
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from redis import Redis
+
+    from pipeline.config import Config
+
+DECODERS = {"image": 2, "text": 1}  # records decoded at one time: bounds the memory that pixels take
+PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
+PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
+END_S = 5.0  # from the signal to the end of the process, whatever is at work
+GRACE_S = 3  # how long requests that are worked on get of these
+READERS = 32  # who wait for the store at one time; threads are 40
+DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
+LAST_S = 1.0  # how long what still computes then gets: its answer reaches nobody
+LOGGERS = ("uvicorn.error", "python_multipart.multipart")
+GIVEN_UP = 8  # threads that never came back: more are not replaced, by this process
+THREADS = ("decode", "sideline", "inference", "follow-")  # where models and decoders run
+
+
+def create_app(
+    config: Config,
+    redis: Redis,
+    registry: CollectorRegistry,
+    *,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.time,
+) -> FastAPI:
+    """The ASGI application. Its threads run from start-up to shutdown; `app.state.service` has the parts."""
+    metrics = SamplerMetrics(registry, clock=clock)
+    settings = config.sampler
+    service = Service(
+        settings,
+        Serving(config, redis, metrics, say),
+        Batcher(max_rows=settings.max_batch, threads=settings.threads),
+        Sideline("sideline", slots=settings.slots, threads=settings.threads),
+        {kind: Sideline("decode", slots=slots, threads=1) for kind, slots in DECODERS.items()},
+        Places(PLACES_PER_BATCH * settings.max_batch),
+        Places(PLACES_PER_SLOT * settings.slots),
+        Places(READERS),
+        Places(DOWNLOADS),
+        registry,
+        clock,
+    )
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        for workers in service.workers:
+            workers.start()
+        service.serving.start()
+        yield
+        service.serving.close()
+        for workers in service.workers:
+            workers.close()
+        redis.close()
+
+    # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.
+    app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    app.state.service = service
+    for part in (routes, routes_pictures, routes_texts):
+        app.include_router(part.router, responses={**MOVED, **ERRORS})
+    document = app.openapi()  # made once, and kept
+    schemes = {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}
+    document["components"]["securitySchemes"] = schemes
+    add_examples(document)
+    document["security"] = [{"token": []}, {"password": []}, {}]
+    app.add_middleware(Gate, config=settings, access=Access(settings), metrics=metrics)
+    tell_errors(app)
+    return app
+
+
+def _has_failed(record: logging.LogRecord) -> bool:
+    """Whether a request failed. What else these libraries say, any client can make them say."""
+    return record.exc_info is not None
+
+
+class _Server(uvicorn.Server):
+    """Ends once `stop` is set, but not before all has begun: what has begun is ended in order."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, stop: Event) -> None:
+        super().__init__(config)
+        self._service = service
+        self._stop = stop
+        self.exhausted: Exhausted | None = None
+
+    @property
+    def status(self) -> int:
+        """Of the process."""
+        return 0 if self.exhausted is None else self.exhausted.exit_status
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """They are `stop`'s."""
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end, asked ten times a second."""
+        if self.exhausted is None and self._service.given_up >= GIVEN_UP:
+            self.exhausted = Exhausted(
+                f"{self._service.given_up} threads came to no end at a model or a record: the sampler ends, so that "
+                f"it is started anew. Mend the models that /readyz named."
+            )
+            self._stop.set()
+        return self._stop.is_set() or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What waits for its turn is told at once, what is worked on has its time."""
+        self._service.sideline.close()
+        for decoders in self._service.decoders.values():
+            decoders.close()
+        await super().shutdown(sockets)
+
+
+def open_server(config: Config, say: Callable[[str], None], stop: Event | None = None) -> tuple[_Server, socket.socket]:
+    """A server that is not yet run, and the socket that it listens on: `server.run([listener])`.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    settings = config.sampler
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=CONNECTIONS)
+    except OSError as error:
+        raise ConfigError(
+            f"sampler: {settings.host}:{settings.port} cannot be bound ({said(error)}). "
+            f"Set another sampler.host or sampler.port."
+        ) from None
+    # For all that it accepts: asyncio does it only for sockets that name their protocol, and without it each answer
+    # waits 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_has_failed)
+    app = create_app(config, client(config.redis.url), CollectorRegistry(), say=say)
+    if closed := Access(settings).closed:
+        say(f"{settings.host} is not loopback and sampler.token is not set: {closed}.")
+    options = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        http=Patient,
+        timeout_graceful_shutdown=GRACE_S,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=[str(proxy) for proxy in settings.proxies],
+    )
+    return _Server(options, app.state.service, stop or Event()), listener
+
+
+def _to_stderr(line: str) -> None:
+    with suppress(OSError):  # whoever read it is gone: no reason for a thread to end
+        print(line, file=sys.stderr, flush=True)
+
+
+def serve(
+    config: Config, say: Callable[[str], None] = _to_stderr, listens: Callable[[str], None] = lambda url: None
+) -> None:
+    """Serves until SIGINT, SIGTERM or SIGHUP, then ends, and the process within END_S. Call it from the main thread.
+
+    Args:
+        say: takes one-line messages for people.
+        listens: is told the address once it is bound.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    before, ended = threading.enumerate(), Event()
+    with stopping() as stop:
+        server, listener = open_server(config, say, stop)
+        threading.Thread(target=_end_in_time, args=(server, stop, ended), daemon=True).start()
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        say(f"The sampler answers at {url}")
+        listens(url)
+        with listener:
+            server.run([listener])
+        if server.exhausted is not None:
+            say(f"headrace: {server.exhausted}")
+    _leave(server, before)
+    ended.set()
+
+
+def _end_in_time(server: _Server, stop: Event, ended: Event) -> None:
+    """A store that hangs keeps no process."""
+    stop.wait()
+    if not ended.wait(END_S):
+        sys.stdout.flush()
+        os._exit(server.status)
+
+
+def _leave(server: _Server, before: Sequence[threading.Thread]) -> None:
+    """Ends at once where a thread that came since then works for nobody: the interpreter would wait for it."""
+    deadline = time.monotonic() + LAST_S
+    begun = [thread for thread in threading.enumerate() if thread not in before]
+    left = [thread for thread in begun if thread.name.startswith(THREADS) or not thread.daemon]
+    for thread in left:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in left):
+        sys.stdout.flush()
+        os._exit(server.status)

@@ -1,0 +1,191 @@
+"""The sampler's routes that write texts: whole, or piece by piece as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import threading
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from consumers.sampler.answers import image_seeds, standing
+from consumers.sampler.routes import Service, ServiceOf, ended
+from models.capabilities import Sampling, TextGenerator
+from pipeline.client import Completed, Written
+from pipeline.records import composed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from concurrent.futures import Future
+
+    from starlette.types import Receive, Scope, Send
+
+    from consumers.sampler.service import Live
+
+DEFAULT = Sampling()
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+                    "description": 'Events with {"text": …}, the next piece, as data; in the end an event `done` '
+                    "with all of the JSON answer but its text, or an event `error` with error and detail.",
+                }
+            }
+        },
+        "headers": Completed.described(),
+    }
+}
+router = APIRouter(tags=["answers"])
+
+
+def _utf8(text: str) -> str:
+    """JSON can escape half a character, which no model can read.
+
+    Raises:
+        ValueError: the text holds one.
+    """
+    text.encode()
+    return text
+
+
+Utf8 = Annotated[str, AfterValidator(_utf8)]
+
+
+class Completion(BaseModel):
+    """A text to go on with, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Utf8 = ""
+    seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed writes the same; default: any")
+    temperature: float = Field(DEFAULT.temperature, ge=0, le=100, description="0: always the most probable byte")
+    top_k: int = Field(DEFAULT.top_k, ge=0, le=2**31, description="only the k most probable bytes; 0: all")
+    top_p: float = Field(DEFAULT.top_p, gt=0, le=1, description="only those that together have this probability")
+    max_bytes: int | None = Field(None, ge=1, description="UTF-8; default: 500, or fewer where the sampler says so")
+    stop: Utf8 | None = Field(None, min_length=1, max_length=200, description="ends before this text")
+
+
+@router.post("/models/{model}/complete", response_model=Completed, responses=EVENTS)
+async def post_complete(model: str, asked: Completion, request: Request, service: ServiceOf) -> Response:
+    """Go on with a text: as server-sent events, or with `Accept: application/json` as one answer.
+
+    One version writes the whole text. A client that goes away ends the work.
+    """
+    live = service.live(model, "complete")
+    most = service.config.max_text_bytes
+    service.bounded("bytes of the prompt", len(asked.prompt.encode()), 0, most)
+    max_bytes = service.bounded("max_bytes", asked.max_bytes, DEFAULT.max_bytes, most)
+    seed = secrets.randbits(32) if asked.seed is None else asked.seed
+    sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, max_bytes, asked.stop)
+    pieces = _pieces(service, live, composed(asked.prompt), seed, sampling)
+    accept = request.headers.get("accept", "")
+    if "application/json" not in accept or "text/event-stream" in accept:
+        return _Events(service, live, seed, pieces)
+    with service.place(), service.place(service.slow_places):
+        async with aclosing(pieces):
+            text = []
+            async for piece in pieces:
+                if await request.is_disconnected():
+                    break
+                text.append(piece)
+    answer = Completed(**standing(live, service.clock()), seed=seed, text="".join(text))
+    return JSONResponse(answer.model_dump(mode="json"))
+
+
+@router.get("/models/{model}/complete", response_model=Completed, responses=EVENTS)
+async def get_complete(
+    model: str, asked: Annotated[Completion, Query()], request: Request, service: ServiceOf
+) -> Response:
+    """The same for a browser's EventSource, which has only an address to ask with."""
+    return await post_complete(model, asked, request, service)
+
+
+async def write(service: Service, live: Live, n: int | None, seed: int) -> Written:
+    """n new texts, which share the bytes that one request may have."""
+    assert isinstance(live.model, TextGenerator)  # noqa: S101 - the route checks it
+    model, most = live.model, service.config.max_text_bytes
+    n = service.bounded("n", n, 1, min(most, service.config.max_samples))
+    sampling = Sampling(max_bytes=min(DEFAULT.max_bytes, most // n))
+    with service.place():
+        seeds = image_seeds(seed, n)
+        texts = await service.aside(live, lambda: ["".join(model.complete("", s, sampling)) for s in seeds])
+    return Written(**standing(live, service.clock()), seed=seed, texts=texts)
+
+
+async def _pieces(
+    service: Service, live: Live, prompt: str, seed: int, sampling: Sampling
+) -> AsyncGenerator[str, None]:
+    """What the model writes on the sideline, as it comes. To close this ends the work at its next piece.
+
+    The thread never waits for the client: what is on its way is bounded by the bytes of the whole text. Raises as
+    `ended`.
+    """
+    assert isinstance(live.model, TextGenerator)  # noqa: S101 - the route checks it
+    model, loop = live.model, asyncio.get_running_loop()
+    queue: asyncio.Queue[str | None] = asyncio.Queue()
+    gone = threading.Event()
+
+    def deliver(piece: str | None) -> None:
+        if not gone.is_set():
+            loop.call_soon_threadsafe(queue.put_nowait, piece)
+
+    def work() -> None:
+        for piece in model.complete(prompt, seed, sampling):
+            if gone.is_set():
+                return
+            deliver(piece)
+
+    with ended():
+        written: Future[None] = service.sideline.submit(service.client, live.manifest.model, work)
+    written.add_done_callback(lambda _: deliver(None))
+    try:
+        while (piece := await queue.get()) is not None:
+            yield piece
+        with ended():
+            written.result()
+    finally:
+        gone.set()
+        written.cancel()
+
+
+class _Events(StreamingResponse):
+    """The pieces as server-sent events. It has its places from its first byte to its last, or until the client goes."""
+
+    def __init__(self, service: Service, live: Live, seed: int, pieces: AsyncGenerator[str, None]) -> None:
+        self._service, self._live, self._seed, self._pieces = service, live, seed, pieces
+        headers = {**self._answer().headers(), "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(self._events(), headers=headers, media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
+        with service.place(), service.place(service.slow_places):
+            async with aclosing(self._pieces):
+                await super().__call__(scope, receive, send)
+
+    async def _events(self) -> AsyncGenerator[str, None]:
+        try:
+            async for piece in self._pieces:
+                yield _event({"text": piece})
+        except HTTPException as error:  # as the JSON answer has it
+            yield _event(error.detail, "error")
+            return
+        except Exception:
+            yield _event({"error": "internal", "detail": "The model failed at this text."}, "error")
+            raise
+        yield _event(self._answer().model_dump(mode="json", exclude={"text"}), "done")
+
+    def _answer(self) -> Completed:
+        return Completed(**standing(self._live, self._service.clock()), seed=self._seed, text="")
+
+
+def _event(data: Any, name: str | None = None) -> str:
+    """https://html.spec.whatwg.org/multipage/server-sent-events.html; the data is one line of ASCII."""
+    return f"event: {name}\n" * (name is not None) + f"data: {json.dumps(data)}\n\n"

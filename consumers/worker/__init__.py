@@ -1,0 +1,1 @@
+"""The worker: learns what comes and commits versions, one process a model."""

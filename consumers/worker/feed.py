@@ -1,0 +1,263 @@
+"""From the log to batches: poll → decode → join → batch, on threads of their own, while the updates run.
+
+Every record that is read leaves the feed in exactly one `Item`: as a row of a batch, as held out, as skipped, as dead,
+or as a label; in the order in which it was read, but where labels come later (`joiner`). Until then it is *pending*: a
+version says so, and the next worker begins with it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from consumers.worker.decoding import Dead, Decoded, Decoding
+from consumers.worker.joiner import Correction, Joiner, Left
+from models.evaluation import is_held_out
+from models.learner import Batch, id_digest
+from pipeline.errors import RecordError
+from pipeline.log import AlignedReader, Partition, Place, Reader, place_of
+from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
+from pipeline.store import Runs
+
+DEPTH = 4  # batches that wait in memory for the learner
+
+
+@dataclass(slots=True)
+class Item:
+    """What the worker takes in one step."""
+
+    examples: list[Example] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    dead: list[Dead] = field(default_factory=list)
+    held_out: list[Example] = field(default_factory=list)
+    corrections: list[Correction] = field(default_factory=list)  # of what was learned up to this batch
+    records: list[Record] = field(default_factory=list)  # all of these
+    batch: Batch | None = None  # of `examples`; its x is on the device, or on its way
+
+    def add(self, one: Left | Dead, hold_out: float) -> None:
+        if isinstance(one, Example):
+            held_out = hold_out > 0 and is_held_out(one.held_out_by, hold_out)
+            (self.held_out if held_out else self.examples).append(one)
+            self.records += one.records
+        elif isinstance(one, Correction):
+            self.corrections.append(one)
+            self.records.append(one.label.record)
+        else:
+            if isinstance(one, Skipped):
+                self.skipped.append(one)
+            else:
+                self.dead.append(one)
+            self.records.append(one.record)
+
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Turns the rows that a learner refuses into dead ones, before they are learned."""
+        kept = [row for row in range(len(self.examples)) if row not in reasons]
+        for row, why in reasons.items():
+            example = self.examples[row]
+            self.dead.append(Dead(example.record, RecordError("label", why), example.label_record))
+        self.examples = [self.examples[row] for row in kept]
+        if self.batch is not None:
+            self.batch = self.batch.rows(kept) if kept else None
+
+
+class Uplink:
+    """Host to device through pinned memory on a stream of its own, so that a copy overlaps with the update before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def send(self, x: torch.Tensor) -> torch.Tensor:
+        """Starts the copy; `arrive` before use."""
+        if self._stream is None:
+            return x.to(self._device)
+        with torch.cuda.stream(self._stream):
+            return x.pin_memory().to(self._device, non_blocking=True)
+
+    def arrive(self, x: torch.Tensor) -> None:
+        """Makes the current stream wait for the copies that were sent, and keeps `x` until it has used it."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            x.record_stream(current)
+
+
+def collate(examples: Sequence[Example], topics: Mapping[str, int], uplink: Uplink) -> Batch:
+    """Examples, in order, as one batch; `topics` numbers the model's topics."""
+    records = [example.record for example in examples]
+    x = np.stack([example.x for example in examples])  # (B, C, H, W) uint8 or (B, L) int32
+    origins = np.array([(topics[r.topic], r.partition, r.offset) for r in records], dtype=np.int64)  # (B, 3)
+    digests = b"".join(id_digest(example.id) for example in examples)
+    ids = np.frombuffer(bytearray(digests), dtype=np.uint8).reshape(-1, 16)  # (B, 16)
+    return Batch(
+        x=uplink.send(torch.from_numpy(x)),
+        labels=[example.label for example in examples],
+        origins=torch.from_numpy(origins),
+        ids=torch.from_numpy(ids),
+        whole={row: torch.from_numpy(each.whole) for row, each in enumerate(examples) if each.whole is not None},
+    )
+
+
+class Feed:
+    """Reads, decodes and batches in the background; `take` hands out items in order.
+
+    A batch is closed by its size, or when its first record has waited for `max_wait_ms`.
+
+    Args:
+        positions: where the reader begins.
+        hold_out: the share of the records that are not learned.
+        backlog: records from before those positions that come first.
+        joiner: brings records and labels together, where these are in a topic of their own.
+        already: records that a version has although their turn was not yet: they are passed over.
+    """
+
+    def __init__(
+        self,
+        reader: Reader | AlignedReader,
+        decoder: RecordDecoder,
+        uplink: Uplink,
+        *,
+        topics: Mapping[str, int],
+        batch_size: int,
+        max_wait_ms: int,
+        decode_threads: int,
+        hold_out: float = 0.0,
+        positions: Mapping[Partition, int],
+        backlog: Sequence[Record] = (),
+        joiner: Joiner | None = None,
+        already: Collection[Place] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reader = reader
+        self._uplink = uplink
+        self._topics = topics
+        self._batch_size = batch_size
+        self._max_wait_s = max_wait_ms / 1000
+        self._hold_out = hold_out
+        self._joiner = joiner
+        self._already = already
+        self._clock = clock
+        self._lock = threading.Lock()  # guards what follows
+        self._positions = dict(positions)  # next offset to read
+        self._pending = dict.fromkeys(map(place_of, backlog))  # read and not taken, in order
+        self._backlog = list(backlog)
+        self._items: queue.Queue[Item | BaseException] = queue.Queue(DEPTH)
+        self._stop = threading.Event()
+        self._decode = Decoding(decoder, decode_threads, self._stop)
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._thread.start()
+
+    def take(self, timeout_s: float) -> Item | None:
+        """The next item, or None if there is none in time.
+
+        Raises:
+            HeadraceError: whatever ended the reading.
+        """
+        try:
+            item = self._items.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        with self._lock:
+            for record in item.records:
+                del self._pending[place_of(record)]
+        if item.batch is not None:
+            self._uplink.arrive(item.batch.x)
+        return item
+
+    @property
+    def partitions(self) -> set[Partition]:
+        """Those whose beginning is known."""
+        with self._lock:
+            return set(self._positions)
+
+    def standing(self) -> tuple[dict[Partition, int], Runs]:
+        """The next offsets to read, and what was read before them and not taken yet, in order."""
+        with self._lock:
+            return dict(self._positions), Runs.of(self._pending)
+
+    def close(self) -> None:
+        """Stops the threads; what was not taken is read again by the next feed."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # noqa: BLE001 - handed over: `take` raises it in the worker's own thread
+            self._put(error)
+
+    def _loop(self) -> None:
+        item = Item()
+        deadline: float | None = None  # when the open item must go out
+        for one in self._joined(self._decode(self._backlog)):
+            item.add(one, self._hold_out)
+            if len(item.examples) == self._batch_size:
+                self._close(item)
+                item = Item()
+        self._check(item)
+        while not self._stop.is_set():
+            if item.records and deadline is None:
+                deadline = self._clock() + self._max_wait_s
+            wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self._clock()))
+            polled = self._reader.poll(wait_s)
+            if polled is not None:
+                records = [record for record in polled.records if place_of(record) not in self._already]
+                with self._lock:
+                    self._pending |= dict.fromkeys(map(place_of, records))
+                    self._positions |= polled.positions
+                for one in self._joined(self._decode(records)):
+                    item.add(one, self._hold_out)
+                    if len(item.examples) == self._batch_size:
+                        self._close(item)
+                        item, deadline = Item(), None
+                self._check(item)
+            if item.records and deadline is not None and self._clock() >= deadline:
+                self._close(item)
+                item, deadline = Item(), None
+
+    def _check(self, item: Item) -> None:
+        """
+        Raises:
+            Exhausted: nothing more is decoded; what was goes out first.
+        """
+        if self._decode.error is not None:
+            if item.records:
+                self._close(item)
+            raise self._decode.error
+
+    def _joined(self, some: Iterable[Decoded]) -> Iterator[Left | Dead]:
+        """What goes on of these, and of those that waited for them."""
+        if self._joiner is None:
+            yield from some  # type: ignore[misc]  # labels are decoded for a joiner alone
+            return
+        for one in some:
+            if isinstance(one, Example | Label):
+                yield from self._joiner.add(one)
+            else:
+                yield one
+        yield from self._joiner.fallen()
+
+    def _close(self, item: Item) -> None:
+        if item.examples:
+            # By partition, each in its order: then the lineage of a batch is as short as a run for each of them.
+            item.examples.sort(key=lambda example: (example.record.topic, example.record.partition))
+            item.batch = collate(item.examples, self._topics, self._uplink)
+        self._put(item)
+
+    def _put(self, item: Item | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                self._items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return

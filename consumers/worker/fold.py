@@ -1,0 +1,411 @@
+"""A model as a fold over its log: everything that a record changes, in one place, live or when it is learned again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consumers.bridge import copied
+from consumers.worker.drift import Drift
+from consumers.worker.environment import environment
+from consumers.worker.fitting import mismatch, validated_options
+from consumers.worker.joiner import Correction
+from models.diagnosis import MANY_CUT
+from models.evaluation import PREFIX, HeldOut, LossRange, Prequential
+from models.learner import (
+    Batch,
+    Beginning,
+    Blueprint,
+    Correcting,
+    Learner,
+    Rows,
+    Source,
+    State,
+    id_digest,
+    update_generator,
+)
+from models.memory import PolicyName
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, Diverged
+from pipeline.log import Partition, Place, place_of
+from pipeline.records import Example
+from pipeline.store import Draft, Group, LineageBuilder, Manifest, Runs
+
+HELD_OUT = "held-out"  # the outcome of records that are kept aside
+JOINED = "joined"  # the outcome of a label that completed a record; what was learned has it right behind the record
+CORRECTED = "corrected"  # of a label that replaced another one
+CUT = "cut_ratio"  # of texts: the share that is longer than `max_chars`; as an alarm: it is above
+NO_ROWS = torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update tells."""
+
+    loss: float  # mean over its records, from before it
+    drift: Mapping[str, Any]  # "drift": the prequential error rose for good; "flush": what left the replay memory
+    far_above: bool  # the loss left its recent range
+    alarms: Sequence[str]  # the learner's own that were not there before
+
+
+class Fold:
+    """What a model is between two commits: its learner, what watches it, and the lineage since the last version.
+
+    Args:
+        name: of the model.
+        settings: its table of the configuration.
+        blueprint: how its learner is built.
+        clock: seconds since the epoch; a timestamp that is ahead of it counts as now.
+        shaped: the structural options of the version that it goes on from (`shape_of`).
+
+    Raises:
+        ConfigError: the learner cannot be built from these settings.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: ModelConfig,
+        blueprint: Blueprint,
+        device: torch.device,
+        clock: Callable[[], float] = time.time,
+        shaped: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._clock, self.shaped = clock, shaped
+        self.name, self.settings, self.blueprint, self.device = name, settings, blueprint, device
+        self.options = validated_options(name, settings, blueprint, shaped)
+        try:
+            self.learner: Learner = blueprint.learner(self.options, settings.input.shape, settings.seed, device)
+        except ValueError as error:  # a learner that cannot take records of this shape
+            raise ConfigError(f"models.{name}: {error} Change its input or its options.") from None
+        if settings.labels is not None and not self.learner.needs_label:
+            raise ConfigError(f"models.{name}.labels: {settings.learner} does not wait for labels. Remove the table.")
+        self.lineage = LineageBuilder()
+        self.counts: Counter[str] = Counter()
+        self.updates = 0
+        self.newest_timestamp_ms: int | None = None
+        self.prequential = Prequential()
+        self.loss_range = LossRange()
+        self.alarms: list[str] = []  # of the last update
+        self.drift = Drift(name, settings, self.learner)
+        self.held_out = self._begin_held_out() if settings.hold_out.slots else None
+        self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
+        self._number_topics()
+        self.already: set[tuple[Place, str]] = set()  # read ahead of their turn, each with the id of its topic
+        self._unsent: dict[tuple[Group, str], Tensor | None] = {}  # rows that changed and are in no version; None: all
+
+    # --- from nothing, or from a version ---
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        """Has an untrained learner start from these.
+
+        Raises:
+            ConfigError: one of them does not fit.
+        """
+        if not sources:
+            return
+        assert isinstance(self.learner, Beginning)  # noqa: S101 - its blueprint names sources
+        try:
+            self.learner.begin(sources)
+        except ValueError as error:
+            raise ConfigError(f"models.{self.name}.options: {error}") from None
+        self.lineage.change({"sources": {name: source.digest for name, source in sources.items()}})
+
+    def restore(self, manifest: Manifest, serving: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
+        """The state of a keyframe.
+
+        Raises:
+            StateMismatch: it does not fit this learner.
+        """
+        try:
+            self._restore(State(serving, training, manifest.meta), manifest.worker.get("held_out"))
+        except ValueError as error:
+            raise mismatch(manifest, str(error)) from None
+        self.keep_books(manifest)
+
+    def keep_books(self, manifest: Manifest) -> None:
+        """All of a version but what the learner itself is: every version has it, keyframe or not."""
+        worker = manifest.worker
+        self.counts = Counter(manifest.counts)
+        self.updates = manifest.updates
+        newest = manifest.newest_timestamp_ms
+        self.newest_timestamp_ms = None if newest is None else min(newest, manifest.created_ms)
+        self.topics = dict(worker["topics"])
+        self._number_topics()
+        self.prequential.restore(worker["prequential"])
+        self.loss_range.restore(worker["loss_range"])
+        self.alarms = list(worker.get("alarms", ()))
+        self.drift.restore(worker["drift"])
+        for id_, places in worker.get("already", {}).items():
+            self.already |= {(place, id_) for place in Runs.model_validate(places)}
+
+    def books(self) -> dict[str, Any]:
+        """What `keep_books` needs beside the counters, JSON."""
+        ids = {id_ for _, id_ in self.already}
+        already = {id_: Runs.of(sorted(place for place, of in self.already if of == id_)) for id_ in ids}
+        return {
+            **({"already": {id_: places.model_dump(mode="json") for id_, places in already.items()}} if ids else {}),
+            "topics": dict(self.topics),
+            "prequential": self.prequential.state(),
+            "loss_range": self.loss_range.state(),
+            "alarms": list(self.alarms),
+            "drift": self.drift.state(),
+            "held_out": self.held_out.meta() if self.held_out is not None else None,
+        }
+
+    def configured(self, settings: ModelConfig) -> Fold:
+        """The same state under other settings, as a restart makes it; the lineage goes along."""
+        if settings == self.settings:
+            return self
+        fold = self._copy(settings)
+        fold.lineage, fold.counts = self.lineage, self.counts
+        fold.newest_timestamp_ms = self.newest_timestamp_ms
+        fold.prequential, fold.loss_range, fold.alarms = self.prequential, self.loss_range, self.alarms
+        fold.already = self.already
+        fold.send_all()
+        return fold
+
+    def trial(self) -> Fold:
+        """A copy to try an update on, with books of its own that begin empty."""
+        return self._copy(self.settings)
+
+    def _copy(self, settings: ModelConfig) -> Fold:
+        """Another learner in the same state."""
+        fold = Fold(self.name, settings, self.blueprint, self.device, self._clock, self.shaped)
+        state = self._state()
+        meta = self.held_out.meta() if self.held_out is not None else None
+        fold._restore(State(whole(state.serving), whole(state.training), state.meta), meta)
+        fold.updates, fold.topics = self.updates, dict(self.topics)
+        fold.drift.restore(self.drift.state())
+        fold._number_topics()
+        return fold
+
+    def send_all(self) -> None:
+        """Has the next versions hold every row: which of them changed is not known."""
+        state = self.capture()
+        groups: dict[Group, Mapping[str, Tensor | Rows]] = {"serving": state.serving, "training": state.training}
+        for group, tensors in groups.items():
+            self._unsent |= {(group, name): None for name, value in tensors.items() if isinstance(value, Rows)}
+
+    def _number_topics(self) -> None:
+        for topic in self.settings.topics:
+            self.topics.setdefault(topic, len(self.topics))
+
+    # --- records ---
+
+    def learn(self, batch: Batch, examples: Sequence[Example]) -> Update:
+        """One update on the batch of these examples.
+
+        Raises:
+            Diverged: the loss is not finite. The learner cannot be used any more.
+        """
+        self.drift.before(self.updates)
+        report = self.learner.learn(batch, update_generator(self.settings.seed, self.updates))
+        if self.settings.guard and not math.isfinite(report.loss):
+            raise Diverged(f"{self.name}: the loss of update {self.updates} is {report.loss}.")
+        self.updates += 1
+        self.lineage.learned([place_of(record) for example in examples for record in example.records])
+        self._count("learned", examples)
+        newest = max(example.record.timestamp_ms for example in examples)
+        newest = min(newest, int(self._clock() * 1000))  # a producer's clock that is ahead makes nothing fresh for good
+        self.newest_timestamp_ms = max(newest, self.newest_timestamp_ms or newest)
+        hits = None
+        if report.predicted is not None:
+            hits = [predicted == label for predicted, label in zip(report.predicted, batch.labels, strict=True)]
+        means = dict(report.metrics)
+        if self.settings.input.kind == "text":
+            means[CUT] = sum(example.is_cut for example in examples) / len(examples)
+        self.prequential.update(report.loss, hits, records=len(examples), metrics=means)
+        far_above = self.loss_range.update(report.loss)
+        if far_above:
+            self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
+        drift = self.drift.after(self.updates, batch.labels, hits) if hits is not None else {}
+        for kind, change in drift.items():
+            self.lineage.change({kind: change})
+        alarms = [*report.alarms, *([CUT] if self.prequential.own().get(CUT, 0.0) > MANY_CUT else [])]
+        begun = [alarm for alarm in alarms if alarm not in self.alarms]
+        self.alarms = alarms
+        for alarm in begun:
+            self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
+        return Update(report.loss, drift, far_above, begun)
+
+    def correct(self, corrections: Sequence[Correction]) -> list[str]:
+        """Replaces labels of remembered and held-out records, in one update if there are any; gives their outcomes.
+
+        The lineage has what a version held out beside its updates, so it says how much of that came before this one.
+        """
+        rng, before = update_generator(self.settings.seed, self.updates), self.lineage.count(HELD_OUT)
+        outcomes, found, touched = list[str](), list[Place](), False
+        for correction in corrections:
+            label, place, id_ = correction.label, place_of(correction.label.record), id_digest(correction.label.id)
+            aside = self.held_out is not None and self.held_out.correct(id_, label.label)
+            touched |= aside
+            if (isinstance(self.learner, Correcting) and self.learner.correct(id_, label.label, rng)) or aside:
+                outcomes.append(CORRECTED)
+                found.append(place)
+            else:
+                outcomes.append(correction.otherwise)
+                self.outcome(correction.otherwise, *place)
+        if touched and before:
+            self.lineage.change({"held_out": {"records": before, "before": [*found[0][0], found[0][1]]}})
+        if found:
+            self.updates += 1
+            self.lineage.learned(found)
+            self.counts[CORRECTED] += len(found)
+        return outcomes
+
+    def hold_out(self, batch: Batch, examples: Sequence[Example]) -> None:
+        """Keeps a sample of these examples, and learns none; `batch` is on the CPU."""
+        if self.held_out is not None:  # else they were held out under former settings
+            self.held_out.add(batch)
+        for example in examples:
+            for record in example.records:
+                self.lineage.outcome(HELD_OUT, *place_of(record))
+        self._count(HELD_OUT, examples)
+
+    def _count(self, outcome: str, examples: Sequence[Example]) -> None:
+        self.counts[outcome] += len(examples)
+        if joined := sum(example.label_record is not None for example in examples):
+            self.counts[JOINED] += joined
+
+    def outcome(self, name: str, partition: Partition, offset: int) -> None:
+        """A record that was read and not learned; `name` is kind/reason."""
+        self.lineage.outcome(name, partition, offset)
+        self.counts[name] += 1
+
+    def remembered(self) -> set[bytes]:
+        """The digests of the ids of records whose labels can be corrected."""
+        learned = self.learner.remembered() if isinstance(self.learner, Correcting) else ()
+        return {*learned, *(self.held_out.remembered() if self.held_out is not None else ())}
+
+    # --- versions ---
+
+    def check_finite(self) -> None:
+        """
+        Raises:
+            Diverged: something of the state is not a finite number; names the tensor.
+        """
+        self._captured()
+
+    def draft(
+        self,
+        *,
+        positions: Mapping[Partition, int],
+        pending: Runs,
+        topic_ids: Mapping[str, str],
+        lag_records: int,
+        examined: Mapping[str, float],
+        probes: Mapping[str, Mapping[str, Any]],
+        diagnoses: Mapping[str, str],
+        keyframe: bool,
+    ) -> Draft:
+        """What becomes the next version; copies what changed, and starts the lineage anew.
+
+        Raises:
+            Diverged: as `check_finite`; the lineage goes on.
+        """
+        state = self._captured()
+        self._unsent = {} if keyframe else {key: rows for key, rows in self._unsent.items() if key[0] == "training"}
+        settings = self.settings
+        return Draft(
+            learner=settings.learner,
+            input=settings.input.model_dump(mode="json"),
+            options=self.options.model_dump(mode="json"),
+            config=settings.model_dump(mode="json"),
+            classes=list(self.learner.model.classes),
+            seed=settings.seed,
+            updates=self.updates,
+            counts=dict(self.counts),
+            positions=dict(positions),
+            pending=pending,
+            topic_ids=dict(topic_ids),
+            newest_timestamp_ms=self.newest_timestamp_ms,
+            metrics={**self.prequential.metrics(), **examined, "lag_records": float(lag_records)},
+            environment=environment(self.device),
+            meta=dict(state.meta),
+            worker=self.books(),
+            probes=probes,
+            diagnoses=diagnoses,
+            lineage=self.lineage.build(),
+            serving=copied(state.serving),
+            training=copied(state.training) if keyframe else None,
+        )
+
+    def capture(self) -> State:
+        """The learner's state and what is held out."""
+        state = self.learner.capture()
+        if self.held_out is None:
+            return state
+        return State(state.serving, {**state.training, **self.held_out.capture()}, state.meta)
+
+    def _restore(self, state: State, held_out: Mapping[str, Any] | None) -> None:
+        """The state of a fold; `held_out` is the meta of what was held out, where something was."""
+        aside = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
+        training = {name: value for name, value in state.training.items() if name not in aside}
+        self.learner.restore(State(state.serving, training, state.meta))
+        if self.held_out is not None and held_out is not None:
+            self.held_out.restore(held_out, aside)
+
+    def _begin_held_out(self) -> HeldOut:
+        settings = self.settings
+        dtype = torch.uint8 if settings.input.kind == "image" else torch.int32
+        policy: PolicyName = "balanced" if self.learner.needs_label else "reservoir"
+        return HeldOut(settings.hold_out.slots, settings.input.shape, dtype, policy, settings.seed)
+
+    def _state(self) -> State:
+        """The state with every row that is in no version yet."""
+        state = self.capture()
+        return State(self._rows("serving", state.serving), self._rows("training", state.training), state.meta)
+
+    def _captured(self) -> State:
+        """The same, looked through where there is a guard."""
+        state = self._state()
+        if self.settings.guard:
+            for group in (state.serving, state.training):
+                if name := not_finite(group):
+                    raise Diverged(f"{self.name}: after update {self.updates - 1}, {name} holds a number not finite.")
+        return state
+
+    def _rows(self, group: Group, tensors: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
+        found: dict[str, Tensor | Rows] = dict(tensors)
+        for name, value in tensors.items():
+            if isinstance(value, Rows):
+                changed, before = value.changed, self._unsent.get((group, name), NO_ROWS)
+                if changed is not None and before is not None:
+                    changed = torch.unique(torch.cat([before, changed.cpu()]))
+                else:
+                    changed = None
+                self._unsent[group, name] = changed
+                found[name] = Rows(value.tensor, changed)
+        return found
+
+
+def not_finite(tensors: Mapping[str, Tensor | Rows]) -> str | None:
+    """The name of a tensor that holds NaN or an infinity, looking only at rows that changed."""
+    finite: dict[torch.device, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        tensor = value if isinstance(value, Tensor) else _changed(value)
+        if tensor.is_floating_point() and tensor.numel():
+            found = torch.stack(tensor.detach().aminmax()).isfinite().all()  # NaN wins; one pass
+            finite.setdefault(tensor.device, {})[name] = found
+    for named in finite.values():
+        good = torch.stack([*named.values()]).tolist()  # one look at a device for all that is there
+        if not all(good):
+            return next(name for name, is_finite in zip(named, good, strict=True) if not is_finite)
+    return None
+
+
+def _changed(rows: Rows) -> Tensor:
+    return rows.tensor if rows.changed is None else rows.tensor[rows.changed.to(rows.tensor.device)]
+
+
+def whole(values: Mapping[str, Tensor | Rows]) -> dict[str, Tensor]:
+    """The live tensors of a state."""
+    return {name: value.tensor if isinstance(value, Rows) else value for name, value in values.items()}

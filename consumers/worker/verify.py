@@ -1,0 +1,170 @@
+"""Proof of a version: learns again from the log what its lineage records, and compares every bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from consumers.bridge import array
+from consumers.worker.environment import environment, use_deterministic
+from consumers.worker.fitting import differences, mismatch, shape_of
+from consumers.worker.fold import Fold, whole
+from consumers.worker.replay import Replay, at_version, changed, differing, recorded, use_threads
+from consumers.worker.sources import Sources
+from models.learner import Blueprint
+from pipeline.config import ModelConfig
+from pipeline.errors import NotRepeatable
+from pipeline.store import Array, Group, HistoryEntry, Manifest, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came out. `differs`: what is not the same to the last bit, with the largest absolute difference."""
+
+    model: str
+    version: int
+    start: int | None  # the version that learning again began at; None: from nothing
+    versions: int
+    updates: int
+    records: int
+    stored: str  # digest of the state as it was stored,
+    learned: str  # and as it was learned again
+    differs: Mapping[str, float | None]  # None: no number
+    environment: Mapping[str, list[Any]]  # what is not as it was at some time on the way: key → [then, now]
+
+    @property
+    def same(self) -> bool:
+        """To the last bit."""
+        return not self.differs
+
+    def json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**asdict(self), "same": self.same}
+
+
+def verify(
+    store: Store,
+    settings: ModelConfig,
+    blueprint: Blueprint,
+    device: torch.device,
+    replay: Replay,
+    sources: Sources,
+    target: Manifest,
+    start: Manifest | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Verification:
+    """Learns again all that made `target`, from the version `start` or from nothing.
+
+    Runs with the numbers of threads that the versions were learned with, and leaves torch with the last of them.
+    `progress` gets updates done and in all.
+
+    Raises:
+        StateMismatch: the configuration names another learner.
+        OffsetsGone: the log does not hold what was learned any more; begin at a later version.
+        ConfigError: what the model started from is gone; begin at a version.
+        NotRepeatable: the history has a gap, or a record does not decode any more.
+    """
+    if target.learner != settings.learner:
+        raise mismatch(target, f"learner = {settings.learner!r}, and it was learned by {target.learner!r}.")
+    begin = start.version if start else 0
+    then, threads = recorded(target, settings), target.environment["threads"]
+    for entry in reversed([entry for entry in _between(store, start, target) if entry.lineage.changes]):
+        for change in reversed(entry.lineage.changes):
+            then = changed(then, {key: [now, before] for key, (before, now) in change.get("config", {}).items()})
+            threads = change.get("environment", {}).get("threads", [threads])[0]
+            if "ids" in change.get("jump", {}):
+                replay.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][0]
+    fold = Fold(store.model, then, blueprint, device, shaped=shape_of(target, blueprint))
+    if start is not None:
+        fold = at_version(fold, store, start, replay)
+    else:
+        sources.begin(fold, recorded_sources(store))
+    fold.lineage.build()
+    use_threads(threads)
+    use_deterministic(bool(target.environment.get("deterministic")))
+    first_update, first_counts = fold.updates, fold.counts["learned"]
+    versions = 0
+    for entry in _between(store, start, target):
+        fold = replay.entries(fold, [entry])
+        versions += 1
+        progress(fold.updates - first_update, target.updates - first_update)
+    differs: dict[str, float | None] = {}
+    stored: dict[str, Array] = {}
+    live: dict[str, Array] = {}
+    groups: tuple[Group, ...] = ("serving", "training") if target.is_keyframe else ("serving",)
+    for group in groups:
+        arrays = store.arrays(target, group)
+        differs |= differing(fold, arrays, group)
+        stored |= arrays
+        state = fold.capture()
+        live |= {name: array(value.detach().cpu()) for name, value in whole(getattr(state, group)).items()}
+    books = {**fold.books(), "counts": dict(fold.counts), "updates": fold.updates, "meta": dict(state.meta)}
+    shall = {**target.worker, "counts": target.counts, "updates": target.updates, "meta": target.meta}
+    differs |= dict.fromkeys(differences(shall, json.loads(json.dumps(books))))
+    return Verification(
+        model=store.model,
+        version=target.version,
+        start=begin or None,
+        versions=versions,
+        updates=fold.updates - first_update,
+        records=fold.counts["learned"] - first_counts,
+        stored=_digest(stored),
+        learned=_digest(live),
+        differs=differs,
+        environment=_changed_environment(store, start, target, environment(device)),
+    )
+
+
+def recorded_sources(store: Store) -> Mapping[str, str]:
+    """Digests of what the model started from, as its first version noted them."""
+    first = next(iter(store.histories()), None)
+    changes = first.lineage.changes if first else ()
+    found: Mapping[str, str] = next((change["sources"] for change in changes if "sources" in change), {})
+    return found
+
+
+def _changed_environment(
+    store: Store, start: Manifest | None, target: Manifest, now: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Where any of the versions was learned otherwise than here; their numbers of threads are followed."""
+    then = dict(target.environment)
+    found = differences(then, now)
+    for entry in reversed([entry for entry in _between(store, start, target) if entry.lineage.changes]):
+        for change in reversed(entry.lineage.changes):
+            then |= {key: before for key, (before, _) in change.get("environment", {}).items()}
+            found = {**differences({**then, "threads": now["threads"]}, now), **found}
+    return found
+
+
+def _between(store: Store, start: Manifest | None, target: Manifest) -> Iterator[HistoryEntry]:
+    """The history after `start` up to `target`, in order and without a gap."""
+    before = start.version if start else None
+    for entry in store.histories(above=before or 0):
+        if entry.version > target.version:
+            break
+        if (entry.parent.version if entry.parent else None) != before:
+            raise NotRepeatable(
+                f"The history of {store.model} has a gap before version {entry.version}. "
+                f"Name a version after it: `headrace verify {store.model} --from {entry.version}`."
+            )
+        before = entry.version
+        yield entry
+    if before != target.version:
+        raise NotRepeatable(
+            f"The history of {store.model} does not lead from version {before} to version {target.version}. "
+            f"Name a version of `headrace log {store.model}` that came before it."
+        )
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    """Of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.data.data)
+    return digest.hexdigest()

@@ -1,0 +1,299 @@
+"""The worker: one model, one writer. Poll → decode → batch → predict → learn → perhaps a snapshot.
+
+The order of a commit, and what a crash leaves between each two steps:
+
+1. What changed is copied to host memory, together with the watermark, what is pending and the lineage (a crash: the
+   head is as before).
+2. Dead letters are flushed to Kafka (a crash: the next worker sends them once more, under the same key).
+3. The version's number is noted in Kafka, beside the offsets for lag monitors (a crash: the number is not used again).
+4. Objects that the parent does not name are uploaded (a crash: they expire by themselves).
+5. One script moves the head: weights, training state, lineage and watermark together (a crash after it: the new head
+   is the truth, and the next worker begins with what it says is pending, and then at its watermark).
+6. Offsets are committed to Kafka, for lag monitors alone (a crash: a monitor shows an old lag).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from threading import Event
+
+import torch
+
+from consumers.worker.committer import RETRY_S, Committer, Lease
+from consumers.worker.environment import environment, use_deterministic
+from consumers.worker.evaluator import Examiner, judge_of
+from consumers.worker.feed import Feed, Uplink
+from consumers.worker.fitting import config_changes, differences, settled, shape_of, validated_options
+from consumers.worker.fold import Fold
+from consumers.worker.joiner import Joiner
+from consumers.worker.replay import Replay, at_version, decoder_of
+from consumers.worker.session import Session
+from consumers.worker.sources import Sources
+from consumers.worker.stalls import Stalls
+from models.learner import Blueprint
+from pipeline.config import Config
+from pipeline.errors import ConfigError, HeadMoved, LogUnavailable, OffsetsGone, StoreUnavailable
+from pipeline.log import AlignedReader, Fetcher, Publisher, Reader, dead_letter_topic, ensure_topics
+from pipeline.metrics import WorkerMetrics
+from pipeline.records import Record
+from pipeline.store import Fence, Manifest, Store
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: torch does not know the device, or this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'device = "{name}" cannot be used here: {error}. Use "auto" or "cpu".') from None
+    return device
+
+
+class Worker:
+    """Learns one model from its topics until it is stopped.
+
+    Args:
+        name: of the model, a table of the configuration.
+        blueprint: how its learner is built.
+        stop: set by whoever wants the worker to end with a snapshot.
+        say: where one-line messages go.
+        jump: whether it may go on at what a topic holds, where that is not what comes next.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        blueprint: Blueprint,
+        store: Store,
+        metrics: WorkerMetrics,
+        *,
+        stop: Event,
+        say: Callable[[str], None],
+        owner: str,
+        jump: bool = False,
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._settings = config.model(name)
+        self._blueprint = blueprint
+        self._store = store
+        self._metrics = metrics
+        self._stop = stop
+        self._say = say
+        self._owner = owner
+        self._jump = jump
+        validated_options(name, self._settings, blueprint)
+        self._stalls = Stalls(name, metrics, say)
+        self._device = pick_device(self._settings.device)
+        pinned, units = self._settings.cpu_isa, torch.backends.cpu.get_cpu_capability()
+        if pinned is not None and pinned.upper() != units:
+            raise ConfigError(
+                f'models.{name}.cpu_isa = "{pinned}", and torch was loaded with {units} kernels. They are chosen when '
+                f"a process starts: use `headrace train {name}`."
+            )
+        if self._device.type == "cuda" and self._settings.keyframe_every > 1 and not self._settings.deterministic:
+            raise ConfigError(
+                f"models.{name}.keyframe_every = {self._settings.keyframe_every}: on CUDA, learning again gives equal "
+                f"bits in the deterministic mode alone. Set deterministic = true, or keyframe_every = 1."
+            )
+
+    def run(self) -> None:
+        """Takes the model's place, goes on from its head, and returns after the last snapshot once `stop` is set.
+
+        Raises:
+            HeadraceError: what an operator has to mend; `Fenced` when another worker took the place.
+        """
+        torch.set_num_threads(self._settings.threads)
+        use_deterministic(self._settings.deterministic)
+        kafka, topics = self._config.kafka, self._settings.read_topics
+        while (fence := self._take_place()) is not None:
+            try:
+                with Lease(self._store, fence, self._settings.lease_s, self._metrics, self._stalls.look) as lease:
+                    ensure_topics(kafka, [*topics, *map(dead_letter_topic, topics)])
+                    with Fetcher(kafka) as fetcher:
+                        self._session(fence, lease, fetcher)
+            except HeadMoved as error:
+                self._say(str(error))
+                self._metrics.head_moved()
+            except (LogUnavailable, StoreUnavailable) as error:  # while it starts: a commit is tried again by itself
+                if self._stop.is_set():
+                    raise
+                self._say(f"{error} Starting again from the head when it is back.")
+                if isinstance(error, StoreUnavailable):
+                    self._metrics.store_up(False)
+                else:
+                    self._metrics.log_up(False)
+                self._stop.wait(RETRY_S)
+            else:
+                return
+
+    def _take_place(self) -> Fence | None:
+        """The fence, or None if `stop` came while standing by."""
+        told = ""
+        while not self._stop.is_set():
+            try:
+                fence = self._store.acquire(self._owner, self._settings.lease_s)
+                if fence is not None:
+                    return fence
+                line = f"{self._store.holder() or 'Another worker'} learns {self._name}; standing by to take over."
+            except StoreUnavailable as error:
+                line = f"{error} Standing by."
+            if line != told:
+                self._say(line)
+                told = line
+            self._stop.wait(self._settings.lease_s / 4)
+        return None
+
+    def _session(self, fence: Fence, lease: Lease, fetcher: Fetcher) -> None:
+        """From the head on, as long as it is this worker's."""
+        kafka, settings, name = self._config.kafka, self._settings, self._name
+        head = self._store.head()
+        manifest = self._store.manifest(head) if head else None
+        if manifest is None:
+            self._say(f"{name}: no version yet; beginning at {settings.start} on {self._device}.")
+        else:
+            config_changes(manifest, settings, self._blueprint)  # before anything is read or learned again
+        with ExitStack() as opened:
+            reader = self._reader(manifest, opened)
+            noted = int(reader.noted or 0)
+            known = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
+            letters = opened.enter_context(Publisher(kafka, idempotent=False))
+            committer = opened.enter_context(
+                Committer(self._store, fence, noted, reader, letters, self._metrics, self._say)
+            )
+            replay = Replay(fetcher, manifest.topic_ids if manifest else {}, reader.firsts() if self._jump else None)
+            begin = partial(self._at, replay=replay)
+            fold = begin(manifest)
+            if manifest is not None:
+                self._say(
+                    f"{name}: going on from version {manifest.version} ({manifest.digest[:12]}) on {self._device}."
+                )
+            self._tell_jumps(fold, reader, noted, known)
+            backlog = self._backlog(fold, manifest, replay)
+            replay.topic_ids |= reader.topic_ids
+            begins = reader.poll(0)  # its first chunk: where each partition begins
+            session = Session(
+                fold,
+                manifest,
+                begin,
+                self._store,
+                committer,
+                reader,
+                letters,
+                replay,
+                self._examiner(),
+                self._stalls,
+                self._metrics,
+                self._say,
+            )
+            feed = Feed(
+                reader,
+                decoder_of(fold),
+                Uplink(self._device),
+                topics=fold.topics,
+                batch_size=settings.batch_size,
+                max_wait_ms=settings.max_wait_ms,
+                decode_threads=settings.decode_threads,
+                hold_out=settings.hold_out.share if settings.hold_out.slots else 0.0,
+                positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
+                backlog=backlog,
+                joiner=_joiner(fold, reader),
+                already={place for place, id_ in fold.already if reader.topic_ids.get(place[0].topic) == id_},
+            )
+            session.run(self._stop, lease, feed)
+
+    def _reader(self, manifest: Manifest | None, opened: ExitStack) -> Reader | AlignedReader:
+        """Of the model's topics; labels are read by one of their own, so that they do not run ahead."""
+
+        def reading(topics: Sequence[str]) -> Reader:
+            reader = Reader(
+                self._config.kafka,
+                topics,
+                positions=manifest.positions() if manifest else {},
+                topic_ids=manifest.topic_ids if manifest else {},
+                start=self._settings.start,
+                jump=self._jump,
+                group=f"headrace-{self._name}",
+            )
+            return opened.enter_context(reader)
+
+        records, labels = reading(self._settings.topics), self._settings.labels
+        return records if labels is None else AlignedReader(records, reading([labels.topic]))
+
+    def _tell_jumps(self, fold: Fold, reader: Reader | AlignedReader, noted: int, known: int) -> None:
+        for jump in reader.jumps:
+            self._say(
+                f"{self._name}: jumps over what is gone: {jump['topic']} partition {jump['partition']}, "
+                f"from {jump['from']} to {jump['to']}."
+            )
+            fold.lineage.change({"jump": jump})
+        if noted > known:
+            self._say(
+                f"{self._name}: version {noted} was announced, but Redis knows of none above {known}: it came back "
+                f"older than it was, or a worker was killed right before its commit. The number is not used again."
+            )
+            fold.lineage.change({"lost": {"above": known, "up_to": noted}})
+
+    def _backlog(self, fold: Fold, manifest: Manifest | None, replay: Replay) -> list[Record]:
+        """What the version read and did not learn; where the worker may jump, without what is gone."""
+        pending = list(manifest.pending) if manifest else []
+        try:
+            return list(replay.records(pending))
+        except OffsetsGone as error:
+            if not self._jump:
+                raise type(error)(
+                    f"{error} `headrace train {self._name} --jump` goes on without what is gone."
+                ) from None
+        records: list[Record] = []
+        for place in pending:
+            try:
+                records += replay.records([place])
+            except OffsetsGone:
+                fold.outcome("skipped/gone", *place)
+                self._metrics.outcome("skipped/gone")
+        return records
+
+    def _examiner(self) -> Examiner | None:
+        settings = self._settings.hold_out
+        if not settings.slots:
+            return None
+        sources = Sources(self._store, self._config.family)
+        return Examiner(settings, judge_of(self._name, settings, sources, self._device))
+
+    def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
+        """The state of a version under the settings of now; of none, an untrained learner."""
+        shaped = None if manifest is None else shape_of(manifest, self._blueprint)
+        settings = self._settings if manifest is None else settled(self._settings, manifest)
+        fold = Fold(self._name, settings, self._blueprint, self._device, shaped=shaped)
+        if manifest is None:
+            Sources(self._store, self._config.family).begin(fold)
+            return fold
+        fold = at_version(fold, self._store, manifest, replay, self._say)
+        changes = {
+            "config": config_changes(manifest, self._settings, self._blueprint),
+            "environment": differences(manifest.environment, environment(self._device)),
+        }
+        for kind, change in changes.items():
+            if change:
+                fold.lineage.change({kind: change})
+        return fold
+
+
+def _joiner(fold: Fold, reader: Reader | AlignedReader) -> Joiner | None:
+    """What brings records and labels together, where these are in a topic of their own."""
+    labels = fold.settings.labels
+    if labels is None or isinstance(reader, Reader):
+        return None
+    newest_ms = fold.newest_timestamp_ms
+    begin_ms = -math.inf if newest_ms is None else newest_ms
+    return Joiner(labels, reader.read_up_to_ms, fold.remembered(), begin_ms=begin_ms)

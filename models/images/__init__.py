@@ -1,0 +1,12 @@
+"""Learners of pictures, one a file, and what they are made of.
+
+A configuration names learners as `models.registry` does.
+"""
+
+from models.images.backbone import Backbone, BackboneOptions, references
+
+__all__ = [
+    "Backbone",
+    "BackboneOptions",
+    "references",
+]

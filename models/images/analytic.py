@@ -1,0 +1,202 @@
+"""Image classifier that cannot forget: a head in closed form over fixed features. No gradient, no stored pictures.
+
+What is known of a picture, u, are wavelet moduli (`wavelets`), or what a frozen `Backbone` makes of it: its features,
+or, where `layers` are named, their maps averaged over `CELLS` × `CELLS` places, each layer with length 1. z is u less
+its own mean, with length 1, and the head sees random features of it (random projection before a ridge: McDonnell et
+al. 2023, "RanPAC"):
+
+    φ(x) = (P z + 1)²,   P ∈ {-1, 1}^{D × d}
+
+A linear function of them is a quadratic one of z, in D random directions. With ReLU in place of the square, which that
+paper takes, more records are mistaken, at any D (figures in docs/image-analytic.md).
+
+P's signs come from a hash of their places, so that they are the same everywhere and are never stored. Less its mean,
+since what a backbone gives is mostly above 0: otherwise what all pictures have in common would be most of P z in a row
+of P whose signs do not add up to 0. With length 1, so that contrast does not count. Nothing of it is fitted to the
+stream, whose beginning would then decide what features are.
+
+z is rounded to whole units, so that P z is exact, whatever order a processor adds in. φ is rounded to multiples of
+1/16, so that the sums of its products are exact. So what is learned of a record does not depend on its batch (over a
+backbone: as far as what the backbone makes of it does not).
+
+The head is solved from sums over all records (`analytic`) now and then (`analytic_learner`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
+from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole
+from models.images.backbone import Backbone, BackboneOptions, references
+from models.images.patches import Patches
+from models.images.wavelets import Wavelets
+from models.kept_sums import LoggedSums
+from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
+from models.network import pixels
+
+CELLS = 3  # of a side: where maps are averaged
+
+
+class ImageAnalyticOptions(AnalyticOptions):
+    """`width` is D, the number of features: a state of 4 D² bytes."""
+
+    ridge: float | None = Field(None, gt=0)  # λ, in records; none: the one by which the sums promise the least error
+    width: int = structural(3000, before=2000, ge=8, le=16_384)
+    patches: bool = structural(True, before=False)  # two thirds of the features, beside wavelets
+    features: BackboneOptions | None = structural(None)  # what takes the place of the wavelets
+
+
+class Seen(nn.Module):
+    """What a frozen backbone makes of pictures: its features, or means of the maps of its layers."""
+
+    def __init__(self, backbone: Backbone, options: BackboneOptions) -> None:
+        super().__init__()
+        self.backbone, self.maps = backbone, bool(options.layers)
+        self.dim = sum(backbone.channels) * CELLS**2 if self.maps else backbone.width
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures (B, C, H, W) float32 in [0, 1] → (B, d) float32"""
+        if not self.maps:
+            return self.backbone(pictures)  # type: ignore[no-any-return]
+        pooled = [F.adaptive_avg_pool2d(maps, CELLS).flatten(1) for maps in self.backbone.maps(pictures)]
+        return torch.cat([F.normalize(each) for each in pooled], 1)
+
+
+class ImageAnalytic(AnalyticModel):
+    """Pictures are (B, C, H, W) uint8, of the shape that `extractor` is for."""
+
+    projection: Tensor
+    mean: Tensor  # of v, (d + 1,)
+    whitener: Tensor  # (d + 1, d + 1)
+
+    def __init__(
+        self, extractor: Wavelets | Seen, patches: Patches | None, width: int, classes: Sequence[str], unknown: float
+    ) -> None:
+        super().__init__(width, classes, unknown)
+        self.extractor, self.patches = extractor, patches
+        random = width - (patches.dim if patches else 0)
+        self.reads = (width, extractor.dim, random)
+        self.register_buffer("projection", signs(random, extractor.dim), persistent=False)
+        numbers = min(random, FAMILIAR) + 1
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("whitener", torch.zeros(numbers, numbers))
+
+    def look(self, x: Tensor) -> Look:
+        pictures = pixels(x)
+        seen = projected(self.extractor(pictures), self.projection)  # (B, D)
+        v = whole(torch.cat([seen[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1))  # (B, d + 1)
+        features = seen.add_(1).square_()
+        if self.patches is not None:
+            features = torch.cat([features, self.patches(x)], 1)
+        features = features.mul_(STEPS).round_().div_(STEPS)
+        strange = distances(v.to(self.mean), self.mean, self.whitener)
+        return Look(features, self.weight.new_zeros(()), strange, v, torch.zeros(0, 2, dtype=torch.int64))
+
+    def younger(self) -> dict[str, Tensor]:
+        return {**super().younger(), "mean": self.mean, "whitener": self.whitener}
+
+
+class ImageAnalyticLearner(AnalyticLearner):
+    """Over a backbone it has a model from `begin` or `restore` on: before, there is nothing to build."""
+
+    _model: ImageAnalytic
+    options: ImageAnalyticOptions
+
+    def __init__(self, options: ImageAnalyticOptions, shape: tuple[int, ...], device: torch.device) -> None:
+        self.options, self._device = options, device
+        self._constant = Frozen()
+        if options.features is None:
+            self._build(*fixed(options, shape))
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        features = self.options.features
+        if features is not None:
+            self._build(Seen(Backbone.begun(features, sources), features), None)
+
+    def merge(self, other: Self) -> None:
+        if not alike(self._model.extractor, other._model.extractor):
+            raise ValueError("only learners over the same backbone can be merged.")
+        super().merge(other)
+
+    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        self._acquaintance.add(look.v, sign=sign, forgetting=self.options.forgetting)
+
+    def _join(self, other: Self, numbers: Tensor) -> None:
+        super()._join(other, numbers)
+        self._acquaintance.merge(other._acquaintance)
+
+    def _fit(self) -> None:
+        model = self._model
+        for buffer, value in zip((model.mean, model.whitener, model.familiar), self._acquaintance.fit(), strict=True):
+            buffer.copy_(value)
+
+    def capture(self) -> State:
+        state = super().capture()
+        state = State(state.serving, {**state.training, **self._acquaintance.capture()}, state.meta)
+        extractor = self._model.extractor
+        if isinstance(extractor, Wavelets):
+            return state
+        constant = {f"extractor.{name}": tensor for name, tensor in extractor.state_dict().items()}
+        meta = {**state.meta, "features": extractor.backbone.describe()}
+        return State({**state.serving, **self._constant.rows(constant)}, state.training, meta)
+
+    def restore(self, state: State) -> None:
+        features = self.options.features
+        if features is not None:
+            self._build(Seen(Backbone.described(state.meta["features"]), features), None)
+        super().restore(state)
+        if familiar := {name: t for name, t in state.training.items() if name.startswith("familiar/")}:
+            self._acquaintance.restore(familiar)  # versions of before have none
+        self._constant.restored()
+
+    def _build(self, extractor: Wavelets | Seen, patches: Patches | None) -> None:
+        """Everything but what is learned."""
+        options = self.options
+        network = module_on(lambda: ImageAnalytic(extractor, patches, options.width, (), options.unknown), self._device)
+        super().__init__(network.eval(), options, self._device)
+        self._sums = LoggedSums(options.width, self._device)
+        self._acquaintance = Acquaintance(len(network.mean))
+
+
+def fixed(options: ImageAnalyticOptions, shape: tuple[int, ...]) -> tuple[Wavelets, Patches | None]:
+    """What is seen of pictures of a shape (C, H, W) without a backbone."""
+    return Wavelets(shape), Patches(shape, options.width * 2 // 3) if options.patches else None
+
+
+def alike(one: Wavelets | Seen, other: Wavelets | Seen) -> bool:
+    """Whether two of the same size give the same."""
+    if not (isinstance(one, Seen) and isinstance(other, Seen)):
+        return type(one) is type(other)
+    ours, theirs = one.state_dict(), other.state_dict()
+    return one.backbone.describe() == other.backbone.describe() and all(
+        torch.equal(tensor, theirs[name].to(tensor.device)) for name, tensor in ours.items()
+    )
+
+
+def learner(
+    options: ImageAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device
+) -> ImageAnalyticLearner:
+    return ImageAnalyticLearner(options, shape, device)
+
+
+def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageAnalytic:
+    features = options.features
+    seen: tuple[Wavelets | Seen, Patches | None] = fixed(options, shape)
+    if features is not None:
+        seen = Seen(Backbone.described(meta["features"]), features), None
+    made = module_on(lambda: ImageAnalytic(*seen, options.width, meta["classes"], options.unknown), torch.device("cpu"))
+    return made.eval()
+
+
+def sources(options: ImageAnalyticOptions) -> dict[str, Reference]:
+    return {} if options.features is None else references(options.features)
+
+
+BLUEPRINT = Blueprint(ImageAnalyticOptions, learner, model, "image", sources)

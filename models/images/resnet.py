@@ -1,0 +1,89 @@
+"""Image classifier: the slim ResNet-18 of continual learning, with a norm that treats every record alone.
+
+He et al. 2016, "Deep residual learning for image recognition", with `width` channels where they have 64, as in
+Lopez-Paz and Ranzato 2017, "Gradient episodic memory for continual learning" (20):
+
+stem: conv 3 × 3 → GroupNorm → ReLU; four stages of two blocks, with 1, 2, 4 and 8 times `width` channels, the
+first block of stages 2 to 4 with stride 2; the mean over the picture; head. A block is
+
+    ReLU(x' + GroupNorm(conv 3 × 3(ReLU(GroupNorm(conv 3 × 3(x))))))
+
+where x' is x, or GroupNorm(conv 1 × 1(x)) where the shape changes. GroupNorm (Wu and He 2018) stands where they have
+batch norm: a batch of a stream is no sample of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.classifier import ClassifierNetwork
+from models.images.warping import WarpedLearner, WarpedOptions
+from models.learner import Blueprint, module_on, structural
+from models.network import pixels, seeded
+
+GROUPS = 4
+
+
+class ImageResnetOptions(WarpedOptions):
+    """`width` is the number of channels of the first stage; the features are eight times as wide."""
+
+    width: int = structural(20, ge=GROUPS, multiple_of=GROUPS)
+
+
+class Unit(nn.Sequential):
+    """Convolution and norm; the norm's offset would make a bias of the convolution idle."""
+
+    def __init__(self, before: int, after: int, *, kernel: int, stride: int) -> None:
+        convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
+        super().__init__(convolution, nn.GroupNorm(GROUPS, after))
+
+
+class Residual(nn.Module):
+    """Two units and the way round them."""
+
+    def __init__(self, before: int, after: int, *, stride: int) -> None:
+        super().__init__()
+        self.first = Unit(before, after, kernel=3, stride=stride)
+        self.second = Unit(after, after, kernel=3, stride=1)
+        same = before == after and stride == 1
+        self.around = nn.Identity() if same else Unit(before, after, kernel=1, stride=stride)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu_(self.second(torch.relu_(self.first(maps))) + self.around(maps))
+
+
+class ImageResnet(ClassifierNetwork):
+    """The network. `shape` is (C, H, W), of any height and width."""
+
+    def __init__(self, options: ImageResnetOptions, shape: tuple[int, ...], classes: Sequence[str]) -> None:
+        super().__init__(8 * options.width, classes)
+        widths = [options.width * times for times in (1, 1, 2, 4, 8)]
+        blocks: list[nn.Module] = [nn.Sequential(Unit(shape[0], options.width, kernel=3, stride=1), nn.ReLU())]
+        for stage, (before, after) in enumerate(pairwise(widths)):
+            blocks += [Residual(before, after, stride=2 if stage else 1), Residual(after, after, stride=1)]
+        self.blocks = nn.Sequential(*blocks)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.encode(pixels(x))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """pictures (B, C, H, W) float32 in [0, 1] → features (B, 8 · width)"""
+        return self.blocks(pictures).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def learner(options: ImageResnetOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> WarpedLearner:
+    network = seeded(lambda: ImageResnet(options, shape, ()), seed, device)
+    memory = options.memory(shape, torch.uint8, device)
+    return WarpedLearner(network, options, memory, device)
+
+
+def model(options: ImageResnetOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageResnet:
+    return module_on(lambda: ImageResnet(options, shape, meta["classes"]), torch.device("cpu")).eval()
+
+
+BLUEPRINT = Blueprint(ImageResnetOptions, learner, model, "image")

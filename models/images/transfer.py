@@ -1,0 +1,288 @@
+"""Image classifier on a network that was trained elsewhere: new top layers, and what becomes of the old ones.
+
+    f(x) = head(top(LayerNorm(φ(x)))),   top: for each of `top_layers` dense → ReLU
+
+φ is a `Backbone`: its features, or the maps of the named `layers` on a grid of at most `grid` × `grid` places. It
+stays as it is, or it learns from a named layer on, or one more block from the top every so many updates (Howard and
+Ruder 2018, "Universal language model fine-tuning", 3.3: gradual unfreezing), with a learning rate of its own. What it
+knew stays in the loss:
+
+    L = L_source + λ · L_target,   L_target = mean CE(incoming) + mean CE(replayed)
+
+with L_source = mean CE of the source's own head h on records of the source, h(φ(x_s)) and y_s ("sample"), or
+½ ‖w - w₀‖², the pull of what learns of φ to the weights w₀ that it came with ("l2-sp"; Li et al. 2018, "Explicit
+inductive bias for transfer learning with convolutional networks", eq. 2), or nothing ("none").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.classifier import ClassifierNetwork
+from models.images.backbone import Backbone, BackboneOptions, references, resized
+from models.images.source_task import SourceTask
+from models.images.warping import WarpedLearner, WarpedOptions
+from models.learner import (
+    Batch,
+    Blueprint,
+    Frozen,
+    Reference,
+    Report,
+    Source,
+    State,
+    copy_into,
+    module_on,
+    structural,
+)
+from models.network import pixels, seeded
+from models.optimizer import AdamW
+
+PREFIX = "backbone.network."  # of the backbone's weights in the state dict
+FOREVER = 1 << 62  # updates
+BLOCKS = 4  # a network with fewer children than this is opened further, to be unfrozen block by block
+
+
+class ImageTransferOptions(BackboneOptions, WarpedOptions):
+    """`learning_rate` and `weight_decay` are those of the top; the backbone's weights are never decayed."""
+
+    top_layers: tuple[int, ...] = structural((256,))
+    grid: int = structural(4, ge=1)  # places a side of each of the `layers`, where there are any
+    backbone_learning_rate: float = Field(1e-4, gt=0)
+    unfreeze_from: str | None = structural(None)  # a module of the backbone: it and what follows it learn
+    unfreeze_every_updates: int = structural(0, ge=0)  # one more block from the top learns; 0: none ever
+    source_loss: Literal["none", "sample", "l2-sp"] = structural("none")
+    source_records: str | None = structural(None)  # a .safetensors file with x (N, C, H, W) uint8 and y (N,) int64
+    source_slots: int = structural(500, ge=1)  # of the source's records are kept
+    source_draws: int = Field(16, ge=1)  # of them in each update
+    target_weight: float = Field(1.0, gt=0)  # λ
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        thaws = self.unfreeze_from is not None or self.unfreeze_every_updates > 0
+        if self.unfreeze_from is not None and self.unfreeze_every_updates:
+            raise ValueError("unfreeze_from and unfreeze_every_updates are two ways to unfreeze. Choose one.")
+        if self.source_loss != "none" and not thaws:
+            raise ValueError(f"source_loss = {self.source_loss!r} is a constant while nothing is unfrozen. Unfreeze.")
+        if self.weights is not None and self.source_loss == "sample" and self.source_records is None:
+            raise ValueError("source_loss = 'sample' needs source_records beside weights: they hold no pictures.")
+        if self.source_records is not None and self.source_loss != "sample":
+            raise ValueError("source_records are for source_loss = 'sample'.")
+        return self
+
+
+class ImageTransfer(ClassifierNetwork):
+    """The network; `backbone` is set by what builds it, since its weights come from elsewhere."""
+
+    backbone: Backbone
+
+    def __init__(self, options: ImageTransferOptions, size: int, classes: Sequence[str]) -> None:
+        widths = [size, *options.top_layers]
+        super().__init__(widths[-1], classes)
+        dense: list[nn.Module] = [nn.LayerNorm(size)]
+        for before, after in pairwise(widths):
+            dense += [nn.Linear(before, after), nn.ReLU()]
+        self.top = nn.Sequential(*dense)
+        self.grid = options.grid if options.layers else None
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.top(known(self.backbone, pixels(x), self.grid))  # type: ignore[no-any-return]
+
+
+def known(backbone: Backbone, pictures: Tensor, grid: int | None) -> Tensor:
+    """What a backbone makes of pictures (B, C, H, W): features (B, D), or its maps, each on at most so many places."""
+    if grid is None:
+        return backbone(pictures)  # type: ignore[no-any-return]
+    maps = backbone.maps(pictures)
+    return torch.cat([resized(m, min(grid, m.shape[2]), min(grid, m.shape[3])).flatten(1) for m in maps], 1)
+
+
+def width(backbone: Backbone, options: ImageTransferOptions, shape: tuple[int, ...]) -> int:
+    """How much a backbone makes of a picture of this shape (C, H, W): D."""
+    blank = torch.zeros(1, *shape, device=backbone.mean.device)
+    with torch.no_grad():
+        return known(backbone, blank, options.grid if options.layers else None).shape[1]
+
+
+class ImageTransferLearner(WarpedLearner):
+    """Learns an `ImageTransfer`. It has a model from `begin` or `restore` on: before, there is nothing to build."""
+
+    model: ImageTransfer
+    _learning: ImageTransfer
+
+    def __init__(self, options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
+        self.options = self.transfer = options
+        self._shape, self._seed, self._device = shape, seed, device
+
+    def begin(self, sources: Mapping[str, Source]) -> None:
+        options, task = self.transfer, None
+        if options.source_loss == "sample":
+            task = SourceTask.begun(options.architecture, options.source_slots, sources)
+        self._build(Backbone.begun(options, sources), task)
+        self._thaw()
+
+    def _build(self, backbone: Backbone, task: SourceTask | None) -> None:
+        """Everything but what is learned, with all of the backbone frozen."""
+        options = self.transfer
+        size = width(backbone, options, self._shape)
+        network = seeded(lambda: ImageTransfer(options, size, ()), self._seed, self._device)
+        network.backbone = backbone.to(self._device)
+        memory = options.memory(self._shape, torch.uint8, self._device)
+        super().__init__(network, options, memory, self._device)
+        self._batches = 0
+        self._thawed: dict[str, list[str]] = {}  # block → its entries in the state dict of the backbone's network
+        self._optimizers: dict[str, AdamW] = {}  # block → of its weights
+        self._start: dict[str, Tensor] = {}  # w₀ of all that will ever learn, by name
+        if options.source_loss == "l2-sp":
+            ever = {entry for entries in due(options, backbone.network, FOREVER).values() for entry in entries}
+            parameters = backbone.network.named_parameters()
+            self._start = {name: p.detach().clone() for name, p in parameters if name in ever}
+        self._source = task.to(self._device) if task is not None else None
+        self._frozen = {"backbone": Frozen(), "start": Frozen(), "source": Frozen()}
+
+    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
+        report = super().learn(batch, rng)
+        self._batches += 1
+        self._thaw()
+        return report
+
+    def _loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
+        loss = self.transfer.target_weight * loss
+        if self._source is not None:
+            loss = loss + self._source.loss(self._learning.backbone, self.transfer.source_draws, rng)
+        for name, start in self._start.items():
+            weight = self._learning.backbone.network.get_parameter(name)
+            if weight.requires_grad:
+                loss = loss + 0.5 * (weight - start).square().sum()
+        return loss
+
+    def _step(self) -> None:
+        for optimizer in self._optimizers.values():
+            optimizer.step(self._rate_factor)
+        super()._step()
+
+    def _thaw(self) -> None:
+        """Has what is due after so many updates learn from the next one on."""
+        backbone = self._learning.backbone
+        for block, entries in due(self.transfer, backbone.network, self._batches).items():
+            if block in self._thawed:
+                continue
+            backbone.thaw(entries)
+            if self._average is not None:
+                self.model.backbone.thaw(entries)
+                self.model.requires_grad_(False)
+            self._thawed[block] = entries
+            learns = {key: p for key, p in backbone.network.named_parameters() if key in entries}
+            # The parameters themselves are shared; in a module's own name there can be no dot.
+            group = nn.ParameterDict({key.replace(".", "/"): p for key, p in learns.items()})
+            rate = self.transfer.backbone_learning_rate
+            self._optimizers[block] = AdamW(group, learning_rate=rate, weight_decay=0.0)
+
+    def capture(self) -> State:
+        state = super().capture()
+        learns = {f"{PREFIX}{entry}" for entries in self._thawed.values() for entry in entries}
+        weights = self.model.state_dict()
+        frozen = {key: w for key, w in weights.items() if key.startswith(PREFIX) and key not in learns}
+        serving = {**state.serving, **self._frozen["backbone"].rows(frozen)}
+        training = {**state.training, **self._moments(), **self._frozen["start"].rows(self._starts())}
+        meta = {**state.meta, "backbone": self.model.backbone.describe(), "batches": self._batches}
+        if self._source is not None:
+            training |= self._frozen["source"].rows(self._source.tensors())
+            meta["source_task"] = self._source.describe()
+        return State(serving, training, meta)
+
+    def restore(self, state: State) -> None:
+        task = SourceTask(state.meta["source_task"]) if "source_task" in state.meta else None
+        self._build(Backbone.described(state.meta["backbone"]), task)
+        self._batches = state.meta["batches"]
+        self._thaw()
+        super().restore(state)
+        ours = {**self._moments(), **self._starts(), **(self._source.tensors() if self._source else {})}
+        theirs = ("optimizer/", "memory/", "learning/", "evidence/")
+        copy_into(ours, {k: v for k, v in state.training.items() if not k.startswith(theirs)})
+        for frozen in self._frozen.values():
+            frozen.restored()
+
+    def _moments(self) -> dict[str, Tensor]:
+        """backbone/<block>/step, backbone/<block>/<parameter>/exp_avg and exp_avg_sq"""
+        return {
+            f"backbone/{block}/{key.removeprefix('optimizer/')}": tensor
+            for block, optimizer in self._optimizers.items()
+            for key, tensor in optimizer.capture().items()
+        }
+
+    def _starts(self) -> dict[str, Tensor]:
+        return {f"start/{name}": tensor for name, tensor in self._start.items()}
+
+
+def blocks(network: nn.Module) -> dict[str, list[str]]:
+    """The blocks of a network, from shallow to deep, each with its entries in the state dict.
+
+    They are its children; where they are few, the largest is opened, until there are enough. What belongs to an opened
+    module itself, such as a transformer's class token, is a block of its own.
+    """
+    names = _children(network)
+    while len(names) < BLOCKS and (opened := [name for name in names if _children(network.get_submodule(name))]):
+        largest = max(opened, key=lambda name: sum(p.numel() for p in network.get_submodule(name).parameters()))
+        place, inner = names.index(largest), _children(network.get_submodule(largest))
+        names[place : place + 1] = [f"{largest}.{child}" for child in inner]
+    found: dict[str, list[str]] = {}
+    for entry in network.state_dict():
+        found.setdefault(next((name for name in names if entry.startswith(f"{name}.")), entry), []).append(entry)
+    return found
+
+
+def _children(module: nn.Module) -> list[str]:
+    """Those with something learned in them."""
+    return [name for name, child in module.named_children() if child.state_dict()]
+
+
+def due(options: ImageTransferOptions, network: nn.Module, updates: int) -> dict[str, list[str]]:
+    """What of a backbone's network learns after so many updates: block → its entries in the state dict.
+
+    Raises:
+        ValueError: `unfreeze_from` is no module with weights.
+    """
+    if options.unfreeze_from is not None:
+        name, entries = options.unfreeze_from, list(network.state_dict())
+        first = next((i for i, entry in enumerate(entries) if entry.startswith(f"{name}.")), None)
+        if first is None:
+            raise ValueError(
+                f"unfreeze_from = {name!r} is no module with weights. Blocks are {', '.join(blocks(network))}."
+            )
+        return {name: entries[first:]}
+    if not options.unfreeze_every_updates:
+        return {}
+    return dict(list(reversed(blocks(network).items()))[: updates // options.unfreeze_every_updates])
+
+
+def learner(
+    options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device
+) -> ImageTransferLearner:
+    return ImageTransferLearner(options, shape, seed, device)
+
+
+def model(options: ImageTransferOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageTransfer:
+    backbone = Backbone.described(meta["backbone"])
+    for entries in due(options, backbone.network, meta["batches"]).values():
+        backbone.thaw(entries)  # what has learned is in full precision
+    backbone.requires_grad_(False)
+    size = width(backbone, options, shape)
+    network = module_on(lambda: ImageTransfer(options, size, meta["classes"]), torch.device("cpu"))
+    network.backbone = backbone
+    return network.eval()
+
+
+def sources(options: ImageTransferOptions) -> dict[str, Reference]:
+    found = references(options)
+    if options.source_records is not None:
+        found["source_records"] = Reference("file", options.source_records)
+    return found
+
+
+BLUEPRINT = Blueprint(ImageTransferOptions, learner, model, "image", sources)

@@ -1,0 +1,222 @@
+"""`text-analytic` as it was: naive Bayes over how many records have a feature. What was learned so goes on so.
+
+A text is the set of its hashed words, pairs of words and n-grams (`hashing`). Of these there are
+
+- the counts C_fc, how many records of class c have f, of which naive Bayes answers: f comes λ_fc = C_fc / n_c + ε times
+  in a text of class c with its n_c records, as a Poisson variable (Kim et al. 2006, "Some effective techniques for
+  naive Bayes text classification"; McCallum and Nigam 1998 compare other models of events), so that
+
+      log p(x | c) = Σ_{f ∈ x} log λ_fc - Σ_f λ_fc + constant;
+
+- the sums of a head (`analytic`), over φ = round(64 v / |v|), where v adds up the signs of all f of a text in D places.
+
+Both answer together: softmax(τ (W φ + b) + β log p(x | c)). β is below 1 because the features of a text say the same
+thing many times over.
+
+All sums are whole numbers, so that order, merging and taking a record out again are exact to the last bit. C has the
+narrowest type that holds the most records of a class, and a wider one once there are more; the others are in double
+precision, which holds whole numbers to 2^53. With a forgetting factor below 1 C is in double precision, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
+from models.familiarity import SAMPLE
+from models.learner import Rows, State, structural
+from models.memory import Changed
+from models.network import widened
+from models.texts.hashing import Found, both, bucket, edged, mixed, ngrams, trimmed, words
+
+ORDERS = (3, 4, 5)  # of n-grams
+SCALE = 64  # the length of φ, before it is rounded
+SMOOTHING = 2e-4  # ε
+TRUST = 0.03  # β
+AT_ONCE = 1 << 16  # code points that are hashed together, and features that are weighed together, but for a longer text
+ENOUGH = 8  # records of a class from which on another one of it is no stranger
+INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)  # from narrow to wide
+NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*INTEGERS, torch.float64)}
+TYPES = {name: dtype for dtype, name in NAMES.items()}
+
+
+class TextAnalyticOptions(AnalyticOptions):
+    """`width` is D, the head's features: 4 D² bytes; naive Bayes has 1 to 4 bytes for each class and bucket."""
+
+    width: int = structural(2048, ge=8, le=16_384)
+    buckets: int = structural(1 << 18, ge=2, le=1 << 24, before=1 << 16)
+    counts: Literal["weights", "records"] = structural("weights", before="records")  # what naive Bayes adds up
+    long_texts: Literal["whole", "beginning"] = structural("whole", before="beginning")  # beyond `max_chars`
+
+
+class TextCounts(AnalyticModel):
+    """Texts are (B, L) int32."""
+
+    counts: Tensor  # (buckets, K) of `dtype`: C_fc
+    records: Tensor  # (K,) float64: n_c
+    lengths: Tensor  # (K,) float64: Σ_f C_fc
+
+    def __init__(
+        self, width: int, buckets: int, classes: Sequence[str], unknown: float = 0.05, dtype: torch.dtype = torch.uint8
+    ) -> None:
+        super().__init__(width, classes, unknown)
+        self.reads = (width, buckets)
+        self.register_buffer("counts", torch.zeros(buckets, len(self.classes), dtype=dtype))
+        self.register_buffer("records", torch.zeros(len(self.classes), dtype=torch.float64))
+        self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
+
+    def look(self, x: Tensor) -> Look:
+        features, rows, first = [], [], 0
+        for part in parts(x):
+            found = hashes(part)
+            row, buckets = found.distinct(len(self.counts))
+            features.append(self.features(found))
+            rows.append(torch.stack([row + first, buckets], 1))
+            first += len(part)
+        pairs = torch.cat(rows)
+        row, buckets = pairs.unbind(1)
+        logs = self.bayes(len(x), row, buckets)  # (B, K)
+        features_each = torch.bincount(row, minlength=len(x)).clamp_min(1)
+        best = logs.amax(1) if self.classes else logs.new_zeros(len(x))
+        prior = TRUST * (logs - logs.mean(1, keepdim=True))
+        return Look(torch.cat(features), prior, -best / features_each, torch.zeros(len(x), 0), pairs)
+
+    def prior(self, look: Look) -> Tensor:
+        logs = self.bayes(len(look.features), *look.rows.unbind(1))
+        return TRUST * (logs - logs.mean(1, keepdim=True))
+
+    def features(self, found: Found) -> Tensor:
+        """The hashes of B texts → φ (B, D) float32"""
+        signs = torch.where(found.there, (mixed(found.hashes) >> 63) * 2 + 1, 0).float()
+        v = self.weight.new_zeros(len(signs), self.weight.shape[1])
+        v.scatter_add_(1, bucket(found.hashes, v.shape[1]), signs)
+        length: Tensor = v.norm(dim=1, keepdim=True)
+        return (v * (SCALE / length.clamp_min(1))).round()
+
+    def bayes(self, count: int, row: Tensor, buckets: Tensor) -> Tensor:
+        """Features of so many texts, as `Found.distinct` gives them → log p(x | c) (B, K), but for a constant"""
+        records = self.records.clamp_min(1)
+        found = self.weight.new_zeros(count, len(records))
+        for some, at in zip(torch.split(row, AT_ONCE), torch.split(buckets, AT_ONCE), strict=True):
+            logs = torch.log(self.counts[at].float() / records.float() + SMOOTHING)  # (N, K)
+            found.index_add_(0, some, logs)
+        return found - (self.lengths / records).float()
+
+    def grow(self, classes: int) -> None:
+        super().grow(classes)
+        self.counts = widened(self.counts.T, classes).T.contiguous()
+        self.records, self.lengths = widened(self.records, classes), widened(self.lengths, classes)
+
+
+def narrowest(records: float) -> torch.dtype:
+    """The type of C where no class has more records."""
+    return next(dtype for dtype in INTEGERS if records <= torch.iinfo(dtype).max)
+
+
+def parts(x: Tensor) -> Iterator[Tensor]:
+    """The texts of x (B, L) in their order, a few at a time, each part as wide as its longest text: time and memory go
+    with what is there, not with `max_chars`."""
+    wide = trimmed(x)
+    return map(trimmed, torch.split(wide, max(1, AT_ONCE // wide.shape[1]))) if len(x) else iter(())
+
+
+def hashes(x: Tensor) -> Found:
+    """x (B, L) code points → what is in each text."""
+    return both(words(x), ngrams(edged(x), ORDERS))
+
+
+class TextLearner(AnalyticLearner):
+    """An `AnalyticLearner` of texts. A subclass says its `sharpness`.
+
+    τ is not chosen: of a class that has just come the head knows little and naive Bayes enough, so that predictions of
+    a stream that is sorted by class would fare best without the head, and all classes together would not.
+    """
+
+    def __init__(self, network: AnalyticModel, options: TextAnalyticOptions, device: torch.device) -> None:
+        super().__init__(network, options, device)
+        self._scored = torch.zeros((), dtype=torch.int64)
+
+    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        """The scores of the last records, each from before it was learned."""
+        scores = look.strange[self._sums.counts[y] >= ENOUGH].to(self._model.familiar)
+        if sign > 0:
+            places = (self._scored + torch.arange(len(scores))) % SAMPLE
+            self._model.familiar[places] = scores
+            self._scored += len(scores)
+
+    def _own(self) -> dict[str, Tensor]:
+        return {**super()._own(), "head/scored": self._scored}
+
+
+class TextCountsLearner(TextLearner):
+    """A `TextLearner` that counts records."""
+
+    _model: TextCounts
+    sharpness = (6.0,)
+
+    def __init__(self, network: TextCounts, options: TextAnalyticOptions, device: torch.device) -> None:
+        super().__init__(network, options, device)
+        self._changed = Changed()
+
+    def capture(self) -> State:
+        state, counts = super().capture(), self._model.counts
+        meta = {**state.meta, "counts": NAMES[counts.dtype]}
+        if self.options.forgetting < 1:  # every update changes all of it
+            return State(state.serving, state.training, meta)
+        return State({**state.serving, "counts": Rows(counts, self._changed.take())}, state.training, meta)
+
+    def restore(self, state: State) -> None:
+        # Fractions that are left of a former forgetting factor stay.
+        fades = self.options.forgetting < 1
+        self._model.counts = self._model.counts.to(torch.float64 if fades else counts_type(state.meta))
+        training = state.training if "familiar" in state.serving else {**state.training, "head/scored": self._scored}
+        super().restore(State(state.serving, training, state.meta))
+        stored = state.serving["counts"]
+        is_same = (stored.tensor if isinstance(stored, Rows) else stored).dtype == self._model.counts.dtype
+        self._changed = Changed()  # of another type: all of it
+        if is_same:
+            self._changed.take()
+
+    def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
+        model, kept = self._model, self.options.forgetting ** len(y)
+        row, buckets = look.rows.unbind(1)
+        y = y.to(row.device)
+        self._widen(self._sums.counts.max().item())
+        if kept < 1:
+            for each in (model.counts, model.records, model.lengths):
+                each *= kept
+        one = torch.tensor(sign, dtype=torch.int64, device=row.device)
+        model.counts.index_put_((buckets, y[row]), one.to(model.counts), accumulate=True)  # in bytes -1 is 255
+        model.lengths.index_put_((y[row],), one.double(), accumulate=True)
+        model.records.index_put_((y,), one.double(), accumulate=True)
+        self._changed.add(*buckets.tolist())
+
+    def _join(self, other: Self, numbers: Tensor) -> None:
+        super()._join(other, numbers)
+        theirs, numbers = other._model, numbers.to(self._device)
+        self._widen(self._sums.counts.max().item())
+        self._model.counts[:, numbers] += theirs.counts.to(self._model.counts)
+        self._model.records[numbers] += theirs.records.to(self._device)
+        self._model.lengths[numbers] += theirs.lengths.to(self._device)
+        self._changed = Changed()
+
+    def _widen(self, records: float) -> None:
+        """Has C hold as many records of a class."""
+        counts = self._model.counts
+        if not counts.is_floating_point() and records > torch.iinfo(counts.dtype).max:
+            self._model.counts = counts.to(narrowest(records))
+            self._changed = Changed()  # another type: all of it
+
+    def _grow(self, labels: Sequence[str]) -> None:
+        super()._grow(labels)
+        if labels:
+            self._changed = Changed()  # another shape: all of it
+
+
+def counts_type(meta: Mapping[str, Any]) -> torch.dtype:
+    """The type of C in a captured state. Former versions did not name it: single precision, now double."""
+    return TYPES[meta.get("counts", "float64")]

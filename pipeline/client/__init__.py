@@ -1,0 +1,40 @@
+"""The client: publish, pull, follow, and ask the sampler.
+
+A user needs `Client` alone.
+"""
+
+from pipeline.client.answers import (
+    Classified,
+    Code,
+    Completed,
+    Drawn,
+    Interpolated,
+    Pictures,
+    Recognised,
+    Standing,
+    Strip,
+    Written,
+)
+from pipeline.client.client import Client
+from pipeline.client.sampling import SamplingClient
+from pipeline.client.sent import Essence, Mark, essence, mark, sent_since
+
+__all__ = [
+    "Classified",
+    "Client",
+    "Code",
+    "Completed",
+    "Drawn",
+    "Essence",
+    "Interpolated",
+    "Mark",
+    "Pictures",
+    "Recognised",
+    "SamplingClient",
+    "Standing",
+    "Strip",
+    "Written",
+    "essence",
+    "mark",
+    "sent_since",
+]

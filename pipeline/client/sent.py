@@ -1,0 +1,82 @@
+"""What a topic was sent since a moment: how publishing that ended early is gone on with.
+
+Kafka itself is asked, so that what it took counts, whether or not the publisher was still told.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from threading import Event
+
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.config import KafkaConfig
+from pipeline.errors import Stopped
+from pipeline.log.kafka_client import connect, missing_topics, translated
+from pipeline.log.offsets import Partition, describe, end_offsets
+from pipeline.log.reader import Reader
+
+POLL_S = 1.0
+
+#: Of a record its id and its label: what is the same in a second try.
+Essence = tuple[bytes | None, bytes | None]
+
+
+class Mark(BaseModel):
+    """The end of a topic at a moment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    topic: str
+    topic_id: str | None
+    offsets: dict[int, int]  # partition → next offset
+
+
+def mark(config: KafkaConfig, topic: str) -> Mark:
+    """The topic's end of now.
+
+    Raises:
+        TopicMissing: there is no such topic.
+        LogUnavailable, LogError: Kafka cannot be reached, or lets nobody read.
+    """
+    consumer = connect(KafkaConsumer, config, group_id=None, isolation_level="read_committed", metrics_enabled=False)
+    try:
+        found = describe(consumer, [topic])
+        if topic not in found:
+            raise missing_topics(config, [topic])
+        ends = end_offsets(consumer, found[topic].partitions)
+    except KafkaError as error:
+        raise translated(error, config, f"tell the offsets of {topic}") from error
+    finally:
+        consumer.close(autocommit=False)
+    return Mark(topic=topic, topic_id=found[topic].id, offsets={at.number: offset for at, offset in ends.items()})
+
+
+def sent_since(config: KafkaConfig, begun: Mark, stop: Event) -> Counter[Essence]:
+    """How often the topic was sent which record since then; all that it holds, where it was made again.
+
+    Raises:
+        Stopped: `stop` was set meanwhile.
+        TopicMissing, LogUnavailable, LogError: as `Reader`.
+    """
+    positions = {Partition(begun.topic, number): offset for number, offset in begun.offsets.items()}
+    ids = {} if begun.topic_id is None else {begun.topic: begun.topic_id}
+    found: Counter[Essence] = Counter()
+    with Reader(
+        config, [begun.topic], positions=positions, topic_ids=ids, jump=True, group="headrace-publish"
+    ) as reader:
+        while any(reader.lag().values()):
+            if stop.is_set():
+                raise Stopped(f"What {begun.topic} holds was not read to its end.")
+            polled = reader.poll(POLL_S)
+            found.update(essence(record.headers) for record in (polled.records if polled else ()))
+    return found
+
+
+def essence(headers: Iterable[tuple[str, bytes]]) -> Essence:
+    """Of the headers of a record."""
+    named = dict(headers)
+    return named.get("id"), named.get("label")

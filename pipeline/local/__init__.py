@@ -1,0 +1,13 @@
+"""A Kafka and a Redis of one's own on this machine: for `headrace local`, the demo and the tests."""
+
+from pipeline.local.passwords import noted
+from pipeline.local.server import Server
+from pipeline.local.servers import EmbeddedKafka, EmbeddedRedis, Local
+
+__all__ = [
+    "EmbeddedKafka",
+    "EmbeddedRedis",
+    "Local",
+    "Server",
+    "noted",
+]

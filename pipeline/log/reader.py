@@ -1,0 +1,440 @@
+"""Reading: self-assigned partitions, in order, from given positions, in the background, in bounded memory.
+
+No consumer group decides who reads what, so a long step can never be thrown out of one; offsets are committed
+to Kafka only so that lag monitors see them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+
+from pipeline.config import KafkaConfig
+from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
+from pipeline.log.batches import memory_of
+from pipeline.log.kafka_client import connect, missing_topics, translated
+from pipeline.log.offsets import ASK_MS, Partition, TopicWatch, end_offsets, first_offsets, noted, resume, starts, tp
+from pipeline.records import Record
+
+POLL_MS = 50  # how soon the thread sees that it shall stop or commit
+AHEAD_MS = 10_000  # by which the clock of a producer may be ahead of this machine's
+FETCH_WAIT_MS = 50  # how long a fetch that finds nothing holds up other partitions of that broker
+CHUNK_RECORDS = 500
+RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value and headers
+
+
+@dataclass(slots=True)
+class Polled:
+    """A chunk of records, in the order of each partition; perhaps none, where only positions have moved."""
+
+    records: list[Record] = field(default_factory=list)
+    # Next offset to read once the records are consumed; steps over gaps (transaction markers, compaction).
+    positions: dict[Partition, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Note:
+    text: str
+    positions: dict[Partition, int]
+    may_doubt: bool
+    is_done: bool = False
+    error: LogError | None = None
+
+
+class Reader:
+    """Reads committed records of `topics`. A thread fetches ahead until `max_buffered_bytes` wait for `poll`.
+
+    A partition in `positions` goes on there. Any other begins at `start`: "earliest", "latest", or an ISO
+    8601 time; unless its topic has positions already: then it is new, and begins at its first record, like
+    the partitions that appear while running. The first chunk names where every partition begins, so that a
+    watermark made of the chunks' positions is complete from the start.
+
+    A broker that is away is waited for. What waits may exceed `max_buffered_bytes` by one fetch.
+
+    kafka-python fetches by a topic's name, so that one that is replaced while running may be read for `refresh_s`;
+    but `note` looks: what was read before one returns is of the topics in `topic_ids`, or may be what is `doubtful`.
+
+    Args:
+        topic_ids: the topics that `positions` belong to; their offsets name other records in another topic.
+        jump: where a position is not held any more (or its topic was replaced), go on at the partition's first
+            offset instead of raising; `jumps` tells (see `offsets.resume`). Never while running.
+        group: "headrace-" and the model's name, which messages repeat.
+
+    Raises:
+        TopicMissing: a topic does not exist.
+        TopicReplaced: a topic is not the one of `topic_ids`.
+        OffsetsGone: a position is not between a partition's first and last offset.
+        ConfigError: `start` is not a time.
+        LogUnavailable, LogError: Kafka cannot be reached, or refuses.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        topics: Iterable[str],
+        *,
+        positions: Mapping[Partition, int] | None = None,
+        topic_ids: Mapping[str, str] | None = None,
+        jump: bool = False,
+        start: str = "earliest",
+        group: str,
+        max_buffered_bytes: int = 32 << 20,
+        refresh_s: float = 5.0,  # how often new partitions are looked for
+    ) -> None:
+        self._config = config
+        self._topics = tuple(dict.fromkeys(topics))
+        self._model = group.removeprefix("headrace-")
+        self._max_buffered_bytes = max_buffered_bytes
+        self._refresh_s = refresh_s
+        self.reachable = True  # whether the broker answered the last refresh
+        self.jumps: list[dict[str, Any]] = []
+        self.noted: str | None = None  # the highest number that was noted for the group before
+        self._changed = threading.Condition()  # guards what follows
+        self._chunks: deque[tuple[Polled, int]] = deque()  # with their sizes in bytes
+        self._buffered_bytes = 0
+        self._polled: dict[Partition, int] = {}  # what `poll` has handed out
+        self._firsts: dict[Partition, int] = {}
+        self._ends: dict[Partition, int] = {}
+        self._withheld: dict[Partition, int] = {}
+        self._ahead: Counter[Partition] = Counter()
+        self._commits: dict[Partition, int] = {}
+        self._note: _Note | None = None
+        self._error: BaseException | None = None
+        self._stopped = False
+        # The thread's own:
+        self._read: dict[Partition, int] = {}  # what it has read
+        self._committed: dict[Partition, int] = {}  # to Kafka, or where it began
+        self._text = ""  # the note that goes with every commit
+        self._is_cut = False  # a partition does not go on where it was read to, for a reason to be found
+        self._consumer = connect(
+            KafkaConsumer,
+            config,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            allow_auto_create_topics=False,
+            metadata_max_age_ms=max(1, int(refresh_s * 1000)),
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            fetch_max_bytes=max_buffered_bytes,
+            max_partition_fetch_bytes=max(1, max_buffered_bytes // 4),
+            max_poll_records=CHUNK_RECORDS,
+            metrics_enabled=False,
+        )
+        self._watch = TopicWatch(self._consumer, self._topics, self._model)
+        self.doubtful = self._watch.doubtful  # offsets that were read, and may be those of a topic that was made again
+        self.again, self.ids_now = self._watch.again, self._watch.ids_now  # those that are, and of which topics
+        try:
+            self._begin(positions or {}, topic_ids or {}, start, jump)
+        except BaseException as error:
+            self._consumer.close(autocommit=False)
+            if isinstance(error, KafkaError):
+                raise translated(error, config, "tell the offsets of " + ", ".join(self._topics)) from error
+            raise
+        self._thread = threading.Thread(target=self._run, name="log-reader", daemon=True)
+        self._thread.start()
+
+    def poll(self, timeout_s: float) -> Polled | None:
+        """The next chunk, or None if there is none in time.
+
+        Raises:
+            OffsetsGone: records that were not read yet have been deleted.
+            TopicReplaced, TopicMissing: a topic was deleted, and made again, or not.
+            LogError: Kafka refuses.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._chunks or self._error, timeout_s)
+            if self._chunks:
+                polled, size = self._chunks.popleft()
+                self._buffered_bytes -= size
+                self._polled.update(polled.positions)
+                self._changed.notify_all()
+                return polled
+            if self._error is not None:
+                raise self._error
+        return None
+
+    def lag(self) -> dict[Partition, int]:
+        """Offsets that are written and not yet polled, behind open transactions, too; markers count."""
+        with self._changed:
+            return {p: max(0, self._ends[p] - position) for p, position in self._polled.items()}
+
+    def withheld(self) -> dict[Partition, int]:
+        """Of the lag, what a transaction holds back that has been open for long."""
+        with self._changed:
+            return dict(self._withheld)
+
+    def ahead(self) -> dict[Partition, int]:
+        """Records so far whose timestamps were ahead of this machine's clock, by more than clocks are."""
+        return self._ahead.copy()
+
+    def firsts(self) -> dict[Partition, int]:
+        """The first offset that each partition still holds, as of the last refresh."""
+        with self._changed:
+            return dict(self._firsts)
+
+    @property
+    def topic_ids(self) -> dict[str, str]:
+        """Of the topics that are read, as Kafka's tools print them."""
+        return self._watch.ids
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What waits for `poll`."""
+        with self._changed:
+            return self._buffered_bytes
+
+    def commit(self, positions: Mapping[Partition, int]) -> None:
+        """Has the offsets committed to Kafka soon, for lag monitors alone; failures are ignored."""
+        with self._changed:
+            self._commits.update(positions)
+            self._changed.notify_all()
+
+    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, may_doubt: bool = False) -> None:
+        """Commits the offsets with `text` beside those of every partition, and returns when Kafka has it.
+
+        From then on `commit` repeats it; the next reader of the group finds it as `noted`, if it is a number. Returns
+        only if the offsets are of the topics that were read, or `may_doubt` and are `doubtful`; notes of topics that
+        are gone go along. It can still be done after records were removed that were not read yet.
+
+        Raises:
+            LogUnavailable: not done in time; it may still come to pass.
+            TopicReplaced: a topic was made again, and offsets are doubtful.
+            LogError: Kafka refuses, or the reader is closed.
+        """
+        note = _Note(text, dict(positions), may_doubt)
+        with self._changed:
+            self._note = note
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: note.is_done or note.error or self._prevents(note) or self._stopped,
+                timeout_s,
+            )
+            if self._note is note:
+                self._note = None
+            if note.is_done:
+                return
+            if error := note.error or self._prevents(note):
+                raise error
+            if self._stopped:
+                raise LogError(f"{text} was not noted for {self._model}: its reader is closed. Start the worker again.")
+        raise LogUnavailable(
+            f"Kafka at {self._config.bootstrap_servers} did not take the note {text} for {self._model} within "
+            f"{timeout_s:g} s. See that it runs and that its __consumer_offsets topic has a leader."
+        )
+
+    def _prevents(self, note: _Note) -> BaseException | None:
+        """What ended the reading, if nothing can be noted for it."""
+        if isinstance(self._error, TopicReplaced):
+            doubtful = any(note.positions.get(at, 0) > offsets.start for at, offsets in self.doubtful.items())
+            return self._error if doubtful and not note.may_doubt else None
+        return None if isinstance(self._error, OffsetsGone | TopicMissing) else self._error
+
+    def close(self) -> None:
+        """Ends the thread; what was not polled is read again by the next reader."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Where to begin: in the caller's thread, before the other one runs.
+
+    def _begin(self, positions: Mapping[Partition, int], known_ids: Mapping[str, str], start: str, jump: bool) -> None:
+        topics = self._watch.begin()
+        if missing := [name for name in self._topics if name not in topics]:
+            raise missing_topics(self._config, missing)
+        partitions = [partition for topic in topics.values() for partition in topic.partitions]
+        firsts, ends = first_offsets(self._consumer, partitions), end_offsets(self._consumer, partitions)
+        started = {partition.topic for partition in positions}
+        fresh = [partition for partition in partitions if partition.topic not in started]
+        positions = {partition: offset for partition, offset in positions.items() if partition.topic in topics}
+        resumed, self.jumps = resume(positions, known_ids, topics, firsts, ends, model=self._model, jump=jump)
+        begins = firsts | starts(self._consumer, fresh, start, firsts, ends) | resumed
+        self.noted = noted(self._consumer, partitions)
+        self._text = self.noted or ""
+        self._assign(begins, firsts, dict.fromkeys(begins, 0) | ends)
+
+    def _assign(
+        self, begins: Mapping[Partition, int], firsts: Mapping[Partition, int], ends: Mapping[Partition, int]
+    ) -> None:
+        """Reads these partitions as well, from these offsets; not those that are gone, whose position is 0."""
+        with self._changed:
+            self._polled |= begins
+            self._firsts |= firsts
+            self._ends |= ends
+        held = {partition: offset for partition, offset in begins.items() if partition in firsts}
+        self._read |= held
+        self._watch.sure |= held
+        self._committed |= held
+        self._consumer.assign([tp(partition) for partition in self._read])
+        for partition, offset in held.items():
+            self._consumer.seek(tp(partition), offset)
+        self._put(Polled(positions=dict(begins)), 0)
+
+    # The thread: it alone uses the consumer.
+
+    def _run(self) -> None:
+        try:
+            try:
+                self._loop()
+            except (OffsetsGone, TopicMissing) as error:
+                self._fail(error)
+                self._take_last_notes()
+            if self._commits:
+                self._consumer.commit(self._to_commit(self._commits), timeout_ms=1000)
+        except KafkaError as error:
+            self._fail(translated(error, self._config, "read " + ", ".join(self._topics)))
+        except BaseException as error:  # noqa: BLE001 - handed over: `poll` raises it in the caller's thread
+            self._fail(error)
+        finally:
+            self._consumer.close(autocommit=False, timeout_ms=1000)
+
+    def _loop(self) -> None:
+        refresh_at = time.monotonic() + self._refresh_s
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: (
+                        self._stopped or self._commits or self._note or self._buffered_bytes < self._max_buffered_bytes
+                    ),
+                    max(0.0, refresh_at - time.monotonic()),
+                )
+                if self._stopped:
+                    return
+                note = self._note
+                commits, self._commits = self._commits, {}
+                has_room = self._buffered_bytes < self._max_buffered_bytes
+            if note is not None:
+                self._write(note, commits)
+            elif commits:
+                self._consumer.commit_async(self._to_commit(commits))
+            if time.monotonic() >= refresh_at:
+                self._refresh()
+                refresh_at = time.monotonic() + self._refresh_s
+            if has_room:
+                self._fetch()
+
+    def _take_last_notes(self) -> None:
+        """Nothing is read any more; but what was read may have to be noted."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._note)
+                if self._stopped:
+                    return
+                note = self._note
+            if note is not None:
+                self._write(note, {})
+
+    def _fetch(self) -> None:
+        try:
+            fetched = self._consumer.poll(timeout_ms=POLL_MS)
+        except (OffsetOutOfRangeError, LogTruncationError):
+            self._is_cut = True
+            fetched = {}
+        except KafkaError as error:  # it also looks for the group's coordinator, and tells where that is away
+            if not error.retriable:
+                raise
+            self.reachable = False
+            fetched = {}
+        records = [record for batch in fetched.values() for record in batch]
+        self._watch.seen(records)
+        size = sum(map(memory_of, records))
+        latest_ms = 1000 * time.time() + AHEAD_MS
+        self._ahead.update(Partition(r.topic, r.partition) for r in records if r.timestamp_ms > latest_ms)
+        positions = {}
+        ends = {}
+        for partition, before in self._read.items():
+            at = tp(partition)
+            position = self._position(at)
+            if position is not None and position != before:
+                positions[partition] = position
+                ends[partition] = max(position, self._consumer.highwater(at) or 0)
+        if positions:
+            self._read |= positions
+            self._put(Polled(records, positions), size + RECORD_OVERHEAD * len(records), ends)
+        if self._is_cut:
+            self._watch.explain_cut(self._read)
+
+    def _position(self, at: Any) -> int | None:
+        try:
+            position: int | None = self._consumer.position(at, timeout_ms=0)
+        except LogTruncationError:  # told once
+            self._is_cut = True
+            position = self._consumer.position(at, timeout_ms=0)
+        return position
+
+    def _put(self, polled: Polled, size: int, ends: Mapping[Partition, int] | None = None) -> None:
+        with self._changed:
+            self._chunks.append((polled, size))
+            self._buffered_bytes += size
+            self._ends |= ends or {}
+            self._changed.notify_all()
+
+    def _write(self, note: _Note, commits: dict[Partition, int]) -> None:
+        """Tries to; a note that is not done is tried again until its caller gives up."""
+        self._text = note.text
+        offsets = self._to_commit(self._committed | commits | note.positions)
+        try:
+            there = self._watch.now(self._read, are_others=self._error is not None)
+            if self._error is not None:
+                offsets = {at: offset for at, offset in offsets.items() if at.topic in there}
+            if self._error is not None or len(there) == len(self._topics):
+                self._consumer.commit(offsets, timeout_ms=ASK_MS)
+                with self._changed:
+                    note.is_done = True
+        except KafkaError as error:
+            if not error.retriable:
+                note.error = translated(error, self._config, f"note {note.text} for {self._model}")
+        with self._changed:
+            if note.is_done or note.error:
+                if self._note is note:
+                    self._note = None
+                self._changed.notify_all()
+            else:
+                self._changed.wait_for(lambda: self._stopped, POLL_MS / 1000)
+
+    def _to_commit(self, positions: Mapping[Partition, int]) -> dict[Any, Any]:
+        kept = {partition: offset for partition, offset in positions.items() if partition in self._read}
+        self._committed |= kept
+        return {tp(partition): OffsetAndMetadata(offset, self._text, -1) for partition, offset in kept.items()}
+
+    def _refresh(self) -> None:
+        """The topics, new partitions, and the offsets of those that are not fetched because enough is waiting."""
+        try:
+            written = {partition: self._consumer.highwater(tp(partition)) or 0 for partition in self._read}
+            topics = self._watch.look(self._read)
+            partitions = [partition for topic in topics.values() for partition in topic.partitions]
+            firsts, ends = self._watch.held(partitions)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            self.reachable = False
+            return  # the broker is away, or a new partition has no leader yet: next time
+        self.reachable = True
+        if new := [partition for partition in partitions if partition not in self._read]:
+            self._assign({partition: firsts[partition] for partition in new}, firsts, ends)
+        with self._changed:
+            self._firsts |= firsts
+            self._withheld = self._watch.withheld(written, ends)
+            self._ends |= {at: max(end, written.get(at, 0)) for at, end in ends.items()}
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()

@@ -1,0 +1,39 @@
+"""The snapshot store in Redis: versions, their tensors, and how each came to be.
+
+A store reads; the one writer of a model commits. The format is described in pipeline/README.md.
+"""
+
+from pipeline.store.codec import Array, header
+from pipeline.store.history import Blame, Commit, blame, commits, places_of
+from pipeline.store.keyspace import connect, from_url
+from pipeline.store.lineage import Lineage, LineageBuilder, Runs
+from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref
+from pipeline.store.rowlog import Delta
+from pipeline.store.store import Holding, Store, models
+from pipeline.store.writer import Committed, Draft, Fence
+
+__all__ = [
+    "Array",
+    "Blame",
+    "Commit",
+    "Committed",
+    "Delta",
+    "Draft",
+    "Fence",
+    "Group",
+    "HistoryEntry",
+    "Holding",
+    "Lineage",
+    "LineageBuilder",
+    "Manifest",
+    "Ref",
+    "Runs",
+    "Store",
+    "blame",
+    "commits",
+    "connect",
+    "from_url",
+    "header",
+    "models",
+    "places_of",
+]

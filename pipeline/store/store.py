@@ -1,0 +1,448 @@
+"""The snapshot store: immutable versions of one model in Redis. The keys are documented in README.md here."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import time
+from collections import ChainMap
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import NAME
+from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
+from pipeline.store.codec import Array, sha256
+from pipeline.store.keyspace import REGISTRY, Keyspace, connect, translated
+from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref, TensorEntry
+from pipeline.store.rowlog import assemble
+from pipeline.store.writer import Committed, Draft, Fence, Writer, lost_place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+
+    from redis import Redis
+
+    from pipeline.store.lineage import Lineage
+
+__all__ = ["Committed", "Draft", "Event", "Fence", "Holding", "Ref", "Store", "Writer", "connect", "models"]
+
+LATEST = "latest"
+ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+MILLISECONDS = re.compile(rb"[0-9]{1,15}")
+BATCH = 64  # versions that one script removes: Redis serves nobody else meanwhile
+MODELS = 10_000  # that are listed
+EVENTS = 20_000  # that are read at once: about twice as many as are remembered
+HISTORY_BATCH = 256  # entries that are fetched at once
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a family. `version` and `digest` are None where none is meant."""
+
+    id: str  # of the stream's entry
+    kind: str  # commit, alias, retire, reset, delete
+    model: str
+    version: int | None
+    digest: str | None
+    alias: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The writer's place: who has it, whether its lease lasts, and when it gave its last sign of life."""
+
+    owner: str
+    alive: bool
+    seen_s: float | None  # ago, by the clock of Redis; None: it is of an older headrace
+    stalled: str | None = None  # what it has been at for too long
+
+
+class Store:
+    """One model's versions.
+
+    Every method raises `StoreUnavailable` where Redis cannot be reached or takes no writes; the same call can
+    succeed later. Every change is one atomic step that may be repeated.
+
+    Args:
+        max_bytes: that loading what serving needs of a version may take, or what only training needs.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        family: str,
+        model: str,
+        clock: Callable[[], float] = time.time,
+        *,
+        max_bytes: float = math.inf,
+    ) -> None:
+        self._redis = redis
+        self._max_bytes = max_bytes
+        self._keys = Keyspace(redis, family, model)
+        self._clock = clock
+        self.family, self.model = family, model
+
+    def sibling(self, family: str, model: str) -> Store:
+        """Another model's versions in the same Redis."""
+        return Store(self._redis, family, model, self._clock, max_bytes=self._max_bytes)
+
+    # --- the writer's place ---
+
+    def acquire(self, owner: str, lease_s: float) -> Fence | None:
+        """Takes the right to write for `lease_s`, or None: another holds it."""
+        token = secrets.token_hex(16)
+        counter = self._keys.run("acquire", token, owner, _ms(lease_s))
+        return None if counter is None else Fence(int(counter), token)
+
+    def renew(self, fence: Fence, lease_s: float, stalled: str | None = None) -> None:
+        """Prolongs the right to write. One that ran out can be prolonged as long as nobody else took it.
+
+        Args:
+            stalled: what the writer has been at for too long, for whoever watches.
+
+        Raises:
+            Fenced: another took it.
+            HeadMoved: Redis came back from a time before it was taken.
+        """
+        if not self._keys.run("renew", fence.token, _ms(lease_s), stalled or ""):
+            raise self._lost_place(fence)
+
+    def release(self, fence: Fence) -> None:
+        """Gives the right to write up; nothing happens if another took it."""
+        self._keys.run("renew", fence.token, 0, "")
+
+    def holder(self) -> str | None:
+        """Who holds a live lease."""
+        holding = self.holding()
+        return holding.owner if holding and holding.alive else None
+
+    def holding(self) -> Holding | None:
+        """Who has the writer's place, be it alive or not; None: whoever had it gave it up."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hmget(self._keys.key("fence"), ["owner", "seen_ms", "stalled"])
+            pipe.exists(self._keys.key("lease"))
+            (owner, seen_ms, stalled), alive = pipe.execute()
+            now: Any = self._redis.time()  # not in a pipeline: a cluster's takes no command without a key
+        if owner is None:
+            return None
+        known = seen_ms is not None and MILLISECONDS.fullmatch(seen_ms)
+        seconds, micros = now
+        seen_s = max(0.0, seconds + micros / 1e6 - int(seen_ms) / 1e3) if known else None
+        told = stalled.decode(errors="replace") if stalled else None
+        return Holding(owner.decode(errors="replace"), bool(alive), seen_s, told)
+
+    def writer(self, fence: Fence, above: int = 0) -> Writer:
+        """What commits versions, from the head on, with numbers `above` this one and any that was used.
+
+        Raises:
+            Corrupt: the head, or the keyframe that it goes back to, is damaged, or of a newer format.
+            NotFound: one of them is gone.
+        """
+        self._keys.register()
+        head = self.head()
+        parent = self.manifest(head) if head else None
+        keyframe = self.keyframe(parent) if parent else None
+        return Writer(self._keys, fence, parent, keyframe, max(self._last_version(), above), self._clock)
+
+    def retire(self, fence: Fence, keep_last: int, keep_every: int | None = None) -> list[int]:
+        """Removes versions, but not the last `keep_last`, one in every `keep_every`, and what an alias names.
+
+        The keyframe that one of these goes back to stays, too. Objects that no version of the family names any more
+        go with those that are removed; the history stays.
+
+        Returns:
+            The numbers of the versions that were removed.
+
+        Raises:
+            Fenced: another took the right to write.
+            HeadMoved: Redis came back from a time before it was taken.
+        """
+        retired: list[int] = []
+        while True:
+            batch = self._keys.run("retire", fence.token, self.model, keep_last, keep_every or 0, BATCH)
+            if batch is None:
+                raise self._lost_place(fence)
+            retired += map(int, batch)
+            if len(batch) < BATCH:
+                return retired
+
+    # --- reading ---
+
+    def head(self) -> Ref | None:
+        """The newest version."""
+        with translated():
+            ref: Any = self._redis.get(self._keys.key("head"))
+        return Ref.parse(ref) if ref else None
+
+    def versions(self) -> list[Ref]:
+        """All versions that are kept, oldest first."""
+        with translated():
+            refs: Any = self._redis.zrange(self._keys.key("versions"), 0, -1)
+        return [Ref.parse(ref) for ref in refs]
+
+    def aliases(self) -> dict[str, Ref]:
+        """What the aliases name."""
+        with translated():
+            aliases: Any = self._redis.hgetall(self._keys.key("aliases"))
+        return {name.decode(): Ref.parse(ref) for name, ref in sorted(aliases.items())}
+
+    def resolve(self, name: str) -> Ref:
+        """The version that "latest", an alias, a number or at least eight digits of a digest name.
+
+        Raises:
+            NotFound: none, or a digest's beginning that fits several.
+        """
+        if name == LATEST:
+            found = [head] if (head := self.head()) else []
+        elif name.isascii() and name.isdecimal():
+            with translated():
+                refs: Any = self._redis.zrangebyscore(self._keys.key("versions"), name, name)
+            found = [Ref.parse(ref) for ref in refs]
+        else:
+            with translated():
+                alias: Any = self._redis.hget(self._keys.key("aliases"), name)
+            found = [Ref.parse(alias)] if alias else []
+        if not found and DIGEST_PREFIX.fullmatch(name):
+            found = [ref for ref in self.versions() if ref.digest.startswith(name)]
+        if len(found) != 1:
+            what = f"{len(found)} versions" if found else "no version"
+            raise NotFound(f"{name} names {what} of {self.model}. `headrace versions {self.model}` lists them.")
+        return found[0]
+
+    def manifest(self, version: Ref | int | str = LATEST) -> Manifest:
+        """A version's manifest, checked against its digest.
+
+        Raises:
+            NotFound: as `resolve`.
+            Corrupt: it is damaged, or of a newer format.
+        """
+        ref = version if isinstance(version, Ref) else self.resolve(str(version))
+        what = f"The manifest of version {ref.version} of {self.model}"
+        raw = self._keys.document(f"manifest:{ref.version}", what)
+        if raw is None or (sha256(raw) != ref.digest and not self._keys.keeps(ref)):
+            raise NotFound(
+                f"Version {ref.version} of {self.model} is not kept any more. "
+                f"`headrace versions {self.model}` lists those that are."
+            )
+        if sha256(raw) != ref.digest:
+            raise Corrupt(
+                f"{what} has other bytes than were stored. Use another version, or restore Redis from a backup."
+            )
+        return Manifest.read(raw, what)
+
+    def keyframe(self, manifest: Manifest) -> Manifest:
+        """The version that holds the training state which this one goes on from: itself, or an ancestor.
+
+        Raises:
+            NotFound: the version is not kept any more.
+            Corrupt: as `manifest`.
+        """
+        return self.manifest(manifest.keyframe) if manifest.keyframe else manifest
+
+    def arrays(
+        self, manifest: Manifest, group: Group, cache: MutableMapping[str, bytes] | None = None
+    ) -> dict[str, Array]:
+        """A version's tensors, each object checked against its digest.
+
+        `cache` (digest → object) is read, and afterwards holds exactly this version's objects of the group:
+        kept from one version to the next, only what changed is fetched. Arrays are not to be written to.
+
+        Raises:
+            ConfigError: they take more than may be loaded; nothing was fetched.
+            Corrupt: names tensor and version.
+        """
+        manifest.check_size(group, self._max_bytes)
+        tensors = manifest.tensors(group)
+        known = {} if cache is None else dict(cache)
+        objects = known | self._keys.fetch(tensors, manifest.ref, known)
+        if cache is not None:
+            cache.clear()
+            cache.update((part.digest, objects[part.digest]) for entry in tensors.values() for part in entry.parts)
+        return {name: self._assembled(manifest, name, entry, objects) for name, entry in tensors.items()}
+
+    def each(self, manifest: Manifest, group: Group, known: Mapping[str, bytes]) -> Iterator[tuple[str, Array]]:
+        """The same, one tensor after the other: beside what is `known` no more than one is in memory.
+
+        Raises:
+            ConfigError, Corrupt: as `arrays`.
+        """
+        manifest.check_size(group, self._max_bytes)
+        for name, entry in manifest.tensors(group).items():
+            fetched = self._keys.fetch({name: entry}, manifest.ref, known)
+            yield name, self._assembled(manifest, name, entry, ChainMap(fetched, dict(known)))
+
+    def _assembled(self, manifest: Manifest, name: str, entry: TensorEntry, objects: Mapping[str, bytes]) -> Array:
+        try:
+            return assemble(entry, objects)
+        except Corrupt as error:
+            raise Corrupt(f"Tensor {name} of version {manifest.version} of {self.model}: {error}") from None
+
+    def history(self, version: int) -> HistoryEntry:
+        """What stays of a version for good.
+
+        Raises:
+            NotFound: there never was such a version, or not since the last reset.
+            Corrupt: the entry is damaged, or of a newer format.
+        """
+        for entry in self._histories([version]):
+            return entry
+        raise NotFound(f"There is no version {version} of {self.model}. Its last reset may have removed it.")
+
+    def histories(self, above: int = 0) -> Iterator[HistoryEntry]:
+        """What stays of all versions with numbers `above` this one, oldest first: each is the parent of the next.
+
+        Raises:
+            Corrupt: as `history`.
+        """
+        with translated():
+            count: Any = self._redis.hlen(self._keys.key("lineage"))
+        numbers: Sequence[int] = range(above + 1, self._last_version() + 1)
+        if len(numbers) > 2 * count + HISTORY_BATCH:  # most of them were never used
+            with translated():
+                fields: Any = self._redis.hkeys(self._keys.key("lineage"))
+            numbers = sorted(number for number in map(int, fields) if number > above)
+        for start in range(0, len(numbers), HISTORY_BATCH):
+            yield from self._histories(numbers[start : start + HISTORY_BATCH])
+
+    def ancestry(self, version: int, batch: int = HISTORY_BATCH) -> Iterator[HistoryEntry]:
+        """What stays of a version and of those before it, each the parent of the one before.
+
+        Args:
+            batch: how many are read at first; then twice as many, up to `HISTORY_BATCH`.
+
+        Raises:
+            Corrupt: as `history`.
+        """
+        wanted: int | None = version
+        while wanted is not None:
+            before = wanted
+            for entry in self._histories(range(wanted, max(wanted - batch, 0), -1)):
+                if entry.version == wanted:
+                    yield entry
+                    wanted = entry.parent.version if entry.parent else None
+            if wanted == before:
+                return
+            batch = min(2 * batch, HISTORY_BATCH)
+
+    def lineage(self, version: int) -> Lineage:
+        """What a version learned since its parent; also of one that is not kept any more.
+
+        Raises:
+            NotFound: as `history`.
+        """
+        return self.history(version).lineage
+
+    def events(self, after_id: str, block_ms: int | None = None) -> list[Event]:
+        """What happened in the family after an event ("0": all that is remembered, "$": from now on).
+
+        Waits for up to `block_ms` for the first; None: does not wait.
+        """
+        with translated():
+            streams: Any = self._redis.xread({self._keys.family_key("events"): after_id}, EVENTS, block_ms)
+        if not streams:
+            return []
+        return [_event(id_, fields) for id_, fields in streams[0][1]]
+
+    # --- administration ---
+
+    def set_alias(self, name: str, version: Ref | int | str) -> Ref:
+        """Makes a name of the user's name a version.
+
+        Raises:
+            ConfigError: the name could be taken for a number, or has odd characters.
+            NotFound: there is no such version.
+        """
+        if not ALIAS.fullmatch(name) or name.isdecimal() or name == LATEST:
+            raise ConfigError(
+                f"{name!r} cannot be an alias. Use lower-case letters, digits, '.', '_' and '-', not digits "
+                f"alone, and not {LATEST!r}, which always is the newest version."
+            )
+        ref = version if isinstance(version, Ref) else self.resolve(str(version))
+        if not self._keys.run("alias", self.model, name, str(ref)):
+            raise NotFound(f"Version {ref.version} of {self.model} is not kept any more. Use a newer one.")
+        return ref
+
+    def delete_alias(self, name: str) -> None:
+        """Removes an alias.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        if not self._keys.run("alias", self.model, name, ""):
+            raise NotFound(f"{self.model} has no alias {name}. `headrace versions {self.model}` lists them.")
+
+    def reset(self) -> None:
+        """Removes every version, alias and the history: the model starts anew. Numbers are not used again.
+
+        Raises:
+            StoreError: a worker holds the model.
+        """
+        self._clear("reset")
+
+    def delete(self) -> None:
+        """Removes the model, but no object that another model of its family uses.
+
+        Raises:
+            StoreError: a worker holds the model.
+        """
+        self._clear("delete")
+        self._keys.unregister()
+
+    def _clear(self, kind: str) -> None:
+        while left := self._keys.run("clear", self.model, kind, BATCH):
+            if left < 0:
+                raise StoreError(f"{self.holder()} holds {self.model}. Stop it first.")
+
+    def _histories(self, numbers: Sequence[int]) -> Iterator[HistoryEntry]:
+        """Those that there are, each checked against its manifest where that is kept."""
+        with translated():
+            entries: Any = self._redis.hmget(self._keys.key("lineage"), [str(number) for number in numbers])
+            manifests: Any = self._redis.mget([self._keys.key(f"manifest:{number}") for number in numbers])
+        for number, raw, manifest in zip(numbers, entries, manifests, strict=True):
+            if raw is None:
+                continue
+            version = f"version {number} of {self.model}"
+            if manifest and Manifest.read(manifest, f"The manifest of {version}").lineage != sha256(raw):
+                raise Corrupt(
+                    f"The history of {version} has other bytes than were stored. Restore Redis from a backup."
+                )
+            yield HistoryEntry.read(raw, f"The history of {version}")
+
+    def _last_version(self) -> int:
+        with translated():
+            last: Any = self._redis.get(self._keys.key("counter"))
+        return int(last or 0)
+
+    def _lost_place(self, fence: Fence) -> Fenced | HeadMoved:
+        # Without a reason it was given up, or has come back meanwhile: to stop is right in any case.
+        return lost_place(self._keys, fence) or Fenced(f"This worker does not hold {self.model} any more. Stop it.")
+
+
+def models(redis: Redis) -> list[tuple[str, str]]:
+    """Every (family, model) that a worker ever took, sorted; of more than MODELS, some of them."""
+    with translated():
+        members = set(islice(redis.sscan_iter(REGISTRY, count=MODELS), MODELS))
+    pairs = (member.decode(errors="replace").partition(":") for member in members)
+    return sorted((family, model) for family, _, model in pairs if re.match(NAME, family) and re.match(NAME, model))
+
+
+def _event(id_: bytes, fields: dict[bytes, bytes]) -> Event:
+    """A field that is damaged is as one that is not there: nobody can go on reading at the next one otherwise."""
+    text = {key: value.decode(errors="replace") for key, value in fields.items()}
+    version = text.get(b"version", "")
+    return Event(
+        id=id_.decode(),
+        kind=text.get(b"kind", ""),
+        model=text.get(b"model", ""),
+        version=int(version) if re.fullmatch("[0-9]{1,18}", version) else None,
+        digest=text.get(b"digest") or None,
+        alias=text.get(b"alias") or None,
+    )
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,341 @@
+"""One commit: what changed becomes objects, a manifest and a line of the history, and then the head.
+
+1. The tensors become objects under digests; what the parent names already is left out.
+2. The new objects are uploaded with an end (a crash: they go away by themselves).
+3. One script checks the fence, the parent and that every object is there, and moves the head. Objects that
+   retention took in between are uploaded again.
+
+A version without training state names its keyframe: the nearest ancestor that has one. The next keyframe's training
+state is what changed since that one, however many versions lie between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import Corrupt, Fenced, HeadMoved, NotFound, StoreError
+from pipeline.store.codec import Array, Encoded, sha256
+from pipeline.store.keyspace import translated
+from pipeline.store.lineage import Lineage, Runs
+from pipeline.store.manifest import Group, HistoryEntry, Manifest, Part, Ref, TensorEntry
+from pipeline.store.rowlog import Delta, Objects, RowLog, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.log.offsets import Partition
+    from pipeline.store.keyspace import Keyspace
+
+#: Of what changed: what a commit may send in all, so that it ends below 1.2 with what is not foreseen.
+MAY_MOVE = 1.17
+Name = tuple[Group, str]  # of a tensor
+
+TRIES = 3  # of uploading again what retention took
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to write one model: a counter for people, a random token for Redis."""
+
+    counter: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Draft:
+    """What becomes a version. The fields are those of `Manifest`; nothing in it is ever written to.
+
+    The dicts are JSON; numbers that are not finite become null.
+    """
+
+    learner: str
+    input: dict[str, Any]
+    options: dict[str, Any]
+    config: dict[str, Any]
+    classes: list[str]
+    seed: int
+    updates: int
+    counts: dict[str, int]
+    positions: Mapping[Partition, int]
+    newest_timestamp_ms: int | None
+    metrics: Mapping[str, float]
+    environment: dict[str, Any]
+    meta: dict[str, Any]
+    worker: dict[str, Any]
+    lineage: Lineage
+    serving: Mapping[str, Array | Delta]
+    training: Mapping[str, Array | Delta] | None  # None: this version is no keyframe
+    topic_ids: dict[str, str] = field(default_factory=dict)
+    pending: Runs = field(default_factory=Runs)
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    diagnoses: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit made, and what it cost."""
+
+    version: int
+    digest: str
+    bytes_changed: int  # of tensors: whole objects with new content, and rows that changed
+    bytes_moved: int  # objects, manifest and history, as sent
+    keyframe: bool  # whether it holds what training needs, too
+
+
+@dataclass(slots=True, eq=False)
+class _Prepared:
+    """A draft that is ready to be sent, as often as it takes."""
+
+    draft: Draft
+    manifest: Manifest
+    history: bytes
+    objects: dict[str, Encoded]
+    changed: int
+    sent: int = 0
+
+
+class Writer:
+    """Commits one version after the other, from the head on.
+
+    A commit that raised is tried again with the same draft and gives the same version, also if the first try
+    went through and only its answer was lost. No other draft can be committed before.
+    """
+
+    def __init__(
+        self,
+        keys: Keyspace,
+        fence: Fence,
+        parent: Manifest | None,
+        keyframe: Manifest | None,
+        last_version: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._keys = keys
+        self._fence = fence
+        self._parent = parent
+        self._keyframe = keyframe  # the parent, or the ancestor that it goes back to
+        self._last_version = last_version  # also where there is no parent: a number is never used twice
+        self._clock = clock
+        self._logs: dict[Name, RowLog] = {}  # where the parent, or for training the keyframe, had a delta
+        self._prepared: _Prepared | None = None
+
+    @property
+    def next_version(self) -> int:
+        """The number that the next commit will have: of the draft that has yet to be committed, if there is one."""
+        return self._last_version + 1
+
+    def commit(self, draft: Draft) -> Committed:
+        """Makes the draft the head.
+
+        Raises:
+            Fenced: another worker has this model now, or it was reset.
+            HeadMoved: the head is not the version that this writer left there.
+            StoreUnavailable: try again with the same draft.
+            ValueError: a delta does not fit the tensor before it, the first version has no training state, or
+                another draft has yet to be committed.
+        """
+        if self._prepared is None:
+            try:
+                self._prepared = self._prepare(draft)
+            except NotFound:  # a head and its keyframe stay while their writer holds the model
+                raise self._lost_place() from None
+        prepared = self._prepared
+        if prepared.draft is not draft:
+            raise ValueError(f"The draft of version {prepared.manifest.version} has to be committed first.")
+        self._send(prepared)
+        manifest = prepared.manifest
+        self._parent, self._last_version, self._prepared = manifest, manifest.version, None
+        if manifest.is_keyframe:
+            self._keyframe = manifest
+        return Committed(manifest.version, manifest.digest, prepared.changed, prepared.sent, manifest.is_keyframe)
+
+    # --- sending ---
+
+    def _send(self, prepared: _Prepared) -> None:
+        manifest = prepared.manifest
+        ref = str(manifest.ref)
+        prepared.sent += self._keys.upload(prepared.objects)
+        for _ in range(TRIES):
+            answer, *missing = self._keys.run(
+                "commit",
+                self._fence.token,
+                manifest.model,
+                _text(manifest.parent),
+                ref,
+                manifest.version,
+                _text(manifest.keyframe),
+                manifest.raw,
+                prepared.history,
+            )
+            prepared.sent += len(manifest.raw) + len(prepared.history)
+            if answer == b"done":
+                return
+            if answer in (b"fenced", b"moved"):
+                raise self._lost_place()
+            digests = [digest.decode() for digest in missing]
+            lost = [digest for digest in digests if digest not in prepared.objects]
+            if lost:
+                raise Corrupt(
+                    f"Object {lost[0][:12]}, which version {manifest.version} of {manifest.model} shares with earlier "
+                    f"ones, is gone. Give Redis maxmemory-policy noeviction, and restore it from a backup, or start "
+                    f"anew with `headrace reset`."
+                )
+            prepared.sent += self._keys.upload({digest: prepared.objects[digest] for digest in digests})
+        raise StoreError(f"Objects of {ref} are taken as soon as they are uploaded. Check what else writes to Redis.")
+
+    def _lost_place(self) -> Fenced | HeadMoved:
+        if error := lost_place(self._keys, self._fence):
+            return error
+        with translated():
+            head: Any = self._keys.redis.get(self._keys.key("head"))
+        return HeadMoved(
+            f"The head of {self._keys.model} is {head.decode() if head else 'gone'}, but this worker left "
+            f"{self._parent.ref if self._parent else 'none'} there: Redis came back older than it was, or was changed "
+            f"by hand. The worker starts again from what is there."
+        )
+
+    # --- preparing ---
+
+    def _prepare(self, draft: Draft) -> _Prepared:
+        if draft.training is None and self._keyframe is None:
+            raise ValueError("The first version has no training state to go back to. Give it its own.")
+        tensors: dict[Name, Array | Delta] = {("serving", name): value for name, value in draft.serving.items()}
+        tensors |= {("training", name): value for name, value in (draft.training or {}).items()}
+        deltas = {name: value for name, value in tensors.items() if isinstance(value, Delta)}
+        # The only step that can fail for a while comes before anything is changed.
+        logs = {name: self._log(name, delta) for name, delta in deltas.items()}
+        kept = {name: log for name, log in self._logs.items() if name[0] == "training"}
+        self._logs = logs if draft.training is not None else kept | logs
+        version = self._last_version + 1
+        created_ms = int(self._clock() * 1000)
+        parent = self._parent.ref if self._parent else None
+        history = HistoryEntry(
+            version=version,
+            parent=parent,
+            created_ms=created_ms,
+            updates=draft.updates,
+            counts=draft.counts,
+            metrics=dict(draft.metrics),
+            lineage=draft.lineage,
+        )
+        history_raw = history.model_dump_json(exclude_none=True).encode()
+
+        objects = _Objects(self._parent, self._keyframe)
+        entries: dict[Name, TensorEntry] = {}
+        for name, value in tensors.items():
+            if isinstance(value, Array):
+                parts = objects.add(whole(value))
+                entries[name] = TensorEntry(dtype=value.dtype, shape=value.shape, parts=tuple(parts))
+        changed = objects.new_bytes
+        partial = [delta for delta in deltas.values() if not delta.is_whole]
+        changed += sum(delta.values.data.nbytes for delta in partial)
+        before = self._parent if draft.training is None else self._keyframe
+        overhead = len(history_raw) + (len(before.raw) if before else 0)
+        overhead += sum(delta.index_bytes for delta in partial)
+        spare = max(0.0, (MAY_MOVE - 1) * changed - overhead)
+        tracked_bytes = sum(log.nbytes for log in logs.values())
+        for name, delta in deltas.items():
+            log = logs[name]
+            stored = objects.new_bytes
+            objects.add(log.append(delta, int(spare * log.nbytes / max(1, tracked_bytes))))
+            changed += objects.new_bytes - stored if delta.is_whole else 0
+            entries[name] = log.entry
+
+        watermark: dict[str, dict[int, int]] = {}
+        for (topic, number), offset in sorted(draft.positions.items()):
+            watermark.setdefault(topic, {})[number] = offset
+        manifest = Manifest(
+            model=self._keys.model,
+            family=self._keys.family,
+            version=version,
+            parent=parent,
+            created_ms=created_ms,
+            learner=draft.learner,
+            input=draft.input,
+            options=draft.options,
+            config=draft.config,
+            classes=draft.classes,
+            seed=draft.seed,
+            updates=draft.updates,
+            counts=draft.counts,
+            watermark=watermark,
+            topic_ids=draft.topic_ids,
+            pending=draft.pending,
+            keyframe=self._keyframe.ref if self._keyframe and draft.training is None else None,
+            newest_timestamp_ms=draft.newest_timestamp_ms,
+            metrics=dict(draft.metrics),
+            environment=draft.environment,
+            meta=draft.meta,
+            worker=draft.worker,
+            probes={label: dict(kept) for label, kept in draft.probes.items()},
+            diagnoses=dict(draft.diagnoses),
+            lineage=sha256(history_raw),
+            serving={n: entry for (group, n), entry in entries.items() if group == "serving"},
+            training={n: entry for (group, n), entry in entries.items() if group == "training"},
+        )
+        return _Prepared(draft, manifest, history_raw, objects.new, changed)
+
+    def _log(self, name: Name, delta: Delta) -> RowLog:
+        """The log that a delta belongs to: a new one for a whole tensor, the one at hand, or one from Redis."""
+        if delta.is_whole:
+            return RowLog(delta.values.dtype, delta.values.shape)
+        if name in self._logs:
+            return self._logs[name]
+        group, tensor = name
+        before = self._parent if group == "serving" else self._keyframe
+        entry = before.tensors(group).get(tensor) if before else None
+        if before is None or entry is None:
+            raise ValueError(f"There is no {group} tensor {tensor} before this version. Send it whole first.")
+        return RowLog.load(entry, self._keys.fetch({tensor: entry}, before.ref))
+
+
+class _Objects:
+    """The objects of a version, apart those that neither the parent nor the keyframe names."""
+
+    def __init__(self, *before: Manifest | None) -> None:
+        groups = [group for manifest in before if manifest for group in (manifest.serving, manifest.training)]
+        self._known = {part.digest for group in groups for entry in group.values() for part in entry.parts}
+        self.new: dict[str, Encoded] = {}
+
+    @property
+    def new_bytes(self) -> int:
+        return sum(encoded.bytes for encoded in self.new.values())
+
+    def add(self, objects: Objects) -> list[Part]:
+        self.new.update((part.digest, encoded) for part, encoded in objects if part.digest not in self._known)
+        return [part for part, _ in objects]
+
+
+def lost_place(keys: Keyspace, fence: Fence) -> Fenced | HeadMoved | None:
+    """Why a worker may not write any more; None: it may."""
+    with translated():
+        fields: Any = keys.redis.hmget(keys.key("fence"), "counter", "token", "owner")
+        held = keys.redis.exists(keys.key("lease"))
+    counter, token, owner = (None if value is None else value.decode() for value in fields)
+    if token == fence.token:
+        return None
+    if held:
+        return Fenced(f"{owner} took {keys.model} from this worker and goes on from the head. Stop this one.")
+    if int(counter or 0) < fence.counter and (counter or not _was_deleted(keys)):
+        return HeadMoved(
+            f"Redis knows of {counter or 0} workers of {keys.model} so far, but this one is number {fence.counter}: "
+            f"Redis came back older than it was, or empty, or was changed by hand. The worker starts again from what "
+            f"is there."
+        )
+    return Fenced(
+        f"{keys.model} is not held by this worker any more, nor by another: one held it meanwhile, or it was reset or "
+        f"deleted. Start the worker again if it shall go on from what is there."
+    )
+
+
+def _was_deleted(keys: Keyspace) -> bool:
+    """Else there is nothing of the model because Redis came back empty."""
+    with translated():
+        events: Any = keys.redis.xrange(keys.family_key("events"))
+    ours = {b"kind": b"delete", b"model": keys.model.encode()}
+    return any(ours.items() <= fields.items() for _, fields in events)
+
+
+def _text(ref: Ref | None) -> str:
+    return str(ref) if ref else ""
