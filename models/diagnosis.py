@@ -1,4 +1,4 @@
-"""Why a model does badly, and what to do, from what a worker measures anyway; the table is in docs/diagnoses.md.
+"""Why a model does badly, and what to do, from what a worker measures anyway: see docs/learners/diagnoses.md.
 
 Nothing here touches what is learned: it reads the labels of the last records, and asks the live network once a
 version.
@@ -29,7 +29,7 @@ BEGUN = 20  # records of each class, after which more is told than by chance
 NEAR_CHANCE = 0.05  # of what lies between chance and all
 LOPSIDED = 0.9  # the share of a class that makes chance no measure
 EACH = (5, 10, 20, 50)  # records of each class, of which was measured
-#: kind of record → set → accuracy on held-back records after so many (docs/diagnoses.md)
+#: kind of record → set → accuracy on held-back records after so many (docs/learners/diagnoses.md)
 EXPECTED = {
     "image": {"digits": (0.80, 0.91, 0.94, 0.96), "photographs": (0.22, 0.29, 0.36, 0.41)},
     "text": {"short requests": (0.78, 0.84, 0.90, 0.93), "long posts": (0.16, 0.28, 0.40, 0.56)},

@@ -1,4 +1,4 @@
-"""An independent recount: reads Redis and Kafka with plain clients, by what pipeline/README.md documents.
+"""An independent recount: reads Redis and Kafka with plain clients, by what docs/formats.md documents.
 
 Imports nothing of headrace, so that no mistake is made twice.
 """

@@ -33,7 +33,7 @@ STDIN, STDIN_FILENO = "-", 0
 CONNECT_MS = 2_000  # of one try to reach Kafka, and so the longest that an end is waited for
 TELL_S = 20.0  # how often it tells how far it is, where there is no terminal
 MANY_LINES = 20  # of a file that is named: they may be meant as records
-ENOUGH = 20  # records of a label: from there on most kinds are told apart (models/README.md)
+ENOUGH = 20  # records of a label: from there on most kinds are told apart (docs/learners/index.md)
 
 Records = Iterable[Outgoing | Refused | None]  # None: what was sent is waited for
 

@@ -8,7 +8,7 @@ al. 2023, "RanPAC"):
     φ(x) = (P z + 1)²,   P ∈ {-1, 1}^{D × d}
 
 A linear function of them is a quadratic one of z, in D random directions. With ReLU in place of the square, which that
-paper takes, more records are mistaken, at any D (figures in docs/image-analytic.md).
+paper takes, more records are mistaken, at any D (figures in docs/learners/image-analytic.md).
 
 P's signs come from a hash of their places, so that they are the same everywhere and are never stored. Less its mean,
 since what a backbone gives is mostly above 0: otherwise what all pictures have in common would be most of P z in a row

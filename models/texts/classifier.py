@@ -5,7 +5,7 @@ hashed into one of `buckets` rows of a table (the hashing trick, Weinberger et a
 et al. 2017). Texts are read as they are: case and width carry meaning in some scripts and are not folded.
 
 The head is on the normalised mean itself (fastText, Joulin et al. 2017, but for the norm). A layer in between learns
-nothing more, and forgets: figures in docs/text-classifier.md.
+nothing more, and forgets: figures in docs/learners/text-classifier.md.
 
 An update touches only the rows of the n-grams that it saw, so a snapshot moves those alone; see `RowRms`.
 """

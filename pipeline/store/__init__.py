@@ -1,6 +1,6 @@
 """The snapshot store in Redis: versions, their tensors, and how each came to be.
 
-A store reads; the one writer of a model commits. The format is described in pipeline/README.md.
+A store reads; the one writer of a model commits. The format is described in docs/formats.md.
 """
 
 from pipeline.store.codec import Array, header

@@ -1,4 +1,4 @@
-"""What a version is, as JSON: its parent, its state as tensors under digests, what made it. See README.md.
+"""What a version is, as JSON: its parent, its state as tensors under digests, what made it. See docs/formats.md.
 
 A version's digest is the SHA-256 of the very bytes of its manifest. As those name the parent's digest, the
 history is a chain of hashes: whoever knows a version's digest knows all that came before it.

@@ -1,4 +1,4 @@
-"""The snapshot store: immutable versions of one model in Redis. The keys are documented in README.md here."""
+"""The snapshot store: immutable versions of one model in Redis. The keys are documented in docs/formats.md."""
 
 from __future__ import annotations
 

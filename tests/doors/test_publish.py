@@ -10,7 +10,7 @@ from confluent_kafka import Message, Producer
 
 
 def learned_offsets(lineage: dict[str, Any]) -> set[tuple[str, int, int]]:
-    """(topic, partition, offset) of every record of every update: the runs of pipeline/README.md, "Lineage"."""
+    """(topic, partition, offset) of every record of every update: the runs of docs/formats.md, "Lineage"."""
     found, ends = set(), dict.fromkeys(range(len(lineage["partitions"])), 0)
     for update in lineage["updates"]:
         for partition, skip, count in update:

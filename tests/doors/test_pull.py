@@ -69,7 +69,7 @@ def test_anyone_can_pull_the_newest_weights_and_classify_with_them(learned: Any,
 
 
 def test_a_tensor_in_several_objects_is_put_together(learned: Any, puller: Puller) -> None:
-    """As a tensor above the size of one object is; the layout is that of pipeline/README.md."""
+    """As a tensor above the size of one object is; the layout is that of docs/formats.md."""
     redis, manifest = learned.redis, learned.manifest()
     for tensor in manifest["serving"].values():
         [part] = tensor["parts"]

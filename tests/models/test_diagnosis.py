@@ -1,4 +1,4 @@
-"""Each line of docs/diagnoses.md: what provokes it, and that what is well is not told."""
+"""Each line of docs/learners/diagnoses.md: what provokes it, and that what is well is not told."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.texts.encoder import TextEncoderLearner, TextEncoderOptions
 from tests.models.contract import texts
 from tests.models.encoders import save_encoder
 
-TABLE = Path(__file__).parents[2] / "models" / "docs" / "diagnoses.md"
+TABLE = Path(__file__).parents[2] / "docs" / "learners" / "diagnoses.md"
 WELL = Measured(
     records=2000,
     classes=4,

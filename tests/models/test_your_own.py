@@ -13,7 +13,7 @@ from consumers.loading import resolve_blueprint
 from models.classifier import ClassifierOptions
 from tests.models.contract import Case, LearnerContract, digits
 
-PAGE = Path(__file__).parents[2] / "models" / "docs" / "your-own.md"
+PAGE = Path(__file__).parents[2] / "docs" / "learners" / "your-own.md"
 [CODE] = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 

@@ -22,7 +22,7 @@ from pipeline.store.store import Store, models
 from pipeline.store.writer import Writer
 from tests.pipeline.drafts import draft, taken, taken_over, weights
 
-README = Path(__file__).resolve().parents[3] / "pipeline" / "README.md"
+FORMATS = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
 
 
 # --- commits ---
@@ -274,7 +274,7 @@ def test_strangers_read_the_newest_weights(
     table[[3, 7]] = 0.5
     changed = Delta(200, np.array([3, 7]), from_numpy(table[[3, 7]]))
     writer.commit(draft(1, {"w": weights(2), "t": changed}))
-    program = README.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    program = FORMATS.read_text("utf-8").split("```python\n")[1].split("```")[0]
     program = program.replace("redis://127.0.0.1:6379/0", redis_url).replace('"digits"', f'"{family}"', 1)
     (tmp_path / "pull.py").write_text(program)
     tensors = runpy.run_path(str(tmp_path / "pull.py"))["tensors"]
