@@ -248,7 +248,7 @@ class AutoLearner:
             training |= {f"{part}/{name}": value for name, value in state.training.items()}
         metas: dict[str, Any] = {part: dict(state.meta) for part, state in states.items()}
         meta = {"classes": list(self._head.classes), **metas, "evidence": self._evidence.meta()}
-        meta |= {"fresh": self._fresh, "weighed": self._weighed}
+        meta |= {"fresh": self._fresh, "weighed": self._weighed, "head_learns_evidence": self._is_exact}
         return State(serving, training, meta)
 
     def restore(self, state: State) -> None:
@@ -257,8 +257,9 @@ class AutoLearner:
             learner.restore(State(serving, training, state.meta[part]))
         own = {name: value for name, value in state.serving.items() if name == "weights"}
         copy_into({"weights": self._weights}, own)
-        evidence = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
-        self._evidence.restore(state.meta["evidence"], evidence)
+        if state.meta.get("head_learns_evidence", False) == self._is_exact:  # else `left_out` would be of another head
+            evidence = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
+            self._evidence.restore(state.meta["evidence"], evidence)
         self._fresh, self._weighed = state.meta["fresh"], state.meta["weighed"]
 
     def _parted(self, batch: Batch) -> tuple[list[int], list[int]]:

@@ -100,6 +100,20 @@ def test_evidence_is_learned_by_neither_where_old_records_fade() -> None:
     assert same(without._head.capture(), learner._head.capture())
 
 
+def test_evidence_is_dropped_where_the_head_has_not_learned_it() -> None:
+    """After `forgetting = 1` in place of less, and in versions of before: it would be taken out of what has it not."""
+    fades, exact = fading(case("image-auto")), case("image-auto")
+    state = learner_of(fades, 40).capture()
+    kept, dropped, former = fades.learner(SEED + 1), exact.learner(SEED + 1), exact.learner(SEED + 1)
+    kept.restore(state)
+    dropped.restore(state)
+    meta = dict(learner_of(exact, 40).capture().meta)
+    del meta["head_learns_evidence"]
+    former.restore(replace(learner_of(exact, 40).capture(), meta=meta))
+    assert [len(learner._evidence) > 0 for learner in (kept, dropped, former)] == [True, False, False]
+    assert exact.learn(dropped, range(40, 60))
+
+
 def test_evidence_that_comes_again_is_learned_once() -> None:
     """And what the network remembers is none when it comes again."""
     one, parts = case("image-auto"), SMALL["image-auto"]

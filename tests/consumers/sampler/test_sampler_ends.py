@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -71,21 +73,28 @@ def test_a_signal_ends_it_while_a_model_is_at_work(redis_url: str, redis: Redis,
         assert process.stderr.read() == "headrace: ending, by SIGTERM.\n"  # clients can make it say nothing
 
 
-@pytest.mark.parametrize("path", ["classify", "strip?versions=1"])
-def test_a_signal_ends_it_after_a_thread_was_given_up(redis_url: str, redis: Redis, family: str, path: str) -> None:
-    maker = Maker(Store(redis, family, family), f"{MARKED}blocking", blocking, TEXT)
-    step(maker)
-    step(maker)
-    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "0"]
+@contextmanager
+def sampler(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A sampler that is ready, and who asks it."""
     with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         url = process.stderr.readline().split()[-1]
         with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             while client.get("/readyz").status_code != 200:
                 pass
-            method = "POST" if path == "classify" else "GET"
-            told = [client.request(method, f"/models/{family}/{path}", content=b"x").json()["error"] for _ in range(2)]
-            assert told == ["stalled", "stalled"]
+            yield process, client
+
+
+@pytest.mark.parametrize("path", ["classify", "strip?versions=1"])
+def test_a_signal_ends_it_after_a_thread_was_given_up(redis_url: str, redis: Redis, family: str, path: str) -> None:
+    maker = Maker(Store(redis, family, family), f"{MARKED}blocking", blocking, TEXT)
+    step(maker)
+    step(maker)
+    command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "0"]
+    with sampler(command) as (process, client):
+        method = "POST" if path == "classify" else "GET"
+        told = [client.request(method, f"/models/{family}/{path}", content=b"x").json()["error"] for _ in range(2)]
+        assert told == ["stalled", "stalled"]
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, said) == (0, "headrace: ending, by SIGTERM.\n")
@@ -97,15 +106,10 @@ def test_it_ends_where_too_many_threads_were_given_up(redis_url: str, redis: Red
     step(maker)
     step(maker)
     command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}blocking", "0", "2"]
-    with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        url = process.stderr.readline().split()[-1]
-        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            while client.get("/readyz").status_code != 200:
-                pass
-            assert client.post(f"/models/{family}/classify", content=b"x").json()["error"] == "stalled"
-            assert client.get("/healthz").status_code == 200
-            assert client.get(f"/models/{family}/strip?versions=1").json()["error"] == "stalled"
+    with sampler(command) as (process, client):
+        assert client.post(f"/models/{family}/classify", content=b"x").json()["error"] == "stalled"
+        assert client.get("/healthz").status_code == 200
+        assert client.get(f"/models/{family}/strip?versions=1").json()["error"] == "stalled"
         _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 10
     assert said.startswith("headrace: 2 threads came to no end at a model or a record: the sampler ends, so that it is")
