@@ -58,6 +58,10 @@ def main() -> int:
         services = check_compose()
         say(f"compose: {', '.join(services)}; and with GPUs")
         run([Path(sys.executable).with_name("hadolint"), DEPLOY / "Dockerfile"])
+        bases = [
+            line.split()[1] for line in (DEPLOY / "Dockerfile").read_text("utf-8").splitlines() if line[:5] == "FROM "
+        ]
+        agree("Dockerfile: the images without a digest", [base for base in bases if "@sha256:" not in base], [])
         say("Dockerfile: hadolint has nothing to say")
         promtool, prometheus = prometheus_programs()
         run([promtool, "check", "config", DEPLOY / "prometheus.yml"])
@@ -108,6 +112,7 @@ def check_compose() -> dict[str, Any]:
         agree(f"{name}: a limit of its memory", bool(service.get("mem_limit")), True)
         agree(f"{name}: no new privileges", service.get("security_opt"), ["no-new-privileges:true"])
         agree(f"{name}: read-only", bool(service.get("read_only")), name != "kafka")  # which writes its settings
+        agree(f"{name}: an image by its digest", "@sha256:" in service["image"], service["image"] != "headrace")
         secrets = [word for word in service.get("command") or [] if any(secret in word for secret in SECRETS.values())]
         agree(f"{name}: secrets among the arguments, which everybody may read", secrets, [])
         mounts = [volume["source"] for volume in service.get("volumes", []) if volume["type"] == "bind"]
