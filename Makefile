@@ -13,7 +13,7 @@ PATIENTLY = test -t 2 || { s=0; while sleep 2 && kill -0 $$$$ 2>/dev/null; do s=
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels format bench bench-learners bench-learning bench-learning-peers soak check-deploy lock clean
+.PHONY: help setup demo test test-kernels docs format bench bench-learners bench-learning bench-learning-peers soak check-deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(STAMP) ## check format and lint, then run every test, types among them; 
 test-kernels: $(STAMP) ## run the tests of models on the oldest kernels that torch has, as another processor would
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	  $(BIN)/pytest --numprocesses 3 --dist loadfile tests/models $(ARGS)
+
+docs: $(STAMP) ## build the site of docs/ into build/site; a link or an anchor that leads nowhere fails
+	@$(BIN)/python docs/build.py
 
 format: $(STAMP) ## format the code and apply the safe lint fixes
 	$(BIN)/ruff check --fix .
@@ -61,7 +64,7 @@ lock: $(STAMP) ## resolve deploy/*.lock again; ARGS=--upgrade moves to the newes
 	printf 'hatchling\nuv\n' | $(LOCK) $(ARGS) --constraint deploy/requirements.lock --output-file deploy/bootstrap.lock -
 
 clean: ## remove .venv, tools and caches; what the demo learned stays in .headrace
-	rm -rf .venv $(PEERS) .headrace/tools dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(PEERS) .headrace/tools build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is taken away first and set last, so that an interrupted set-up starts over on an empty environment.

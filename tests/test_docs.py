@@ -1,8 +1,10 @@
-"""What the pages say holds: every link between files of the repository leads somewhere."""
+"""The pages: every link leads somewhere, in the repository and in the site, which needs no other host."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("docs", "benchmarks")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in OURS for page in (ROOT / folder).rglob("*.md"))])
 LINK = re.compile(r"\]\((?!https?://)([^)\s#]*)(?:#([^)\s]+))?\)")
+LOADED = re.compile(
+    r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//|url\(\s*[\"']?(?:https?:)?//"
+)
 
 
 def anchors(page: Path) -> set[str]:
@@ -25,3 +30,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), path
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_the_site_is_built_and_needs_no_other_host() -> None:
+    built = subprocess.run([sys.executable, ROOT / "docs" / "build.py"], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    written = [path for path in (ROOT / "build" / "site").rglob("*") if path.suffix in (".html", ".css")]
+    assert len(written) > len(PAGES)
+    assert [path for path in written if LOADED.search(path.read_text("utf-8"))] == []
