@@ -21,7 +21,7 @@ from consumers.loading import resolve_blueprint
 from consumers.worker.worker import Worker
 from pipeline.config import Config
 from pipeline.metrics import WorkerMetrics
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from pipeline.store.writer import Committed
 

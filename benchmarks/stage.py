@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from pipeline.config import Config, load
 from pipeline.local.servers import Local
 from pipeline.process import tied
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 
 ROOT = Path(__file__).parents[1]

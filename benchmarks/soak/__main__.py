@@ -30,7 +30,7 @@ from consumers.worker.sources import Sources
 from consumers.worker.verify import verify
 from consumers.worker.worker import pick_device
 from pipeline.log.fetcher import Fetcher
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 
 HERE = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import HeadraceError
 from pipeline.metrics import WorkerMetrics
 from pipeline.process import tie
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 
 COUNTING = "tests.consumers.counting"  # as a user's own learner: by its import path

@@ -30,8 +30,8 @@ from pipeline.log.topics import refuse_typo
 from pipeline.records import name_of
 from pipeline.store.codec import Encoded
 from pipeline.store.history import Blame, Commit, blame, commits, places_of
-from pipeline.store.keyspace import connect
 from pipeline.store.manifest import Ref
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 
 if TYPE_CHECKING:

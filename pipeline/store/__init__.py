@@ -5,12 +5,12 @@ A store reads; the one writer of a model commits. The format is described in doc
 
 from pipeline.store.codec import Array, header
 from pipeline.store.history import Blame, Commit, blame, commits, places_of
-from pipeline.store.keyspace import connect, from_url
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
 from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref
+from pipeline.store.redis import Fence, Holding, connect, from_url, models
 from pipeline.store.rowlog import Delta
-from pipeline.store.store import Holding, Store, models
-from pipeline.store.writer import Committed, Draft, Fence
+from pipeline.store.store import Store
+from pipeline.store.writer import Committed, Draft
 
 __all__ = [
     "Array",

@@ -52,10 +52,10 @@ class Delta:
         return len(self.index) * _index_dtype(self.rows).itemsize
 
 
-Objects = list[tuple[Part, Encoded]]
+Pieces = list[tuple[Part, Encoded]]
 
 
-def whole(array: Array, chunk_bytes: int = CHUNK_BYTES) -> Objects:
+def whole(array: Array, chunk_bytes: int = CHUNK_BYTES) -> Pieces:
     """A tensor as runs of adjacent rows, an object each."""
     if not array.shape:
         return [_plain(array, 0)]
@@ -130,7 +130,7 @@ class RowLog:
         """Bytes of the tensor."""
         return self._rows.nbytes
 
-    def append(self, delta: Delta, spare_bytes: int) -> Objects:
+    def append(self, delta: Delta, spare_bytes: int) -> Pieces:
         """Applies a delta; at most `spare_bytes` of other rows go along. Returns the objects to store.
 
         Raises:
@@ -154,7 +154,7 @@ class RowLog:
         self._drop_dead()
         return objects
 
-    def _rewrite(self) -> Objects:
+    def _rewrite(self) -> Pieces:
         array = Array(self._dtype, self._shape, self._rows.reshape(-1))
         objects = whole(array, segment_bytes(self.nbytes))
         self._parts = [part for part, _ in objects]

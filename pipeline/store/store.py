@@ -1,4 +1,4 @@
-"""The snapshot store: immutable versions of one model in Redis. The keys are documented in docs/formats.md."""
+"""The snapshot store: immutable versions of one model. The keys are documented in docs/formats.md."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import re
 import secrets
 import time
 from collections import ChainMap
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.config import NAME
 from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.store.codec import Array, sha256
-from pipeline.store.keyspace import REGISTRY, Keyspace, connect, translated
 from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref, TensorEntry
+from pipeline.store.objects import Objects, RedisObjects, fetch
+from pipeline.store.redis import Event, Fence, Holding, Keyspace
 from pipeline.store.rowlog import assemble
-from pipeline.store.writer import Committed, Draft, Fence, Writer, lost_place
+from pipeline.store.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -26,38 +24,11 @@ if TYPE_CHECKING:
 
     from pipeline.store.lineage import Lineage
 
-__all__ = ["Committed", "Draft", "Event", "Fence", "Holding", "Ref", "Store", "Writer", "connect", "models"]
-
 LATEST = "latest"
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
-MILLISECONDS = re.compile(rb"[0-9]{1,15}")
 BATCH = 64  # versions that one script removes: Redis serves nobody else meanwhile
-MODELS = 10_000  # that are listed
-EVENTS = 20_000  # that are read at once: about twice as many as are remembered
 HISTORY_BATCH = 256  # entries that are fetched at once
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened in a family. `version` and `digest` are None where none is meant."""
-
-    id: str  # of the stream's entry
-    kind: str  # commit, alias, retire, reset, delete
-    model: str
-    version: int | None
-    digest: str | None
-    alias: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """The writer's place: who has it, whether its lease lasts, and when it gave its last sign of life."""
-
-    owner: str
-    alive: bool
-    seen_s: float | None  # ago, by the clock of Redis; None: it is of an older headrace
-    stalled: str | None = None  # what it has been at for too long
 
 
 class Store:
@@ -82,6 +53,7 @@ class Store:
         self._redis = redis
         self._max_bytes = max_bytes
         self._keys = Keyspace(redis, family, model)
+        self._objects: Objects = RedisObjects(self._keys)
         self._clock = clock
         self.family, self.model = family, model
 
@@ -89,7 +61,7 @@ class Store:
         """Another model's versions in the same Redis."""
         return Store(self._redis, family, model, self._clock, max_bytes=self._max_bytes)
 
-    # --- the writer's place ---
+    # --- the writer's lease ---
 
     def acquire(self, owner: str, lease_s: float) -> Fence | None:
         """Takes the right to write for `lease_s`, or None: another holds it."""
@@ -108,7 +80,7 @@ class Store:
             HeadMoved: Redis came back from a time before it was taken.
         """
         if not self._keys.run("renew", fence.token, _ms(lease_s), stalled or ""):
-            raise self._lost_place(fence)
+            raise self._lost_lease(fence)
 
     def release(self, fence: Fence) -> None:
         """Gives the right to write up; nothing happens if another took it."""
@@ -120,23 +92,13 @@ class Store:
         return holding.owner if holding and holding.alive else None
 
     def holding(self) -> Holding | None:
-        """Who has the writer's place, be it alive or not; None: whoever had it gave it up."""
-        with translated():
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.hmget(self._keys.key("fence"), ["owner", "seen_ms", "stalled"])
-            pipe.exists(self._keys.key("lease"))
-            (owner, seen_ms, stalled), alive = pipe.execute()
-            now: Any = self._redis.time()  # not in a pipeline: a cluster's takes no command without a key
-        if owner is None:
-            return None
-        known = seen_ms is not None and MILLISECONDS.fullmatch(seen_ms)
-        seconds, micros = now
-        seen_s = max(0.0, seconds + micros / 1e6 - int(seen_ms) / 1e3) if known else None
-        told = stalled.decode(errors="replace") if stalled else None
-        return Holding(owner.decode(errors="replace"), bool(alive), seen_s, told)
+        """Who has the writer's lease, be it alive or not; None: its holder gave it up."""
+        return self._keys.holding()
 
     def writer(self, fence: Fence, above: int = 0) -> Writer:
-        """What commits versions, from the head on, with numbers `above` this one and any that was used.
+        """Returns a writer that commits versions after the current head.
+
+        New version numbers are greater than `above` and than every number used before.
 
         Raises:
             Corrupt: the head, or the keyframe that it goes back to, is damaged, or of a newer format.
@@ -146,13 +108,14 @@ class Store:
         head = self.head()
         parent = self.manifest(head) if head else None
         keyframe = self.keyframe(parent) if parent else None
-        return Writer(self._keys, fence, parent, keyframe, max(self._last_version(), above), self._clock)
+        last = max(self._keys.last_version(), above)
+        return Writer(self._keys, self._objects, fence, parent, keyframe, last, self._clock)
 
     def retire(self, fence: Fence, keep_last: int, keep_every: int | None = None) -> list[int]:
         """Removes versions, but not the last `keep_last`, one in every `keep_every`, and what an alias names.
 
         The keyframe that one of these goes back to stays, too. Objects that no version of the family names any more
-        go with those that are removed; the history stays.
+        are removed with the versions; the history stays.
 
         Returns:
             The numbers of the versions that were removed.
@@ -165,30 +128,26 @@ class Store:
         while True:
             batch = self._keys.run("retire", fence.token, self.model, keep_last, keep_every or 0, BATCH)
             if batch is None:
-                raise self._lost_place(fence)
-            retired += map(int, batch)
-            if len(batch) < BATCH:
+                raise self._lost_lease(fence)
+            versions, unnamed = batch
+            self._drop(unnamed)
+            retired += map(int, versions)
+            if len(versions) < BATCH:
                 return retired
 
     # --- reading ---
 
     def head(self) -> Ref | None:
         """The newest version."""
-        with translated():
-            ref: Any = self._redis.get(self._keys.key("head"))
-        return Ref.parse(ref) if ref else None
+        return self._keys.head()
 
     def versions(self) -> list[Ref]:
         """All versions that are kept, oldest first."""
-        with translated():
-            refs: Any = self._redis.zrange(self._keys.key("versions"), 0, -1)
-        return [Ref.parse(ref) for ref in refs]
+        return self._keys.versions()
 
     def aliases(self) -> dict[str, Ref]:
         """What the aliases name."""
-        with translated():
-            aliases: Any = self._redis.hgetall(self._keys.key("aliases"))
-        return {name.decode(): Ref.parse(ref) for name, ref in sorted(aliases.items())}
+        return self._keys.aliases()
 
     def resolve(self, name: str) -> Ref:
         """The version that "latest", an alias, a number or at least eight digits of a digest name.
@@ -199,13 +158,9 @@ class Store:
         if name == LATEST:
             found = [head] if (head := self.head()) else []
         elif name.isascii() and name.isdecimal():
-            with translated():
-                refs: Any = self._redis.zrangebyscore(self._keys.key("versions"), name, name)
-            found = [Ref.parse(ref) for ref in refs]
+            found = self._keys.versions(name)
         else:
-            with translated():
-                alias: Any = self._redis.hget(self._keys.key("aliases"), name)
-            found = [Ref.parse(alias)] if alias else []
+            found = [ref] if (ref := self._keys.alias(name)) else []
         if not found and DIGEST_PREFIX.fullmatch(name):
             found = [ref for ref in self.versions() if ref.digest.startswith(name)]
         if len(found) != 1:
@@ -257,23 +212,23 @@ class Store:
         """
         manifest.check_size(group, self._max_bytes)
         tensors = manifest.tensors(group)
-        known = {} if cache is None else dict(cache)
-        objects = known | self._keys.fetch(tensors, manifest.ref, known)
+        cached = {} if cache is None else dict(cache)
+        objects = cached | fetch(self._objects, self._keys, tensors, manifest.ref, cached)
         if cache is not None:
             cache.clear()
             cache.update((part.digest, objects[part.digest]) for entry in tensors.values() for part in entry.parts)
         return {name: self._assembled(manifest, name, entry, objects) for name, entry in tensors.items()}
 
-    def each(self, manifest: Manifest, group: Group, known: Mapping[str, bytes]) -> Iterator[tuple[str, Array]]:
-        """The same, one tensor after the other: beside what is `known` no more than one is in memory.
+    def each(self, manifest: Manifest, group: Group, cached: Mapping[str, bytes]) -> Iterator[tuple[str, Array]]:
+        """The same, one tensor after the other: beside what is `cached`, no more than one is in memory.
 
         Raises:
             ConfigError, Corrupt: as `arrays`.
         """
         manifest.check_size(group, self._max_bytes)
         for name, entry in manifest.tensors(group).items():
-            fetched = self._keys.fetch({name: entry}, manifest.ref, known)
-            yield name, self._assembled(manifest, name, entry, ChainMap(fetched, dict(known)))
+            fetched = fetch(self._objects, self._keys, {name: entry}, manifest.ref, cached)
+            yield name, self._assembled(manifest, name, entry, ChainMap(fetched, dict(cached)))
 
     def _assembled(self, manifest: Manifest, name: str, entry: TensorEntry, objects: Mapping[str, bytes]) -> Array:
         try:
@@ -298,13 +253,10 @@ class Store:
         Raises:
             Corrupt: as `history`.
         """
-        with translated():
-            count: Any = self._redis.hlen(self._keys.key("lineage"))
-        numbers: Sequence[int] = range(above + 1, self._last_version() + 1)
+        count = self._keys.entry_count()
+        numbers: Sequence[int] = range(above + 1, self._keys.last_version() + 1)
         if len(numbers) > 2 * count + HISTORY_BATCH:  # most of them were never used
-            with translated():
-                fields: Any = self._redis.hkeys(self._keys.key("lineage"))
-            numbers = sorted(number for number in map(int, fields) if number > above)
+            numbers = sorted(number for number in self._keys.entry_numbers() if number > above)
         for start in range(0, len(numbers), HISTORY_BATCH):
             yield from self._histories(numbers[start : start + HISTORY_BATCH])
 
@@ -341,11 +293,7 @@ class Store:
 
         Waits for up to `block_ms` for the first; None: does not wait.
         """
-        with translated():
-            streams: Any = self._redis.xread({self._keys.family_key("events"): after_id}, EVENTS, block_ms)
-        if not streams:
-            return []
-        return [_event(id_, fields) for id_, fields in streams[0][1]]
+        return self._keys.events(after_id, block_ms)
 
     # --- administration ---
 
@@ -393,16 +341,21 @@ class Store:
         self._keys.unregister()
 
     def _clear(self, kind: str) -> None:
-        while left := self._keys.run("clear", self.model, kind, BATCH):
+        left = BATCH
+        while left:
+            left, unnamed = self._keys.run("clear", self.model, kind, BATCH)
             if left < 0:
                 raise StoreError(f"{self.holder()} holds {self.model}. Stop it first.")
+            self._drop(unnamed)
+
+    def _drop(self, unnamed: list[bytes]) -> None:
+        """Removes objects that lost their last version."""
+        if unnamed:
+            self._objects.delete(digest.decode() for digest in unnamed)
 
     def _histories(self, numbers: Sequence[int]) -> Iterator[HistoryEntry]:
         """Those that there are, each checked against its manifest where that is kept."""
-        with translated():
-            entries: Any = self._redis.hmget(self._keys.key("lineage"), [str(number) for number in numbers])
-            manifests: Any = self._redis.mget([self._keys.key(f"manifest:{number}") for number in numbers])
-        for number, raw, manifest in zip(numbers, entries, manifests, strict=True):
+        for number, (raw, manifest) in zip(numbers, self._keys.entries(numbers), strict=True):
             if raw is None:
                 continue
             version = f"version {number} of {self.model}"
@@ -412,36 +365,9 @@ class Store:
                 )
             yield HistoryEntry.read(raw, f"The history of {version}")
 
-    def _last_version(self) -> int:
-        with translated():
-            last: Any = self._redis.get(self._keys.key("counter"))
-        return int(last or 0)
-
-    def _lost_place(self, fence: Fence) -> Fenced | HeadMoved:
+    def _lost_lease(self, fence: Fence) -> Fenced | HeadMoved:
         # Without a reason it was given up, or has come back meanwhile: to stop is right in any case.
-        return lost_place(self._keys, fence) or Fenced(f"This worker does not hold {self.model} any more. Stop it.")
-
-
-def models(redis: Redis) -> list[tuple[str, str]]:
-    """Every (family, model) that a worker ever took, sorted; of more than MODELS, some of them."""
-    with translated():
-        members = set(islice(redis.sscan_iter(REGISTRY, count=MODELS), MODELS))
-    pairs = (member.decode(errors="replace").partition(":") for member in members)
-    return sorted((family, model) for family, _, model in pairs if re.match(NAME, family) and re.match(NAME, model))
-
-
-def _event(id_: bytes, fields: dict[bytes, bytes]) -> Event:
-    """A field that is damaged is as one that is not there: nobody can go on reading at the next one otherwise."""
-    text = {key: value.decode(errors="replace") for key, value in fields.items()}
-    version = text.get(b"version", "")
-    return Event(
-        id=id_.decode(),
-        kind=text.get(b"kind", ""),
-        model=text.get(b"model", ""),
-        version=int(version) if re.fullmatch("[0-9]{1,18}", version) else None,
-        digest=text.get(b"digest") or None,
-        alias=text.get(b"alias") or None,
-    )
+        return self._keys.lost_lease(fence) or Fenced(f"This worker does not hold {self.model} any more. Stop it.")
 
 
 def _ms(seconds: float) -> int:

@@ -16,30 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.store.codec import Array, Encoded, sha256
-from pipeline.store.keyspace import translated
 from pipeline.store.lineage import Lineage, Runs
 from pipeline.store.manifest import Group, HistoryEntry, Manifest, Part, Ref, TensorEntry
-from pipeline.store.rowlog import Delta, Objects, RowLog, whole
+from pipeline.store.objects import Objects, fetch
+from pipeline.store.rowlog import Delta, Pieces, RowLog, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pipeline.log.offsets import Partition
-    from pipeline.store.keyspace import Keyspace
+    from pipeline.store.redis import Fence, Keyspace
 
 #: Of what changed: what a commit may send in all, so that it ends below 1.2 with what is not foreseen.
 MAY_MOVE = 1.17
 Name = tuple[Group, str]  # of a tensor
 
 TRIES = 3  # of uploading again what retention took
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """The right to write one model: a counter for people, a random token for Redis."""
-
-    counter: int
-    token: str
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -105,6 +97,7 @@ class Writer:
     def __init__(
         self,
         keys: Keyspace,
+        objects: Objects,
         fence: Fence,
         parent: Manifest | None,
         keyframe: Manifest | None,
@@ -112,6 +105,7 @@ class Writer:
         clock: Callable[[], float],
     ) -> None:
         self._keys = keys
+        self._objects = objects
         self._fence = fence
         self._parent = parent
         self._keyframe = keyframe  # the parent, or the ancestor that it goes back to
@@ -139,7 +133,7 @@ class Writer:
             try:
                 self._prepared = self._prepare(draft)
             except NotFound:  # a head and its keyframe stay while their writer holds the model
-                raise self._lost_place() from None
+                raise self._lost_lease() from None
         prepared = self._prepared
         if prepared.draft is not draft:
             raise ValueError(f"The draft of version {prepared.manifest.version} has to be committed first.")
@@ -155,7 +149,7 @@ class Writer:
     def _send(self, prepared: _Prepared) -> None:
         manifest = prepared.manifest
         ref = str(manifest.ref)
-        prepared.sent += self._keys.upload(prepared.objects)
+        prepared.sent += self._objects.put_if_absent(prepared.objects)
         for _ in range(TRIES):
             answer, *missing = self._keys.run(
                 "commit",
@@ -172,7 +166,7 @@ class Writer:
             if answer == b"done":
                 return
             if answer in (b"fenced", b"moved"):
-                raise self._lost_place()
+                raise self._lost_lease()
             digests = [digest.decode() for digest in missing]
             lost = [digest for digest in digests if digest not in prepared.objects]
             if lost:
@@ -181,16 +175,14 @@ class Writer:
                     f"ones, is gone. Give Redis maxmemory-policy noeviction, and restore it from a backup, or start "
                     f"anew with `headrace reset`."
                 )
-            prepared.sent += self._keys.upload({digest: prepared.objects[digest] for digest in digests})
+            prepared.sent += self._objects.put_if_absent({digest: prepared.objects[digest] for digest in digests})
         raise StoreError(f"Objects of {ref} are taken as soon as they are uploaded. Check what else writes to Redis.")
 
-    def _lost_place(self) -> Fenced | HeadMoved:
-        if error := lost_place(self._keys, self._fence):
+    def _lost_lease(self) -> Fenced | HeadMoved:
+        if error := self._keys.lost_lease(self._fence):
             return error
-        with translated():
-            head: Any = self._keys.redis.get(self._keys.key("head"))
         return HeadMoved(
-            f"The head of {self._keys.model} is {head.decode() if head else 'gone'}, but this worker left "
+            f"The head of {self._keys.model} is {self._keys.head() or 'gone'}, but this worker left "
             f"{self._parent.ref if self._parent else 'none'} there: Redis came back older than it was, or was changed "
             f"by hand. The worker starts again from what is there."
         )
@@ -221,7 +213,7 @@ class Writer:
         )
         history_raw = history.model_dump_json(exclude_none=True).encode()
 
-        objects = _Objects(self._parent, self._keyframe)
+        objects = _New(self._parent, self._keyframe)
         entries: dict[Name, TensorEntry] = {}
         for name, value in tensors.items():
             if isinstance(value, Array):
@@ -287,54 +279,24 @@ class Writer:
         entry = before.tensors(group).get(tensor) if before else None
         if before is None or entry is None:
             raise ValueError(f"There is no {group} tensor {tensor} before this version. Send it whole first.")
-        return RowLog.load(entry, self._keys.fetch({tensor: entry}, before.ref))
+        return RowLog.load(entry, fetch(self._objects, self._keys, {tensor: entry}, before.ref))
 
 
-class _Objects:
-    """The objects of a version, apart those that neither the parent nor the keyframe names."""
+class _New:
+    """The objects of a version that neither the parent nor the keyframe names."""
 
     def __init__(self, *before: Manifest | None) -> None:
         groups = [group for manifest in before if manifest for group in (manifest.serving, manifest.training)]
-        self._known = {part.digest for group in groups for entry in group.values() for part in entry.parts}
+        self._named = {part.digest for group in groups for entry in group.values() for part in entry.parts}
         self.new: dict[str, Encoded] = {}
 
     @property
     def new_bytes(self) -> int:
         return sum(encoded.bytes for encoded in self.new.values())
 
-    def add(self, objects: Objects) -> list[Part]:
-        self.new.update((part.digest, encoded) for part, encoded in objects if part.digest not in self._known)
+    def add(self, objects: Pieces) -> list[Part]:
+        self.new.update((part.digest, encoded) for part, encoded in objects if part.digest not in self._named)
         return [part for part, _ in objects]
-
-
-def lost_place(keys: Keyspace, fence: Fence) -> Fenced | HeadMoved | None:
-    """Why a worker may not write any more; None: it may."""
-    with translated():
-        fields: Any = keys.redis.hmget(keys.key("fence"), "counter", "token", "owner")
-        held = keys.redis.exists(keys.key("lease"))
-    counter, token, owner = (None if value is None else value.decode() for value in fields)
-    if token == fence.token:
-        return None
-    if held:
-        return Fenced(f"{owner} took {keys.model} from this worker and goes on from the head. Stop this one.")
-    if int(counter or 0) < fence.counter and (counter or not _was_deleted(keys)):
-        return HeadMoved(
-            f"Redis knows of {counter or 0} workers of {keys.model} so far, but this one is number {fence.counter}: "
-            f"Redis came back older than it was, or empty, or was changed by hand. The worker starts again from what "
-            f"is there."
-        )
-    return Fenced(
-        f"{keys.model} is not held by this worker any more, nor by another: one held it meanwhile, or it was reset or "
-        f"deleted. Start the worker again if it shall go on from what is there."
-    )
-
-
-def _was_deleted(keys: Keyspace) -> bool:
-    """Else there is nothing of the model because Redis came back empty."""
-    with translated():
-        events: Any = keys.redis.xrange(keys.family_key("events"))
-    ours = {b"kind": b"delete", b"model": keys.model.encode()}
-    return any(ours.items() <= fields.items() for _, fields in events)
 
 
 def _text(ref: Ref | None) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 from pipeline.log.offsets import Partition
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.lineage import LineageBuilder
+from pipeline.store.redis import Fence
 from pipeline.store.rowlog import Delta
 from pipeline.store.store import Store
-from pipeline.store.writer import Draft, Fence
+from pipeline.store.writer import Draft
 
 if TYPE_CHECKING:
     from redis import Redis

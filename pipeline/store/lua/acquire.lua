@@ -1,4 +1,4 @@
--- Takes the writer's place if nobody holds a live lease. ARGV: token, owner, lease in ms.
+-- Takes the writer's lease if nobody holds a live one. ARGV: token, owner, lease in ms.
 -- Returns the fence's counter, or false.
 local token, owner, lease_ms = unpack(ARGV)
 local is_taken = redis.call('EXISTS', lease) == 1

@@ -1,7 +1,7 @@
 -- Put in front of every script here. KEYS[1] is the family's prefix, KEYS[2] the model's: every other key begins with
 -- one of them and lies, by its {hash tag}, in the same slot.
 -- At its maxmemory Redis refuses a script whose first write may take memory, and lets all others run to their end:
--- what adds a version begins with such a write, what frees memory or holds the writer's place with one that takes none.
+-- what adds a version begins with such a write, what frees memory or holds the writer's lease with one that takes none.
 local family, model = KEYS[1], KEYS[2]
 local head, counter, fence, lease = model .. 'head', model .. 'counter', model .. 'fence', model .. 'lease'
 local versions, lineage, aliases = model .. 'versions', model .. 'lineage', model .. 'aliases'
@@ -40,8 +40,9 @@ local function announce(kind, name, ref, alias)
              'version', version or '', 'digest', digest or '', 'alias', alias or '')
 end
 
--- Removes a version, and every object that no version of the family names any more. Its lineage stays.
-local function remove(ref)
+-- Removes a version; its lineage stays. Adds to `unnamed` the objects that no version of the family names any more.
+-- Whoever called the script deletes them (drop.lua); if it dies before, they go away by themselves.
+local function remove(ref, unnamed)
   redis.call('HDEL', keyframes, ref)
   redis.call('ZREM', versions, ref)
   local key = model .. 'manifest:' .. string.match(ref, '^%d+')
@@ -50,7 +51,8 @@ local function remove(ref)
     for _, digest in ipairs(objects(cjson.decode(raw))) do
       if redis.call('HINCRBY', refs, digest, -1) <= 0 then
         redis.call('HDEL', refs, digest)
-        redis.call('UNLINK', family .. 'tensor:' .. digest)
+        redis.call('EXPIRE', family .. 'tensor:' .. digest, 3600)
+        unnamed[#unnamed + 1] = digest
       end
     end
     redis.call('UNLINK', key)

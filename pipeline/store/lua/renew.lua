@@ -1,4 +1,4 @@
--- Prolongs the lease, or with 0 ms ends it and gives the place up. ARGV: token, lease in ms, what the writer
+-- Prolongs the lease, or with 0 ms gives it up. ARGV: token, lease in ms, what the writer
 -- has been at for too long, or "". Returns 1, or 0: fenced.
 local token, lease_ms, stalled = unpack(ARGV)
 if not held(token) then

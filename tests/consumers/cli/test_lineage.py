@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import load
 from pipeline.log.admin import ensure_topics
 from pipeline.log.publisher import Publisher
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.cli import test_cli as shared
 from tests.consumers.cli.test_cli import Headrace, line

@@ -21,7 +21,7 @@ from consumers.processes import processes
 from pipeline.config import load
 from pipeline.errors import HeadraceError
 from pipeline.process import tied
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))

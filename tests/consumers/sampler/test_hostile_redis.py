@@ -14,8 +14,8 @@ from consumers.bridge import copied
 from pipeline.client.client import Client
 from pipeline.errors import ConfigError
 from pipeline.local.servers import EmbeddedRedis
-from pipeline.store.keyspace import DOCUMENT_BYTES, REGISTRY
-from pipeline.store.store import MODELS, Store, models
+from pipeline.store.redis import DOCUMENT_BYTES, MODELS, REGISTRY, models
+from pipeline.store.store import Store
 from tests.consumers.marked import NAME, TEXT, Maker, blueprint, marked, step
 from tests.consumers.running import PATIENCE_S, Running, configuration, running
 from tests.consumers.working import configuration as learning, publish, working

@@ -16,7 +16,7 @@ from benchmarks.soak.checker import read_log, recount
 from benchmarks.soak.proxy import Proxy
 from pipeline.config import Config
 from pipeline.local.servers import EmbeddedKafka, EmbeddedRedis
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.running import Running, running
 from tests.consumers.working import PATIENCE_S, Working, configuration, publish, working

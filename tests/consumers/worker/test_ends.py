@@ -342,7 +342,7 @@ def test_a_head_of_a_newer_format_and_one_that_is_damaged(kafka: str, redis_url:
     redis.set(store._keys.key("head"), str(head.ref))
     redis.set(store._keys.key(f"manifest:{head.version}"), head.raw)
     redis.zadd(store._keys.key("versions"), {str(head.ref): head.version})
-    redis.setrange(store._keys._tensor(head.serving["counts"].parts[0].digest), 100, b"?")
+    redis.setrange(store._keys.family_key(f"tensor:{head.serving['counts'].parts[0].digest}"), 100, b"?")
     with working(config) as run, pytest.raises(Corrupt) as raised:
         run.join()
     assert f"Tensor counts of version {head.version} of {topic}" in str(raised.value)

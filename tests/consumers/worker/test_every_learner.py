@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from models.registry import BUILTIN
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.marked import Maker
 from tests.consumers.running import configuration as serving, running

@@ -253,7 +253,7 @@ def other_weights(redis: Redis, store: Store, version: int, name: str) -> dict[s
     values = store.arrays(manifest, "serving")[name].numpy().copy()
     values.reshape(-1)[0] += 0.25
     encoded = Encoded({"rows": from_numpy(values)})
-    redis.set(store._keys._tensor(encoded.digest), encoded.serialized())
+    redis.set(store._keys.family_key(f"tensor:{encoded.digest}"), encoded.serialized())
     serving = json.loads(manifest.model_dump_json())["serving"]
     serving[name]["parts"] = [{"digest": encoded.digest, "bytes": encoded.bytes, "first": 0}]
     return {"serving": serving}

@@ -19,7 +19,7 @@ from consumers.worker.environment import environment, processor
 from consumers.worker.kernels import CPUINFO, PINS, choose
 from pipeline.errors import ConfigError
 from pipeline.process import tied
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.families import FAMILIES, records
 from tests.consumers.working import PATIENCE_S, configuration, publish, verified, working

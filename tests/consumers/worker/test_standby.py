@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import Fenced
 from pipeline.local.servers import EmbeddedRedis
 from pipeline.log.admin import ensure_topics
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.working import PATIENCE_S, configuration, numbers, publish
 from tests.services import unique

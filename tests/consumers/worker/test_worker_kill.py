@@ -22,7 +22,7 @@ from consumers.worker.verify import verify
 from pipeline.log.admin import ensure_topics
 from pipeline.log.fetcher import Fetcher
 from pipeline.log.publisher import Publisher
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.working import PATIENCE_S, configuration
 from tests.device import DEVICE

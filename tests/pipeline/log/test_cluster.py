@@ -15,9 +15,9 @@ from pipeline.errors import NotFound
 from pipeline.local.server import _is_free
 from pipeline.local.servers import EmbeddedRedis
 from pipeline.store.codec import from_numpy
-from pipeline.store.keyspace import connect
+from pipeline.store.redis import connect, models
 from pipeline.store.rowlog import Delta
-from pipeline.store.store import Store, models
+from pipeline.store.store import Store
 from tests.pipeline.drafts import draft, taken, taken_over, weights
 
 BUS = 10_000  # a node listens to others on its port and this

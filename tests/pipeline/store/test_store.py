@@ -7,7 +7,7 @@ import runpy
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,12 +15,15 @@ from redis import Redis
 
 from pipeline.errors import ConfigError, Fenced, NotFound, StoreError, StoreUnavailable
 from pipeline.log.offsets import Partition
-from pipeline.store.codec import Array, Encoded, from_numpy
-from pipeline.store.keyspace import connect
+from pipeline.store.codec import Array, from_numpy
+from pipeline.store.redis import connect, models
 from pipeline.store.rowlog import Delta
-from pipeline.store.store import Store, models
+from pipeline.store.store import Store
 from pipeline.store.writer import Writer
 from tests.pipeline.drafts import draft, taken, taken_over, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 FORMATS = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
 
@@ -89,12 +92,6 @@ def test_a_replay_memory_moves_what_changed_also_after_a_restart(store: Store) -
             writer = store.writer(fence)
 
 
-def test_what_is_there_is_not_sent_again(store: Store) -> None:
-    encoded = Encoded({"rows": weights(1)})
-    assert store._keys.upload({encoded.digest: encoded}) == encoded.bytes
-    assert store._keys.upload({encoded.digest: encoded}) == 0
-
-
 def test_a_delta_without_its_tensor_is_refused(writer: Writer) -> None:
     delta = Delta(4, np.array([1]), from_numpy(np.zeros((1, 3), np.float32)))
     with pytest.raises(ValueError, match="Send it whole first"):
@@ -149,15 +146,15 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(
 def test_objects_that_went_away_after_the_upload_are_uploaded_again(
     store: Store, writer: Writer, redis: Redis, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = store._keys.upload
+    put = store._objects.put_if_absent
 
     def expire(objects: Any) -> int:
-        sent = upload(objects)
-        monkeypatch.setattr(store._keys, "upload", upload)
+        sent = put(objects)
+        monkeypatch.setattr(store._objects, "put_if_absent", put)
         redis.delete(*redis.scan_iter(f"headrace:{{{family}}}:tensor:*"))
         return sent
 
-    monkeypatch.setattr(store._keys, "upload", expire)
+    monkeypatch.setattr(store._objects, "put_if_absent", expire)
     made = writer.commit(draft(0, {"w": weights(1)}))
     assert store.arrays(store.manifest(made.version), "serving").keys() == {"w"}
 
@@ -236,14 +233,13 @@ def test_a_cache_fetches_only_what_changed(store: Store, writer: Writer, monkeyp
     writer.commit(draft(1, {"a": weights(1), "b": weights(3)}))
     manifest = store.manifest()
     fetched: list[str] = []
-    fetch = store._keys.fetch
+    get = store._objects.get
 
-    def counted(*args: Any) -> dict[str, bytes]:
-        found = fetch(*args)
-        fetched.extend(found)
-        return found
+    def counted(sizes: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+        fetched.extend(sizes)
+        return get(sizes)
 
-    monkeypatch.setattr(store._keys, "fetch", counted)
+    monkeypatch.setattr(store._objects, "get", counted)
     arrays = store.arrays(manifest, "serving", cache)
     assert fetched == [manifest.serving["b"].parts[0].digest]
     assert set(cache) == {entry.parts[0].digest for entry in manifest.serving.values()}

@@ -154,14 +154,14 @@ def test_memory_that_ends_between_upload_and_commit_leaves_nothing_half_done(
     store: Store, writer: Writer, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = draft(0, {"w": weights(1)})
-    upload = store._keys.upload
+    put = store._objects.put_if_absent
 
     def full(objects: Any) -> int:
-        sent = upload(objects)
+        sent = put(objects)
         redis.config_set("maxmemory", 1)
         return sent
 
-    monkeypatch.setattr(store._keys, "upload", full)
+    monkeypatch.setattr(store._objects, "put_if_absent", full)
     try:
         with pytest.raises(StoreUnavailable, match="Redis takes no writes"):
             writer.commit(first)
@@ -169,7 +169,7 @@ def test_memory_that_ends_between_upload_and_commit_leaves_nothing_half_done(
         redis.config_set("maxmemory", 0)
     assert store.head() is None
     assert not redis.exists(store._keys.key("manifest:1"), store._keys.family_key("refs"))
-    monkeypatch.setattr(store._keys, "upload", upload)
+    monkeypatch.setattr(store._objects, "put_if_absent", put)
     assert writer.commit(first).version == 1
 
 

@@ -96,7 +96,7 @@ def test_training_that_stays_the_same_is_not_moved_by_the_next_keyframe(store: S
 def test_a_writer_keeps_its_copy_from_keyframe_to_keyframe(
     store: Store, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store._keys, "fetch", None)
+    monkeypatch.setattr(store._objects, "get", None)
     index = np.arange(4)
     for update in range(5):
         changed = {"m": Delta(4, index, weights(update, rows=len(index)))}

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from pipeline.store.writer import Committed, Draft, Fence, Writer
+    from pipeline.store.redis import Fence
+    from pipeline.store.writer import Committed, Draft, Writer
     from tests.pipeline.drafts import Backup
 
 ROWS = 12
@@ -148,12 +149,12 @@ class Stores(RuleBasedStateMachine):
         worker = self.holder(model)
         made = self.draft(model, worker, value, changed, keyframe)
         self.fails(worker, made, before=True)
-        keys = worker.writer._keys
-        upload = keys.upload
+        stored = worker.writer._objects
+        put = stored.put_if_absent
 
         def lose(objects: Mapping[str, Encoded]) -> int:
-            sent = upload(objects)
-            keys.upload = upload  # type: ignore[method-assign]
+            sent = put(objects)
+            stored.put_if_absent = put  # type: ignore[method-assign]
             if gone == "expired":
                 self.an_hour_passes()
             else:
@@ -162,11 +163,11 @@ class Stores(RuleBasedStateMachine):
 
         other = MODELS[1 - MODELS.index(model)]
         self.holder(other)
-        keys.upload = lose  # type: ignore[method-assign]
+        stored.put_if_absent = lose  # type: ignore[method-assign]
         self.committed(model, worker, made, value)
 
     @rule(model=models, owner=owners, value=values, changed=changes)
-    def commit_of_one_who_lost_its_place(self, model: str, owner: str, value: int, changed: dict[int, int]) -> None:
+    def commit_of_one_who_lost_its_lease(self, model: str, owner: str, value: int, changed: dict[int, int]) -> None:
         worker = self.workers.get((model, owner))
         if worker is None or self.holders.get(model) == owner:
             return
