@@ -36,7 +36,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
 from pipeline.log import Partition, Place, place_of
 from pipeline.records import Example
-from pipeline.store import Draft, Group, LineageBuilder, Manifest, Runs
+from pipeline.store import About, Draft, Group, LineageBuilder, Manifest, Runs, watermark_of
 
 HELD_OUT = "held-out"  # the outcome of records that are kept aside
 JOINED = "joined"  # the outcome of a label that completed a record; what was learned has it right behind the record
@@ -302,8 +302,8 @@ class Fold:
         topic_ids: Mapping[str, str],
         lag_records: int,
         examined: Mapping[str, float],
-        probes: Mapping[str, Mapping[str, Any]],
-        diagnoses: Mapping[str, str],
+        probes: dict[str, dict[str, Any]],
+        diagnoses: dict[str, str],
         keyframe: bool,
     ) -> Draft:
         """What becomes the next version; copies what changed, and starts the lineage anew.
@@ -314,7 +314,7 @@ class Fold:
         state = self._captured()
         self._unsent = {} if keyframe else {key: rows for key, rows in self._unsent.items() if key[0] == "training"}
         settings = self.settings
-        return Draft(
+        about = About(
             learner=settings.learner,
             input=settings.input.model_dump(mode="json"),
             options=self.options.model_dump(mode="json"),
@@ -323,7 +323,7 @@ class Fold:
             seed=settings.seed,
             updates=self.updates,
             counts=dict(self.counts),
-            positions=dict(positions),
+            watermark=watermark_of(positions),
             pending=pending,
             topic_ids=dict(topic_ids),
             newest_timestamp_ms=self.newest_timestamp_ms,
@@ -333,10 +333,9 @@ class Fold:
             worker=self.books(),
             probes=probes,
             diagnoses=diagnoses,
-            lineage=self.lineage.build(),
-            serving=copied(state.serving),
-            training=copied(state.training) if keyframe else None,
         )
+        training = copied(state.training) if keyframe else None
+        return Draft(about, self.lineage.build(), copied(state.serving), training)
 
     def capture(self) -> State:
         """The learner's state and what is held out."""

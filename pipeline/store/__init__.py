@@ -6,13 +6,14 @@ A store reads; the one writer of a model commits. The format is described in doc
 from pipeline.store.codec import Array, header
 from pipeline.store.history import Blame, Commit, blame, commits, places_of
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
-from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref
+from pipeline.store.manifest import About, Group, HistoryEntry, Manifest, Ref, watermark_of
 from pipeline.store.redis import Fence, Holding, connect, from_url, models
 from pipeline.store.rowlog import Delta
 from pipeline.store.store import Store
 from pipeline.store.writer import Committed, Draft
 
 __all__ = [
+    "About",
     "Array",
     "Blame",
     "Commit",
@@ -36,4 +37,5 @@ __all__ = [
     "header",
     "models",
     "places_of",
+    "watermark_of",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -106,14 +107,12 @@ class Stored(Frozen):
             raise Corrupt(f"{what} is damaged at {where!r}: {first['msg']}. Use another version.") from None
 
 
-class Manifest(Stored):
-    """One version of a model."""
+class About(Stored):
+    """What a version is, but for its place in the history and its tensors: a draft says it, and the manifest keeps it.
 
-    model: str
-    family: str
-    version: Int64
-    parent: Ref | None = None
-    created_ms: Int64
+    The dicts without types are JSON; numbers that are not finite become null.
+    """
+
     learner: str
     input: dict[str, Any]
     options: dict[str, Any]
@@ -121,11 +120,10 @@ class Manifest(Stored):
     classes: list[str]
     seed: int
     updates: Int64
-    counts: dict[str, Int64]  # records by outcome, since the beginning
+    counts: dict[str, Int64]  # records by outcome, of the model's whole life
     watermark: dict[str, dict[Int64, Int64]]  # topic → partition → next offset to read
     topic_ids: dict[str, str] = {}  # topic → Kafka's id of it: one that was made again has another
     pending: Runs = Runs()  # what was read, in order, and is neither learned nor given up yet
-    keyframe: Ref | None = None  # None: training is in here; else the ancestor that learning goes on from
     newest_timestamp_ms: Int64 | None = None  # of all learned records
     metrics: dict[str, Metric]
     environment: dict[str, Any]  # headrace, torch, python, device, threads, processor, kernels
@@ -133,6 +131,17 @@ class Manifest(Stored):
     worker: dict[str, Any]  # the worker's own: what it needs to go on
     probes: dict[str, dict[str, Any]] = {}  # class → accuracy on held-out records: now, best, first; records
     diagnoses: dict[str, str] = {}  # what is wrong, by name: what is seen, and what to do
+
+
+class Manifest(About):
+    """One version of a model."""
+
+    model: str
+    family: str
+    version: Int64
+    parent: Ref | None = None
+    created_ms: Int64
+    keyframe: Ref | None = None  # None: training is in here; else the ancestor that learning goes on from
     lineage: str  # SHA-256 of the version's entry in the history
     serving: dict[str, TensorEntry]
     training: dict[str, TensorEntry]
@@ -201,6 +210,14 @@ class Manifest(Stored):
             for topic, offsets in self.watermark.items()
             for number, offset in offsets.items()
         }
+
+
+def watermark_of(positions: Mapping[Partition, int]) -> dict[str, dict[int, int]]:
+    """The next offsets to read, by topic and partition."""
+    watermark: dict[str, dict[int, int]] = {}
+    for (topic, number), offset in sorted(positions.items()):
+        watermark.setdefault(topic, {})[number] = offset
+    return watermark
 
 
 class HistoryEntry(Stored):

@@ -11,20 +11,19 @@ state is what changed since that one, however many versions lie between them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.errors import Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.store.codec import Array, Encoded, sha256
-from pipeline.store.lineage import Lineage, Runs
-from pipeline.store.manifest import Group, HistoryEntry, Manifest, Part, Ref, TensorEntry
+from pipeline.store.manifest import About, Group, HistoryEntry, Manifest, Part, Ref, TensorEntry
 from pipeline.store.objects import Objects, fetch
 from pipeline.store.rowlog import Delta, Pieces, RowLog, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pipeline.log.offsets import Partition
+    from pipeline.store.lineage import Lineage
     from pipeline.store.redis import Fence, Keyspace
 
 #: Of what changed: what a commit may send in all, so that it ends below 1.2 with what is not foreseen.
@@ -34,34 +33,14 @@ Name = tuple[Group, str]  # of a tensor
 TRIES = 3  # of uploading again what retention took
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Draft:
-    """What becomes a version. The fields are those of `Manifest`; nothing in it is ever written to.
+    """What becomes a version. Nothing in it is ever written to."""
 
-    The dicts are JSON; numbers that are not finite become null.
-    """
-
-    learner: str
-    input: dict[str, Any]
-    options: dict[str, Any]
-    config: dict[str, Any]
-    classes: list[str]
-    seed: int
-    updates: int
-    counts: dict[str, int]
-    positions: Mapping[Partition, int]
-    newest_timestamp_ms: int | None
-    metrics: Mapping[str, float]
-    environment: dict[str, Any]
-    meta: dict[str, Any]
-    worker: dict[str, Any]
+    about: About
     lineage: Lineage
     serving: Mapping[str, Array | Delta]
     training: Mapping[str, Array | Delta] | None  # None: this version is no keyframe
-    topic_ids: dict[str, str] = field(default_factory=dict)
-    pending: Runs = field(default_factory=Runs)
-    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    diagnoses: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +185,9 @@ class Writer:
             version=version,
             parent=parent,
             created_ms=created_ms,
-            updates=draft.updates,
-            counts=draft.counts,
-            metrics=dict(draft.metrics),
+            updates=draft.about.updates,
+            counts=draft.about.counts,
+            metrics=draft.about.metrics,
             lineage=draft.lineage,
         )
         history_raw = history.model_dump_json(exclude_none=True).encode()
@@ -234,34 +213,14 @@ class Writer:
             changed += objects.new_bytes - stored if delta.is_whole else 0
             entries[name] = log.entry
 
-        watermark: dict[str, dict[int, int]] = {}
-        for (topic, number), offset in sorted(draft.positions.items()):
-            watermark.setdefault(topic, {})[number] = offset
         manifest = Manifest(
+            **dict(draft.about),
             model=self._keys.model,
             family=self._keys.family,
             version=version,
             parent=parent,
             created_ms=created_ms,
-            learner=draft.learner,
-            input=draft.input,
-            options=draft.options,
-            config=draft.config,
-            classes=draft.classes,
-            seed=draft.seed,
-            updates=draft.updates,
-            counts=draft.counts,
-            watermark=watermark,
-            topic_ids=draft.topic_ids,
-            pending=draft.pending,
             keyframe=self._keyframe.ref if self._keyframe and draft.training is None else None,
-            newest_timestamp_ms=draft.newest_timestamp_ms,
-            metrics=dict(draft.metrics),
-            environment=draft.environment,
-            meta=draft.meta,
-            worker=draft.worker,
-            probes={label: dict(kept) for label, kept in draft.probes.items()},
-            diagnoses=dict(draft.diagnoses),
             lineage=sha256(history_raw),
             serving={n: entry for (group, n), entry in entries.items() if group == "serving"},
             training={n: entry for (group, n), entry in entries.items() if group == "training"},

@@ -16,8 +16,8 @@ from torch import Tensor
 from consumers.bridge import copied
 from models.learner import Batch, Blueprint, Learner, Options, Report, State, structural, update_generator
 from pipeline.config import INPUT
-from pipeline.log.offsets import Partition
 from pipeline.store.lineage import LineageBuilder
+from pipeline.store.manifest import About
 from pipeline.store.store import Store
 from pipeline.store.writer import Committed, Draft
 
@@ -160,8 +160,12 @@ class Maker:
         self._updates += 1
 
     def commit(self, **changed: Any) -> Committed:
-        """A version of what was learned so far; `changed` are fields of the draft."""
+        """A version of what was learned so far; `changed` are fields of the draft, or of what it says."""
         state = self.learner.capture()
+        lineage = changed.pop("lineage", None) or LineageBuilder().build()
+        serving, training = (
+            changed.pop(group, None) or copied(getattr(state, group)) for group in ("serving", "training")
+        )
         fields: dict[str, Any] = {
             "learner": self._name,
             "input": self._input.model_dump(mode="json"),
@@ -171,17 +175,14 @@ class Maker:
             "seed": 0,
             "updates": self._updates,
             "counts": {"learned": self._updates},
-            "positions": {Partition("topic", 0): self._updates},
+            "watermark": {"topic": {0: self._updates}},
             "newest_timestamp_ms": int(time.time() * 1000),
             "metrics": {"loss": 0.5, "lag_records": 7.0},
             "environment": {},
             "meta": dict(state.meta),
             "worker": {},
-            "lineage": LineageBuilder().build(),
-            "serving": copied(state.serving),
-            "training": copied(state.training),
         }
-        return self._writer.commit(Draft(**{**fields, **changed}))
+        return self._writer.commit(Draft(About(**{**fields, **changed}), lineage, serving, training))
 
 
 def marked(store: Store) -> Maker:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.log.offsets import Partition
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.lineage import LineageBuilder
+from pipeline.store.manifest import About, watermark_of
 from pipeline.store.redis import Fence
 from pipeline.store.rowlog import Delta
 from pipeline.store.store import Store
@@ -32,7 +33,9 @@ def draft(
     """What a worker would commit after its update number `update`, having learned one record an update."""
     builder = LineageBuilder()
     builder.learned([(Partition("digits", 0), update)])
-    return Draft(
+    lineage = fields.pop("lineage", None) or builder.build()
+    positions = fields.pop("positions", {Partition("digits", 0): update + 1})
+    about = About(
         **{
             "learner": "counting",
             "input": {"kind": "text"},
@@ -42,18 +45,16 @@ def draft(
             "seed": 0,
             "updates": update + 1,
             "counts": {"learned": update + 1},
-            "positions": {Partition("digits", 0): update + 1},
+            "watermark": watermark_of(positions),
             "newest_timestamp_ms": 1_700_000_000_000 + update,
             "metrics": {"loss": 0.5},
             "environment": {"device": "cpu", "threads": 1},
             "meta": {},
             "worker": {},
-            "lineage": builder.build(),
-            "serving": serving,
-            "training": (training or {}) if keyframe else None,
             **fields,
         }
     )
+    return Draft(about, lineage, serving, (training or {}) if keyframe else None)
 
 
 def weights(value: float, rows: int = 4) -> Array:

@@ -15,7 +15,6 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import RecordError
 from pipeline.log.admin import ensure_topics
 from pipeline.log.dead_letters import dead_letter_topic, publish_dead_letter
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.records import Record
 from pipeline.store.store import Store
@@ -46,7 +45,7 @@ def letters(folder: object, model: str, topic: str, kafka_config: KafkaConfig) -
 @pytest.fixture
 def accounted(redis: Redis, model: str, topic: str) -> None:
     """The model has a version that has read them all."""
-    marked(Store(redis, model, model)).commit(positions={Partition(topic, 0): len(SENT)})
+    marked(Store(redis, model, model)).commit(watermark={topic: {0: len(SENT)}})
 
 
 def test_every_command_has_an_example(headrace: Headrace) -> None:

@@ -16,7 +16,7 @@ from pipeline.log.reader import Reader
 from pipeline.records import Example, Record, RecordDecoder
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.lineage import LineageBuilder
-from pipeline.store.manifest import Ref
+from pipeline.store.manifest import About, Ref
 from pipeline.store.store import Store
 from pipeline.store.writer import Draft
 
@@ -63,20 +63,21 @@ def commit(store: Store, *scales: float) -> None:
     for scale in scales:
         writer.commit(
             Draft(
-                learner="counts",
-                input={},
-                options={},
-                config={},
-                classes=[],
-                seed=0,
-                updates=0,
-                counts={},
-                positions={},
-                newest_timestamp_ms=None,
-                metrics={},
-                environment={},
-                meta={},
-                worker={},
+                About(
+                    learner="counts",
+                    input={},
+                    options={},
+                    config={},
+                    classes=[],
+                    seed=0,
+                    updates=0,
+                    counts={},
+                    watermark={},
+                    metrics={},
+                    environment={},
+                    meta={},
+                    worker={},
+                ),
                 lineage=LineageBuilder().build(),
                 serving={
                     "weight": from_numpy(np.full((2, 3), scale, np.float32)),

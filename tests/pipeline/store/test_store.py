@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import runpy
 import threading
 from contextlib import ExitStack
@@ -16,6 +18,8 @@ from redis import Redis
 from pipeline.errors import ConfigError, Fenced, NotFound, StoreError, StoreUnavailable
 from pipeline.log.offsets import Partition
 from pipeline.store.codec import Array, from_numpy
+from pipeline.store.lineage import Runs
+from pipeline.store.manifest import About, Manifest
 from pipeline.store.redis import connect, models
 from pipeline.store.rowlog import Delta
 from pipeline.store.store import Store
@@ -46,6 +50,33 @@ def test_a_commit_reads_back(store: Store, writer: Writer) -> None:
     np.testing.assert_array_equal(store.arrays(manifest, "training")["m"].numpy(), weights(2).numpy())
     assert list(store.lineage(1).learned()) == [[(Partition("digits", 0), 0)]]
     assert store.history(1).counts == {"learned": 1}
+
+
+def test_a_manifest_says_all_that_its_draft_says(store: Store, writer: Writer) -> None:
+    partition = Partition("digits", 0)
+    made = draft(
+        0,
+        {"w": weights(1)},
+        options={"width": 8},
+        topic_ids={"digits": "id"},
+        pending=Runs.of([(partition, 7)]),
+        metrics={"loss": 0.5, "accuracy": math.nan},
+        meta={"learner": 1},
+        worker={"topics": {"digits": 0}},
+        probes={"a": {"now": 0.5}},
+        diagnoses={"lr": "lower it"},
+    )
+    writer.commit(made)
+    manifest = store.manifest()
+    assert {name: getattr(manifest, name) for name in About.model_fields} == dict(made.about)
+    assert all(value or name == "seed" for name, value in made.about)  # so that a field that is lost is seen
+    assert manifest.metrics == {"loss": 0.5, "accuracy": None}
+
+
+def test_the_page_names_every_field_of_a_manifest() -> None:
+    section = FORMATS.read_text("utf-8").split("## Manifest\n")[1].split("\n## ")[0]
+    named = {name for row in re.findall(r"^\| (`.*?`) \|", section, re.M) for name in re.findall("`(.*?)`", row)}
+    assert named == set(Manifest.model_fields)
 
 
 def test_versions_are_a_chain_of_digests(store: Store, writer: Writer) -> None:
