@@ -1,4 +1,4 @@
-"""README's commands are run, in their order, on a real Kafka and Redis: a README that lies fails the build."""
+"""What README and pages say is run, in their order, on a real Kafka and Redis: a page that lies fails the build."""
 
 from __future__ import annotations
 
@@ -29,24 +29,30 @@ from pipeline.process import tied
 from pipeline.store.store import Store
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+README = [ROOT / "README.md"]
+NAMES = ("getting-started", "publish", "labels", "watch", "pull", "history", "sample")  # one goes on from the other
+PAGES = [ROOT / "docs" / f"{name}.md" for name in NAMES]
+WATCH = ROOT / "docs" / "watch.md"
+ELSEWHERE = [ROOT / "docs" / "operate.md"]  # deploy/check.py
 HEADRACE = Path(sys.executable).with_name("headrace")
 PATIENCE_S = 90.0
 UNTIL_CTRL_C = ("headrace watch", "headrace publish pictures --follow")
+NEEDS_VERSIONS = ("headrace classify", "headrace pull", "headrace log", "curl")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(pages: list[Path], language: str) -> list[str]:
+    told = "\n".join(page.read_text("utf-8") for page in pages)
+    return re.findall(rf"^```{language}\n(.*?)^```", told, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
+def commands(pages: list[Path]) -> list[str]:
     """Every line of the shell blocks, without its comment."""
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines = [line for block in blocks(pages, "sh") for line in block.splitlines()]
     return [line.split(" # ")[0].strip() for line in lines if line.strip()]
 
 
 class Shell:
-    """Runs README's lines in one folder, against the servers of the tests."""
+    """Runs the pages' lines in one folder, against the servers of the tests."""
 
     def __init__(self, folder: Path, kafka: str, redis_url: str, port: int) -> None:
         self.folder = folder
@@ -87,14 +93,19 @@ class Shell:
             process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0, f"{line}: {(self.folder / 'log').read_text()}"
 
-    def has_versions(self) -> bool:
-        """Whether each model has one."""
+    def is_ready(self) -> bool:
+        """Whether each model has a version, and the sampler serves them."""
         config = load(self.folder / "headrace.toml", self.environment)
         with Redis.from_url(config.redis.url) as redis:
-            return all(Store(redis, config.family(name), name).head() for name in config.models)
+            if not all(Store(redis, config.family(name), name).head() for name in config.models):
+                return False
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def curl(self, line: str) -> None:
-        """The options that README uses, sent by httpx: curl itself may not be there."""
+        """The options that the pages use, sent by httpx: curl itself may not be there."""
         words = shlex.split(line.split(" > ")[0])[1:]
         headers, content, url = {}, None, ""
         while words:
@@ -188,36 +199,46 @@ def shell(tmp_path: Path, kafka: str, redis_url: str) -> Iterator[Shell]:
     (tmp_path / "lines.txt").write_text("good morning\ngood evening\n", "utf-8")
     (tmp_path / "dropbox").mkdir()
     [port] = free_ports(1)
-    made = Shell(tmp_path, kafka, redis_url.rpartition("/")[0] + "/7", port)
+    database = redis_url.rpartition("/")[0] + "/7"
+    made = Shell(tmp_path, kafka, database, port)
     yield made
     for process in made.background:
         process.terminate()
     assert [process.wait(PATIENCE_S) for process in made.background] == [0] * len(made.background)
+    with Redis.from_url(database) as redis:
+        redis.flushdb()
 
 
-def test_readmes_commands_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = commands()
+@pytest.mark.parametrize("pages", [README, PAGES], ids=["README", "docs"])
+def test_what_is_said_runs(pages: list[Path], shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = commands(pages)
     assert any(line.startswith("headrace up") for line in lines)
     for line in lines:
-        if line.startswith("headrace pull"):
-            eventually(shell.has_versions, "a version of each model")
+        if line.startswith(NEEDS_VERSIONS):
+            eventually(shell.is_ready, "a version of each model")
         shell.run(line)
     assert (shell.folder / "cats.png").read_bytes().startswith(b"\x89PNG")
 
     monkeypatch.chdir(shell.folder)
     for name, value in shell.environment.items():
         monkeypatch.setenv(name, value)
-    publishing = [block for block in blocks("python") if "Client" in block]
-    assert publishing
-    for number, block in enumerate(publishing):
+    programs = [block for block in blocks(pages, "python") if "Client" in block]
+    assert programs
+    for number, block in enumerate(programs):
         script = shell.folder / f"block{number}.py"
         script.write_text(block, "utf-8")
         runpy.run_path(str(script))
 
 
-def test_the_start_block_runs_as_pasted(shell: Shell) -> None:
+def test_no_command_is_left_out() -> None:
+    told = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```sh" in page.read_text("utf-8")]
+    assert told == sorted(PAGES + ELSEWHERE)
+
+
+@pytest.mark.parametrize("pages", [README, PAGES], ids=["README", "docs"])
+def test_the_start_block_runs_as_pasted(pages: list[Path], shell: Shell) -> None:
     """From an empty folder, with a Kafka and a Redis of its own, to answers; only the ports are others."""
-    [block] = [block for block in blocks("sh") if "headrace up" in block]
+    [block] = [block for block in blocks(pages, "sh") if "headrace up" in block]
     kafka, redis = free_ports(2)
     environment = shell.environment | {
         "PATH": f"{HEADRACE.parent}:{os.environ['PATH']}",
@@ -249,7 +270,7 @@ def test_the_start_block_runs_as_pasted(shell: Shell) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_readme_names_every_metric() -> None:
+def test_every_metric_is_named() -> None:
     """The table of metrics is complete, and names none that does not exist."""
     from prometheus_client import CollectorRegistry
 
@@ -259,5 +280,5 @@ def test_readme_names_every_metric() -> None:
     WorkerMetrics(worker, "m")
     SamplerMetrics(sampler)
     exist = {metric.name for registry in (worker, sampler) for metric in registry.collect()}
-    named = {name.removesuffix("_total") for name in re.findall(r"`(headrace_[a-z_]+)`", README)}
+    named = {name.removesuffix("_total") for name in re.findall(r"`(headrace_[a-z_]+)`", WATCH.read_text("utf-8"))}
     assert named == exist

@@ -1,4 +1,4 @@
-"""The third door: the block of README, "Pull", classifies pictures with weights that it takes from Redis itself."""
+"""The third door: the block of docs/pull.md classifies pictures with weights that it takes from Redis itself."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load, save
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pull.md"
 OURS = re.compile(r"^\s*(import|from) (pipeline|models|consumers|headrace)\b", re.MULTILINE)
 MAX_LINES = 20
 
 
 @pytest.fixture
 def block() -> str:
-    """The Python block below "## Pull" that needs Redis alone."""
-    section = README.read_text("utf-8").partition("\n## Pull\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    """The Python block that needs Redis alone."""
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     [found] = [block for block in blocks if "import redis\n" in block]
     return str(found)
 
@@ -33,7 +32,7 @@ def test_the_block_is_short_and_imports_nothing_of_ours(block: str) -> None:
 
 
 class Puller:
-    """Runs the block as it stands in README, but for where Redis is and the name of the model's family."""
+    """Runs the block as it stands on the page, but for where Redis is and the name of the model's family."""
 
     def __init__(self, block: str, folder: Path, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
         self.block = block
