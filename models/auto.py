@@ -6,10 +6,11 @@ for them. With their probabilities p and q a record is answered by the logarithm
 
     softmax(a log p + b log q)
 
-whose weights a, b ≥ 0 explain evidence best (`pooling`): records that the network does not learn, none of a class
-before `FIRST` of it were learned (`evidence`). The head does: its sums are exact, so that it can be asked what it would
-say had it not (with a forgetting factor it could not, and leaves them out). So without evidence the head answers alone,
-from all records, and what the weights add up to is how sure the answers may be.
+whose weights a, b ≥ 0 explain evidence best, with b = 0 where the head alone is right more often (`pooling`). Evidence
+is records that the network does not learn, none of a class before `FIRST` of it were learned (`evidence`). The head
+does learn them: its sums are exact, so that it can be asked what it would say had it not (with a forgetting factor it
+could not, and leaves them out). So without evidence the head answers alone, from all records, and what the weights add
+up to is how sure the answers may be.
 Evidence is asked of what both are now. Predictions of the last records, which cost nothing, say little in a stream
 that is sorted by class: there the best answer is always the last one. The head chooses its sharpness τ by such; so
 with τ' at the time when the weights were found it is a τ'/τ that counts.
@@ -37,7 +38,7 @@ from models.images import analytic as image_analytic, classifier as image_classi
 from models.images.analytic import ImageAnalyticOptions
 from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Beginning, Blueprint, Options, Report, Rows, Source, State, copy_into
-from models.pooling import FLOOR, fitted, floored, pooled
+from models.pooling import FLOOR, floored, heard, pooled
 from models.texts import analytic as text_analytic, classifier as text_classifier
 from models.texts.classifier import TextClassifierOptions
 from models.texts.counts import TextAnalyticOptions
@@ -286,7 +287,7 @@ class AutoLearner:
         self._fresh, self._weighed = 0, len(self._head.classes)
         if len(y):
             head = self._head.left_out(x, y) if self._is_exact else told(self._head, x)
-            found = fitted(torch.stack([floored(head), floored(told(self._network, x))], 1), y)
+            found = heard(torch.stack([floored(head), floored(told(self._network, x))], 1), y)
             self._weights = torch.cat([found, self._head.sharpness_now[None]])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.auto import HEAD_ALONE, AutoLearner, ImageAutoOptions
 from models.evaluation.held_out import is_held_out
 from models.learner import structural_fields, update_generator
-from models.pooling import PRIOR, fitted, pooled
+from models.pooling import PRIOR, fitted, heard, hits, pooled
 from models.registry import BUILTIN
 from tests.models.contract import SEED, Case, LearnerContract, digits, same, texts
 
@@ -41,6 +41,12 @@ def case(name: str) -> Case:
 
 def learner_of(one: Case, updates: int) -> AutoLearner:
     learner = one.learned(updates)
+    assert isinstance(learner, AutoLearner)
+    return learner
+
+
+def untrained(one: Case) -> AutoLearner:
+    learner = one.learner(SEED + 1)
     assert isinstance(learner, AutoLearner)
     return learner
 
@@ -104,7 +110,7 @@ def test_evidence_is_dropped_where_the_head_has_not_learned_it() -> None:
     """After `forgetting = 1` in place of less, and in versions of before: it would be taken out of what has it not."""
     fades, exact = fading(case("image-auto")), case("image-auto")
     state = learner_of(fades, 40).capture()
-    kept, dropped, former = fades.learner(SEED + 1), exact.learner(SEED + 1), exact.learner(SEED + 1)
+    kept, dropped, former = (untrained(one) for one in (fades, exact, exact))
     kept.restore(state)
     dropped.restore(state)
     meta = dict(learner_of(exact, 40).capture().meta)
@@ -199,6 +205,17 @@ def test_who_knows_better_is_heard() -> None:
     a, b = fitted(torch.stack([right, wrong], 1), y).tolist()
     assert b == 0 < a
     assert torch.equal(pooled(torch.stack([right, wrong], 1), HEAD_ALONE), right)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.floats(0, 3), st.floats(0, 3), st.integers(0, 100))
+def test_the_pool_is_right_no_less_often_than_the_head(count: int, first: float, second: float, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(4, (count,), generator=rng)
+    logs = torch.stack([answers(first, y, rng), answers(second, y, rng)], 1)  # (N, 2, 4)
+    found, best = heard(logs, y), fitted(logs, y)
+    assert hits(pooled(logs, found), y) >= hits(logs[:, 0], y)
+    assert torch.equal(found, best) or (found[1] == 0 < found[0] and hits(pooled(logs, best), y) < hits(logs[:, 0], y))
 
 
 def test_how_sure_the_head_is_by_its_last_records_does_not_matter() -> None:
