@@ -17,6 +17,7 @@ from consumers.worker.fold import Fold
 from models.registry import BUILTIN
 from pipeline.config import ModelConfig
 from pipeline.records import Example, Record
+from pipeline.store.changes import Drifted
 
 TOPIC = "clothes"
 AFTER = 5000  # records after the turn whose predictions count
@@ -60,7 +61,7 @@ class Turn:
     after: float  # prequential, over the `AFTER` records from the turn on
     kept: float  # at the end, on test pictures as in the first half
     learned: float  # at the end, on test pictures as in the second half
-    drifts: list[dict[str, Any]]  # as the lineage has them
+    drifts: list[Drifted]  # as the lineage has them
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,7 +84,7 @@ def turn(
     return turn_of(by_thousand, accuracy(fold.learner.model, test), accuracy(fold.learner.model, turned(test)), drifts)
 
 
-def turn_of(by_thousand: Sequence[float], kept: float, learned: float, drifts: Sequence[dict[str, Any]] = ()) -> Turn:
+def turn_of(by_thousand: Sequence[float], kept: float, learned: float, drifts: Sequence[Drifted] = ()) -> Turn:
     """From the prequential accuracy of each thousand records."""
     middle = len(by_thousand) // 2
     after = sum(by_thousand[middle : middle + AFTER // 1000]) / (AFTER // 1000)

@@ -9,6 +9,7 @@ from models.evaluation import ClassHits, DriftDetector
 from models.learner import Flushing, Learner, Reacting
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
+from pipeline.store import Change
 
 
 class Drift:
@@ -51,9 +52,9 @@ class Drift:
             self._learner.scale_learning_rate(self._settings.boost_factor ** (left / self._settings.boost_updates))
             self._boosted = self._boosted if left else None
 
-    def after(self, update: int, labels: Sequence[str | None], hits: Sequence[bool]) -> dict[str, Any]:
+    def after(self, update: int, labels: Sequence[str | None], hits: Sequence[bool]) -> Change:
         """Takes what the last of so many updates predicted. What followed, for the lineage: an alarm, a flush."""
-        reaction, changes = self._settings.reaction, dict[str, Any]()
+        reaction, changes = self._settings.reaction, Change()
         alarm = self._detector is not None and self._detector.update(hits)
         if alarm:
             changes["drift"] = {"update": update, "reaction": reaction}

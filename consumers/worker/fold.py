@@ -36,7 +36,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
 from pipeline.log import Partition, Place, place_of
 from pipeline.records import Example
-from pipeline.store import About, Draft, Group, LineageBuilder, Manifest, Runs, watermark_of
+from pipeline.store import About, Change, Draft, Group, LineageBuilder, Manifest, Runs, watermark_of
 
 HELD_OUT = "held-out"  # the outcome of records that are kept aside
 JOINED = "joined"  # the outcome of a label that completed a record; what was learned has it right behind the record
@@ -50,7 +50,7 @@ class Update:
     """What one update tells."""
 
     loss: float  # mean over its records, from before it
-    drift: Mapping[str, Any]  # "drift": the prequential error rose for good; "flush": what left the replay memory
+    drift: Change  # "drift": the prequential error rose for good; "flush": what left the replay memory
     far_above: bool  # the loss left its recent range
     alarms: Sequence[str]  # the learner's own that were not there before
 
@@ -226,15 +226,14 @@ class Fold:
         far_above = self.loss_range.update(report.loss)
         if far_above:
             self.lineage.change({"loss": {"update": self.updates, "loss": report.loss}})
-        drift = self.drift.after(self.updates, batch.labels, hits) if hits is not None else {}
-        for kind, change in drift.items():
-            self.lineage.change({kind: change})
+        drift = Change() if hits is None else self.drift.after(self.updates, batch.labels, hits)
+        self.lineage.change(drift)
         alarms = [*report.alarms, *([CUT] if self.prequential.own().get(CUT, 0.0) > MANY_CUT else [])]
-        begun = [alarm for alarm in alarms if alarm not in self.alarms]
+        raised = [alarm for alarm in alarms if alarm not in self.alarms]
         self.alarms = alarms
-        for alarm in begun:
+        for alarm in raised:
             self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
-        return Update(report.loss, drift, far_above, begun)
+        return Update(report.loss, drift, far_above, raised)
 
     def correct(self, corrections: Sequence[Correction]) -> list[str]:
         """Replaces labels of remembered and held-out records, in one update if there are any; gives their outcomes.

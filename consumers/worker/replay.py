@@ -21,7 +21,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
 from pipeline.log import Fetcher, Partition, Place
 from pipeline.records import Example, Label, Record, RecordDecoder, load_decoder
-from pipeline.store import Array, Group, HistoryEntry, Lineage, LineageBuilder, Manifest, Store
+from pipeline.store import Array, Change, Group, HistoryEntry, Lineage, LineageBuilder, Manifest, Store
 
 #: what an update depends on
 MAX_THREADS = 1024
@@ -64,8 +64,8 @@ class Replay:
             Diverged: as `Fold.learn`.
         """
         uplink = Uplink(fold.device)
-        notes = [change["held_out"] for change in lineage.changes if "held_out" in change]
-        held_out = {tuple(note["before"]): note["records"] for note in notes}
+        counted = [change["held_out"] for change in lineage.changes if "held_out" in change]
+        held_out = {tuple(one["before"]): one["records"] for one in counted}
         for examples, corrections in self._updates(fold, updates):
             for record in [correction.label.record for correction in corrections[:1]]:
                 self._hold_out(fold, lineage, held_out.get((record.topic, record.partition, record.offset), 0))
@@ -91,7 +91,7 @@ class Replay:
                     fold = fold.configured(changed(fold.settings, change["config"]))
                 if "threads" in change.get("environment", {}):
                     use_threads(change["environment"]["threads"][1])
-                if "ids" in change.get("jump", {}):
+                if "jump" in change and "ids" in change["jump"]:
                     self.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][1]
             lineage = entry.lineage if self._held is None else self._rest(entry.lineage, fold.settings)
             try:
@@ -262,8 +262,10 @@ def at_version(
             f"{manifest.model}: version {manifest.version}, learned again from its keyframe {keyframe.version}, has "
             f"other weights ({told(apart)}): {why}; going on with these."
         )
-        missing = {"gone": replay.gone} if replay.gone else {}
-        fold.lineage.change({"replayed": {"from": keyframe.version, "differs": apart, "environment": other, **missing}})
+        change: Change = {"replayed": {"from": keyframe.version, "differs": apart, "environment": other}}
+        if replay.gone:
+            change["replayed"]["gone"] = replay.gone
+        fold.lineage.change(change)
     torch.set_num_threads(shall.threads)
     fold.send_all()
     return fold.configured(shall)

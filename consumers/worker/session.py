@@ -23,14 +23,12 @@ from pipeline.errors import Diverged, Exhausted, OffsetsGone, RecordError, Topic
 from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of, publish_dead_letter
 from pipeline.metrics import WorkerMetrics
 from pipeline.records import Example, Record, labelled, place_name
-from pipeline.store import Manifest, Store
+from pipeline.store import MADE_AGAIN, Manifest, Store
 from pipeline.words import counted
 
 TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
 TRIPS = 3  # of the guard without an update that went well: then it is not the records
 WATCH_S = 1.0  # how often is looked whether the log still reaches back to the keyframe
-#: changes that learning again notes by itself
-MADE_AGAIN = {"sources", "config", "environment", "replayed", "drift", "flush", "loss", "alarm", "held_out"}
 
 
 class Session:
@@ -126,8 +124,9 @@ class Session:
         positions, pending = feed.standing()
         found = {at: offsets for at, offsets in self._reader.doubtful.items() if positions.get(at, 0) > offsets.start}
         for at, offsets in found.items():
-            where = {"topic": at.topic, "partition": at.number, "from": offsets.start, "to": offsets.stop}
-            self._fold.lineage.change({"doubtful": where})
+            self._fold.lineage.change(
+                {"doubtful": {"topic": at.topic, "partition": at.number, "from": offsets.start, "to": offsets.stop}}
+            )
         waits = set(pending)
         for at, again in self._reader.again.items():
             learned = [(at, offset) for offset in again if offset < positions.get(at, 0) and (at, offset) not in waits]

@@ -77,7 +77,7 @@ def verify(
         for change in reversed(entry.lineage.changes):
             then = changed(then, {key: [now, before] for key, (before, now) in change.get("config", {}).items()})
             threads = change.get("environment", {}).get("threads", [threads])[0]
-            if "ids" in change.get("jump", {}):
+            if "jump" in change and "ids" in change["jump"]:
                 replay.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][0]
     fold = Fold(store.model, then, blueprint, device, shaped=shape_of(target, blueprint))
     if start is not None:
@@ -124,8 +124,7 @@ def recorded_sources(store: Store) -> Mapping[str, str]:
     """Digests of what the model started from, as its first version noted them."""
     first = next(iter(store.histories()), None)
     changes = first.lineage.changes if first else ()
-    found: Mapping[str, str] = next((change["sources"] for change in changes if "sources" in change), {})
-    return found
+    return next((change["sources"] for change in changes if "sources" in change), {})
 
 
 def _changed_environment(

@@ -279,13 +279,12 @@ class Worker:
             Sources(self._store, self._config.family).begin(fold)
             return fold
         fold = at_version(fold, self._store, manifest, replay, self._say)
-        changes = {
-            "config": config_changes(manifest, self._settings, self._blueprint),
-            "environment": differences(manifest.environment, environment(self._device)),
-        }
-        for kind, change in changes.items():
-            if change:
-                fold.lineage.change({kind: change})
+        fold.lineage.change(
+            {
+                "config": config_changes(manifest, self._settings, self._blueprint),
+                "environment": differences(manifest.environment, environment(self._device)),
+            }
+        )
         return fold
 
 

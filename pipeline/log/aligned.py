@@ -11,9 +11,8 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from statistics import median_low
-from typing import Any
 
-from pipeline.log.offsets import Partition
+from pipeline.log.offsets import Jump, Partition
 from pipeline.log.reader import Polled, Reader
 
 STEADY = 9  # records, of which a few may have clocks of their own
@@ -112,7 +111,7 @@ class AlignedReader:
         return {topic: id_ for reader in self._readers for topic, id_ in reader.ids_now.items()}
 
     @property
-    def jumps(self) -> list[dict[str, Any]]:
+    def jumps(self) -> list[Jump]:
         return [jump for reader in self._readers for jump in reader.jumps]
 
     @property

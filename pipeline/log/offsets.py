@@ -13,11 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Required
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError, LeaderNotAvailableError, UnknownTopicOrPartitionError, for_code
 from kafka.protocol.metadata import MetadataRequest
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from pipeline.errors import ConfigError, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.records import Record
@@ -41,6 +43,20 @@ Place = tuple[Partition, int]  # of a record: with its offset
 def place_of(record: Record) -> Place:
     """Where the record is."""
     return Partition(record.topic, record.partition), record.offset
+
+
+_Span = TypedDict("_Span", {"from": int, "to": int})
+
+
+@with_config(ConfigDict(extra="allow"))
+class Jump(_Span, total=False):
+    """Reading went on at another offset, for the one to be read next was gone."""
+
+    topic: Required[str]
+    partition: Required[int]
+    first: int  # that the partition held then
+    end: int
+    ids: Annotated[list[Any], Field(min_length=2, max_length=2)]  # of a topic that was made again: before, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +159,7 @@ def resume(
     *,
     model: str,
     jump: bool,
-) -> tuple[dict[Partition, int], list[dict[str, Any]]]:
+) -> tuple[dict[Partition, int], list[Jump]]:
     """Where reading goes on, and the jumps that this takes.
 
     Args:
@@ -152,15 +168,14 @@ def resume(
         jump: go on at the first offset where a position cannot be held, instead of raising.
 
     Returns:
-        Next offsets to read, and for each that is another {"topic", "partition", "from", "to", "first", "end"},
-        with "ids": [before, now] where the topic was replaced.
+        Next offsets to read, and for each that is another a jump, with "ids" where the topic was made again.
 
     Raises:
         TopicReplaced: a topic has another id.
         OffsetsGone: a position is not between a partition's first and last offset.
     """
     begins = {}
-    jumps: list[dict[str, Any]] = []
+    jumps: list[Jump] = []
     for partition, position in positions.items():
         first, end = firsts.get(partition, 0), ends.get(partition, 0)
         before, now = known_ids.get(partition.topic), topics[partition.topic].id
@@ -172,9 +187,17 @@ def resume(
             if is_replaced:
                 raise replaced(partition.topic, (str(before), str(now)), positions, firsts, ends, model)
             raise gone(partition, position, first, end, model)
-        entry = {"topic": partition.topic, "partition": partition.number, "from": position, "to": first}
-        ids = {"ids": [before, now]} if is_replaced else {}
-        jumps.append({**entry, "first": first, "end": end, **ids})
+        entry: Jump = {
+            "topic": partition.topic,
+            "partition": partition.number,
+            "from": position,
+            "to": first,
+            "first": first,
+            "end": end,
+        }
+        if is_replaced:
+            entry["ids"] = [before, now]
+        jumps.append(entry)
         begins[partition] = first
     return begins, jumps
 

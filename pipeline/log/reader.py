@@ -1,7 +1,6 @@
 """Reading: self-assigned partitions, in order, from given positions, in the background, in bounded memory.
 
-No consumer group decides who reads what, so a long step can never be thrown out of one; offsets are committed
-to Kafka only so that lag monitors see them.
+There is no consumer group that could throw out a long step. Offsets are committed to Kafka for lag monitors alone.
 """
 
 from __future__ import annotations
@@ -21,7 +20,18 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.log.batches import memory_of
 from pipeline.log.kafka_client import connect, missing_topics, translated
-from pipeline.log.offsets import ASK_MS, Partition, TopicWatch, end_offsets, first_offsets, noted, resume, starts, tp
+from pipeline.log.offsets import (
+    ASK_MS,
+    Jump,
+    Partition,
+    TopicWatch,
+    end_offsets,
+    first_offsets,
+    noted,
+    resume,
+    starts,
+    tp,
+)
 from pipeline.records import Record
 
 POLL_MS = 50  # how soon the thread sees that it shall stop or commit
@@ -95,7 +105,7 @@ class Reader:
         self._max_buffered_bytes = max_buffered_bytes
         self._refresh_s = refresh_s
         self.reachable = True  # whether the broker answered the last refresh
-        self.jumps: list[dict[str, Any]] = []
+        self.jumps: list[Jump] = []
         self.noted: str | None = None  # the highest number that was noted for the group before
         self._changed = threading.Condition()  # guards what follows
         self._chunks: deque[tuple[Polled, int]] = deque()  # with their sizes in bytes

@@ -3,6 +3,7 @@
 A store reads; the one writer of a model commits. The format is described in docs/formats.md.
 """
 
+from pipeline.store.changes import MADE_AGAIN, Change
 from pipeline.store.codec import Array, header
 from pipeline.store.history import Blame, Commit, blame, commits, places_of
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
@@ -13,9 +14,11 @@ from pipeline.store.store import Store
 from pipeline.store.writer import Committed, Draft
 
 __all__ = [
+    "MADE_AGAIN",
     "About",
     "Array",
     "Blame",
+    "Change",
     "Commit",
     "Committed",
     "Delta",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pipeline.config import KafkaConfig
+    from pipeline.store.changes import Change
     from pipeline.store.manifest import HistoryEntry
     from pipeline.store.store import Store
 
@@ -38,7 +39,7 @@ class Commit:
     since_parent: Mapping[str, int]  # and since the parent
     ranges: Mapping[str, tuple[int, int, int]]
     metrics: Mapping[str, float | None]
-    changes: tuple[dict[str, Any], ...]
+    changes: tuple[Change, ...]
 
     def json(self) -> dict[str, Any]:
         """For programs."""

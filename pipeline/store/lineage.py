@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.log.offsets import Partition
+from pipeline.store.changes import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what is stored is no larger: JSON has numbers of any size
 Count = Annotated[int, Field(ge=1, lt=2**63)]
@@ -68,7 +69,7 @@ class Lineage(BaseModel):
     partitions: tuple[Partition, ...] = ()
     updates: tuple[tuple[Run, ...], ...] = ()  # one entry an update, in the order in which they were made
     outcomes: dict[str, tuple[Run, ...]] = {}  # what was not learned: "skipped/tombstone", "dead-lettered/label", …
-    changes: tuple[dict[str, Any], ...] = ()  # what else happened: {"config": …}, {"drift": …}
+    changes: tuple[Change, ...] = ()  # what else happened, in order
 
     @model_validator(mode="after")
     def _bounded(self) -> Lineage:
@@ -124,9 +125,9 @@ class LineageBuilder:
         """Records with this outcome."""
         return sum(count for *_, count in self._outcomes.get(name, ()))
 
-    def change(self, entry: Mapping[str, Any]) -> None:
-        """Something else that a reader of the lineage should know, JSON."""
-        self._changes.append(dict(entry))
+    def change(self, change: Change) -> None:
+        """Something else that happened: an entry for each kind that has content."""
+        self._changes += [cast("Change", {kind: what}) for kind, what in change.items() if what]
 
     @property
     def dirty(self) -> bool:
@@ -149,7 +150,7 @@ class LineageBuilder:
         self._updates: list[tuple[Run, ...]] = []
         self._outcomes: defaultdict[str, list[Run]] = defaultdict(list)
         self._ends: defaultdict[str, dict[int, int]] = defaultdict(dict)  # of the last runs, by outcome
-        self._changes: list[dict[str, Any]] = []
+        self._changes: list[Change] = []
 
     def _number(self, partition: Partition) -> int:
         return self._numbers.setdefault(partition, len(self._numbers))

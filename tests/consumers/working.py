@@ -140,7 +140,7 @@ class Working:
 
     def changes(self, kind: str) -> list[Any]:
         """Such changes in the lineage, oldest first."""
-        found = [change for entry in self.store.histories() for change in entry.lineage.changes]
+        found: list[Any] = [change for entry in self.store.histories() for change in entry.lineage.changes]
         return [change[kind] for change in found if kind in change]
 
     def outcomes(self) -> dict[tuple[str, int, int], list[str]]:

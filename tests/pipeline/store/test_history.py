@@ -21,9 +21,7 @@ from tests.pipeline.drafts import draft, taken, weights
 DIGITS, LETTERS = Partition("digits", 0), Partition("letters", 3)
 
 
-def lineage(
-    *updates: Iterable[tuple[Partition, int]], changes: Iterable[dict[str, Any]] = (), **outcomes: int
-) -> Lineage:
+def lineage(*updates: Iterable[tuple[Partition, int]], changes: Iterable[Any] = (), **outcomes: int) -> Lineage:
     """`outcomes`: offsets of `DIGITS` by the name of their outcome, with a "__" for the "/"."""
     builder = LineageBuilder()
     for change in changes:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
+from typing_extensions import get_type_hints, is_typeddict
 
 from pipeline.log.offsets import Partition
+from pipeline.store.changes import MADE_AGAIN, Change
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
 
+FORMATS = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
 PARTITIONS = [Partition("digits", 0), Partition("digits", 1), Partition("texts", 0)]
 NAMES = ["skipped/tombstone", "dead-lettered/undecodable"]
 
@@ -111,3 +116,60 @@ def test_a_stored_lineage_names_no_more_than_a_version_can_have(fields: dict[str
 def test_what_waits_is_bounded_too() -> None:
     with pytest.raises(ValidationError):
         Runs.model_validate_json('{"partitions": [["digits", 0]], "runs": [[0, 0, 1000000000000]]}')
+
+
+# --- changes ---
+
+
+def test_the_page_names_every_kind_of_change_and_its_fields() -> None:
+    section = FORMATS.read_text("utf-8").split("| kind | value |")[1].split("\n\n")[0]
+    named = dict(re.findall(r"^\| `(\w+)` \| `\{(.*?)\}` \|", section, re.M))
+    kinds = get_type_hints(Change)
+    assert named.keys() == kinds.keys()
+    of_fields = {kind: shape for kind, shape in kinds.items() if is_typeddict(shape)}
+    assert len(of_fields) == len(kinds) - len(["config", "environment", "sources"])
+    for kind, shape in of_fields.items():
+        assert sorted(named[kind].split(", ")) == sorted(get_type_hints(shape)), kind
+
+
+def test_kinds_and_fields_of_a_later_headrace_are_read_and_kept() -> None:
+    changes = [{"moved": {"to": "a bucket"}}, {"drift": {"update": 3, "reaction": "flush", "detector": "new"}}]
+    read = Lineage.model_validate_json(json.dumps({"changes": changes}))
+    assert list(read.changes) == changes
+    assert json.loads(read.model_dump_json())["changes"] == changes
+    builder = LineageBuilder()
+    for change in read.changes:
+        builder.change(change)
+    assert builder.build().changes == read.changes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"seed": 3}},
+        {"environment": {"threads": [1]}},
+        {"held_out": {"records": 3, "before": "digits"}},
+        {"jump": {"from": 3, "to": 4}},
+        {"jump": {"topic": "digits", "partition": 0, "from": 3, "to": 4, "ids": "one"}},
+        {"sources": ["a"]},
+        "drift",
+    ],
+    ids=str,
+)
+def test_a_damaged_change_is_refused(change: Any) -> None:
+    with pytest.raises(ValidationError):
+        Lineage.model_validate_json(json.dumps({"changes": [change]}))
+
+
+def test_a_builder_leaves_out_what_has_no_content() -> None:
+    builder = LineageBuilder()
+    builder.change({"config": {}, "environment": {"threads": [1, 2]}, "drift": {"update": 1, "reaction": "alarm"}})
+    builder.change({})
+    assert builder.build().changes == (
+        {"environment": {"threads": [1, 2]}},
+        {"drift": {"update": 1, "reaction": "alarm"}},
+    )
+
+
+def test_learning_again_makes_kinds_that_there_are() -> None:
+    assert get_type_hints(Change).keys() > MADE_AGAIN
