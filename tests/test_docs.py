@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "build" / "site"
 OURS = ("docs", "benchmarks")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in OURS for page in (ROOT / folder).rglob("*.md"))])
 LINK = re.compile(r"\]\((?!https?://)([^)\s#]*)(?:#([^)\s]+))?\)")
@@ -35,6 +38,21 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_site_is_built_and_needs_no_other_host() -> None:
     built = subprocess.run([sys.executable, ROOT / "docs" / "build.py"], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
-    written = [path for path in (ROOT / "build" / "site").rglob("*") if path.suffix in (".html", ".css")]
+    written = [path for path in SITE.rglob("*") if path.suffix in (".html", ".css")]
     assert len(written) > len(PAGES)
     assert [path for path in written if LOADED.search(path.read_text("utf-8"))] == []
+    assert asked(SITE / "index.html") == []
+
+
+def asked(page: Path) -> list[str]:
+    """What a browser that opens the page asks other hosts for."""
+    chromium, urls = shutil.which("chromium"), list[str]()
+    assert chromium, "Chromium is missing: install it (Debian: apt-get install chromium)."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened = browser.new_page()
+        opened.on("request", lambda request: urls.append(request.url))
+        opened.goto(page.as_uri(), wait_until="networkidle")
+        browser.close()
+    assert urls
+    return [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
