@@ -187,9 +187,21 @@ class Committer:
                 self._wake.notify_all()
 
     def _commit(self, snapshot: Snapshot) -> None:
+        """The order of a commit. docs/guarantees.md says what a crash leaves between each two steps.
+
+        1. Between two updates, what changed is copied, with the watermark, what is pending, and the lineage.
+        2. Dead letters are flushed to Kafka.
+        3. The version's number is committed to Kafka, as metadata of the offsets of the group `headrace-MODEL`.
+        4. Objects that the parent does not name are uploaded, with a TTL.
+        5. One script checks the fence, the parent, and that every object is there, and moves the head.
+        6. Offsets are committed to Kafka, for lag monitors alone.
+        7. Versions beyond the configured ones are removed.
+
+        The session has done step 1. The store's writer does steps 4 and 5. The number comes before them, so that it
+        never names another content, should Redis come back older.
+        """
         started = time.perf_counter()
         self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
-        # A number is noted before it can be used: should Redis come back older, it never names another content.
         number, positions = str(self._writer.next_version), snapshot.positions
         self._until_done(lambda: self._reader.note(number, positions, NOTE_S, may_doubt=snapshot.may_doubt))
         committed = self._until_done(lambda: self._make_head(snapshot))

@@ -1,16 +1,4 @@
-"""The worker: one model, one writer. Poll → decode → batch → predict → learn → perhaps a snapshot.
-
-The order of a commit, and what a crash leaves between each two steps:
-
-1. What changed is copied to host memory, together with the watermark, what is pending and the lineage (a crash: the
-   head is as before).
-2. Dead letters are flushed to Kafka (a crash: the next worker sends them once more, under the same key).
-3. The version's number is noted in Kafka, beside the offsets for lag monitors (a crash: the number is not used again).
-4. Objects that the parent does not name are uploaded (a crash: they expire by themselves).
-5. One script moves the head: weights, training state, lineage and watermark together (a crash after it: the new head
-   is the truth, and the next worker begins with what it says is pending, and then at its watermark).
-6. Offsets are committed to Kafka, for lag monitors alone (a crash: a monitor shows an old lag).
-"""
+"""The worker: one model, one writer. Poll → decode → batch → predict → learn → perhaps a snapshot."""
 
 from __future__ import annotations
 

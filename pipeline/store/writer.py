@@ -1,9 +1,7 @@
-"""One commit: what changed becomes objects, a manifest and a line of the history, and then the head.
+"""One commit: what changed becomes objects, a manifest and an entry of the history, and then the head.
 
-1. The tensors become objects under digests; what the parent names already is left out.
-2. The new objects are uploaded with an end (a crash: they go away by themselves).
-3. One script checks the fence, the parent and that every object is there, and moves the head. Objects that
-   retention took in between are uploaded again.
+Tensors become objects under digests. Those that the parent or the keyframe names already are not sent. Retention may
+remove others between their upload and the move of the head: those are uploaded again.
 
 A version without training state names its keyframe: the nearest ancestor that has one. The next keyframe's training
 state is what changed since that one, however many versions lie between them.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -19,6 +22,7 @@ from pipeline.store.store import Store
 from tests.consumers.working import PATIENCE_S, configuration, numbers, prepared, publish, working
 from tests.pipeline.drafts import draft
 
+ROOT = Path(__file__).resolve().parents[3]
 LEASE_S = 0.3
 
 
@@ -30,6 +34,15 @@ def steal(redis: Redis, store: Store) -> None:
     """Takes the place of a worker that lives: what a long pause of it would end in."""
     while store.acquire("thief", 60) is None:
         redis.delete(lease_key(store))
+
+
+def test_the_page_has_the_order_of_a_commit_as_the_code_has_it() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d)\. (.*?) \| .*? \| `(.*?)` \|$", page, re.M)
+    steps = re.findall(r"^ *(\d)\. (.*)\.$", Committer._commit.__doc__ or "", re.M)
+    assert [(number, step) for number, step, _ in rows] == steps
+    assert [int(number) for number, _ in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert all((ROOT / shown_by).is_file() for *_, shown_by in rows)
 
 
 def test_a_second_worker_stands_by_and_takes_over(kafka: str, redis_url: str, topic: str) -> None:
