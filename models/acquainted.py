@@ -19,7 +19,7 @@ and the scores that it is compared with are those of the last `SAMPLE` texts, ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -51,10 +51,12 @@ from models.learner import (
     Rows,
     Source,
     State,
+    WarmStart,
     copy_into,
 )
 from models.network import pixels, widened
 from models.texts.hashing import edged, ngrams, trimmed
+from models.wrapped import L, R, Wrapped, WrappedClassifier
 
 PREFIX = "familiar/"  # of its names in a state
 MET = 8  # pictures of a batch
@@ -220,38 +222,26 @@ class AcquaintedModel:
         return {"shares": self.shares, **self._familiar.serving()}
 
 
-class Acquainted:
+class Acquainted(Wrapped[L]):
     """A classifier's learner, and what it has met."""
 
-    def __init__(self, learner: Learner, familiar: Familiar, unknown: float) -> None:
-        self.inner = learner
-        self.needs_label = learner.needs_label
+    def __init__(self, learner: L, familiar: Familiar, unknown: float) -> None:
+        super().__init__(learner)
         self._familiar = familiar
         self._unknown = unknown
         self._records = torch.zeros(0, dtype=torch.int64)  # of each class
         self._model: AcquaintedModel | None = None
 
     @property
-    def replay_capacity(self) -> int:
-        return self.inner.replay_capacity
-
-    @property
-    def replay_size(self) -> int:
-        return self.inner.replay_size
-
-    @property
     def model(self) -> AcquaintedModel:
         inner: Any = self.inner.model
-        if self._model is None or self._model.inner is not inner:  # some have it from `begin` or `restore` on
+        if self._model is None or self._model.inner is not inner:  # some have it from `warm_start` or `restore` on
             self._model = AcquaintedModel(inner, self._familiar, self._unknown)
         return self._model
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
-        if sources:
-            self.inner.begin(sources)  # type: ignore[attr-defined]
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self.inner.refuses(labels)
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
+        if isinstance(self.inner, WarmStart):
+            self.inner.warm_start(sources)
 
     @torch.no_grad()
     def _meet(self, batch: Batch) -> None:
@@ -290,27 +280,8 @@ class Acquainted:
         return {"classes": self._records, **self._familiar.training()}
 
 
-class AcquaintedNetwork(Acquainted):
+class AcquaintedNetwork(Acquainted[R], WrappedClassifier[R]):
     """An `Acquainted` learner with a replay memory, whose labels can be corrected."""
-
-    inner: Any
-
-    @property
-    def replays(self) -> bool:
-        return bool(self.inner.replays)
-
-    def remembered(self) -> Collection[bytes]:
-        found: Collection[bytes] = self.inner.remembered()
-        return found
-
-    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
-        return bool(self.inner.correct(id_, label, rng))
-
-    def scale_learning_rate(self, factor: float) -> None:
-        self.inner.scale_learning_rate(factor)
-
-    def flush(self, label: str) -> int:
-        return int(self.inner.flush(label))
 
 
 def parted(state: Mapping[str, Any], prefix: str = PREFIX) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -329,7 +300,7 @@ def acquainted(blueprint: Blueprint) -> Blueprint:
         made = blueprint.learner(options, shape, seed, device)
         if not options.unknown:
             return made
-        around = AcquaintedNetwork if isinstance(made, Correcting) else Acquainted
+        around: Callable[..., Learner] = AcquaintedNetwork if isinstance(made, Correcting) else Acquainted
         return around(made, kind(shape), options.unknown)
 
     def model(options: AcquaintedOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> Model:

@@ -279,10 +279,7 @@ class AnalyticLearner:
         return State(dict(model.state_dict()), training, {"classes": list(model.classes)})
 
     def restore(self, state: State) -> None:
-        names, known = list(state.meta["classes"]), len(self._model.classes)
-        if names[:known] != self._model.classes:
-            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
-        self._grow(names[known:])
+        self._grow(self._labels.beyond(state.meta["classes"]))
         copy_into(self.model.state_dict(), self.model.completed(state.serving))
         self._weight.copy_(self._model.weight)
         self._bias.copy_(self._model.bias)

@@ -37,7 +37,7 @@ from models.familiarity import ranks, tempered
 from models.images import analytic as image_analytic, classifier as image_classifier
 from models.images.analytic import ImageAnalyticOptions
 from models.images.classifier import ImageClassifierOptions
-from models.learner import Batch, Beginning, Blueprint, Options, Report, Rows, Source, State, copy_into
+from models.learner import Batch, Blueprint, Options, Report, Rows, Source, State, WarmStart, copy_into
 from models.pooling import FLOOR, floored, heard, pooled
 from models.texts import analytic as text_analytic, classifier as text_classifier
 from models.texts.classifier import TextClassifierOptions
@@ -123,7 +123,7 @@ def of_now(weights: Tensor, sharpness: Tensor) -> Tensor:
     return torch.stack([a * then / sharpness if then else a, b])
 
 
-Part = AnalyticLearner | ClassifierLearner
+Part = AnalyticLearner | ClassifierLearner[Any]
 
 
 class AutoLearner:
@@ -132,7 +132,7 @@ class AutoLearner:
     needs_label = True
 
     def __init__(
-        self, head: AnalyticLearner, network: ClassifierLearner, evidence: Evidence, beginning: int | None
+        self, head: AnalyticLearner, network: ClassifierLearner[Any], evidence: Evidence, beginning: int | None
     ) -> None:
         self._head = head
         self._network = network
@@ -160,14 +160,14 @@ class AutoLearner:
     def model(self) -> AutoModel:
         """Waits for the head that is being solved."""
         head = self._head.model
-        if self._model is None or self._model.head is not head:  # over a backbone it is there from `begin` on
+        if self._model is None or self._model.head is not head:  # over a backbone it is there from `warm_start` on
             self._model = AutoModel(head, self._network.model, self._beginning).to(head.weight.device)
         self._model.weights.copy_(self._weights)
         return self._model
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
-        if isinstance(self._head, Beginning):
-            self._head.begin(sources)
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
+        if isinstance(self._head, WarmStart):
+            self._head.warm_start(sources)
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return {**self._network.refuses(labels), **self._head.refuses(labels)}

@@ -29,12 +29,12 @@ class Calibration:
         self._evidence = Evidence(shape, dtype, SLOTS, SHARE)
         self._fresh = 0  # records that came since t was found
 
-    def rest(self, batch: Batch, y: Sequence[int], seen: Sequence[int], learned: Collection[bytes]) -> list[int]:
+    def rest(self, batch: Batch, y: Sequence[int], seen: Mapping[int, int], learned: Collection[bytes]) -> list[int]:
         """The rows of a batch that are to be learned; the others are evidence.
 
         Args:
             y: their classes' numbers.
-            seen: records of each class before.
+            seen: records of each class before, by its number.
             learned: ids of such as are remembered, which cannot be evidence any more.
         """
         self._fresh += len(batch)

@@ -9,8 +9,9 @@ learned in parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -22,6 +23,7 @@ from models.dreams import Dreams, RecordsAndDreams
 from models.familiarity import AcquaintedOptions
 from models.learner import Batch, Report, State, structural
 from models.memory import Memory, PolicyName, ReplayMemory
+from models.moving_average import decay_of_updates
 from models.network import Head
 from models.replaying import LabelledNetwork, ReplayingLearner
 from models.strategies import KEEPING_LOGITS, STRATEGIES, Seen, StrategyName
@@ -47,6 +49,7 @@ class ClassifierOptions(AcquaintedOptions):
     dream_share: float = structural(0.0, ge=0, lt=1)  # of the draws, that are dreamed and no records
     dream_components: int = structural(20, ge=1)  # of the distribution of each class that dreams are drawn from
     dream_axes: int = structural(24, ge=1)  # of each component
+    average: float = structural(0.0, ge=0, lt=1)  # d: 0.99 is the last hundred updates; 0: what learns is served
 
     @property
     def replay_capacity(self) -> int:
@@ -57,6 +60,11 @@ class ClassifierOptions(AcquaintedOptions):
     def dreamed(self) -> float:
         """The share of the draws that are no records."""
         return {"naive": 0.0, "dreams": 1.0}.get(self.strategy, self.dream_share)
+
+    @property
+    def replays(self) -> bool:
+        """Whether anything of the past is learned again."""
+        return self.dreamed > 0 or self.replay_capacity > 0
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
         """An empty memory for records of this shape.
@@ -94,6 +102,9 @@ class ClassifierNetwork(LabelledNetwork):
         logits: Tensor = self.head(self.features(x))
         return logits
 
+    def grow(self, classes: int, rng: torch.Generator | None) -> None:
+        self.head.grow(classes)
+
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
@@ -107,26 +118,65 @@ class ClassifierNetwork(LabelledNetwork):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-class ClassifierLearner(ReplayingLearner):
-    """Learns a `ClassifierNetwork` with cross-entropy, AdamW and experience replay."""
+class Shown:
+    """What a network learns in place of the records: these themselves. A subclass changes them."""
+
+    #: whether incoming records are changed too, so that the pass that learns does not predict them
+    changes_incoming = False
+
+    def __call__(self, x: Tensor, incoming: int, rng: torch.Generator) -> Any:
+        """x (N, ...) of which so many are incoming, the others replayed → what `features` is given"""
+        return x
+
+
+class Part:
+    """Weights of the network that the learner's AdamW does not update: none. A subclass updates some in its own way."""
+
+    def loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
+        """What is minimised, from the loss of the incoming and replayed records."""
+        return loss
+
+    def step(self, rate_factor: float) -> None:
+        """One step on the gradients, right before that of AdamW."""
+
+    def learned(self) -> None:
+        """An update has ended."""
+
+    def capture(self, state: State) -> State:
+        """The learner's state with what is the part's own."""
+        return state
+
+    def restore(self, state: State, rest: Callable[[State], None]) -> None:
+        """Takes what is its own out of a state, and has `rest` restore the learner from what is left."""
+        rest(state)
+
+
+C = TypeVar("C", bound=ClassifierNetwork)
+
+
+class ClassifierLearner(ReplayingLearner[C]):
+    """Learns a `ClassifierNetwork` with cross-entropy, AdamW and experience replay.
+
+    It serves the moving average of the weights where `options.average` is above 0 (`moving_average`). Predictions are
+    then those of the average, in a pass of its own.
+
+    Args:
+        shown: what is learned in place of the records.
+        part: the served network → what updates some of the weights in its own way.
+    """
 
     needs_label = True
-    model: ClassifierNetwork
-    _learning: ClassifierNetwork
 
     def __init__(
         self,
-        network: ClassifierNetwork,
+        network: C,
         options: ClassifierOptions,
         memory: Memory,
         device: torch.device,
         *,
-        averaged: bool = False,
+        shown: Shown | None = None,
+        part: Callable[[C], Part] | None = None,
     ) -> None:
-        self.options = options
-        self._rate_factor = 1.0
-        self._seen: list[int] = []  # records of each class
-        self._calibration: Calibration | None = None  # from the first record on, where there is one
         super().__init__(
             network,
             memory,
@@ -134,8 +184,15 @@ class ClassifierLearner(ReplayingLearner):
             max_classes=options.max_classes,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
-            averaged=averaged,
+            averaged=options.average > 0,
         )
+        self.options = options
+        self._shown = shown or Shown()
+        self._part = part(self.model) if part else Part()
+        self._rate_factor = 1.0
+        self._updates = 0  # of the average
+        self._seen: Counter[int] = Counter()  # records of each class
+        self._calibration: Calibration | None = None  # from the first record on, where there is one
 
     @property
     def replay_capacity(self) -> int:
@@ -152,12 +209,13 @@ class ClassifierLearner(ReplayingLearner):
         if rest:
             learned = self._update(batch.rows(rest), [numbers[row] for row in rest], rng)
             answers = learned if len(rest) == len(batch) else answers
-        self._count(numbers)
+        self._seen.update(numbers)
         answers = self.model.sharpness * answers
         logs = answers.log_softmax(1)
         loss = F.nll_loss(logs, torch.tensor(numbers, device=logs.device)).item()
         report = Report(loss, self._predicted(answers, known), logs=logs)
         self._calibrate()
+        self._part.learned()
         return report
 
     def _rest(self, batch: Batch, numbers: Sequence[int]) -> Sequence[int]:
@@ -169,7 +227,7 @@ class ClassifierLearner(ReplayingLearner):
         return self._calibration.rest(batch, numbers, self._seen, self._memory.remembered())
 
     def _calibrate(self) -> None:
-        if self._calibration is not None and self._calibration.due(sum(self._seen)):
+        if self._calibration is not None and self._calibration.due(self._seen.total()):
             self.model.sharpness.copy_(self._calibration.found(self.told))
 
     def _update(self, batch: Batch, numbers: Sequence[int], rng: torch.Generator) -> Tensor:
@@ -181,7 +239,8 @@ class ClassifierLearner(ReplayingLearner):
             rows = slice(start, None, parts)  # from all over the batch, so that a sorted one is mixed
             came_with = self._backward(x[rows], y[rows], rng)  # (B / parts, K)
             if parts == 1:
-                answers = self._answers(x, came_with)  # at no cost
+                is_predicted = self._average is None and not self._shown.changes_incoming  # at no cost
+                answers = came_with if is_predicted else self._logits(x)
             self._step()
             for _ in range(1, self.options.steps):
                 self._backward(x[rows], y[rows], rng)
@@ -197,19 +256,15 @@ class ClassifierLearner(ReplayingLearner):
         counts is those seen of its classes, on average: a class that comes once and alone needs steps of its own. Then
         a part has no more records than are replayed beside them, too.
         """
-        count, classes, beside = len(numbers), len(self._seen), self.options.replay_draws
+        count, classes, beside = len(numbers), len(self.model.classes), self.options.replay_draws
         if not self.replays or not beside:
             return 1
         alike = classes * (1 - (1 - 1 / classes) ** count)
         if 2 * len(set(numbers)) > alike:
-            seen, most = sum(self._seen), count
+            seen, most = self._seen.total(), count
         else:
             seen, most = sum(self._seen[number] for number in numbers) // count, beside
         return math.ceil(count / min(max(2, seen // SEEN_A_PART), most))
-
-    def _count(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            self._seen[number] += 1
 
     def told(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → logarithms (B, K) of the served model's probabilities, were its sharpness 1."""
@@ -228,24 +283,12 @@ class ClassifierLearner(ReplayingLearner):
         logits: Tensor = self._learning(self._shown(torch.cat([x, replayed.x]), count, rng))  # (B + R, K)
         kept, compared = self._memory.logits(replayed.slots) or (None, None)
         seen = Seen(logits[:count], y, logits[count:], replayed.y, kept, compared, self.options.logits_weight)
-        self._loss(STRATEGIES[self.options.strategy](seen), rng).backward()  # type: ignore[no-untyped-call]
+        self._part.loss(STRATEGIES[self.options.strategy](seen), rng).backward()  # type: ignore[no-untyped-call]
         return logits[:count].detach()
-
-    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Any:
-        """What the network learns in place of the records, of which so many are incoming, the others replayed."""
-        return x
-
-    def _loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
-        """What is minimised, from the loss of the incoming and replayed records."""
-        return loss
-
-    def _answers(self, x: Tensor, logits: Tensor) -> Tensor:
-        """The served model's logits of the incoming records, where those of the network that learns are given."""
-        return logits
 
     @property
     def replays(self) -> bool:
-        return self.options.dreamed > 0 or self.options.replay_capacity > 0
+        return self.options.replays
 
     def scale_learning_rate(self, factor: float) -> None:
         self._rate_factor = factor
@@ -263,16 +306,23 @@ class ClassifierLearner(ReplayingLearner):
 
     def capture(self) -> State:
         state = super().capture()
-        meta, training = {**state.meta, "seen": list(self._seen)}, dict(state.training)
+        seen = [self._seen[number] for number in range(len(self.model.classes))]
+        meta, training = {**state.meta, "seen": seen}, dict(state.training)
         if self._calibration is not None:
             evidence, meta["calibration"] = self._calibration.capture()
             training |= evidence
-        return State(state.serving, training, meta)
+        if self._average is not None:
+            meta["updates"] = self._updates
+        return self._part.capture(State(state.serving, training, meta))
 
     def restore(self, state: State) -> None:
+        self._part.restore(state, self._restore)
+
+    def _restore(self, state: State) -> None:
         before = {} if self.options.calibrate else {"sharpness": torch.ones(1)}  # which versions of before do not have
         super().restore(State({**before, **state.serving}, state.training, state.meta))
-        self._seen = list(state.meta.get("seen", [SETTLED] * len(self.model.classes)))
+        self._seen = Counter(dict(enumerate(state.meta.get("seen", [SETTLED] * len(self.model.classes)))))
+        self._updates = state.meta.get("updates", 0)
         if "calibration" in state.meta:
             self._calibration = Calibration.restored(state.meta["calibration"], state.training)
 
@@ -284,11 +334,11 @@ class ClassifierLearner(ReplayingLearner):
         return self._memory.flush(number)
 
     def _step(self) -> None:
+        self._part.step(self._rate_factor)
         self._optimizer.step(self._rate_factor)
-
-    def _widen(self, classes: int, rng: torch.Generator | None) -> None:
-        self._learning.head.grow(classes)
-        self._seen += [0] * classes
+        if self._average is not None:
+            self._average.move(decay_of_updates(self.options.average, self._updates))
+            self._updates += 1
 
     @staticmethod
     def _predicted(logits: Tensor, known: Sequence[str]) -> list[str | None]:

@@ -45,6 +45,17 @@ class Labels:
             raise ValueError(f"{next(iter(refused.values()))}. Drop the rows that `refuses` names before learning.")
         return [label for label in dict.fromkeys(labels) if label is not None and label not in self._numbers]
 
+    def beyond(self, stored: Sequence[str]) -> list[str]:
+        """The classes of a stored state that are to be added.
+
+        Raises:
+            ValueError: there are other classes already.
+        """
+        count = len(self._classes)
+        if list(stored[:count]) != self._classes:
+            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
+        return list(stored[count:])
+
     def add(self, labels: Sequence[str]) -> None:
         """Numbers new labels.
 

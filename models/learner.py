@@ -174,8 +174,10 @@ class Source:
 class Learner(Protocol):
     """Learns from batches, one update each. See the module's docstring for why it is this small."""
 
-    #: whether records without a label are skipped
-    needs_label: bool
+    @property
+    def needs_label(self) -> bool:
+        """Whether records without a label are skipped."""
+        ...
 
     @property
     def replay_capacity(self) -> int:
@@ -225,10 +227,10 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Beginning(Protocol):
-    """A learner that starts from something."""
+class WarmStart(Protocol):
+    """A learner that starts from something: weights, a folder, a version of another model."""
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
         """Takes what the blueprint's `sources` named, once, before the first update of a model without a version.
 
         Raises:
@@ -294,7 +296,7 @@ class Blueprint:
     model: Callable[..., Model]
     #: "image" or "text": the kind of record it learns from
     input: str
-    #: options → what the learner's `begin` needs, by name; a learner without sources needs no `begin`
+    #: options → what the learner's `warm_start` is given, by name; a learner without sources needs no `warm_start`
     sources: Callable[..., Mapping[str, Reference]] = field(default=lambda options: {})
     #: options → whether it reads texts of any length (`Batch.whole`), and its model x (B, n) with any n
     reads_whole: Callable[..., bool] = field(default=lambda options: False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,23 @@ class LabelledNetwork(nn.Module):
 
     classes: list[str]
 
+    def grow(self, classes: int, rng: torch.Generator | None) -> None:
+        """Adds so many classes, if it has any; without `rng` their values are about to be replaced."""
 
-class ReplayingLearner:
-    """The part of a `Learner` that is not the loss: a subclass adds `needs_label`, `learn` and `_widen`."""
+
+N = TypeVar("N", bound=LabelledNetwork)
+
+
+class ReplayingLearner(Generic[N]):
+    """What is learned of a network, and what is replayed: the part of a `Learner` that is not the update.
+
+    Args:
+        averaged: whether what is served is a moving average, which the update moves.
+    """
 
     def __init__(
         self,
-        network: LabelledNetwork,
+        network: N,
         memory: Memory,
         device: torch.device,
         *,
@@ -36,7 +47,7 @@ class ReplayingLearner:
         averaged: bool = False,
     ) -> None:
         self._learning = network
-        self._average = MovingAverage(network) if averaged else None  # a subclass moves it
+        self._average = MovingAverage(network) if averaged else None
         self.model = network if self._average is None else self._average.model
         self.model.classes = network.classes  # one list, which grows
         self._device = device
@@ -77,11 +88,7 @@ class ReplayingLearner:
         return State(dict(self.model.state_dict()), training, meta)
 
     def restore(self, state: State) -> None:
-        classes = list(state.meta["classes"])
-        known = len(self.model.classes)
-        if classes[:known] != self.model.classes:
-            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
-        self._grow(classes[known:], None)
+        self._grow(self._labels.beyond(state.meta["classes"]), None)
         copy_into(self.model.state_dict(), state.serving)
         if self._average is not None:
             self._average.restore(state.training)
@@ -91,15 +98,11 @@ class ReplayingLearner:
 
     def _grow(self, labels: Sequence[str], rng: torch.Generator | None) -> None:
         if labels:
-            self._widen(len(labels), rng)
+            self._learning.grow(len(labels), rng)
             self._optimizer.follow()
             if self._average is not None:
                 self._average.follow()
             self._labels.add(labels)
-
-    def _widen(self, classes: int, rng: torch.Generator | None) -> None:
-        """Makes room for so many more classes in what learns; without `rng` the values are about to be replaced."""
-        raise NotImplementedError
 
 
 def weighed(numbers: Tensor, *, even: bool) -> Tensor:

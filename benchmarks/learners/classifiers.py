@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from benchmarks.learners.data import Set, accuracy, batches, clothes, learn
 from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
-from models.averaging import AveragedLearner
-from models.classifier import ClassifierNetwork
+from models.classifier import ClassifierLearner, ClassifierNetwork
 from models.images import classifier as image_classifier, resnet as image_resnet
 from models.learner import Blueprint, update_generator
 
@@ -78,7 +77,7 @@ def run(blueprint: Blueprint, train: Set, test: Set, seed: int) -> dict[str, flo
     weights = {name: value for name, value in state.training.items() if name.startswith("learning/")}
     model = blueprint.model(options, tuple(train.x.shape[1:]), state.meta)
     assert isinstance(model, ClassifierNetwork)
-    assert isinstance(learner, AveragedLearner)
+    assert isinstance(learner, ClassifierLearner)
     model.load_state_dict({name.removeprefix("learning/"): value for name, value in weights.items()})
     return {"served": accuracy(learner.model, test), "learning": accuracy(model, test), "records_per_s": rate}
 

@@ -112,7 +112,7 @@ def begun(source: Source) -> ImageRecogniserLearner:
     """An untrained recogniser over it."""
     options = image_recogniser.ImageRecogniserOptions.model_validate(OPTIONS)
     learner = image_recogniser.learner(options, SHAPE, 0, CPU)
-    learner.begin({"source": source})
+    learner.warm_start({"source": source})
     return learner
 
 

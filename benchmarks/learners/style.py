@@ -57,7 +57,7 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     raw: dict[str, Any] = {"judge, held-out tiles": right, "styles": len(styles), "contents asked": len(asked)}
     figures = []
     for name, told in (("the features of the loss", source), ("the judge's own features", judge)):
-        eyes = Backbone.begun(BackboneOptions(source="it"), {"source": told})
+        eyes = Backbone.of_sources(BackboneOptions(source="it"), {"source": told})
         before, after = (distance(eyes, styles, asked.x, x) for x in (asked.x, restyled))
         theirs = distance(eyes, styles, styles, styles)
         raw[name] = {"as it is": before, "restyled": after, "styles": theirs}
@@ -112,7 +112,7 @@ def begun(source: Source) -> ImageRestylerLearner:
     """An untrained restyler whose loss looks through this version."""
     options = image_restyler.ImageRestylerOptions.model_validate(OPTIONS)
     learner = image_restyler.learner(options, SHAPE, 0, CPU)
-    learner.begin({"source": source})
+    learner.warm_start({"source": source})
     return learner
 
 

@@ -24,7 +24,7 @@ from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from consumers.worker.sources import read_folder
 from models.classifier import ClassifierNetwork
-from models.learner import Batch, Beginning, Blueprint, Learner, Rows, update_generator
+from models.learner import Batch, Blueprint, Learner, Rows, WarmStart, update_generator
 from models.texts import (
     classifier as text_classifier,
     encoder as text_encoder,
@@ -122,8 +122,8 @@ def pairs(train: Set) -> dict[str, list[float]]:
             ("river naive Bayes", river_classifier.BLUEPRINT, {}),
         ):
             learner = made(blueprint, options)
-            if isinstance(learner, Beginning):
-                learner.begin({"folder": read_folder(Path(folder))})
+            if isinstance(learner, WarmStart):
+                learner.warm_start({"folder": read_folder(Path(folder))})
             for _ in learn(learner, before, batch_size=BATCH):  # every class is known from here on
                 pass
             if isinstance(learner, river_classifier.RiverLearner):

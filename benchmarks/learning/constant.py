@@ -10,6 +10,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from typing import Any
 
 import torch
 
@@ -110,7 +111,7 @@ def operations(memories: Iterator[ReplayMemory]) -> Callable[[], None]:
     return work
 
 
-def learner(slots: int) -> ClassifierLearner:
+def learner(slots: int) -> ClassifierLearner[Any]:
     return image_classifier.learner(ImageClassifierOptions(replay_slots=slots, replay_draws=DRAWS), SHAPE, 0, CPU)
 
 

@@ -43,7 +43,7 @@ def judge_of(name: str, settings: HoldOutConfig, sources: Sources, device: torch
     where = f"models.{name}.hold_out.features"
     try:
         options = BackboneOptions.model_validate(settings.features)
-        return Backbone.begun(options, sources.find(references(options), where)).to(device)
+        return Backbone.of_sources(options, sources.find(references(options), where)).to(device)
     except ValidationError as error:
         raise ConfigError(f"{where}: {error.errors()[0]['msg']}.") from None
     except ValueError as error:

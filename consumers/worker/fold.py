@@ -21,13 +21,13 @@ from models.diagnosis import MANY_CUT
 from models.evaluation import PREFIX, HeldOut, LossRange, Prequential
 from models.learner import (
     Batch,
-    Beginning,
     Blueprint,
     Correcting,
     Learner,
     Rows,
     Source,
     State,
+    WarmStart,
     id_digest,
     update_generator,
 )
@@ -111,9 +111,9 @@ class Fold:
         """
         if not sources:
             return
-        assert isinstance(self.learner, Beginning)  # noqa: S101 - its blueprint names sources
+        assert isinstance(self.learner, WarmStart)  # noqa: S101 - its blueprint names sources
         try:
-            self.learner.begin(sources)
+            self.learner.warm_start(sources)
         except ValueError as error:
             raise ConfigError(f"models.{self.name}.options: {error}") from None
         self.lineage.change({"sources": {name: source.digest for name, source in sources.items()}})

@@ -104,7 +104,7 @@ class ImageAnalytic(AnalyticModel):
 
 
 class ImageAnalyticLearner(AnalyticLearner):
-    """Over a backbone it has a model from `begin` or `restore` on: before, there is nothing to build."""
+    """Over a backbone it has a model from `warm_start` or `restore` on: before, there is nothing to build."""
 
     _model: ImageAnalytic
     options: ImageAnalyticOptions
@@ -115,10 +115,10 @@ class ImageAnalyticLearner(AnalyticLearner):
         if options.features is None:
             self._build(*fixed(options, shape))
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
         features = self.options.features
         if features is not None:
-            self._build(Seen(Backbone.begun(features, sources), features), None)
+            self._build(Seen(Backbone.of_sources(features, sources), features), None)
 
     def merge(self, other: Self) -> None:
         if not alike(self._model.extractor, other._model.extractor):

@@ -1,8 +1,8 @@
 """A network that was trained elsewhere, as features: torchvision's architectures, or a classifier of the project's own.
 
 A learner that uses one mixes `BackboneOptions` into its options, gives `references(options)` to its blueprint's
-`sources`, and in `begin` calls `Backbone.begun(options, sources)`. From then on the weights are in its state, and
-`describe()` is in its `meta`: `Backbone.described(meta[…])` builds the same architecture where no file is.
+`sources`, and where it starts calls `Backbone.of_sources(options, sources)`. From then on the weights are in its state,
+and `describe()` is in its `meta`: `Backbone.described(meta[…])` builds the same architecture where no file is.
 
 Everything is frozen unless a learner says `thaw`: evaluation mode, no gradient for the weights (there may be one for
 the pictures: where neither they nor a weight ask for it, torch keeps nothing for a backward pass). What a picture
@@ -90,7 +90,7 @@ class BackboneOptions(Options):
 
 
 def references(options: BackboneOptions) -> dict[str, Reference]:
-    """What `Backbone.begun` needs, for a blueprint's `sources`; empty without a backbone."""
+    """What `Backbone.of_sources` needs, for a blueprint's `sources`; empty without a backbone."""
     if options.weights is not None:
         return {"weights": Reference("file", options.weights)}
     return {} if options.source is None else {"source": Reference("version", options.source)}
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
         return module_on(lambda: cls(description), CPU)
 
     @classmethod
-    def begun(cls, options: BackboneOptions, sources: Mapping[str, Source]) -> Backbone:
+    def of_sources(cls, options: BackboneOptions, sources: Mapping[str, Source]) -> Backbone:
         """What the options name, with its weights, on the CPU.
 
         Raises:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.classifier import ClassifierNetwork
-from models.images.warping import WarpedLearner, WarpedOptions
+from models.classifier import ClassifierLearner, ClassifierNetwork
+from models.images.warping import WarpedOptions
 from models.learner import Blueprint, module_on, structural
 from models.network import pixels, seeded
 
@@ -74,10 +74,12 @@ class ImageClassifier(ClassifierNetwork):
         return nn.functional.leaky_relu(self.dense(maps.flatten(1)), self.slope)
 
 
-def learner(options: ImageClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> WarpedLearner:
+def learner(
+    options: ImageClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device
+) -> ClassifierLearner[ImageClassifier]:
     network = seeded(lambda: ImageClassifier(options, shape, ()), seed, device)
     memory = options.memory(shape, torch.uint8, device)
-    return WarpedLearner(network, options, memory, device)
+    return ClassifierLearner(network, options, memory, device, shown=options.shown())
 
 
 def model(options: ImageClassifierOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageClassifier:

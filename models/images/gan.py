@@ -144,14 +144,14 @@ class ImageGanLearner:
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return self._labels.refuses(labels)
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
         """
         Raises:
             ValueError: the source is no image-gan, or of another shape, or was learned with other structural options.
         """
         if self.options.features is not None:
             named = {name.removeprefix(FEATURES): s for name, s in sources.items() if name.startswith(FEATURES)}
-            self._project(Backbone.begun(self.options.features, named))
+            self._project(Backbone.of_sources(self.options.features, named))
         if self.options.source is not None:
             self._start_from(sources["source"])
 
@@ -257,11 +257,7 @@ class ImageGanLearner:
     def restore(self, state: State) -> None:
         if state.meta["features"] is not None and not self._optimizers:
             self._project(Backbone.described(state.meta["features"]))
-        classes = list(state.meta["classes"])
-        known = len(self.model.classes)
-        if classes[:known] != self.model.classes:
-            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
-        self._grow(classes[known:], None)
+        self._grow(self._labels.beyond(state.meta["classes"]), None)
         copy_into(self.model.state_dict(), state.serving)
         memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
         rest = {name: value for name, value in state.training.items() if name not in memory}

@@ -173,7 +173,7 @@ def shifted(x: Tensor, by: int) -> list[Tensor]:
 
 
 class ImageRecogniserLearner:
-    """Counts and sums. Over a backbone it has a model from `begin` or `restore` on: before, there is nothing to
+    """Counts and sums. Over a backbone it has a model from `warm_start` or `restore` on: before, there is nothing to
     build."""
 
     needs_label = True
@@ -187,14 +187,14 @@ class ImageRecogniserLearner:
         if not options.has_backbone:
             self._build(Moduli(shape), relative=False)
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
         """
         Raises:
             ValueError: the source does not fit, or has no replay memory that could tell its statistics.
         """
         options = self.options
         relative = options.source is not None and options.source_statistics
-        self._build(Backbone.begun(options, sources), relative)
+        self._build(Backbone.of_sources(options, sources), relative)
         if not relative:
             return
         source = sources["source"]

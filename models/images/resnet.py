@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.classifier import ClassifierNetwork
-from models.images.warping import WarpedLearner, WarpedOptions
+from models.classifier import ClassifierLearner, ClassifierNetwork
+from models.images.warping import WarpedOptions
 from models.learner import Blueprint, module_on, structural
 from models.network import pixels, seeded
 
@@ -76,10 +76,12 @@ class ImageResnet(ClassifierNetwork):
         return self.blocks(pictures).mean((2, 3))  # type: ignore[no-any-return]
 
 
-def learner(options: ImageResnetOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> WarpedLearner:
+def learner(
+    options: ImageResnetOptions, shape: tuple[int, ...], seed: int, device: torch.device
+) -> ClassifierLearner[ImageResnet]:
     network = seeded(lambda: ImageResnet(options, shape, ()), seed, device)
     memory = options.memory(shape, torch.uint8, device)
-    return WarpedLearner(network, options, memory, device)
+    return ClassifierLearner(network, options, memory, device, shown=options.shown())
 
 
 def model(options: ImageResnetOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageResnet:

@@ -189,13 +189,11 @@ def losses(x: Tensor, y: Tensor) -> Tensor:
     return root((x - y).square().flatten(1).mean(1) + FLOOR**2)
 
 
-class ImageRestorerLearner(ReplayingLearner):
+class ImageRestorerLearner(ReplayingLearner[ImageRestorer]):
     """Learns an `ImageRestorer`: incoming and replayed pictures, damaged afresh, in one pass, then one AdamW step."""
 
     needs_label = False
-    model: ImageRestorer
-    _learning: ImageRestorer
-    _average: MovingAverage[LabelledNetwork]
+    _average: MovingAverage[ImageRestorer]
 
     def __init__(
         self, network: ImageRestorer, options: ImageRestorerOptions, memory: ReplayMemory, device: torch.device

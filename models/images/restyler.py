@@ -163,11 +163,10 @@ def variation(x: Tensor) -> Tensor:
     return across.flatten(1).mean(1) + along.flatten(1).mean(1)
 
 
-class ImageRestylerLearner(ReplayingLearner):
-    """Learns an `ImageRestyler`: one AdamW step a batch. It needs `begin` or `restore` first: before, no backbone."""
+class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
+    """Learns an `ImageRestyler`: one AdamW step a batch. Before `warm_start` or `restore` it has no backbone."""
 
     needs_label = False
-    model: ImageRestyler
     _backbone: Backbone
 
     def __init__(
@@ -184,8 +183,8 @@ class ImageRestylerLearner(ReplayingLearner):
         )
         self._frozen = Frozen()
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
-        self._look_through(Backbone.begun(self.options, sources))
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
+        self._look_through(Backbone.of_sources(self.options, sources))
 
     def _look_through(self, backbone: Backbone) -> None:
         self._backbone = backbone.to(self._device)

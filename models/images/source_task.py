@@ -30,7 +30,7 @@ class SourceTask:
         self._takes_maps = any(isinstance(module, nn.Flatten) for module in self._head.modules())
 
     @classmethod
-    def begun(cls, architecture: str | None, slots: int, sources: Mapping[str, Source]) -> SourceTask:
+    def of_sources(cls, architecture: str | None, slots: int, sources: Mapping[str, Source]) -> SourceTask:
         """At most `slots` records, evenly spaced, and the head beside the backbone's weights.
 
         Args:

@@ -16,7 +16,7 @@ inductive bias for transfer learning with convolutional networks", eq. 2), or no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -24,16 +24,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.classifier import ClassifierNetwork
+from models.classifier import ClassifierLearner, ClassifierNetwork, Part
 from models.images.backbone import Backbone, BackboneOptions, references, resized
 from models.images.source_task import SourceTask
-from models.images.warping import WarpedLearner, WarpedOptions
+from models.images.warping import WarpedOptions
 from models.learner import (
-    Batch,
     Blueprint,
     Frozen,
     Reference,
-    Report,
     Source,
     State,
     copy_into,
@@ -42,6 +40,7 @@ from models.learner import (
 )
 from models.network import pixels, seeded
 from models.optimizer import AdamW
+from models.wrapped import WarmStarted
 
 PREFIX = "backbone.network."  # of the backbone's weights in the state dict
 FOREVER = 1 << 62  # updates
@@ -109,100 +108,82 @@ def width(backbone: Backbone, options: ImageTransferOptions, shape: tuple[int, .
         return known(backbone, blank, options.grid if options.layers else None).shape[1]
 
 
-class ImageTransferLearner(WarpedLearner):
-    """Learns an `ImageTransfer`. It has a model from `begin` or `restore` on: before, there is nothing to build."""
+class FineTuning(Part):
+    """What of the backbone learns, and from when on: with optimisers of its own, and with the source in the loss.
 
-    model: ImageTransfer
-    _learning: ImageTransfer
+    Args:
+        network: the one that learns, with all of its backbone frozen.
+        served: the one that is served: an average, or the same.
+        task: the source's, where its loss is a sample's.
+    """
 
-    def __init__(self, options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
-        self.options = self.transfer = options
-        self._shape, self._seed, self._device = shape, seed, device
-
-    def begin(self, sources: Mapping[str, Source]) -> None:
-        options, task = self.transfer, None
-        if options.source_loss == "sample":
-            task = SourceTask.begun(options.architecture, options.source_slots, sources)
-        self._build(Backbone.begun(options, sources), task)
-        self._thaw()
-
-    def _build(self, backbone: Backbone, task: SourceTask | None) -> None:
-        """Everything but what is learned, with all of the backbone frozen."""
-        options = self.transfer
-        size = width(backbone, options, self._shape)
-        network = seeded(lambda: ImageTransfer(options, size, ()), self._seed, self._device)
-        network.backbone = backbone.to(self._device)
-        memory = options.memory(self._shape, torch.uint8, self._device)
-        super().__init__(network, options, memory, self._device)
-        self._batches = 0
+    def __init__(
+        self, options: ImageTransferOptions, network: ImageTransfer, served: ImageTransfer, task: SourceTask | None
+    ) -> None:
+        self._options, self._network, self._served, self._task = options, network, served, task
+        self._updates = 0
         self._thawed: dict[str, list[str]] = {}  # block → its entries in the state dict of the backbone's network
         self._optimizers: dict[str, AdamW] = {}  # block → of its weights
         self._start: dict[str, Tensor] = {}  # w₀ of all that will ever learn, by name
         if options.source_loss == "l2-sp":
-            ever = {entry for entries in due(options, backbone.network, FOREVER).values() for entry in entries}
-            parameters = backbone.network.named_parameters()
-            self._start = {name: p.detach().clone() for name, p in parameters if name in ever}
-        self._source = task.to(self._device) if task is not None else None
+            backbone = network.backbone.network
+            ever = {entry for entries in due(options, backbone, FOREVER).values() for entry in entries}
+            self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if name in ever}
         self._frozen = {"backbone": Frozen(), "start": Frozen(), "source": Frozen()}
-
-    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
-        report = super().learn(batch, rng)
-        self._batches += 1
         self._thaw()
-        return report
 
-    def _loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
-        loss = self.transfer.target_weight * loss
-        if self._source is not None:
-            loss = loss + self._source.loss(self._learning.backbone, self.transfer.source_draws, rng)
+    def loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
+        loss = self._options.target_weight * loss
+        if self._task is not None:
+            loss = loss + self._task.loss(self._network.backbone, self._options.source_draws, rng)
         for name, start in self._start.items():
-            weight = self._learning.backbone.network.get_parameter(name)
+            weight = self._network.backbone.network.get_parameter(name)
             if weight.requires_grad:
                 loss = loss + 0.5 * (weight - start).square().sum()
         return loss
 
-    def _step(self) -> None:
+    def step(self, rate_factor: float) -> None:
         for optimizer in self._optimizers.values():
-            optimizer.step(self._rate_factor)
-        super()._step()
+            optimizer.step(rate_factor)
+
+    def learned(self) -> None:
+        self._updates += 1
+        self._thaw()
 
     def _thaw(self) -> None:
         """Has what is due after so many updates learn from the next one on."""
-        backbone = self._learning.backbone
-        for block, entries in due(self.transfer, backbone.network, self._batches).items():
+        backbone = self._network.backbone
+        for block, entries in due(self._options, backbone.network, self._updates).items():
             if block in self._thawed:
                 continue
             backbone.thaw(entries)
-            if self._average is not None:
-                self.model.backbone.thaw(entries)
-                self.model.requires_grad_(False)
+            if self._served is not self._network:
+                self._served.backbone.thaw(entries)
+                self._served.requires_grad_(False)
             self._thawed[block] = entries
             learns = {key: p for key, p in backbone.network.named_parameters() if key in entries}
             # The parameters themselves are shared; in a module's own name there can be no dot.
             group = nn.ParameterDict({key.replace(".", "/"): p for key, p in learns.items()})
-            rate = self.transfer.backbone_learning_rate
+            rate = self._options.backbone_learning_rate
             self._optimizers[block] = AdamW(group, learning_rate=rate, weight_decay=0.0)
 
-    def capture(self) -> State:
-        state = super().capture()
+    def capture(self, state: State) -> State:
         learns = {f"{PREFIX}{entry}" for entries in self._thawed.values() for entry in entries}
-        weights = self.model.state_dict()
+        weights = self._served.state_dict()
         frozen = {key: w for key, w in weights.items() if key.startswith(PREFIX) and key not in learns}
         serving = {**state.serving, **self._frozen["backbone"].rows(frozen)}
         training = {**state.training, **self._moments(), **self._frozen["start"].rows(self._starts())}
-        meta = {**state.meta, "backbone": self.model.backbone.describe(), "batches": self._batches}
-        if self._source is not None:
-            training |= self._frozen["source"].rows(self._source.tensors())
-            meta["source_task"] = self._source.describe()
+        meta = {**state.meta, "backbone": self._served.backbone.describe(), "batches": self._updates}
+        if self._task is not None:
+            training |= self._frozen["source"].rows(self._task.tensors())
+            meta["source_task"] = self._task.describe()
         return State(serving, training, meta)
 
-    def restore(self, state: State) -> None:
-        task = SourceTask(state.meta["source_task"]) if "source_task" in state.meta else None
-        self._build(Backbone.described(state.meta["backbone"]), task)
-        self._batches = state.meta["batches"]
+    def restore(self, state: State, rest: Callable[[State], None]) -> None:
+        self._updates = state.meta["batches"]
         self._thaw()
-        super().restore(state)
-        ours = {**self._moments(), **self._starts(), **(self._source.tensors() if self._source else {})}
+        rest(state)
+        ours = {**self._moments(), **self._starts(), **(self._task.tensors() if self._task else {})}
         theirs = ("optimizer/", "memory/", "learning/", "evidence/")
         copy_into(ours, {k: v for k, v in state.training.items() if not k.startswith(theirs)})
         for frozen in self._frozen.values():
@@ -263,8 +244,33 @@ def due(options: ImageTransferOptions, network: nn.Module, updates: int) -> dict
 
 def learner(
     options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> ImageTransferLearner:
-    return ImageTransferLearner(options, shape, seed, device)
+) -> WarmStarted[ClassifierLearner[ImageTransfer]]:
+    def build(start: Mapping[str, Source] | State) -> ClassifierLearner[ImageTransfer]:
+        backbone, task = started(options, start)
+        size = width(backbone, options, shape)
+        network = seeded(lambda: ImageTransfer(options, size, ()), seed, device)
+        network.backbone = backbone.to(device)
+        return ClassifierLearner(
+            network,
+            options,
+            options.memory(shape, torch.uint8, device),
+            device,
+            shown=options.shown(),
+            part=lambda served: FineTuning(options, network, served, task and task.to(device)),
+        )
+
+    return WarmStarted(options, build)
+
+
+def started(options: ImageTransferOptions, start: Mapping[str, Source] | State) -> tuple[Backbone, SourceTask | None]:
+    """What sources lead to, or what is described in a state, whose weights are to be loaded."""
+    if isinstance(start, State):
+        task = SourceTask(start.meta["source_task"]) if "source_task" in start.meta else None
+        return Backbone.described(start.meta["backbone"]), task
+    task = None
+    if options.source_loss == "sample":
+        task = SourceTask.of_sources(options.architecture, options.source_slots, start)
+    return Backbone.of_sources(options, start), task
 
 
 def model(options: ImageTransferOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageTransfer:

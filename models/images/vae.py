@@ -148,6 +148,11 @@ class ImageVae(DrawingNetwork):
         self.out = nn.Conv2d(narrow, 4 * channels, 3, padding=1)
         self.log_scale = nn.Parameter(torch.empty(channels)) if options.likelihood == "gaussian" else None
 
+    def grow(self, classes: int, rng: torch.Generator | None) -> None:
+        shape = (classes, self.conditions.weight.shape[1])
+        self.conditions.grow(torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng))
+        self.codes.grow(classes)
+
     def posterior_of(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) in [0, 1], condition (B, D) → μ and log σ² of q(z | x, c), (B, Z) each"""
         maps = self.down(2 * x - 1).flatten(1)
@@ -239,12 +244,10 @@ class Up(nn.Module):
         return F.silu(self.norm(F.pixel_shuffle(self.convolution(maps), 2)))
 
 
-class ImageVaeLearner(ReplayingLearner):
+class ImageVaeLearner(ReplayingLearner[ImageVae]):
     """Learns an `ImageVae`: incoming and replayed records in one pass, then one AdamW step."""
 
     needs_label = False
-    model: ImageVae
-    _learning: ImageVae
 
     def __init__(self, network: ImageVae, options: ImageVaeOptions, memory: ReplayMemory, device: torch.device) -> None:
         self.options = options
@@ -267,14 +270,14 @@ class ImageVaeLearner(ReplayingLearner):
             self._sample["source/y"] = torch.full((kept,), NONE, device=device)
         self._served, self._kept = Frozen(), Frozen()
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
         """
         Raises:
             ValueError: the source is no image-vae, or of another shape, or was learned with other structural options.
         """
         if self.options.features is not None:
             named = {name.removeprefix(FEATURES): s for name, s in sources.items() if name.startswith(FEATURES)}
-            self._features = Backbone.begun(self.options.features, named).to(self._device)
+            self._features = Backbone.of_sources(self.options.features, named).to(self._device)
         if self.options.source is not None:
             self._start_from(sources["source"])
 
@@ -393,11 +396,6 @@ class ImageVaeLearner(ReplayingLearner):
             labels = [network.classes[seed % len(network.classes)] if network.classes else None for seed in seeds]
             drawn = {"source/x": network.generate(seeds, labels), "source/y": torch.tensor(network.numbers(labels))}
             copy_into(self._sample, drawn)
-
-    def _widen(self, classes: int, rng: torch.Generator | None) -> None:
-        shape = (classes, self.options.label_dim)
-        self._learning.conditions.grow(torch.zeros(shape) if rng is None else torch.randn(shape, generator=rng))
-        self.model.codes.grow(classes)
 
 
 def _freeze(network: ImageVae, names: Sequence[str]) -> None:

@@ -19,10 +19,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.averaging import AveragedLearner, AveragedOptions
-from models.classifier import ClassifierNetwork
+from models.classifier import ClassifierOptions, Shown
 from models.learner import Options
-from models.memory import Memory
 
 
 class Warp(Options):
@@ -37,30 +35,26 @@ class Warp(Options):
 NONE = Warp()
 
 
-class WarpedOptions(AveragedOptions):
+class WarpedOptions(ClassifierOptions):
     """What every classifier of pictures that learns its own features can be told."""
 
     augment: Warp = Warp()  # of pictures, anew in every update
     augment_incoming: bool = True  # or of replayed ones alone
 
+    def shown(self) -> Shown:
+        """What a learner is shown under these options."""
+        return Shown() if self.augment == NONE else Warped(self.augment, self.augment_incoming)
 
-class WarpedLearner(AveragedLearner):
-    """An `AveragedLearner` that learns pictures warped."""
 
-    def __init__(
-        self, network: ClassifierNetwork, options: WarpedOptions, memory: Memory, device: torch.device
-    ) -> None:
-        super().__init__(network, options, memory, device)
-        self._warp, self._warp_incoming = options.augment, options.augment_incoming
+class Warped(Shown):
+    """Pictures warped: all of them, or replayed ones alone."""
 
-    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor:
-        plain = 0 if self._warp_incoming else incoming
+    def __init__(self, warp: Warp, incoming: bool) -> None:
+        self._warp, self.changes_incoming = warp, incoming
+
+    def __call__(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor:
+        plain = 0 if self.changes_incoming else incoming
         return torch.cat([x[:plain], warped(x[plain:], self._warp, rng)]) if plain else warped(x, self._warp, rng)
-
-    @torch.no_grad()
-    def _answers(self, x: Tensor, logits: Tensor) -> Tensor:
-        as_they_are = self._warp == NONE or not self._warp_incoming
-        return super()._answers(x, logits) if as_they_are else self.model(x)
 
 
 def warped(x: Tensor, warp: Warp, rng: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ An update touches only the rows of the n-grams that it saw, so a snapshot moves 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.averaging import AveragedLearner, AveragedOptions
-from models.classifier import ClassifierNetwork
+from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions, Part, Shown
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
-from models.memory import Changed, Memory
+from models.memory import Changed
 from models.moving_average import PREFIX
 from models.network import root, seeded
 from models.texts.hashing import Found, both, ngrams, trimmed, words
@@ -31,7 +30,7 @@ from models.texts.hashing import Found, both, ngrams, trimmed, words
 ROWS, OWN = "optimizer/table.rows", PREFIX + "table.weight"  # of the table, in the state
 
 
-class TextClassifierOptions(AveragedOptions):
+class TextClassifierOptions(ClassifierOptions):
     """`orders` is the longest n-gram; `dim` the width of the table."""
 
     learning_rate: float = Field(3e-3, gt=0)  # of the norm and the head
@@ -63,7 +62,7 @@ class HashTable(nn.Module):
         return F.embedding_bag(places[rows], self.values, starts, mode="mean")
 
 
-class RowRms:
+class RowRms(Part):
     """Updates the touched rows of a `HashTable`: Adam without momentum, with one second moment a row.
 
         v_r ← β v_r + (1 - β) mean(g_r²),   w_r ← w_r - η g_r / (√(v_r / (1 - β^{t_r})) + ε)
@@ -106,16 +105,21 @@ class RowRms:
         self._changed.add(*rows.tolist())
         self._table.touched = self._table.values = None
 
-    def capture(self) -> tuple[Rows, dict[str, Rows]]:
-        """The table that is served, and optimizer/table.rows (buckets, 2) and learning/table.weight where it differs,
-        with the rows that changed."""
+    def capture(self, state: State) -> State:
+        """With the table that is served, and optimizer/table.rows (buckets, 2) and learning/table.weight where it
+        differs, with the rows that changed."""
         changed = self._changed.take()
         training = {name: Rows(tensor, changed) for name, tensor in self._training().items()}
-        return Rows(self._served.weight.detach(), changed), training
+        table = {"table.weight": Rows(self._served.weight.detach(), changed)}
+        return State({**state.serving, **table}, {**state.training, **training}, state.meta)
 
-    def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
-        """After the table that is served was restored."""
-        copy_into(self._training(), training)
+    def restore(self, state: State, rest: Callable[[State], None]) -> None:
+        own, others = {}, dict(state.training)
+        for name in (ROWS, OWN):
+            if name in others:
+                own[name] = others.pop(name)
+        rest(State(state.serving, others, state.meta))
+        copy_into(self._training(), own)  # after what is served, which was copied to what learns
         self._changed.take()
 
     def _training(self) -> dict[str, Tensor]:
@@ -145,50 +149,34 @@ class TextClassifier(ClassifierNetwork):
         return normalised
 
 
-class TextClassifierLearner(AveragedLearner):
-    """An `AveragedLearner` whose table is updated by rows."""
+class Thinned(Shown):
+    """What is in texts, and of replayed ones a share left out: incoming ones are whole, so that they are predicted."""
 
-    model: TextClassifier
-    options: TextClassifierOptions
+    def __init__(self, network: TextClassifier, dropout: float) -> None:
+        self._network, self._dropout = network, dropout
 
-    def __init__(
-        self, network: TextClassifier, options: TextClassifierOptions, memory: Memory, device: torch.device
-    ) -> None:
-        super().__init__(network, options, memory, device)
-        self._table_optimizer = RowRms(network.table, options.table_learning_rate, self.model.table, options.average)
-
-    def capture(self) -> State:
-        state = super().capture()
-        weight, training = self._table_optimizer.capture()
-        return State({**state.serving, "table.weight": weight}, {**state.training, **training}, state.meta)
-
-    def restore(self, state: State) -> None:
-        training = dict(state.training)
-        table = {name: training.pop(name) for name in (ROWS, OWN) if name in training}
-        super().restore(State(state.serving, training, state.meta))
-        self._table_optimizer.restore(table)
-
-    def _shown(self, x: Tensor, incoming: int, rng: torch.Generator) -> Tensor | Found:
-        if not self.options.dropout:
-            return x
-        hashes, there = self.model.found(x)
-        kept = torch.rand(there.shape, generator=rng).to(there.device) >= self.options.dropout
-        kept[:incoming] = True  # so that their logits are the prediction
+    def __call__(self, x: Tensor, incoming: int, rng: torch.Generator) -> Found:
+        hashes, there = self._network.found(x)
+        kept = torch.rand(there.shape, generator=rng).to(there.device) >= self._dropout
+        kept[:incoming] = True
         return Found(hashes, there & kept)
-
-    def _step(self) -> None:
-        super()._step()
-        self._table_optimizer.step(self._rate_factor)
 
 
 def learner(
     options: TextClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> TextClassifierLearner:
+) -> ClassifierLearner[TextClassifier]:
     network = seeded(lambda: TextClassifier(options, ()), seed, device)
     generator = torch.Generator("cpu").manual_seed(seed)
     network.table.weight.copy_(0.1 * torch.randn(network.table.weight.shape, generator=generator))
     memory = options.memory(shape, torch.int32, device)
-    return TextClassifierLearner(network, options, memory, device)
+    return ClassifierLearner(
+        network,
+        options,
+        memory,
+        device,
+        shown=Thinned(network, options.dropout) if options.dropout else None,
+        part=lambda served: RowRms(network.table, options.table_learning_rate, served.table, options.average),
+    )
 
 
 def model(options: TextClassifierOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextClassifier:

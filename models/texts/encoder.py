@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -25,8 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.averaging import AveragedLearner, AveragedOptions
-from models.classifier import ClassifierNetwork
+from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.learner import (
     Batch,
     Blueprint,
@@ -42,6 +41,7 @@ from models.learner import (
 )
 from models.network import seeded
 from models.texts.gru import strings
+from models.wrapped import WarmStarted, WrappedClassifier
 
 STEP = 8  # tokens
 CONFIG, TOKENIZER, MODULES, POOLING = "config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"
@@ -65,7 +65,7 @@ FOREIGN = (
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
-class TextEncoderOptions(AveragedOptions):
+class TextEncoderOptions(ClassifierOptions):
     """`folder` has config.json, tokenizer.json and model.safetensors; it is read where there is no version yet."""
 
     folder: str = Field(min_length=1)
@@ -239,6 +239,23 @@ class TextEncoder(nn.Module):
         self.classes = top.classes  # one list, which grows
         return top
 
+    def open_folder(self, source: Source, device: torch.device, seed: int) -> Top:
+        """As `equip`, with the weights of a folder in the encoder.
+
+        Raises:
+            ValueError: a file is missing, or does not fit the others.
+        """
+        if not source.tensors:
+            raise ValueError("the folder has no model.safetensors.")
+        kept = (CONFIG, TOKENIZER, "tokenizer_config.json", MODULES, POOLING)
+        top = self.equip({name: source.files[name] for name in kept if name in source.files}, device, seed)
+        self.encoder.load(source.tensors)
+        try:
+            self.encoder(["", "a " * self._options.max_tokens])
+        except Exception as error:  # the library's code with a user's files: anything
+            raise ValueError(f"the folder's model and tokeniser do not fit each other: {error!r}") from error
+        return top
+
     def frozen(self) -> dict[str, Tensor]:
         """What never changes: files/… and encoder/…"""
         weights = {WEIGHTS + name: value.detach() for name, value in self.encoder.body.named_parameters()}
@@ -258,9 +275,12 @@ def files_of(state: Mapping[str, Tensor | Rows]) -> dict[str, bytes]:
     """The small files in a state.
 
     Raises:
-        ValueError: one is no row of bytes.
+        ValueError: one is missing, or is no row of bytes.
     """
     found = {}
+    for name in (CONFIG, TOKENIZER):
+        if FILES + name not in state:
+            raise ValueError(f"{FILES}{name} is missing in the stored state.")
     for name, value in state.items():
         if name.startswith(FILES):
             tensor = value.tensor if isinstance(value, Rows) else value
@@ -270,78 +290,48 @@ def files_of(state: Mapping[str, Tensor | Rows]) -> dict[str, bytes]:
     return found
 
 
-class TextEncoderLearner:
-    """An `AveragedLearner` on embeddings, made when the folder or a state says how wide they are."""
+class TextEncoderLearner(WrappedClassifier[ClassifierLearner[Top]]):
+    """A classifier of embeddings, which `inner` is, given texts."""
 
-    needs_label = True
-
-    def __init__(self, options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
-        self.options = options
-        self.model = TextEncoder(options, ())
-        self.replay_capacity = options.replay_capacity
-        self.replays = options.replay_capacity > 0
-        self._seed = seed
-        self._device = device
+    def __init__(self, model: TextEncoder, inner: ClassifierLearner[Top]) -> None:
+        super().__init__(inner)
+        self._encoder = model
         self._frozen = Frozen()
-        self._learner: AveragedLearner | None = None
 
     @property
-    def replay_size(self) -> int:
-        return self._learner.replay_size if self._learner else 0
-
-    def begin(self, sources: Mapping[str, Source]) -> None:
-        source = sources["folder"]
-        if not source.tensors:
-            raise ValueError("the folder has no model.safetensors.")
-        kept = (CONFIG, TOKENIZER, "tokenizer_config.json", MODULES, POOLING)
-        self._equip({name: source.files[name] for name in kept if name in source.files})
-        self.model.encoder.load(source.tensors)
-        try:
-            self.model.encoder(["", "a " * self.options.max_tokens])
-        except Exception as error:  # the library's code with a user's files: anything
-            raise ValueError(f"the folder's model and tokeniser do not fit each other: {error!r}") from error
-
-    def _equip(self, files: Mapping[str, bytes]) -> AveragedLearner:
-        top = self.model.equip(files, self._device, self._seed)
-        memory = self.options.memory((self.model.encoder.width,), torch.float32, self._device)
-        self._learner = AveragedLearner(top, self.options, memory, self._device)
-        self.model.top = self._learner.model  # the average, where there is one
-        return self._learner
-
-    def _begun(self) -> AveragedLearner:
-        if self._learner is None:
-            raise ValueError("text-encoder has neither begun with a folder nor been restored.")
-        return self._learner
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._begun().refuses(labels)
+    def model(self) -> TextEncoder:
+        return self._encoder
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
-        return self._begun().learn(replace(batch, x=self.model.embed(batch.x)), rng)
-
-    def remembered(self) -> Collection[bytes]:
-        return self._begun().remembered()
-
-    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
-        return self._begun().correct(id_, label, rng)
-
-    def scale_learning_rate(self, factor: float) -> None:
-        self._begun().scale_learning_rate(factor)
-
-    def flush(self, label: str) -> int:
-        return self._begun().flush(label)
+        return self.inner.learn(replace(batch, x=self.model.embed(batch.x)), rng)
 
     def capture(self) -> State:
-        state = self._begun().capture()
+        state = self.inner.capture()
         return State({**self._frozen.rows(self.model.frozen()), **state.serving}, state.training, state.meta)
 
     def restore(self, state: State) -> None:
-        learner = self._learner or self._equip(files_of(state.serving))
         frozen = {name: value for name, value in state.serving.items() if name.startswith((FILES, WEIGHTS))}
         copy_into(self.model.frozen(), frozen)
         rest = {name: value for name, value in state.serving.items() if name not in frozen}
-        learner.restore(State(rest, state.training, state.meta))
+        self.inner.restore(State(rest, state.training, state.meta))
         self._frozen.restored()
+
+
+def learner(
+    options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device
+) -> WarmStarted[TextEncoderLearner]:
+    def build(start: Mapping[str, Source] | State) -> TextEncoderLearner:
+        model = TextEncoder(options, ())
+        if isinstance(start, State):
+            top = model.equip(files_of(start.serving), device, seed)
+        else:
+            top = model.open_folder(start["folder"], device, seed)
+        memory = options.memory((model.encoder.width,), torch.float32, device)
+        inner = ClassifierLearner(top, options, memory, device)
+        model.top = inner.model  # the average, where there is one
+        return TextEncoderLearner(model, inner)
+
+    return WarmStarted(options, build)
 
 
 def model(options: TextEncoderOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextEncoder:
@@ -350,7 +340,7 @@ def model(options: TextEncoderOptions, shape: tuple[int, ...], meta: Mapping[str
 
 BLUEPRINT = Blueprint(
     TextEncoderOptions,
-    TextEncoderLearner,
+    learner,
     model,
     "text",
     lambda options: {"folder": Reference("folder", options.folder)},

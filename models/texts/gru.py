@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.averaging import AveragedLearner, AveragedOptions
-from models.classifier import ClassifierNetwork
+from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.learner import Blueprint, module_on, structural
 from models.network import seeded
 from models.texts.hashing import trimmed
@@ -32,7 +31,7 @@ END = 256
 PIECE = 4 * 256 + 1  # bytes that a network reads at a stretch: 256 characters have no more
 
 
-class TextGruOptions(AveragedOptions):
+class TextGruOptions(ClassifierOptions):
     """`hidden` is the width of the state, of each direction."""
 
     learning_rate: float = Field(1e-2, gt=0)
@@ -126,11 +125,13 @@ def initialise(network: TextGru, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[1]))
 
 
-def learner(options: TextGruOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AveragedLearner:
+def learner(
+    options: TextGruOptions, shape: tuple[int, ...], seed: int, device: torch.device
+) -> ClassifierLearner[TextGru]:
     network = seeded(lambda: TextGru(options, ()), seed, device)
     initialise(network, seed)
     memory = options.memory(shape, torch.int32, device)
-    return AveragedLearner(network, options, memory, device)
+    return ClassifierLearner(network, options, memory, device)
 
 
 def model(options: TextGruOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextGru:

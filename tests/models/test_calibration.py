@@ -30,7 +30,7 @@ def case(*, singly: bool = False, **options: Any) -> Case:
     return Case(BLUEPRINT, ImageClassifierOptions(**options), x[ordered], [labels[row] for row in ordered])
 
 
-def taught(one: Case, until: int = LEARNED, size: int = 64) -> ClassifierLearner:
+def taught(one: Case, until: int = LEARNED, size: int = 64) -> ClassifierLearner[Any]:
     learner = one.learner(device=CPU)
     assert isinstance(learner, ClassifierLearner)
     for update, start in enumerate(range(0, until, size)):

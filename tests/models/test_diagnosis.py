@@ -18,7 +18,7 @@ from models.diagnosis import DIAGNOSES, SOME, Layer, Measured, Recent, diagnose
 from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Learner, Source, update_generator
 from models.registry import BUILTIN
-from models.texts.encoder import TextEncoderLearner, TextEncoderOptions
+from models.texts.encoder import TextEncoderOptions, learner as encoder_learner
 from tests.models.contract import texts
 from tests.models.encoders import save_encoder
 
@@ -145,9 +145,9 @@ def test_units_above_a_sentence_encoder_are_seen(tmp_path: Path) -> None:
     save_encoder(tmp_path)
     options = TextEncoderOptions(folder=str(tmp_path), top_layers=[8], replay_draws=4)
     x, labels = texts()
-    learner = TextEncoderLearner(options, tuple(x.shape[1:]), 0, torch.device("cpu"))
+    learner = encoder_learner(options, tuple(x.shape[1:]), 0, torch.device("cpu"))
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}
-    learner.begin({"folder": Source("0", load_file(tmp_path / "model.safetensors"), files=files)})
+    learner.warm_start({"folder": Source("0", load_file(tmp_path / "model.safetensors"), files=files)})
     seen = Recent()
     for update in range(SOME // 16):
         rows = slice(16 * update, 16 * update + 16)

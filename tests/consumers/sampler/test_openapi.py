@@ -17,7 +17,7 @@ from redis import Redis
 
 from consumers.sampler.answers import ROUTES
 from consumers.worker.sources import Sources
-from models.learner import Beginning
+from models.learner import WarmStart
 from models.registry import BUILTIN
 from pipeline.config import INPUT
 from pipeline.records import input_array
@@ -43,9 +43,9 @@ def learned(redis: Redis, family: str, way: Way, given: Mapping[str, str]) -> No
     blueprint, input_ = BUILTIN[way.learner], INPUT.validate_python(dict(way.input))
     store, options = Store(redis, family, family), filled(way.options, given)
     made = Maker(store, way.learner, blueprint, way.input, **options)
-    if isinstance(made.learner, Beginning):
+    if isinstance(made.learner, WarmStart):
         references = blueprint.sources(blueprint.options(**options))
-        made.learner.begin(Sources(store, lambda model: model).find(references, family))
+        made.learner.warm_start(Sources(store, lambda model: model).find(references, family))
     records = way.records()
     for _ in range(2):
         contents, labels = zip(*islice(records, 6), strict=True)

@@ -130,7 +130,7 @@ def test_drawings_are_judged_by_the_features_of_the_judge() -> None:
     options = ImageClassifierOptions(width=8, hidden=8)
     state = blueprint.learner(options, (1, 8, 8), 3, CPU).capture()
     source = Source("", whole(state.serving), learner="image-classifier", options=options.model_dump(), shape=(1, 8, 8))
-    judge = Backbone.begun(BackboneOptions(source="judge"), {"source": source})
+    judge = Backbone.of_sources(BackboneOptions(source="judge"), {"source": source})
     x = torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(raw)))[None] for raw, _ in digits(200)]))
     model = blueprint.model(options, (1, 8, 8), {"classes": []})
     model.load_state_dict(state.serving)

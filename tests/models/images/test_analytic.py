@@ -47,7 +47,7 @@ class Begun(Case):
     def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageAnalyticLearner)
-        made.begin(self.sources)
+        made.warm_start(self.sources)
         return made
 
 
@@ -332,7 +332,7 @@ def known(features: Mapping[str, Any] | None, x: Tensor) -> Tensor:
     pictures = x.float() / 255
     if features is None:
         return Wavelets((1, 8, 8)).scattered(pictures).sqrt()
-    backbone = Backbone.begun(BackboneOptions.model_validate(features), {"source": version(), "weights": file()})
+    backbone = Backbone.of_sources(BackboneOptions.model_validate(features), {"source": version(), "weights": file()})
     if "layers" not in features:
         return backbone(pictures)  # type: ignore[no-any-return]
     layers = []

@@ -44,7 +44,7 @@ def weights(name: str = NAME) -> dict[str, Tensor]:
 
 def from_file(name: str = NAME, **options: Any) -> Backbone:
     made = BackboneOptions.model_validate({"architecture": name, "weights": "w.pth", **options})
-    return Backbone.begun(made, {"weights": Source("digest", weights(name))})
+    return Backbone.of_sources(made, {"weights": Source("digest", weights(name))})
 
 
 def own(kind: str, **options: Any) -> tuple[ImageClassifier | ImageResnet, Backbone]:
@@ -59,7 +59,7 @@ def own(kind: str, **options: Any) -> tuple[ImageClassifier | ImageResnet, Backb
         settings = resnet.model_dump()
         network = seeded(lambda: ImageResnet(resnet, shape, "ab"), SEED, CPU)
     source = Source("digest", network.state_dict(), learner=kind, options=settings, shape=shape)
-    return network, Backbone.begun(BackboneOptions.model_validate({"source": "m", **options}), {"source": source})
+    return network, Backbone.of_sources(BackboneOptions.model_validate({"source": "m", **options}), {"source": source})
 
 
 def test_a_torchvision_network_gives_what_it_gave_before_its_head() -> None:
@@ -174,7 +174,7 @@ def test_a_network_of_one_size_is_given_it_and_its_tokens_become_maps(monkeypatc
     monkeypatch.setattr(module, "torchvision_network", small)
     tensors = module_on(lambda: small("vit"), CPU).state_dict()
     options = BackboneOptions(architecture="vit", weights="w")
-    ours = Backbone.begun(options, {"weights": Source("digest", tensors)})
+    ours = Backbone.of_sources(options, {"weights": Source("digest", tensors)})
     x = random(2, 1, 30, 20)
     assert ours(x).shape == (2, 8)
     assert [tuple(m.shape) for m in ours.maps(x)] == [(2, 8, 7, 7)] * 4
@@ -240,11 +240,11 @@ def test_what_does_not_fit_is_named() -> None:
     options = BackboneOptions(architecture=NAME, weights="w.pth")
     incomplete = {name: tensor for name, tensor in weights().items() if name != "conv5.0.weight"}
     with pytest.raises(ValueError, match=r"no conv5\.0\.weight"):
-        Backbone.begun(options, {"weights": Source("digest", incomplete)})
+        Backbone.of_sources(options, {"weights": Source("digest", incomplete)})
     with pytest.raises(ValueError, match=r"conv5\.0\.weight is \(3, 3\) in the weights, and \(1024, 192, 1, 1\)"):
-        Backbone.begun(options, {"weights": Source("digest", {**weights(), "conv5.0.weight": torch.ones(3, 3)})})
+        Backbone.of_sources(options, {"weights": Source("digest", {**weights(), "conv5.0.weight": torch.ones(3, 3)})})
     with pytest.raises(ValueError, match="learned by image-vae, not by image-classifier or image-resnet"):
-        Backbone.begun(BackboneOptions(source="m"), {"source": Source("digest", learner="image-vae")})
+        Backbone.of_sources(BackboneOptions(source="m"), {"source": Source("digest", learner="image-vae")})
     with pytest.raises(ValueError, match=r"'stage9' is no module.*Near it: .*stage"):
         from_file(layers=["stage9"])
     with pytest.raises(ValueError, match=r"'resnet19' is none of torchvision's classifiers\. Near it: .*resnet1"):

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from models.averaging import AveragedLearner
+from models.classifier import ClassifierLearner
 from models.images.backbone import _built
 from models.images.classifier import ImageClassifier, ImageClassifierOptions, learner
 from models.learner import update_generator
@@ -202,7 +202,7 @@ def test_several_steps_an_update_are_as_many_updates_of_one_that_predict_once(av
 
 def test_every_step_replays_anew_and_a_record_is_offered_to_the_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = case(steps=3, replay_slots=16, replay_draws=4, replay_policy="reservoir").learner()
-    assert isinstance(ours, AveragedLearner)
+    assert isinstance(ours, ClassifierLearner)
     draw = ours._memory.draw
     drawn: list[Replayed] = []
 

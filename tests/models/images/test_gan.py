@@ -46,7 +46,7 @@ class GanCase(Case):
     def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> ImageGanLearner:
         ours = learner(self.options, tuple(self.x.shape[1:]), seed, device)  # type: ignore[arg-type]
         if self.sources:
-            ours.begin(self.sources)
+            ours.warm_start(self.sources)
         return ours
 
 

@@ -40,7 +40,7 @@ class Begun(Case):
     def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageRecogniserLearner)
-        made.begin(self.sources)
+        made.warm_start(self.sources)
         return made
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.images.backbone import torchvision_network
-from models.images.transfer import BLUEPRINT, ImageTransferLearner, ImageTransferOptions, blocks
+from models.images.transfer import BLUEPRINT, ImageTransferOptions, blocks
 from models.learner import Learner, Reference, Rows, Source, State, module_on, update_generator
 from models.registry import BUILTIN
+from models.wrapped import WarmStarted
 from tests.device import CPU, DEVICE
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
@@ -33,8 +34,8 @@ class Begun(Case):
 
     def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
-        assert isinstance(made, ImageTransferLearner)
-        made.begin(self.sources)
+        assert isinstance(made, WarmStarted)
+        made.warm_start(self.sources)
         return made
 
 
@@ -92,7 +93,7 @@ class TestContract(LearnerContract):
 
 def backbone_of(learner: Learner) -> dict[str, Tensor]:
     """Copies of the backbone's weights."""
-    assert isinstance(learner, ImageTransferLearner)
+    assert isinstance(learner, WarmStarted)
     return {name: value.clone() for name, value in learner.model.backbone.network.state_dict().items()}
 
 
@@ -142,7 +143,7 @@ def test_only_what_is_unfrozen_learns() -> None:
 def test_one_more_block_from_the_top_is_unfrozen_every_so_many_updates() -> None:
     case = begun(unfreeze_every_updates=2)
     ours = case.learner()
-    assert isinstance(ours, ImageTransferLearner)
+    assert isinstance(ours, WarmStarted)
     order = list(reversed(blocks(ours.model.backbone.network)))
     assert order == ["dense", "blocks.2", "blocks.1", "blocks.0"]
     for update in range(10):
@@ -168,7 +169,7 @@ def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
     def steps(**options: object) -> tuple[float, float]:
         case = begun(unfreeze_from="dense", weight_decay=0.0, replay_slots=0, **options)  # an update is one step
         ours = case.learner()
-        assert isinstance(ours, ImageTransferLearner)
+        assert isinstance(ours, WarmStarted)
         before = ours.model.backbone.network.get_parameter("dense.bias").clone()
         case.learn(ours, range(2))  # the head begins at zero: what is below it learns from the second update on
         moved = (ours.model.backbone.network.get_parameter("dense.bias") - before).abs().max().item()
@@ -182,13 +183,13 @@ def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
 def gradients(case: Begun, updates: int = 4) -> dict[str, Tensor]:
     """Of the next update, as the optimisers see them."""
     ours = case.learned(updates)
-    assert isinstance(ours, ImageTransferLearner)
+    assert isinstance(ours, WarmStarted)
     found: dict[str, Tensor] = {}
 
     def note() -> None:
         found.update({n: p.grad.clone() for n, p in ours.model.named_parameters() if p.grad is not None})
 
-    ours._step = note  # type: ignore[method-assign]
+    ours.inner._step = note
     case.learn(ours, range(updates, updates + 1))
     return found
 
@@ -197,7 +198,7 @@ def test_the_pull_to_the_source_is_the_distance_to_where_it_began() -> None:
     options: dict[str, Any] = {"unfreeze_from": "blocks.2", "backbone_learning_rate": 1e-3, "replay_draws": 0}
     pulled = begun(source_loss="l2-sp", target_weight=3.0, **options)
     ours = pulled.learned(4)
-    assert isinstance(ours, ImageTransferLearner)
+    assert isinstance(ours, WarmStarted)
     state = cloned(ours.capture())
     network = ours.model.backbone.network
     x, labels = pulled.batch(32).x, pulled.batch(32).labels
@@ -224,7 +225,7 @@ def test_a_sample_of_the_source_keeps_what_it_knew() -> None:
             case.blueprint, case.options, 255 - case.x[rows], [case.labels[r] for r in rows], True, case.sources
         )
         ours = others.learned(40)
-        assert isinstance(ours, ImageTransferLearner)
+        assert isinstance(ours, WarmStarted)
         known = [row for row, label in enumerate(case.labels) if label < "5"][-300:]
         source = version()
         with torch.no_grad():
@@ -281,7 +282,7 @@ def test_it_learns_all_digits_from_what_half_of_them_taught(unfreeze_every_updat
     ours = case.learner()
     for update in range(60):
         ours.learn(case.batch(16 * update, 16), update_generator(SEED, update))
-    assert isinstance(ours, ImageTransferLearner)
+    assert isinstance(ours, WarmStarted)
     chosen = ours.model.classify(case.x[1200:]).argmax(1).tolist()
     hits = sum(ours.model.classes[k] == y for k, y in zip(chosen, case.labels[1200:], strict=True)) / 597
     assert hits > (0.7 if unfreeze_every_updates else 0.6)
@@ -289,7 +290,7 @@ def test_it_learns_all_digits_from_what_half_of_them_taught(unfreeze_every_updat
 
 def test_features_of_named_layers_are_their_maps_on_a_grid() -> None:
     ours = begun(layers=("0", "2"), grid=2, top_layers=()).learner()
-    assert isinstance(ours, ImageTransferLearner)
+    assert isinstance(ours, WarmStarted)
     x = digits()[0][:3]
     shallow, deep = ours.model.backbone.maps(x / 255)
     assert (shallow.shape, deep.shape) == ((3, 8, 8, 8), (3, 16, 4, 4))
@@ -349,13 +350,13 @@ def test_a_state_that_lacks_the_sources_sample_is_refused() -> None:
 def test_an_average_follows_what_is_unfrozen_from_then_on() -> None:
     case = begun(unfreeze_every_updates=2, average=0.3, replay_slots=0)  # an update is one step
     ours = case.learner()
-    assert isinstance(ours, ImageTransferLearner)
+    assert isinstance(ours, WarmStarted)
     mean = {name: value.clone() for name, value in ours.model.state_dict().items() if not name.startswith("head")}
     before = backbone_of(ours)
     for update in range(6):
         case.learn(ours, range(update, update + 1))
         decay = min(0.3, (1 + update) / (10 + update))
-        raw = ours._learning.state_dict()
+        raw = ours.inner._learning.state_dict()
         mean = {name: decay * value + (1 - decay) * raw[name] for name, value in mean.items()}
     for name, value in mean.items():
         torch.testing.assert_close(ours.model.state_dict()[name], value)

@@ -67,7 +67,7 @@ class Begun(Case):
     def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
         made = super().learner(seed, device)
         assert isinstance(made, ImageVaeLearner)
-        made.begin(self.sources)
+        made.warm_start(self.sources)
         return made
 
 
@@ -346,7 +346,7 @@ def test_the_loss_is_that_of_the_target_the_source_and_the_features() -> None:
     x = torch.cat([batch.x, rows["memory/x"][replayed], rows["source/x"][kept]])
     y = [twin.model.classes.index(label) if label in twin.model.classes else NONE for label in batch.labels]
     y += rows["memory/y"][replayed].tolist() + rows["source/y"][kept].tolist()
-    backbone = Backbone.begun(BackboneOptions(source="clothes"), {"source": classifier()})
+    backbone = Backbone.of_sources(BackboneOptions(source="clothes"), {"source": classifier()})
     total, distances = torch.zeros(()), []
     many = Counter(y[:9])  # each class of the target weighs the same
     for row, weight in enumerate([1 / (len(many) * many[number]) for number in y[:9]] + [0.7 / 3] * 3):

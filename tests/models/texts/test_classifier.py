@@ -8,9 +8,10 @@ import math
 import torch
 from torch.nn import functional as F
 
+from models.classifier import ClassifierLearner
 from models.learner import update_generator
 from models.registry import BUILTIN
-from models.texts.classifier import HashTable, RowRms, TextClassifier, TextClassifierLearner, TextClassifierOptions
+from models.texts.classifier import HashTable, RowRms, TextClassifier, TextClassifierOptions
 from models.texts.hashing import Found
 from tests.models.contract import GREETINGS, SEED, Case, texts
 from tests.models.hashed import ngrams_of, padded, words_of
@@ -95,7 +96,7 @@ def test_replayed_texts_lose_a_part_and_incoming_ones_nothing() -> None:
     options = TextClassifierOptions(buckets=4096, dim=4, words=True, dropout=0.4)
     case = Case(BLUEPRINT, options, *texts())
     ours = case.learner()
-    assert isinstance(ours, TextClassifierLearner)
+    assert isinstance(ours, ClassifierLearner)
     whole = ours.model.found(case.x)
     shown = ours._shown(case.x, 100, update_generator(SEED, 0))
     assert isinstance(shown, Found)

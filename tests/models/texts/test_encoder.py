@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.learner import Blueprint, Learner, Reference, Rows, Source, update_generator
-from models.texts.encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions, transformers
+from models.texts.encoder import BLUEPRINT, TextEncoder, TextEncoderOptions, learner, transformers
 from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, answers, cloned, same, texts
 from tests.models.encoders import bert_tokenizer, save_encoder
@@ -43,12 +43,12 @@ def source(path: Path, **others: Any) -> Source:
 
 
 def begun(path: Path) -> Blueprint:
-    def learner(options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> Learner:
-        found = TextEncoderLearner(options, shape, seed, device)
-        found.begin({"folder": source(path)})
+    def started(options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> Learner:
+        found = learner(options, shape, seed, device)
+        found.warm_start({"folder": source(path)})
         return found
 
-    return Blueprint(TextEncoderOptions, learner, BLUEPRINT.model, "text")
+    return Blueprint(TextEncoderOptions, started, BLUEPRINT.model, "text")
 
 
 def options(path: Path, **others: Any) -> TextEncoderOptions:
@@ -86,8 +86,8 @@ def test_embeddings_are_those_of_transformers(folder: Path, modules: tuple[str, 
         "modules.json": json.dumps([{"type": f"sentence_transformers.models.{name}"} for name in modules]).encode(),
         "1_Pooling/config.json": json.dumps({f"pooling_mode_{pooling}": True, "word_embedding_dimension": 16}).encode(),
     }
-    ours = TextEncoderLearner(options(folder), (64,), SEED, CPU)
-    ours.begin({"folder": source(folder, **files)})
+    ours = learner(options(folder), (64,), SEED, CPU)
+    ours.warm_start({"folder": source(folder, **files)})
     from transformers import BertModel
 
     reference, tokenizer, expected = BertModel.from_pretrained(folder), bert_tokenizer(), []
@@ -185,19 +185,19 @@ def test_a_folder_that_does_not_fit_is_refused(
     folder: Path, change: Mapping[str, Any], others: dict[str, bytes | None], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        TextEncoderLearner(options(folder), (8,), SEED, CPU).begin({"folder": harmed(folder, change, **others)})
+        learner(options(folder), (8,), SEED, CPU).warm_start({"folder": harmed(folder, change, **others)})
 
 
 def test_weights_and_the_extra_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert BLUEPRINT.sources(options(folder)) == {"folder": Reference("folder", str(folder))}
-    ours = TextEncoderLearner(options(folder), (8,), SEED, CPU)
+    ours = learner(options(folder), (8,), SEED, CPU)
     with pytest.raises(ValueError, match=r"no model\.safetensors"):
-        ours.begin({"folder": Source("0", files=source(folder).files)})
-    with pytest.raises(ValueError, match="neither begun"):
+        ours.warm_start({"folder": Source("0", files=source(folder).files)})
+    with pytest.raises(ValueError, match="neither started"):
         ours.capture()
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"headrace\[text\]"):
-        ours.begin({"folder": source(folder)})
+        ours.warm_start({"folder": source(folder)})
 
 
 @pytest.mark.parametrize(
@@ -239,14 +239,14 @@ def test_the_library_is_offline_wherever_it_was_imported_first() -> None:
 
 def test_code_of_the_folder_is_never_run(folder: Path) -> None:
     found = harmed(folder, {"auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}})
-    ours = TextEncoderLearner(options(folder), (64,), SEED, CPU)
-    ours.begin({"folder": found})
+    ours = learner(options(folder), (64,), SEED, CPU)
+    ours.warm_start({"folder": found})
     assert torch.equal(embeddings(ours, SOME), embeddings(a_case(folder).learner(), SOME))
 
 
 def test_weights_of_a_larger_model_are_found_behind_their_prefix(folder: Path) -> None:
     found = source(folder)
     tensors = {f"bert.{name}": value for name, value in found.tensors.items()} | {"cls.bias": torch.zeros(3)}
-    ours = TextEncoderLearner(options(folder), (64,), SEED, CPU)
-    ours.begin({"folder": Source("0", tensors, files=found.files)})
+    ours = learner(options(folder), (64,), SEED, CPU)
+    ours.warm_start({"folder": Source("0", tensors, files=found.files)})
     assert torch.equal(embeddings(ours, SOME), embeddings(a_case(folder).learner(), SOME))

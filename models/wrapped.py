@@ -1,0 +1,110 @@
+"""Learners around another learner: what they do not change, they hand on to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from models.classifier import ClassifierOptions
+from models.learner import Batch, Correcting, Flushing, Learner, Reacting, Report, Source, State
+
+L = TypeVar("L", bound=Learner)
+
+
+class ReplayingClassifier(Learner, Correcting, Reacting, Flushing, Protocol):
+    """A learner whose labels can be corrected and whose replay memory can be flushed."""
+
+
+class Wrapped(Generic[L]):
+    """Hands everything on to `inner`."""
+
+    def __init__(self, inner: L | None) -> None:
+        self._inner = inner
+
+    @property
+    def inner(self) -> L:
+        """
+        Raises:
+            ValueError: there is none yet.
+        """
+        if self._inner is None:
+            raise ValueError("this learner was neither started from what its options name nor restored. Do either.")
+        return self._inner
+
+    @property
+    def needs_label(self) -> bool:
+        return self.inner.needs_label
+
+    @property
+    def replay_capacity(self) -> int:
+        return self.inner.replay_capacity
+
+    @property
+    def replay_size(self) -> int:
+        return self.inner.replay_size
+
+    @property
+    def model(self) -> Any:
+        return self.inner.model
+
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        return self.inner.refuses(labels)
+
+    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
+        return self.inner.learn(batch, rng)
+
+    def capture(self) -> State:
+        return self.inner.capture()
+
+    def restore(self, state: State) -> None:
+        self.inner.restore(state)
+
+
+R = TypeVar("R", bound=ReplayingClassifier)
+
+
+class WrappedClassifier(Wrapped[R]):
+    """A `Wrapped` classifier with a replay memory."""
+
+    @property
+    def replays(self) -> bool:
+        return self.inner.replays
+
+    def remembered(self) -> Collection[bytes]:
+        return self.inner.remembered()
+
+    def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
+        return self.inner.correct(id_, label, rng)
+
+    def scale_learning_rate(self, factor: float) -> None:
+        self.inner.scale_learning_rate(factor)
+
+    def flush(self, label: str) -> int:
+        return self.inner.flush(label)
+
+
+class WarmStarted(WrappedClassifier[R]):
+    """A classifier that is built from what its options name, or from a state. Before, there is none.
+
+    Args:
+        build: sources by their names, or a state that is restored next → the learner
+    """
+
+    needs_label = True
+    replay_capacity = 0
+    replays = False
+
+    def __init__(self, options: ClassifierOptions, build: Callable[[Mapping[str, Source] | State], R]) -> None:
+        super().__init__(None)
+        self.replay_capacity, self.replays = options.replay_capacity, options.replays
+        self._build = build
+
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
+        self._inner = self._build(sources)
+
+    def restore(self, state: State) -> None:
+        inner = self._build(state)
+        inner.restore(state)
+        self._inner = inner
