@@ -1,4 +1,4 @@
-"""The pages: every link leads somewhere, in the repository and in the site, which needs no other host."""
+"""The pages: links lead somewhere, in the repository and in the site, which asks no other host; rooms are the code's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests.test_layout import MODULES, imported, parse
+
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "site"
 OURS = ("docs", "benchmarks")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in OURS for page in (ROOT / folder).rglob("*.md"))])
 LINK = re.compile(r"\]\((?!https?://)([^)\s#]*)(?:#([^)\s]+))?\)")
+ROOM = re.compile(r"^\| `([a-z.]+)` \| .+ \| (.*) \|$", re.MULTILINE)
 LOADED = re.compile(
     r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//|url\(\s*[\"']?(?:https?:)?//"
 )
@@ -56,3 +59,16 @@ def asked(page: Path) -> list[str]:
         browser.close()
     assert urls
     return [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
+
+
+def room(module: str) -> str:
+    """The package that a module is in: `pipeline.log`, or `pipeline` itself."""
+    return ".".join(MODULES[module].parent.relative_to(ROOT).parts[:2])
+
+
+def test_the_rooms_and_the_arrows_between_them_are_those_of_the_code() -> None:
+    arrows: dict[str, set[str]] = {room(module): set() for module in MODULES}
+    for module, path in MODULES.items():
+        arrows[room(module)] |= {room(name) for name in imported(parse(path)) if name in MODULES} - {room(module)}
+    rows = ROOM.findall((ROOT / "docs" / "architecture.md").read_text("utf-8"))
+    assert {name: set(re.findall(r"`([a-z.]+)`", to)) for name, to in rows} == arrows
