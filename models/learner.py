@@ -14,12 +14,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 from torch import Tensor, nn
+from typing_extensions import TypeVar  # with a default
 
 from models.capabilities import Model
 
@@ -285,21 +286,24 @@ class Flushing(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Blueprint:
-    """How a family of models is built: one entry of the registry."""
+Of = TypeVar("Of", bound=Options, default=Any)
 
-    options: type[Options]
+
+@dataclass(frozen=True, slots=True)
+class Blueprint(Generic[Of]):
+    """How a family of models is built: one entry of the registry. `Of` are its options."""
+
+    options: type[Of]
     #: (options, x shape without the batch, e.g. (1, 28, 28) or (256,), seed, device) → an untrained learner
-    learner: Callable[..., Learner]
+    learner: Callable[[Of, tuple[int, ...], int, torch.device], Learner]
     #: (options, x shape, meta of a captured state) → an untrained model on the CPU, ready for `load_state_dict`
-    model: Callable[..., Model]
-    #: "image" or "text": the kind of record it learns from
+    model: Callable[[Of, tuple[int, ...], Mapping[str, Any]], Model]
+    #: the kind of record that it learns from: "image" or "text"
     input: str
     #: options → what the learner's `warm_start` is given, by name; a learner without sources needs no `warm_start`
-    sources: Callable[..., Mapping[str, Reference]] = field(default=lambda options: {})
+    sources: Callable[[Of], Mapping[str, Reference]] = field(default=lambda options: {})
     #: options → whether it reads texts of any length (`Batch.whole`), and its model x (B, n) with any n
-    reads_whole: Callable[..., bool] = field(default=lambda options: False)
+    reads_whole: Callable[[Of], bool] = field(default=lambda options: False)
 
 
 def update_generator(seed: int, update: int) -> torch.Generator:

@@ -28,7 +28,7 @@ WANTED_SPEED = 0.95
 PAIRS = 7
 #: tuned on the last 5,000 records of the training set
 OPTIONS: Mapping[str, Any] = {"learning_rate": 2e-3, "average": 0.998, "replay_slots": 0}
-BLUEPRINTS = {"CNN": image_classifier.BLUEPRINT, "slim ResNet-18": image_resnet.BLUEPRINT}
+BLUEPRINTS: Mapping[str, Blueprint] = {"CNN": image_classifier.BLUEPRINT, "slim ResNet-18": image_resnet.BLUEPRINT}
 
 
 def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:

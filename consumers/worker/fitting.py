@@ -31,7 +31,8 @@ def validated_options(
             f'Set it to "{blueprint.input}", or choose another learner.'
         )
     try:
-        return blueprint.options(**_over(shaped or {}, settings.options))
+        options: Options = blueprint.options(**_over(shaped or {}, settings.options))
+        return options
     except ValidationError as error:
         lines = [
             f"models.{name}.options.{'.'.join(map(str, item['loc']))} = {item['input']!r}: "

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Generic
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from models.capabilities import Classifier, Evaluated, Generator, Restorer, Restyler, Sampling, TextGenerator
-from models.learner import Batch, Blueprint, Correcting, Learner, Options, Rows, State, update_generator
+from models.learner import Batch, Blueprint, Correcting, Learner, Of, Rows, State, update_generator
 from tests.device import CPU, DEVICE, OTHER
 
 SEED = 5
@@ -45,11 +46,11 @@ def texts(length: int = 32) -> tuple[Tensor, list[str]]:
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Generic[Of]):
     """A learner at a small size, and records for it with at least four classes."""
 
-    blueprint: Blueprint
-    options: Options
+    blueprint: Blueprint[Of]
+    options: Of
     x: Tensor
     labels: Sequence[str]
     has_classes: bool = True  # whether the learner looks at labels

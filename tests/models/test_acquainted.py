@@ -12,7 +12,7 @@ from torch import Tensor
 from models.acquainted import PREFIX, AcquaintedModel, Texts, acquainted
 from models.familiarity import NEVER, SAMPLE
 from models.images import classifier as image_classifier
-from models.learner import Correcting, Flushing, Reacting, State
+from models.learner import Blueprint, Correcting, Flushing, Reacting, State
 from models.registry import BUILTIN
 from models.texts import classifier as text_classifier, river as river_classifier
 from tests.device import CPU
@@ -20,19 +20,19 @@ from tests.models.contract import Case, LearnerContract, digits, same, texts
 
 
 def case(name: str, **options: Any) -> Case:
-    blueprint = {
+    blueprints: dict[str, Blueprint] = {
         "picture": image_classifier.BLUEPRINT,
         "text": text_classifier.BLUEPRINT,
         "river": river_classifier.BLUEPRINT,
-    }[name]
+    }
     sizes: dict[str, dict[str, Any]] = {
         "picture": {"width": 8, "hidden": 16, "replay_slots": 24, "learning_rate": 4e-3},
         "text": {"buckets": 512, "dim": 8, "replay_slots": 16},
         "river": {},
     }
     return Case(
-        acquainted(blueprint),
-        blueprint.options.model_validate({**sizes[name], **options}),
+        acquainted(blueprints[name]),
+        blueprints[name].options.model_validate({**sizes[name], **options}),
         *(digits() if name == "picture" else texts()),
     )
 

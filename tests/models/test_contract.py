@@ -7,9 +7,11 @@ from types import ModuleType
 
 import pytest
 
+from models.images import classifier as image_classifier, vae
 from models.images.classifier import ImageClassifierOptions
 from models.images.vae import ImageVaeOptions
 from models.images.warping import Warp
+from models.learner import Blueprint
 from models.registry import BUILTIN
 from models.texts.classifier import TextClassifierOptions
 from tests.models import class_means
@@ -80,3 +82,10 @@ def test_every_built_in_learner_is_in_a_suite(name: str) -> None:
 
 def classes(module: ModuleType) -> list[type]:
     return [value for value in vars(module).values() if isinstance(value, type)]
+
+
+def test_a_wrong_factory_is_seen_by_mypy() -> None:
+    """In strict mode it complains about an ignore that ignores nothing."""
+    Blueprint(ImageVaeOptions, image_classifier.learner, vae.model, "image")  # type: ignore[arg-type]
+    Blueprint(ImageVaeOptions, vae.learner, image_classifier.model, "image")  # type: ignore[arg-type]
+    Blueprint(ImageVaeOptions, vae.learner, vae.learner, "image")  # type: ignore[arg-type]

@@ -161,7 +161,7 @@ def test_a_version_from_before_answers_as_it_did(blueprint: object) -> None:
     images = blueprint is image_analytic.BLUEPRINT
     options = ImageAnalyticOptions(width=64) if images else TextAnalyticOptions(width=64, buckets=512, counts="records")
     x, labels = digits() if images else (points(["red", "one"] * 40), list("ab" * 40))
-    case = Case(image_analytic.BLUEPRINT if images else text_analytic.BLUEPRINT, options, x, labels)
+    case: Case = Case(image_analytic.BLUEPRINT if images else text_analytic.BLUEPRINT, options, x, labels)
     learner = learned(case, 64)
     state = learner.capture()
     younger = {"shares", "familiar", "mean", "whitener"}

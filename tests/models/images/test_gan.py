@@ -44,7 +44,7 @@ class GanCase(Case):
     sources: dict[str, Source] = field(default_factory=dict)
 
     def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> ImageGanLearner:
-        ours = learner(self.options, tuple(self.x.shape[1:]), seed, device)  # type: ignore[arg-type]
+        ours = learner(self.options, tuple(self.x.shape[1:]), seed, device)
         if self.sources:
             ours.warm_start(self.sources)
         return ours

@@ -58,11 +58,11 @@ class TestContract(LearnerContract):
     def test_other_seed_other_bits(self, case: Case) -> None:
         """Most of river draws nothing, so that the seed changes nothing; what draws, draws from the seed."""
         ours, others = case.learned().capture(), case.learned(seed=SEED + 1).capture()
-        assert same(ours, others) == ("initializer" not in case.options.parameters)  # type: ignore[attr-defined]
+        assert same(ours, others) == ("initializer" not in case.options.parameters)
 
     def test_its_state_does_not_grow_with_the_stream(self, case: Case) -> None:
         """A tree grows until its depth is reached; it has its own test."""
-        if case.options.classifier != TREE:  # type: ignore[attr-defined]
+        if case.options.classifier != TREE:
             super().test_its_state_does_not_grow_with_the_stream(case)
 
 
