@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, in the repository and in the site, which asks no other host; rooms are the code's."""
+"""The pages: links lead somewhere, in the repository and in the site, which asks no other host; rooms are real."""
 
 from __future__ import annotations
 
