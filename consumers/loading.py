@@ -1,13 +1,28 @@
-"""Which blueprint a name stands for. Names of code come from this process's configuration, never from data."""
+"""From a version to a model: which blueprint made it, and its weights.
+
+Names of code come from this process's configuration, never from data.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from consumers.bridge import tensors
+from consumers.metered import Metered
 from models.acquainted import acquainted
 from models.learner import Blueprint
 from models.registry import BUILTIN
+from pipeline.config import INPUT
 from pipeline.errors import ConfigError
 from pipeline.own_code import own
 from pipeline.words import near
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+    from models.capabilities import Model
+    from pipeline.store import Array, Manifest, Store
 
 
 def resolve_blueprint(name: str) -> Blueprint:
@@ -27,3 +42,54 @@ def resolve_blueprint(name: str) -> Blueprint:
     if not isinstance(blueprint, Blueprint):
         raise ConfigError(f'learner = "{name}" is a {type(blueprint).__name__}, not a Blueprint. {advice}')
     return acquainted(blueprint)
+
+
+def blueprint_of(manifest: Manifest, learner: str | None) -> Blueprint:
+    """What made a version: a built-in blueprint, or the one that the configuration names for this model.
+
+    Args:
+        learner: of the model's table in the configuration, if it has one.
+
+    Raises:
+        ConfigError: the manifest names other code. It is not imported.
+    """
+    if manifest.learner in BUILTIN:
+        return BUILTIN[manifest.learner]
+    if manifest.learner != learner:
+        raise ConfigError(
+            f"it was learned by {manifest.learner}, which is not built in. "
+            f"If you trust it, set models.{manifest.model}.learner to it in the sampler's configuration."
+        )
+    return resolve_blueprint(manifest.learner)
+
+
+def load_model(
+    store: Store, manifest: Manifest, blueprint: Blueprint, objects: MutableMapping[str, bytes] | None = None
+) -> Model:
+    """The version as a model on the CPU; every byte is checked against the digests of the manifest.
+
+    Args:
+        objects: digest → bytes that need not be fetched; afterwards exactly what this version was built from.
+
+    Raises:
+        Corrupt: an object is not what the manifest says.
+        StoreUnavailable: Redis cannot be reached.
+        ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
+    """
+    return build(manifest, store.arrays(manifest, "serving", objects), blueprint)
+
+
+def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint) -> Model:
+    """A version's serving tensors as a model on the CPU, an `nn.Module`: what `Client.pull` brought, ready to use.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
+    """
+    options = blueprint.options.of_version(manifest.options)
+    shape = INPUT.validate_python(manifest.input).shape
+    weights, stored = tensors(arrays), sum(array.data.nbytes for array in arrays.values())
+    # A user's own model may make what it likes.
+    with Metered(stored) if blueprint in BUILTIN.values() else nullcontext():
+        model: Model = blueprint.model(options, shape, manifest.meta)
+        model.load_state_dict(weights)
+    return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import Exhausted, HeadraceError
 from pipeline.process import tied
+from pipeline.threads import Background
 
 STOP_S = 20.0  # how long a process gets to end with its snapshot
 NAME_WIDTH = 10
@@ -47,6 +47,7 @@ class Processes:
             HeadraceError: a process ended with an error of its own, or is killed again and again; with its status.
         """
         for name, child in self._children.items():
+            child.log.check()
             status = child.process.poll()
             if status is None:
                 continue
@@ -65,6 +66,8 @@ class Processes:
         deadline = time.monotonic() + STOP_S
         for child in self._children.values():
             child.wait(deadline)
+        for child in self._children.values():
+            child.log.close()
         self._children.clear()
 
 
@@ -85,26 +88,25 @@ class Child:
             errors="replace",
             start_new_session=True,
         )
-        self._log = threading.Thread(target=self._read, name=f"log-{name}")
-        self._log.start()
+        self.log = Background(self._read, f"log-{name}")
+        self.log.start()
 
     def failed(self, status: int) -> HeadraceError:
         """Why it ended, in its own last words."""
-        self._log.join()
+        self.log.close()
         words = " ".join(self._last).removeprefix("headrace: ") or "It said nothing."
         error = HeadraceError(f"{self.name} {how(status)}: {words}")
         error.exit_status = max(status, 1)
         return error
 
     def wait(self, deadline_s: float) -> None:
-        """Until it has ended and its log is read; at the deadline it is killed."""
+        """Until it has ended; at the deadline it is killed."""
         try:
             self.process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._say(f"{self.name} did not end within {STOP_S:.0f} s; killed.")
             self.process.kill()
             self.process.wait()
-        self._log.join()
 
     def _read(self) -> None:
         assert self.process.stdout is not None  # noqa: S101 - for the type checker

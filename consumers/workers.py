@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
+from pipeline.threads import Background
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -60,6 +62,13 @@ class Stalled(Exception):
         )
 
 
+class Broken(Exception):
+    """A thread that models run on has ended, by a mistake or because it was closed."""
+
+    def __init__(self, why: str | None) -> None:
+        super().__init__(f"{why or 'A thread that models run on has ended'}. Start the sampler again.")
+
+
 class Ending(Exception):
     """The sampler ends, and nothing more is begun."""
 
@@ -86,7 +95,7 @@ class _Work(Generic[TaskT]):
 
     tasks: Sequence[TaskT]
     since_s: float
-    thread: threading.Thread = field(default_factory=threading.current_thread)
+    thread_id: int = field(default_factory=threading.get_ident)
 
     @property
     def model(self) -> str:
@@ -120,7 +129,7 @@ class Workers(ABC, Generic[TaskT]):
         self._stalled: set[_Work[TaskT]] = set()  # each on a thread that was given up
         self._crew = {self._new_thread() for _ in range(slots)}
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._look, name="stalls", daemon=True)
+        self._watch = Background(self._look, "stalls", self._answer_all)
 
     @abstractmethod
     def _take(self) -> list[TaskT]:
@@ -138,8 +147,8 @@ class Workers(ABC, Generic[TaskT]):
     def problem(self) -> str | None:
         """Why somebody is not answered at this moment."""
         with self._wake:
-            if not all(thread.is_alive() for thread in self._crew):
-                return "A thread that models run on has ended. Start the sampler again."
+            if (broken := self._broken()) is not None:
+                return str(broken)
             stalled = sorted({work.model for work in self._stalled})
         return " ".join(str(Stalled(model, self._limit_s)) for model in stalled) or None
 
@@ -159,16 +168,36 @@ class Workers(ABC, Generic[TaskT]):
         """
         Raises:
             Ending: the threads end.
+            Broken: one of them has failed.
             Stalled: the model's last work has not ended.
         """
         with self._wake:
             if self._closed:
                 raise Ending
+            if (broken := self._broken()) is not None:
+                raise broken
             if any(work.model == task.model for work in self._stalled):
                 raise Stalled(task.model, self._limit_s)
             self._queue.append(task)
             self._wake.notify()
         return task.future
+
+    def _broken(self) -> Broken | None:
+        threads = [*self._crew, self._watch]
+        if problem := next((thread.problem for thread in threads if thread.problem), None):
+            return Broken(problem)
+        return None if all(thread.is_alive() for thread in threads) else Broken(None)
+
+    def _answer_all(self) -> None:
+        """A thread has failed: nobody waits for what may not come. One that was given up is missed by nobody."""
+        with self._wake:
+            if (broken := self._broken()) is None:
+                return
+            asked = [*(task for work in self._works for task in work.tasks), *self._queue]
+            self._works.clear()
+            self._queue.clear()
+        for task in asked:
+            settle(task.future, broken)
 
     def _loop(self) -> None:
         torch.set_num_threads(self._torch_threads)
@@ -205,7 +234,7 @@ class Workers(ABC, Generic[TaskT]):
             self._works.remove(work)
             self._stalled.add(work)
             thread = self._new_thread()
-            self._crew = self._crew - {work.thread} | {thread}
+            self._crew = {other for other in self._crew if other.ident != work.thread_id} | {thread}
             thread.start()
         models = {work.model for work in overdue}
         waiting = [task for task in self._queue if task.model in models]
@@ -220,8 +249,8 @@ class Workers(ABC, Generic[TaskT]):
         asked = [task for work in self._works for task in work.tasks if task.since_s < late] + waiting
         return [(task, TimeoutError()) for task in asked]
 
-    def _new_thread(self) -> threading.Thread:
-        return threading.Thread(target=self._loop, name=self._name, daemon=True)
+    def _new_thread(self) -> Background:
+        return Background(self._loop, self._name, self._answer_all)
 
 
 def contained(work: Callable[..., Result]) -> Callable[..., Result]:

@@ -158,6 +158,13 @@ def test_a_file_is_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=module_name)
+def test_no_thread_is_made_that_could_end_silently(path: Path) -> None:
+    names = {ast.unparse(node) for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute | ast.Name)}
+    names |= set(imported(parse(path), {"threading.Thread"}))
+    assert {"threading.Thread", "Thread"}.isdisjoint(names) or module_name(path) == "pipeline.threads"
+
+
 @pytest.mark.parametrize("path", [path for path in WRITTEN if "tests" not in path.parts], ids=lambda path: path.name)
 def test_nothing_runs_what_data_names(path: Path) -> None:
     assert forbidden(parse(path)) == []

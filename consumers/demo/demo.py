@@ -11,9 +11,8 @@ import os
 import random
 import secrets
 import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,10 +27,9 @@ from rich.live import Live
 
 from consumers.cli.watch import Heads, Row, plain, table
 from consumers.demo import data as demo_data
-from consumers.loading import resolve_blueprint
+from consumers.loading import load_model, resolve_blueprint
 from consumers.processes import Processes, processes
 from consumers.sampler.answers import grid, png
-from consumers.sampler.service import load_model
 from models.capabilities import Classifier, Evaluated, Generator, Model
 from models.learner import Blueprint
 from pipeline.config import Config, TextInput, load
@@ -41,6 +39,7 @@ from pipeline.local import Local
 from pipeline.log import Publisher, Reader, ensure_topics
 from pipeline.records import input_array
 from pipeline.store import Manifest, Ref, Store, connect
+from pipeline.threads import Background
 
 DIGITS_PER_S = 150.0
 TEXTS_PER_S = 120.0
@@ -181,8 +180,8 @@ class Demo:
             client = connect(config.redis.url)
             stores = {name: Store(client, config.family(name), name) for name in config.models}
             begins = {name: store.head() for name, store in stores.items()}
-            started = stack.enter_context(self._running(config, stores))
-            return self._watch(config, stores, begins, started)
+            check = stack.enter_context(self._running(config, stores))
+            return self._watch(config, stores, begins, check)
 
     # --- what runs ---
 
@@ -199,11 +198,19 @@ class Demo:
         return load(self._toml, {})
 
     @contextlib.contextmanager
-    def _running(self, config: Config, stores: Mapping[str, Store]) -> Iterator[Processes]:
-        """Publishers, workers and the sampler; all ended at the end, the workers with a snapshot."""
+    def _running(self, config: Config, stores: Mapping[str, Store]) -> Iterator[Callable[[], None]]:
+        """Publishers, workers and the sampler, and what raises once one of them has failed.
+
+        All are ended at the end, the workers with a snapshot.
+        """
         ensure_topics(config.kafka, ["digits", "messages"])
         ending = Event()
-        publishing = threading.Thread(target=_publish, args=(config, self._read, ending), name="publish")
+
+        def check() -> None:
+            started.check()
+            publishing.check()
+
+        publishing = Background(lambda: _publish(config, self._read, ending), "publish")
         with (
             self._log.open("a", 1, "utf-8") as log,
             processes(self._toml, lambda line: print(line, file=log)) as started,
@@ -215,11 +222,10 @@ class Demo:
                 self._wait_for_workers(stores, started)
                 publishing.start()
                 self._say(f"The sampler answers at http://{config.sampler.host}:{config.sampler.port}")
-                yield started
+                yield check
             finally:
                 ending.set()
-                if publishing.ident is not None:
-                    publishing.join()
+                publishing.close()
 
     def _wait_for_workers(self, stores: Mapping[str, Store], started: Processes) -> None:
         """Importing torch takes them a while on two cores; a stream that ran ahead would only show up as lag."""
@@ -240,7 +246,7 @@ class Demo:
     # --- what is shown ---
 
     def _watch(
-        self, config: Config, stores: Mapping[str, Store], begins: Mapping[str, Ref | None], started: Processes
+        self, config: Config, stores: Mapping[str, Store], begins: Mapping[str, Ref | None], check: Callable[[], None]
     ) -> int:
         torch.set_num_threads(1)
         exams = _exams(config)
@@ -251,7 +257,7 @@ class Demo:
         live = Live(table(rows), console=self.console, auto_refresh=False) if self.console.is_terminal else None
         with live or contextlib.nullcontext():
             while not self.stop.wait(1.0):
-                started.check()
+                check()
                 rows = [self._row(config, stores[name], name, exam, heads) for name, exam in exams.items()]
                 self._read |= read_by_all(config, stores)
                 elapsed = time.monotonic() - began_s

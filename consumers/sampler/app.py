@@ -32,10 +32,11 @@ from consumers.workers import Places
 from pipeline import __version__
 from pipeline.errors import ConfigError, Exhausted
 from pipeline.metrics import SamplerMetrics
+from pipeline.threads import Background
 from pipeline.words import said
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from redis import Redis
 
@@ -201,10 +202,11 @@ def serve(
     Raises:
         ConfigError: the address cannot be bound.
     """
-    before, ended = threading.enumerate(), Event()
+    before, ended = {thread.ident for thread in threading.enumerate()}, Event()
     with stopping() as stop:
         server, listener = open_server(config, say, stop)
-        threading.Thread(target=_end_in_time, args=(server, stop, ended), daemon=True).start()
+        watchdog = Background(lambda: _end_in_time(server, stop, ended), "end-in-time")
+        watchdog.start()
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"The sampler answers at {url}")
@@ -215,6 +217,7 @@ def serve(
             say(f"headrace: {server.exhausted}")
     _leave(server, before)
     ended.set()
+    watchdog.close()
 
 
 def _end_in_time(server: _Server, stop: Event, ended: Event) -> None:
@@ -225,10 +228,10 @@ def _end_in_time(server: _Server, stop: Event, ended: Event) -> None:
         os._exit(server.status)
 
 
-def _leave(server: _Server, before: Sequence[threading.Thread]) -> None:
+def _leave(server: _Server, before: set[int | None]) -> None:
     """Ends at once where a thread that came since then works for nobody: the interpreter would wait for it."""
     deadline = time.monotonic() + LAST_S
-    begun = [thread for thread in threading.enumerate() if thread not in before]
+    begun = [thread for thread in threading.enumerate() if thread.ident not in before]
     left = [thread for thread in begun if thread.name.startswith(THREADS) or not thread.daemon]
     for thread in left:
         thread.join(max(0.0, deadline - time.monotonic()))

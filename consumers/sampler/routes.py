@@ -40,7 +40,7 @@ from consumers.sampler.batcher import Batcher, Sideline
 from consumers.sampler.gate import RETRY_AFTER, described, refusal
 from consumers.sampler.service import Follower, Live, Serving, weights
 from consumers.sampler.uploads import INPUTS, payload
-from consumers.workers import ANSWER_S, Ending, Places, Stalled, Workers
+from consumers.workers import ANSWER_S, Broken, Ending, Places, Stalled, Workers
 from pipeline.client import Classified, Recognised
 from pipeline.config import NAME, SamplerConfig
 from pipeline.records import input_array
@@ -172,6 +172,8 @@ def ended() -> Iterator[None]:
         yield
     except Stalled as error:
         raise refusal(503, "stalled", str(error)) from None
+    except Broken as error:
+        raise refusal(503, "broken", str(error)) from None
     except Ending as error:
         raise refusal(503, "ending", str(error), **RETRY_AFTER) from None
     except TimeoutError:
@@ -240,7 +242,7 @@ async def readyz(service: ServiceOf) -> JSONResponse:
     stalled = " ".join(dict.fromkeys(filter(None, stalls)))
     problem = stalled or service.serving.problem
     loads = any(follower.stalled for follower in followers.values())
-    ready = bool(models) and all(lives.values()) and not stalled and not loads
+    ready = bool(models) and all(lives.values()) and not (stalled or loads or service.serving.broken)
     content = {"ready": ready, "store": since or "reachable", "problem": problem, "models": models}
     return JSONResponse(content, 200 if ready else 503)
 

@@ -11,7 +11,7 @@ import json
 import math
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -20,22 +20,19 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from consumers.bridge import tensors
-from consumers.loading import resolve_blueprint
-from consumers.metered import Metered
-from models.registry import BUILTIN
+from consumers.loading import blueprint_of, load_model
 from pipeline.config import INPUT, Config, ImageInput, TextInput
 from pipeline.errors import ConfigError, Corrupt, HeadraceError, NotFound, StoreError
 from pipeline.store import Store, from_url, header, models
+from pipeline.threads import Background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, MutableMapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from models.capabilities import Model
-    from models.learner import Blueprint
     from pipeline.config import SamplerConfig
     from pipeline.metrics import SamplerMetrics
-    from pipeline.store import Array, Manifest
+    from pipeline.store import Manifest
 
 BLOCK_MS = 500  # the longest that a follower listens at a stretch, and so the longest that it takes to end
 BACKOFF_S = (0.1, 2.0)  # the first and the longest wait before Redis is tried again
@@ -61,38 +58,6 @@ class Live:
 def client(url: str) -> Redis:
     """Redis for a sampler: a broken connection is tried once more at once. Waiting is up to the followers."""
     return from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 1))
-
-
-def load_model(
-    store: Store, manifest: Manifest, blueprint: Blueprint, objects: MutableMapping[str, bytes] | None = None
-) -> Model:
-    """The version as a model on the CPU; every byte is checked against the digests of the manifest.
-
-    Args:
-        objects: digest → bytes that need not be fetched; afterwards exactly what this version was built from.
-
-    Raises:
-        Corrupt: an object is not what the manifest says.
-        StoreUnavailable: Redis cannot be reached.
-        ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
-    """
-    return build(manifest, store.arrays(manifest, "serving", objects), blueprint)
-
-
-def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint) -> Model:
-    """A version's serving tensors as a model on the CPU, an `nn.Module`: what `Client.pull` brought, ready to use.
-
-    Raises:
-        ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
-    """
-    options = blueprint.options.of_version(manifest.options)
-    shape = INPUT.validate_python(manifest.input).shape
-    weights, stored = tensors(arrays), sum(array.data.nbytes for array in arrays.values())
-    # A user's own model may make what it likes.
-    with Metered(stored) if blueprint in BUILTIN.values() else nullcontext():
-        model: Model = blueprint.model(options, shape, manifest.meta)
-        model.load_state_dict(weights)
-    return model
 
 
 def bounded(input: ImageInput | TextInput, settings: SamplerConfig) -> ImageInput | TextInput:
@@ -211,14 +176,21 @@ class Follower:
         self._loading: tuple[int, float] | None = None  # a version, and since when
         self._refused: tuple[str, str] | None = None  # a version that could not be loaded, and why: it is tried once
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._loop, name=f"follow-{store.model}", daemon=True)
+        self._thread = Background(self._loop, f"follow-{store.model}", self._set)
 
     def start(self) -> None:
         self._thread.start()
 
     @property
+    def broken(self) -> str | None:
+        """What ended the thread: no other version goes live."""
+        return self._thread.problem
+
+    @property
     def problem(self) -> str | None:
         """Why the newest version is not the live one."""
+        if self.broken is not None:
+            return f"{self.broken}, {self._stays}. Start the sampler again."
         if (version := self.stalled) is None:
             return self._problem
         return (
@@ -335,21 +307,10 @@ class Follower:
         before = self.live  # once: others than the follower's own thread ask too
         objects = dict(before.objects) if before else {}
         input_ = bounded(INPUT.validate_python(manifest.input), self._settings)
-        blueprint = self._blueprint(manifest)
+        blueprint = blueprint_of(manifest, self._learner)
         reads_whole = blueprint.reads_whole(blueprint.options.of_version(manifest.options))
         model = load_model(self.store, manifest, blueprint, objects)
         return Live(manifest, manifest.digest, model, input_, reads_whole, objects)
-
-    def _blueprint(self, manifest: Manifest) -> Blueprint:
-        """Code is never imported by a name from a manifest: built in, or what the configuration says too."""
-        if manifest.learner in BUILTIN:
-            return BUILTIN[manifest.learner]
-        if manifest.learner != self._learner:
-            raise ConfigError(
-                f"it was learned by {manifest.learner}, which is not built in. "
-                f"If you trust it, set models.{manifest.model}.learner to it in the sampler's configuration."
-            )
-        return resolve_blueprint(manifest.learner)
 
     def _set(self, **attributes: Any) -> None:
         with self._changed:
@@ -368,9 +329,9 @@ class Serving:
         self._metrics = metrics
         self._say = say
         self._stop = threading.Event()
-        self._discovery = threading.Thread(target=self._discover, name="discover", daemon=True)
+        self._discovery = Background(self._discover, "discover")
         self._followers = {name: self._follower(name, config.family(name)) for name in config.models}
-        self.problem: str | None = None  # why no model is found
+        self._problem: str | None = None
 
     def start(self) -> None:
         for follower in self._followers.values():
@@ -387,6 +348,17 @@ class Serving:
             follower.stop()
         for follower in self._followers.values():
             follower.join(2 * BLOCK_MS / 1000)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a thread has ended that shall run on."""
+        return bool(self._discovery.problem or any(follower.broken for follower in self._followers.values()))
+
+    @property
+    def problem(self) -> str | None:
+        """Why no model is found."""
+        ended = self._discovery.problem
+        return f"{ended}. No more models are found. Start the sampler again." if ended else self._problem
 
     def followers(self) -> dict[str, Follower]:
         """By model, in the order of their names."""
@@ -413,13 +385,13 @@ class Serving:
         while not self._stop.is_set():
             try:
                 self._look()
-                self.problem = None
+                self._problem = None
             except BaseException as error:  # noqa: BLE001 - the thread's outermost loop, and it never ends by itself
                 if self._stop.is_set():
                     return
-                if self.problem is None:
+                if self._problem is None:
                     self._say(f"{error} Models are looked for again.")
-                self.problem = f"{error} Models are looked for again."
+                self._problem = f"{error} Models are looked for again."
             self._stop.wait(DISCOVER_S)
 
     def _look(self) -> None:

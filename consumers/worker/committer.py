@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from pipeline.errors import HeadraceError, StoreError, StoreUnavailable
+from pipeline.errors import HeadraceError, StoreUnavailable
 from pipeline.log import AlignedReader, Partition, Publisher, Reader
 from pipeline.metrics import WorkerMetrics
 from pipeline.store import Committed, Draft, Fence, Store
+from pipeline.threads import Background
 
 RETRY_S = 1.0
 FLUSH_S = 30.0
@@ -44,16 +45,14 @@ class Lease:
         self._metrics = metrics
         self._stalled = stalled
         self._stop = threading.Event()
-        self._error: StoreError | None = None
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread = Background(self._run, "lease")
 
     def check(self) -> None:
         """
         Raises:
             Fenced: another worker took the place.
         """
-        if self._error is not None:
-            raise self._error
+        self._thread.check()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -63,9 +62,11 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join()
-        with suppress(StoreUnavailable):  # then the lease runs out by itself
-            self._store.release(self._fence)
+        try:
+            self._thread.close()
+        finally:
+            with suppress(StoreUnavailable):  # then the lease runs out by itself
+                self._store.release(self._fence)
 
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
@@ -73,9 +74,6 @@ class Lease:
                 self._store.renew(self._fence, self._lease_s, self._stalled())
             except StoreUnavailable:  # one that ran out can be prolonged as long as nobody else took it
                 self._metrics.store_up(False)
-            except StoreError as error:
-                self._error = error
-                return
             else:
                 self._metrics.store_up(True)
 
@@ -121,8 +119,7 @@ class Committer:
         self._until_s = math.inf  # when trying again ends
         self._wake = threading.Condition()
         self._snapshot: Snapshot | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread = Background(self._loop, "commit", self._notify)
 
     @property
     def busy(self) -> bool:
@@ -131,8 +128,7 @@ class Committer:
 
     def check(self) -> None:
         """Raises what ended the thread."""
-        if self._error is not None:
-            raise self._error
+        self._thread.check()
 
     def submit(self, snapshot: Snapshot) -> None:
         """Hands over a snapshot; only when not busy."""
@@ -149,7 +145,7 @@ class Committer:
         """
         self._until_s = time.monotonic() + patience_s
         with self._wake:
-            self._wake.wait_for(lambda: self._snapshot is None or self._error is not None)
+            self._wake.wait_for(lambda: self._snapshot is None or self._thread.error is not None)
         self._until_s = math.inf
         self.check()
 
@@ -162,17 +158,12 @@ class Committer:
     ) -> None:
         """A snapshot still on its way is given up."""
         self._stop.set()
+        self._notify()
+        self._thread.close()
+
+    def _notify(self) -> None:
         with self._wake:
             self._wake.notify_all()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._loop()
-        except BaseException as error:  # noqa: BLE001 - handed over: `check` raises it in the worker's own thread
-            with self._wake:
-                self._error = error
-                self._wake.notify_all()
 
     def _loop(self) -> None:
         while True:

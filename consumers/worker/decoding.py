@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from consumers.worker.stalls import STALLED_S
 from pipeline.errors import Exhausted, RecordError
 from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
+from pipeline.threads import Background
 
 LOOK_S = 0.1  # between two looks at a record that is decoded
 GIVEN_UP = 8  # threads at most that were given up and have not ended
@@ -69,8 +70,7 @@ class Decoding:
                     )
                     return
                 part = _Part(self._decoder, rest)
-        if part.error is not None:
-            raise part.error
+        part.thread.check()
         yield from part.done
 
 
@@ -80,18 +80,17 @@ class _Part:
     def __init__(self, decoder: RecordDecoder, records: Sequence[Record]) -> None:
         self.records = records
         self.done: list[Decoded] = []
-        self.error: BaseException | None = None
         self._decoder = decoder
         self._since_s = time.monotonic()
         self._lock = threading.Lock()
         self._is_given_up = False
-        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
-        self._thread.start()
+        self.thread = Background(self._run, "decode")
+        self.thread.start()
 
     def lasts(self) -> bool:
         """Whether it is at work; waits a little for its end."""
-        self._thread.join(LOOK_S)
-        return self._thread.is_alive()
+        self.thread.join(LOOK_S)
+        return self.thread.is_alive()
 
     def give_up_after(self, seconds: float) -> bool:
         """Whether the record that it is at took longer, and nothing more of it is wanted."""
@@ -100,16 +99,13 @@ class _Part:
         return self._is_given_up
 
     def _run(self) -> None:
-        try:
-            for record in self.records:
-                decoded = _one(self._decoder, record)
-                with self._lock:
-                    if self._is_given_up:
-                        return
-                    self.done.append(decoded)
-                    self._since_s = time.monotonic()
-        except BaseException as error:  # noqa: BLE001 - handed over: whoever waits raises it
-            self.error = error
+        for record in self.records:
+            decoded = _one(self._decoder, record)
+            with self._lock:
+                if self._is_given_up:
+                    return
+                self.done.append(decoded)
+                self._since_s = time.monotonic()
 
 
 def _one(decoder: RecordDecoder, record: Record) -> Decoded:

@@ -24,6 +24,7 @@ from pipeline.errors import RecordError
 from pipeline.log import AlignedReader, Partition, Place, Reader, place_of
 from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
 from pipeline.store import Runs
+from pipeline.threads import Background
 
 DEPTH = 4  # batches that wait in memory for the learner
 
@@ -149,10 +150,10 @@ class Feed:
         self._positions = dict(positions)  # next offset to read
         self._pending = dict.fromkeys(map(place_of, backlog))  # read and not taken, in order
         self._backlog = list(backlog)
-        self._items: queue.Queue[Item | BaseException] = queue.Queue(DEPTH)
+        self._items: queue.Queue[Item | None] = queue.Queue(DEPTH)  # None: the thread has failed
         self._stop = threading.Event()
         self._decode = Decoding(decoder, decode_threads, self._stop)
-        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._thread = Background(self._loop, "feed", lambda: self._put(None))
         self._thread.start()
 
     def take(self, timeout_s: float) -> Item | None:
@@ -165,8 +166,10 @@ class Feed:
             item = self._items.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        if isinstance(item, BaseException):
-            raise item
+        if item is None:
+            self._items.put(None)  # for the next call
+            self._thread.check()
+            return None
         with self._lock:
             for record in item.records:
                 del self._pending[place_of(record)]
@@ -188,13 +191,7 @@ class Feed:
     def close(self) -> None:
         """Stops the threads; what was not taken is read again by the next feed."""
         self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._loop()
-        except BaseException as error:  # noqa: BLE001 - handed over: `take` raises it in the worker's own thread
-            self._put(error)
+        self._thread.close()
 
     def _loop(self) -> None:
         item = Item()
@@ -254,7 +251,7 @@ class Feed:
             item.batch = collate(item.examples, self._topics, self._uplink)
         self._put(item)
 
-    def _put(self, item: Item | BaseException) -> None:
+    def _put(self, item: Item | None) -> None:
         while not self._stop.is_set():
             try:
                 self._items.put(item, timeout=0.1)

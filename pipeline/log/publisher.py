@@ -24,6 +24,7 @@ from kafka.errors import (
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError, TooLarge
 from pipeline.log.kafka_client import BATCH_OVERHEAD, connect, translated
+from pipeline.threads import Background
 
 RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)  # for a topic, or for its files
@@ -275,21 +276,14 @@ class Publisher:
 
     def _answered(self, call: Callable[[], None], doing: str) -> None:
         """Makes a call that kafka-python would wait in without end where no broker answers."""
-        outcome: list[KafkaError | None] = []
-
-        def calling() -> None:
-            try:
-                call()
-            except KafkaError as error:
-                outcome.append(error)
-            else:
-                outcome.append(None)
-
-        thread = threading.Thread(target=calling, name="transaction", daemon=True)
+        thread = Background(call, "transaction")
         thread.start()
         thread.join(self._wait_s)
-        error = outcome[0] if outcome else KafkaTimeoutError(f"no answer in {self._wait_s} s")
-        if error is not None:
+        try:
+            if thread.is_alive():
+                raise KafkaTimeoutError(f"no answer in {self._wait_s} s")
+            thread.check()
+        except KafkaError as error:
             raise self._told(error, doing) from error
 
     def _told(self, error: KafkaError, doing: str) -> LogError:

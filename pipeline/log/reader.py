@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +34,7 @@ from pipeline.log.offsets import (
     tp,
 )
 from pipeline.records import Record
+from pipeline.threads import Background
 
 POLL_MS = 50  # how soon the thread sees that it shall stop or commit
 AHEAD_MS = 10_000  # by which the clock of a producer may be ahead of this machine's
@@ -117,7 +119,7 @@ class Reader:
         self._ahead: Counter[Partition] = Counter()
         self._commits: dict[Partition, int] = {}
         self._note: _Note | None = None
-        self._error: BaseException | None = None
+        self._error: OffsetsGone | TopicMissing | None = None  # why nothing more is read
         self._stopped = False
         # The thread's own:
         self._read: dict[Partition, int] = {}  # what it has read
@@ -149,7 +151,7 @@ class Reader:
             if isinstance(error, KafkaError):
                 raise translated(error, config, "tell the offsets of " + ", ".join(self._topics)) from error
             raise
-        self._thread = threading.Thread(target=self._run, name="log-reader", daemon=True)
+        self._thread = Background(self._run, "log-reader", self._notify)
         self._thread.start()
 
     def poll(self, timeout_s: float) -> Polled | None:
@@ -161,7 +163,7 @@ class Reader:
             LogError: Kafka refuses.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._chunks or self._error, timeout_s)
+            self._changed.wait_for(lambda: self._chunks or self._error or self._thread.error, timeout_s)
             if self._chunks:
                 polled, size = self._chunks.popleft()
                 self._buffered_bytes -= size
@@ -170,6 +172,7 @@ class Reader:
                 return polled
             if self._error is not None:
                 raise self._error
+        self._thread.check()
         return None
 
     def lag(self) -> dict[Partition, int]:
@@ -225,7 +228,7 @@ class Reader:
             self._note = note
             self._changed.notify_all()
             self._changed.wait_for(
-                lambda: note.is_done or note.error or self._prevents(note) or self._stopped,
+                lambda: note.is_done or note.error or self._prevents(note) or self._thread.error or self._stopped,
                 timeout_s,
             )
             if self._note is note:
@@ -234,6 +237,7 @@ class Reader:
                 return
             if error := note.error or self._prevents(note):
                 raise error
+            self._thread.check()
             if self._stopped:
                 raise LogError(f"{text} was not noted for {self._model}: its reader is closed. Start the worker again.")
         raise LogUnavailable(
@@ -241,19 +245,18 @@ class Reader:
             f"{timeout_s:g} s. See that it runs and that its __consumer_offsets topic has a leader."
         )
 
-    def _prevents(self, note: _Note) -> BaseException | None:
+    def _prevents(self, note: _Note) -> LogError | None:
         """What ended the reading, if nothing can be noted for it."""
         if isinstance(self._error, TopicReplaced):
             doubtful = any(note.positions.get(at, 0) > offsets.start for at, offsets in self.doubtful.items())
             return self._error if doubtful and not note.may_doubt else None
-        return None if isinstance(self._error, OffsetsGone | TopicMissing) else self._error
+        return None
 
     def close(self) -> None:
         """Ends the thread; what was not polled is read again by the next reader."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join()
+        self._stopped = True
+        self._notify()
+        self._thread.close()
 
     def __enter__(self) -> Self:
         return self
@@ -304,14 +307,14 @@ class Reader:
             try:
                 self._loop()
             except (OffsetsGone, TopicMissing) as error:
-                self._fail(error)
+                self._error = error
+                self._notify()
                 self._take_last_notes()
             if self._commits:
-                self._consumer.commit(self._to_commit(self._commits), timeout_ms=1000)
+                with suppress(KafkaError):
+                    self._consumer.commit(self._to_commit(self._commits), timeout_ms=1000)
         except KafkaError as error:
-            self._fail(translated(error, self._config, "read " + ", ".join(self._topics)))
-        except BaseException as error:  # noqa: BLE001 - handed over: `poll` raises it in the caller's thread
-            self._fail(error)
+            raise translated(error, self._config, "read " + ", ".join(self._topics)) from error
         finally:
             self._consumer.close(autocommit=False, timeout_ms=1000)
 
@@ -345,11 +348,10 @@ class Reader:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._note)
-                if self._stopped:
-                    return
                 note = self._note
-            if note is not None:
-                self._write(note, {})
+            if self._stopped or note is None:
+                return
+            self._write(note, {})
 
     def _fetch(self) -> None:
         try:
@@ -406,8 +408,7 @@ class Reader:
                 offsets = {at: offset for at, offset in offsets.items() if at.topic in there}
             if self._error is not None or len(there) == len(self._topics):
                 self._consumer.commit(offsets, timeout_ms=ASK_MS)
-                with self._changed:
-                    note.is_done = True
+                note.is_done = True
         except KafkaError as error:
             if not error.retriable:
                 note.error = translated(error, self._config, f"note {note.text} for {self._model}")
@@ -444,7 +445,6 @@ class Reader:
             self._withheld = self._watch.withheld(written, ends)
             self._ends |= {at: max(end, written.get(at, 0)) for at, end in ends.items()}
 
-    def _fail(self, error: BaseException) -> None:
+    def _notify(self) -> None:
         with self._changed:
-            self._error = error
             self._changed.notify_all()

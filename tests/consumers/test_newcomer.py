@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from consumers.sampler.service import build
+from consumers.loading import build
 from models.registry import BUILTIN
 from pipeline.client.client import Client, Pulled
 from pipeline.config import Config, load

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from consumers.loading import load_model
 from consumers.sampler.answers import image_seeds
-from consumers.sampler.service import load_model
 from models.capabilities import Autoencoder
 from models.generator import between
 from models.registry import BUILTIN

@@ -15,8 +15,9 @@ import torch
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
+from consumers.loading import load_model
 from consumers.sampler.answers import standing
-from consumers.sampler.service import Follower, Live, Serving, bounded, client, load_model
+from consumers.sampler.service import Follower, Live, Serving, bounded, client
 from models.capabilities import Classifier
 from models.learner import Blueprint
 from models.registry import BUILTIN
