@@ -1,8 +1,12 @@
-"""Commands that ask the sampler: classify, recognise, generate, interpolate, encode, reconstruct, vary, complete, …"""
+"""Commands that ask the sampler: classify, recognise, generate, interpolate, encode, reconstruct, vary, complete, …
 
-from __future__ import annotations
+A new one is a function that is given who it `Asks`; its options that others have, too, are in `SHARED`.
+"""
 
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,212 +34,206 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The PNG to write; default: standard output, if no terminal.")
 ]
 Url = Annotated[str | None, typer.Option(help="The sampler's address; default: as configured.")]
+#: options that follow a command's own: what they are, and their defaults
+SHARED: dict[str, tuple[Any, Any]] = {
+    "url": (Url, None),
+    "config": (ConfigPath, DEFAULT_CONFIG),
+    "json_": (Json, False),
+}
+DRAWN = {"output": (Output, None), **SHARED}
 
 
-@app.command()
-def classify(
-    model: ModelName, record: RecordArgument, url: Url = None, config: ConfigPath = DEFAULT_CONFIG, json_: Json = False
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """The sampler that a command asks, and how its answer is wanted."""
+
+    sampler: "SamplingClient"
+    json: bool
+    sheet: bool = True  # one PNG, and not JSON with single ones
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that asks the sampler, and shows its answer itself."""
+
+    def run(url: str | None, config: Path, json_: bool, **own: Any) -> None:
+        with _sampler(url, config) as sampler:
+            command(Asks(sampler, json_), **own)
+
+    return _command(command, run, SHARED)
+
+
+def drawing(command: Callable[..., "Pictures"]) -> Callable[..., None]:
+    """A command whose answer is pictures."""
+
+    def run(output: Path | None, url: str | None, config: Path, json_: bool, **own: Any) -> None:
+        asks = Asks(_sampler(url, config), json_, _one(output, json_))
+        with asks.sampler:
+            _shown(command(asks, **own), output, json_)
+
+    return _command(command, run, DRAWN)
+
+
+def _command(
+    command: Callable[..., Any], run: Callable[..., None], shared: dict[str, tuple[Any, Any]]
+) -> Callable[..., None]:
+    """Makes `run` the command of that name, with the options of its function and the shared ones."""
+    _, *own = inspect.signature(command).parameters.values()
+    of_all = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in shared.items()
+    ]
+    run.__signature__ = inspect.Signature([*own, *of_all])  # type: ignore[attr-defined]
+    run.__name__, run.__doc__, run.__annotations__ = command.__name__, command.__doc__, {}
+    return app.command()(run)
+
+
+@asking
+def classify(asks: Asks, model: ModelName, record: RecordArgument) -> None:
     """Classify a picture or a text by the newest version.
 
     Example: headrace classify pictures cat.png
     """
-    with _sampler(url, config) as sampler:
-        _ranked(sampler.classify(model, _record(record)), json_)
+    _ranked(asks.sampler.classify(model, _record(record)), asks.json)
 
 
-@app.command()
-def recognise(
-    model: ModelName, record: RecordArgument, url: Url = None, config: ConfigPath = DEFAULT_CONFIG, json_: Json = False
-) -> None:
+@asking
+def recognise(asks: Asks, model: ModelName, record: RecordArgument) -> None:
     """Classify a picture or a text, or say that it resembles no class.
 
     Example: headrace recognise faces visitor.jpg
     """
-    with _sampler(url, config) as sampler:
-        answer = sampler.recognise(model, _record(record))
-    if answer.unknown and not json_:
+    answer = asks.sampler.recognise(model, _record(record))
+    if answer.unknown and not asks.json:
         typer.echo("unknown")
-    _ranked(answer, json_)
+    _ranked(answer, asks.json)
 
 
-@app.command()
+@asking
 def generate(
+    asks: Asks,
     model: ModelName,
     n: Annotated[int | None, typer.Option("-n", help="How many; default: 16 pictures, or one text.", min=1)] = None,
     label: Label = None,
     seed: Seed = None,
     output: Output = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
 ) -> None:
     """Draw new pictures as one PNG, or write new texts.
 
     Example: headrace generate drawings -n 16 --label cat --seed 7 -o cats.png
     """
-    with _sampler(url, config) as sampler:
-        if "complete" not in sampler.answers(model):
-            sheet = _one(output, json_)
-            _shown(sampler.generate(model, n, label=label, seed=seed, sheet=sheet), output, json_)
-            return
-        written = sampler.write(model, n, seed=seed)
-    if json_:
+    if "complete" not in asks.sampler.answers(model):
+        sheet = _one(output, asks.json)
+        _shown(asks.sampler.generate(model, n, label=label, seed=seed, sheet=sheet), output, asks.json)
+        return
+    written = asks.sampler.write(model, n, seed=seed)
+    if asks.json:
         print_json(written.model_dump(mode="json"))
         return
     for text in written.texts:
         typer.echo(printable(text, LINES))
 
 
-@app.command()
+@drawing
 def interpolate(
+    asks: Asks,
     model: ModelName,
     seed: Seed = None,
     to: Annotated[int | None, typer.Option(help="The seed at the other end; default: any.", min=0)] = None,
     steps: Annotated[int | None, typer.Option(help="Pictures, both ends included; default: 8.", min=2)] = None,
     label: Label = None,
-    output: Output = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+) -> "Pictures":
     """Draw the way from one seed's picture to another's as one PNG.
 
     Example: headrace interpolate drawings --seed 1 --to 2 -o way.png
     """
-    with _sampler(url, config) as sampler:
-        sheet = _one(output, json_)
-        _shown(sampler.interpolate(model, seed, to, steps=steps, label=label, sheet=sheet), output, json_)
+    return asks.sampler.interpolate(model, seed, to, steps=steps, label=label, sheet=asks.sheet)
 
 
-@app.command()
+@drawing
 def strip(
+    asks: Asks,
     model: ModelName,
     n: Annotated[int | None, typer.Option("-n", help="How many codes: the rows; default: 4.", min=1)] = None,
     versions: Annotated[str | None, typer.Option(help="Numbers or aliases, the columns.", metavar="V1,V2,…")] = None,
     last: Annotated[int | None, typer.Option(help="Else so many of the newest; default: 8.", min=1)] = None,
     label: Label = None,
     seed: Seed = None,
-    output: Output = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+) -> "Pictures":
     """Draw a film-strip: the same codes, a row each, by many versions, a column each.
 
     Example: headrace strip drawings --last 8 --seed 7 -o strip.png
     """
     columns = versions.split(",") if versions else ()
-    with _sampler(url, config) as sampler:
-        sheet = _one(output, json_)
-        answer = sampler.strip(model, n, versions=columns, last=last, label=label, seed=seed, sheet=sheet)
-        _shown(answer, output, json_)
+    return asks.sampler.strip(model, n, versions=columns, last=last, label=label, seed=seed, sheet=asks.sheet)
 
 
-@app.command()
-def encode(
-    model: ModelName,
-    picture: PictureArgument,
-    label: Label = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+@asking
+def encode(asks: Asks, model: ModelName, picture: PictureArgument, label: Label = None) -> None:
     """Print the latent code of a picture, a line for each of its numbers: mean and standard deviation.
 
     Example: headrace encode drawings seven.png --json
     """
-    with _sampler(url, config) as sampler:
-        code = sampler.encode(model, _picture(picture), label=label)
-    if json_:
+    code = asks.sampler.encode(model, _picture(picture), label=label)
+    if asks.json:
         print_json(code.model_dump(mode="json"))
         return
     for mean, std in zip(code.mean, code.std, strict=True):
         typer.echo(f"{mean:.6g} {std:.6g}")
 
 
-@app.command()
-def reconstruct(
-    model: ModelName,
-    picture: PictureArgument,
-    label: Label = None,
-    output: Output = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+@drawing
+def reconstruct(asks: Asks, model: ModelName, picture: PictureArgument, label: Label = None) -> "Pictures":
     """Draw what a model makes of a picture.
 
     Example: headrace reconstruct drawings seven.png -o again.png
     """
-    _one(output, json_)
-    with _sampler(url, config) as sampler:
-        _shown(sampler.reconstruct(model, _picture(picture), label=label), output, json_)
+    return asks.sampler.reconstruct(model, _picture(picture), label=label)
 
 
-@app.command()
+@drawing
 def vary(
+    asks: Asks,
     model: ModelName,
     picture: PictureArgument,
     n: Count = None,
     strength: Annotated[float, typer.Option(help="0: the reconstruction, 1: nothing of it.", min=0, max=1)] = 0.5,
     label: Label = None,
     seed: Seed = None,
-    output: Output = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+) -> "Pictures":
     """Draw variations of a picture as one PNG.
 
     Example: headrace vary drawings seven.png --strength 0.3 -o sevens.png
     """
-    sheet = _one(output, json_)
-    with _sampler(url, config) as sampler:
-        answer = sampler.vary(model, _picture(picture), n, strength=strength, label=label, seed=seed, sheet=sheet)
-        _shown(answer, output, json_)
+    return asks.sampler.vary(model, _picture(picture), n, strength=strength, label=label, seed=seed, sheet=asks.sheet)
 
 
-@app.command()
+@drawing
 def restore(
+    asks: Asks,
     model: ModelName,
     picture: PictureArgument,
     kind: Annotated[str | None, typer.Option(help="Of damage, such as noise; default: not known.")] = None,
     mask: Annotated[Path | None, typer.Option(help="A picture that is white where pixels are missing.")] = None,
-    output: Output = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+) -> "Pictures":
     """Undo damage to a picture of any size.
 
     Example: headrace restore photos foggy.jpg --kind fog -o clear.png
     """
-    _one(output, json_)
-    with _sampler(url, config) as sampler:
-        _shown(sampler.restore(model, _picture(picture), kind=kind, mask=mask), output, json_)
+    return asks.sampler.restore(model, _picture(picture), kind=kind, mask=mask)
 
 
-@app.command()
-def restyle(
-    model: ModelName,
-    picture: PictureArgument,
-    output: Output = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+@drawing
+def restyle(asks: Asks, model: ModelName, picture: PictureArgument) -> "Pictures":
     """Give a picture of any size the model's style.
 
     Example: headrace restyle engravings photo.jpg -o engraved.png
     """
-    _one(output, json_)
-    with _sampler(url, config) as sampler:
-        _shown(sampler.restyle(model, _picture(picture)), output, json_)
+    return asks.sampler.restyle(model, _picture(picture))
 
 
-@app.command()
+@asking
 def complete(
+    asks: Asks,
     model: ModelName,
     prompt: Annotated[str, typer.Argument(help="The text to go on with, or - for standard input.")] = "",
     seed: Seed = None,
@@ -244,29 +242,23 @@ def complete(
     top_p: Annotated[float, typer.Option(help="Only those that together have this probability.", max=1)] = 1.0,
     max_bytes: Annotated[int | None, typer.Option(help="UTF-8; default: 500.", min=1)] = None,
     stop: Annotated[str | None, typer.Option(help="End before this text.")] = None,
-    url: Url = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
 ) -> None:
     """Go on with a text, shown as it is written.
 
     Example: headrace complete verses "Shall I compare thee" --temperature 0.8
     """
     text = sys.stdin.read() if prompt == "-" else prompt
-    with (
-        _sampler(url, config) as sampler,
-        sampler.complete(
-            model,
-            text,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            max_bytes=max_bytes,
-            stop=stop,
-        ) as pieces,
-    ):
-        if json_:
+    with asks.sampler.complete(
+        model,
+        text,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_bytes=max_bytes,
+        stop=stop,
+    ) as pieces:
+        if asks.json:
             print_json({**pieces.standing.model_dump(mode="json"), "seed": pieces.seed, "text": "".join(pieces)})
             return
         for piece in pieces:
@@ -275,7 +267,7 @@ def complete(
         typer.echo()
 
 
-def _sampler(url: str | None, config: Path) -> SamplingClient:
+def _sampler(url: str | None, config: Path) -> "SamplingClient":
     from pipeline.client import SamplingClient
 
     return SamplingClient(url or load_config(config).sampler)
@@ -307,7 +299,7 @@ def _record(record: str) -> Path | bytes | str:
     return record
 
 
-def _ranked(answer: Classified, json_: bool) -> None:
+def _ranked(answer: "Classified", json_: bool) -> None:
     if json_:
         print_json(answer.model_dump(mode="json"))
         return
@@ -328,7 +320,7 @@ def _one(output: Path | None, json_: bool) -> bool:
     return output is not None or not json_
 
 
-def _shown(answer: Pictures, output: Path | None, json_: bool) -> None:
+def _shown(answer: "Pictures", output: Path | None, json_: bool) -> None:
     """A file and what there is to say about it; or all of it as JSON; or the PNG itself."""
     if output is None:
         if json_:

@@ -42,7 +42,7 @@ def pull(
     from safetensors.torch import save
 
     from consumers.bridge import tensors
-    from consumers.sampler.service import essentials
+    from consumers.sampler.weights import essentials
 
     if to is not None and to.suffix == ".json":
         raise ConfigError(f"--to {to}: the manifest gets that name. Name the weights {to.with_suffix('.safetensors')}.")

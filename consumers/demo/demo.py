@@ -29,7 +29,7 @@ from consumers.cli.watch import Heads, Row, plain, table
 from consumers.demo import data as demo_data
 from consumers.loading import load_model, resolve_blueprint
 from consumers.processes import Processes, processes
-from consumers.sampler.answers import grid, png
+from consumers.sampler.pictures import grid, png
 from models.capabilities import Classifier, Evaluated, Generator, Model
 from models.learner import Blueprint
 from pipeline.config import Config, TextInput, load

@@ -1,7 +1,7 @@
 """The sampler: always the newest version of every model, over HTTP.
 
-`routes.py` and its neighbours have the routes, `gate.py` who is let in, `serving.py` the swaps, `batcher.py` the
-forward passes.
+A file a topic of routes (`routes_*.py`), `gate.py` who is let in, `follower.py` the swaps, `batcher.py` the forward
+passes. A new route is a row in `abilities.py`, and a function in one of those files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections import ChainMap
 from contextlib import asynccontextmanager, contextmanager, suppress
 from threading import Event
 from typing import TYPE_CHECKING
@@ -20,13 +21,21 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from consumers.sampler import routes, routes_pictures, routes_texts
+from consumers.sampler import (
+    routes_classes,
+    routes_drawings,
+    routes_models,
+    routes_operations,
+    routes_restoring,
+    routes_texts,
+    routes_versions,
+)
 from consumers.sampler.batcher import Batcher, Sideline
 from consumers.sampler.connections import CONNECTIONS, Patient
 from consumers.sampler.examples import add_examples
+from consumers.sampler.follower import client
 from consumers.sampler.gate import ERRORS, MOVED, Access, Gate, tell_errors
-from consumers.sampler.routes import Service
-from consumers.sampler.service import Serving, client
+from consumers.sampler.service import Service, Serving
 from consumers.stopping import stopping
 from consumers.workers import Places
 from pipeline import __version__
@@ -42,6 +51,15 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
 
+ROUTES = (
+    routes_operations,
+    routes_models,
+    routes_classes,
+    routes_drawings,
+    routes_restoring,
+    routes_texts,
+    routes_versions,
+)
 DECODERS = {"image": 2, "text": 1}  # records decoded at one time: bounds the memory that pixels take
 PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
 PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
@@ -94,12 +112,12 @@ def create_app(
     # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.
     app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.service = service
-    for part in (routes, routes_pictures, routes_texts):
+    for part in ROUTES:
         app.include_router(part.router, responses={**MOVED, **ERRORS})
     document = app.openapi()  # made once, and kept
     schemes = {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}
     document["components"]["securitySchemes"] = schemes
-    add_examples(document)
+    add_examples(document, dict(ChainMap(*(part.EXAMPLES for part in ROUTES))))
     document["security"] = [{"token": []}, {"password": []}, {}]
     app.add_middleware(Gate, config=settings, access=Access(settings), metrics=metrics)
     tell_errors(app)

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from consumers.sampler.service import Live
+    from consumers.sampler.follower import Live
 
 STALLED_S = 60.0  # what is quick, and takes longer than this, never ends
 CLOSE_S = 1.0  # how long the last batch gets when the sampler ends
 
 Item = TypeVar("Item")
+ModelT = TypeVar("ModelT")
 Result = TypeVar("Result")
 
 
@@ -32,8 +33,8 @@ Result = TypeVar("Result")
 class _Pass(Task):
     """A part of a forward pass."""
 
-    run: Callable[[Live, Sequence[Any]], Sequence[Any]]
-    live: Live
+    run: Callable[[Live[Any], Sequence[Any]], Sequence[Any]]
+    live: Live[Any]
     item: Any
     rows: int
 
@@ -64,8 +65,8 @@ class Batcher(Workers[_Pass]):
     def submit(
         self,
         client: str,
-        run: Callable[[Live, Sequence[Item]], Sequence[Result]],
-        live: Live,
+        run: Callable[[Live[ModelT], Sequence[Item]], Sequence[Result]],
+        live: Live[ModelT],
         item: Item,
         rows: int = 1,
     ) -> Future[Result]:

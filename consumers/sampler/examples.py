@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Example(NamedTuple):
+    """Of one path, in JSON: what is answered with 200, and what is sent."""
+
+    answered: Any = None
+    sent: Any = None
 
 
 class Either(dict[str, Any]):
@@ -19,53 +29,8 @@ STANDING = {
     "freshness_s": 0.3,
     "lag_records": 0,
 }
-CLASSIFIED = {**STANDING, "label": "7", "probability": 0.96, "probabilities": {"7": 0.96, "1": 0.04}}
-DRAWN = {**STANDING, "model": "drawings", "images": [PNG], "seed": 7, "label": "7"}
-WRITTEN = {**STANDING, "model": "verses", "seed": 7, "texts": ["the winter of our discontent"]}
-STATE = {
-    "model": "digits",
-    "answers": ["classify"],
-    "standing": STANDING,
-    "problem": None,
-    "created_ms": 1_764_500_000_000,
-    "learner": "image-analytic",
-    "input": {"kind": "image", "size": [28, 28], "channels": 1, "fit": "letterbox", "background": 0},
-    "classes": ["1", "7"],
-    "kinds": [],
-    "updates": 294,
-    "counts": {"learned": 9198, "held_out": 190},
-    "metrics": {"prequential_accuracy": 0.972, "prequential_loss": 0.0725},
-    "diagnoses": {},
-}
 MODEL = "/models/{model}"
-#: by path: the JSON that is answered with 200
-ANSWERS: dict[str, Any] = {
-    "/healthz": {"status": "alive"},
-    "/readyz": {
-        "ready": True,
-        "store": "reachable",
-        "problem": None,
-        "models": {"digits": {"version": 31, "problem": None}},
-    },
-    "/models": [STATE],
-    MODEL: STATE,
-    f"{MODEL}/classify": CLASSIFIED,
-    f"{MODEL}/recognise": {**CLASSIFIED, "unknown": False},
-    f"{MODEL}/versions": [{"version": 31, "digest": DIGEST, "aliases": ["stable"]}],
-    f"{MODEL}/versions/{{ref}}": {"format": 1, "model": "digits", "version": 31, "learner": "image-analytic"},
-    f"{MODEL}/generate": Either({"pictures": DRAWN, "texts": WRITTEN}),
-    f"{MODEL}/interpolate": {**DRAWN, "to": 8},
-    f"{MODEL}/strip": {**DRAWN, "versions": [31]},
-    f"{MODEL}/vary": DRAWN,
-    f"{MODEL}/encode": {**STANDING, "model": "drawings", "label": "7", "mean": [0.4, -1.2], "std": [0.1, 0.3]},
-    f"{MODEL}/complete": {**STANDING, "model": "verses", "seed": 7, "text": "the winter of our discontent"},
-}
-#: by the end of the path and the kind of body: what is sent
-REQUESTS: dict[str, dict[str, Any]] = {
-    "complete": {"application/json": {"prompt": "Now is ", "seed": 7, "max_bytes": 100}},
-    "{alias}": {"application/json": {"version": 31}},
-}
-BODIES: dict[str, Any] = {  # of other routes
+BODIES: dict[str, Any] = {  # where a path has no example of its own
     "text/plain": "Guten Morgen",
     "application/json": {"text": "Guten Morgen"},
     "application/x-www-form-urlencoded": {"text": "Guten Morgen"},
@@ -100,15 +65,16 @@ ANSWERED: dict[str, Any] = {"application/json": {"type": "object"}}
 PARAMETERS: dict[str, Any] = {"model": "digits", "ref": "latest", "alias": "stable", "label": "7", "seed": 7, "n": 4}
 
 
-def add_examples(document: dict[str, Any]) -> None:
-    """Shows an example wherever something is sent or answered."""
+def add_examples(document: dict[str, Any], examples: Mapping[str, Example]) -> None:
+    """Shows an example wherever something is sent or answered; `examples` are by path."""
     for path, operations in document["paths"].items():
+        example = examples.get(path, Example())
+        sent = BODIES if example.sent is None else {**BODIES, "application/json": example.sent}
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] in PARAMETERS:
                     parameter["example"] = PARAMETERS[parameter["name"]]
-            sent = BODIES | REQUESTS.get(path.rpartition("/")[2], {})
-            answered = {"application/json": ANSWERS.get(path)}
+            answered = {"application/json": example.answered}
             _show(operation.get("requestBody", {}).get("content", {}), sent, SCHEMAS)
             _show(operation["responses"].get("200", {}).get("content", {}), answered, SCHEMAS | ANSWERED)
 

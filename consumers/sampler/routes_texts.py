@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import secrets
 import threading
@@ -13,9 +14,10 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from consumers.sampler.answers import image_seeds, standing
-from consumers.sampler.routes import Service, ServiceOf, ended
-from models.capabilities import Sampling, TextGenerator
+from consumers.sampler.abilities import COMPLETE
+from consumers.sampler.examples import MODEL, STANDING, Example
+from consumers.sampler.service import Service, ServiceOf, ended
+from models.capabilities import Sampling
 from pipeline.client import Completed, Written
 from pipeline.records import composed
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from consumers.sampler.service import Live
+    from consumers.sampler.follower import Live
+    from models.capabilities import TextGenerator
 
 DEFAULT = Sampling()
 EVENTS: dict[int | str, dict[str, Any]] = {
@@ -43,7 +46,25 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "headers": Completed.described(),
     }
 }
+WRITTEN = {**STANDING, "model": "verses", "seed": 7, "texts": ["the winter of our discontent"]}
+EXAMPLES = {
+    f"{MODEL}/complete": Example(
+        {**STANDING, "model": "verses", "seed": 7, "text": "the winter of our discontent"},
+        sent={"prompt": "Now is ", "seed": 7, "max_bytes": 100},
+    )
+}
 router = APIRouter(tags=["answers"])
+
+
+def any_seed(seed: int | None) -> int:
+    """The seed that is asked for, or else one that nobody can tell before."""
+    return secrets.randbits(32) if seed is None else seed
+
+
+def seeds_of(seed: int, n: int) -> list[int]:
+    """The seed of picture or text i is a function of (seed, i) alone."""
+    digests = [hashlib.blake2b(f"{seed}:{i}".encode(), digest_size=8).digest() for i in range(n)]
+    return [int.from_bytes(digest, "big") >> 1 for digest in digests]
 
 
 def _utf8(text: str) -> str:
@@ -79,11 +100,11 @@ async def post_complete(model: str, asked: Completion, request: Request, service
 
     One version writes the whole text. A client that goes away ends the work.
     """
-    live = service.live(model, "complete")
+    live = service.live(model, COMPLETE)
     most = service.config.max_text_bytes
     service.bounded("bytes of the prompt", len(asked.prompt.encode()), 0, most)
     max_bytes = service.bounded("max_bytes", asked.max_bytes, DEFAULT.max_bytes, most)
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed
+    seed = any_seed(asked.seed)
     sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, max_bytes, asked.stop)
     pieces = _pieces(service, live, composed(asked.prompt), seed, sampling)
     accept = request.headers.get("accept", "")
@@ -96,7 +117,7 @@ async def post_complete(model: str, asked: Completion, request: Request, service
                 if await request.is_disconnected():
                     break
                 text.append(piece)
-    answer = Completed(**standing(live, service.clock()), seed=seed, text="".join(text))
+    answer = Completed(**live.standing(service.clock()), seed=seed, text="".join(text))
     return JSONResponse(answer.model_dump(mode="json"))
 
 
@@ -108,27 +129,25 @@ async def get_complete(
     return await post_complete(model, asked, request, service)
 
 
-async def write(service: Service, live: Live, n: int | None, seed: int) -> Written:
+async def write(service: Service, live: Live[TextGenerator], n: int | None, seed: int) -> Written:
     """n new texts, which share the bytes that one request may have."""
-    assert isinstance(live.model, TextGenerator)  # noqa: S101 - the route checks it
     model, most = live.model, service.config.max_text_bytes
     n = service.bounded("n", n, 1, min(most, service.config.max_samples))
     sampling = Sampling(max_bytes=min(DEFAULT.max_bytes, most // n))
     with service.place():
-        seeds = image_seeds(seed, n)
+        seeds = seeds_of(seed, n)
         texts = await service.aside(live, lambda: ["".join(model.complete("", s, sampling)) for s in seeds])
-    return Written(**standing(live, service.clock()), seed=seed, texts=texts)
+    return Written(**live.standing(service.clock()), seed=seed, texts=texts)
 
 
 async def _pieces(
-    service: Service, live: Live, prompt: str, seed: int, sampling: Sampling
+    service: Service, live: Live[TextGenerator], prompt: str, seed: int, sampling: Sampling
 ) -> AsyncGenerator[str, None]:
     """What the model writes on the sideline, as it comes. To close this ends the work at its next piece.
 
     The thread never waits for the client: what is on its way is bounded by the bytes of the whole text. Raises as
     `ended`.
     """
-    assert isinstance(live.model, TextGenerator)  # noqa: S101 - the route checks it
     model, loop = live.model, asyncio.get_running_loop()
     queue: asyncio.Queue[str | None] = asyncio.Queue()
     gone = threading.Event()
@@ -159,7 +178,7 @@ async def _pieces(
 class _Events(StreamingResponse):
     """The pieces as server-sent events. It has its places from its first byte to its last, or until the client goes."""
 
-    def __init__(self, service: Service, live: Live, seed: int, pieces: AsyncGenerator[str, None]) -> None:
+    def __init__(self, service: Service, live: Live[Any], seed: int, pieces: AsyncGenerator[str, None]) -> None:
         self._service, self._live, self._seed, self._pieces = service, live, seed, pieces
         headers = {**self._answer().headers(), "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(self._events(), headers=headers, media_type="text/event-stream")
@@ -183,7 +202,7 @@ class _Events(StreamingResponse):
         yield _event(self._answer().model_dump(mode="json", exclude={"text"}), "done")
 
     def _answer(self) -> Completed:
-        return Completed(**standing(self._live, self._service.clock()), seed=self._seed, text="")
+        return Completed(**self._live.standing(self._service.clock()), seed=self._seed, text="")
 
 
 def _event(data: Any, name: str | None = None) -> str:

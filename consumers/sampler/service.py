@@ -1,322 +1,38 @@
-"""The newest version of every model, in memory: fetched, verified, built beside the live one, swapped.
-
-A swap is the assignment of one reference to an immutable `Live`; whoever took the former keeps it for as long as
-it is needed. Nothing is ever loaded into a model that answers. While Redis is away, or a version is damaged, the
-former stays live and `problem` says why.
-"""
+"""What the routes work with: the models that are served, and the threads that ask them."""
 
 from __future__ import annotations
 
-import json
-import math
+import asyncio
 import threading
-import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from queue import Full
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
 
-from consumers.loading import blueprint_of, load_model
-from pipeline.config import INPUT, Config, ImageInput, TextInput
-from pipeline.errors import ConfigError, Corrupt, HeadraceError, NotFound, StoreError
-from pipeline.store import Store, from_url, header, models
+from consumers.sampler.abilities import Ability
+from consumers.sampler.batcher import Batcher, Sideline
+from consumers.sampler.follower import BLOCK_MS, Follower, Live, Room
+from consumers.sampler.gate import RETRY_AFTER, refusal
+from consumers.workers import ANSWER_S, Broken, Ending, Places, Stalled, Workers
+from pipeline.config import Config, SamplerConfig
+from pipeline.errors import ConfigError, NotFound
+from pipeline.store import Store, models
 from pipeline.threads import Background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from redis import Redis
 
-    from models.capabilities import Model
-    from pipeline.config import SamplerConfig
     from pipeline.metrics import SamplerMetrics
-    from pipeline.store import Manifest
 
-BLOCK_MS = 500  # the longest that a follower listens at a stretch, and so the longest that it takes to end
-BACKOFF_S = (0.1, 2.0)  # the first and the longest wait before Redis is tried again
-PIECE_BYTES = 1 << 18  # of a download
-STALLED_S = 60.0  # a version that is loaded for longer is told
 DISCOVER_S = 1.0  # how often models are looked for, where the configuration names none
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Live:
-    """One version, ready to answer. Nothing in it changes any more."""
-
-    manifest: Manifest
-    digest: str  # of the manifest
-    model: Model
-    input: ImageInput | TextInput
-    reads_whole: bool  # texts of any length
-    objects: Mapping[str, bytes] = field(
-        repr=False
-    )  # digest → bytes of what it was built from: the next one shares most
-
-
-def client(url: str) -> Redis:
-    """Redis for a sampler: a broken connection is tried once more at once. Waiting is up to the followers."""
-    return from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 1))
-
-
-def bounded(input: ImageInput | TextInput, settings: SamplerConfig) -> ImageInput | TextInput:
-    """The input of a stored version, within what this sampler lets in.
-
-    Raises:
-        ConfigError: its records are larger than that themselves.
-    """
-    most = {"max_bytes": min(input.max_bytes, settings.max_upload_bytes)}
-    size, bound, key = math.prod(input.shape[-2:]), settings.max_pixels, "max_pixels"
-    if isinstance(input, ImageInput):
-        most["max_pixels"] = min(input.max_pixels, settings.max_pixels)
-    else:
-        bound, key = settings.max_upload_bytes, "max_upload_bytes"
-    if size > bound:
-        raise ConfigError(
-            f"its records are of shape {input.shape}, over sampler.{key} = {bound}. Raise it to serve it."
-        )
-    return input.model_copy(update=most)
-
-
-def essentials(manifest: Manifest) -> dict[str, str]:
-    """What a weights file tells about itself: enough to build the model without the manifest."""
-    values = {key: getattr(manifest, key) for key in ("learner", "input", "options", "meta", "classes", "watermark")}
-    return {
-        "model": manifest.model,
-        "version": str(manifest.version),
-        "digest": manifest.digest,
-        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()},
-    }
-
-
-def weights(store: Store, manifest: Manifest, known: Mapping[str, bytes]) -> tuple[Iterator[bytes], int]:
-    """What serving needs as a safetensors file in pieces, one tensor in memory at a time, and the file's size.
-
-    Args:
-        known: digest → objects that need not be fetched.
-
-    Raises:
-        StoreError: the first tensor cannot be read; later ones end the pieces.
-    """
-    shapes = {name: (entry.dtype, entry.shape) for name, entry in manifest.serving.items()}
-    head, size = header(shapes, essentials(manifest))
-    arrays = store.each(manifest, "serving", known)
-    first = list(islice(arrays, 1))
-    pieces = (
-        array.data[start : start + PIECE_BYTES].tobytes()
-        for _, array in chain(first, arrays)
-        for start in range(0, array.data.nbytes, PIECE_BYTES)
-    )
-    return chain([head], pieces), len(head) + size
-
-
-class Room:
-    """What the versions that are served may take in memory together."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: dict[str, int] = {}  # bytes, by model
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def taken(self, manifest: Manifest) -> Iterator[None]:
-        """By a version that takes the place of its model's former one, or not where the context fails.
-
-        Raises:
-            ConfigError: there is not so much left.
-        """
-        model, needed = manifest.model, manifest.loaded_bytes("serving")
-        with self._lock:
-            before = self._taken.pop(model, 0)
-            left = self._most - sum(self._taken.values())
-            self._taken[model] = needed if needed <= left else before
-        if needed > left:
-            raise ConfigError(
-                f"Version {manifest.version} of {model} takes {needed} bytes, and the other models leave {left} of "
-                f"sampler.max_total_bytes = {self._most}. Raise it, or serve fewer."
-            )
-        try:
-            yield
-        except BaseException:
-            with self._lock:
-                self._taken[model] = before
-            raise
-
-    def leave(self, model: str) -> None:
-        """It is not served any more."""
-        with self._lock:
-            self._taken.pop(model, None)
-
-
-class Follower:
-    """Keeps one model's newest version live, on a thread of its own."""
-
-    def __init__(
-        self,
-        store: Store,
-        settings: SamplerConfig,
-        room: Room,
-        learner: str | None,
-        metrics: SamplerMetrics,
-        say: Callable[[str], None],
-    ) -> None:
-        self.store = store
-        self._room = room
-        self.live: Live | None = None
-        self.clock = time.monotonic
-        self.deleted = False  # on purpose: nobody waits for a version of it
-        self.unreachable_since_s: float | None = None  # Unix time since which Redis does not answer
-        self._settings = settings
-        self._learner = learner  # what the configuration gives for this model
-        self._metrics = metrics
-        self._say = say
-        self._stop = threading.Event()
-        self._problem: str | None = None
-        self._loading: tuple[int, float] | None = None  # a version, and since when
-        self._refused: tuple[str, str] | None = None  # a version that could not be loaded, and why: it is tried once
-        self._changed = threading.Condition()
-        self._thread = Background(self._loop, f"follow-{store.model}", self._set)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def broken(self) -> str | None:
-        """What ended the thread: no other version goes live."""
-        return self._thread.problem
-
-    @property
-    def problem(self) -> str | None:
-        """Why the newest version is not the live one."""
-        if self.broken is not None:
-            return f"{self.broken}, {self._stays}. Start the sampler again."
-        if (version := self.stalled) is None:
-            return self._problem
-        return (
-            f"Version {version} has been loaded for more than {STALLED_S:.0f} s, {self._stays}. If that does not "
-            "end, see to its model's code and to Redis, and start the sampler again."
-        )
-
-    @property
-    def stalled(self) -> int | None:
-        """The version that it does not come back from."""
-        loading = self._loading  # once: it ends at any moment
-        return loading[0] if loading is not None and self.clock() - loading[1] > STALLED_S else None
-
-    def stop(self) -> None:
-        """Has the thread end, within about BLOCK_MS where Redis answers."""
-        self._stop.set()
-
-    def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
-
-    def wait_for(self, predicate: Callable[[Follower], bool], timeout_s: float) -> bool:
-        """Waits for what a swap, a failure or an outage brings; False if it did not come in time."""
-        with self._changed:
-            return self._changed.wait_for(lambda: predicate(self), timeout_s)
-
-    def _loop(self) -> None:
-        last, wait_s = "0", BACKOFF_S[0]
-        while not self._stop.is_set():
-            try:
-                last = self._turn(last)
-            except BaseException as error:  # noqa: BLE001 - the thread's outermost loop, and it never ends by itself
-                self._failed(error)
-                self._stop.wait(wait_s)
-                wait_s = min(2 * wait_s, BACKOFF_S[1])
-            else:
-                wait_s = BACKOFF_S[0]
-
-    def _turn(self, last: str) -> str:
-        """Puts the head in service and listens a while; gives the last event that was heard."""
-        # The head is read at every turn: a missed event costs half a second, not a version.
-        self._to_head()
-        events = self.store.events(last, BLOCK_MS)
-        if ends := [e.kind for e in events if e.kind in ("reset", "delete") and e.model == self.store.model]:
-            self._forget(ends[-1] == "delete")
-        self._metrics.store_up(True)
-        problem = self._refused[1] if self._refused else None
-        if (self.unreachable_since_s, self._problem) != (None, problem):
-            self._set(unreachable_since_s=None, _problem=problem)
-        return events[-1].id if events else last
-
-    def _failed(self, error: BaseException) -> None:
-        """A turn came to nothing; another is made, unless the end is what it came to: its connection is closed then."""
-        if self._stop.is_set():
-            return
-        if isinstance(error, StoreError) and error.retriable:
-            if self.unreachable_since_s is None:
-                self._metrics.store_up(False)
-                self._set(unreachable_since_s=time.time())
-                self._say(f"{error} {self.store.model}: what is live stays; trying again.")
-            return
-        problem = str(error) if isinstance(error, HeadraceError) else f"{type(error).__name__}: {error}"
-        if problem != self._problem:
-            self._set(_problem=problem)
-            self._say(f"{self.store.model}: {problem}")
-
-    def _to_head(self) -> None:
-        head = self.store.head()
-        if head is None:
-            return
-        self.deleted = False
-        if self.live and head.digest == self.live.digest:
-            self._refused = None
-            return
-        if self._refused and head.digest == self._refused[0]:
-            return
-        started = time.perf_counter()
-        self._loading = head.version, self.clock()
-        try:
-            manifest = self.store.manifest(head)
-            with self._room.taken(manifest):
-                live = self.load(manifest)
-            self._metrics.swapped(self.store.model, live.manifest, time.perf_counter() - started)
-        except BaseException as error:
-            if isinstance(error, StoreError) and error.retriable:
-                raise
-            if isinstance(error, NotFound | Corrupt) and self.store.head() != head:
-                return  # retention was faster than we; the next turn takes the new head
-            self._metrics.swap_failed(self.store.model)
-            problem = f"Version {head.version} cannot be served, {self._stays}: {type(error).__name__}: {error}"
-            self._set(_problem=problem, _refused=(head.digest, problem))
-            self._say(f"{self.store.model}: {problem}")
-        else:
-            self._set(live=live, _problem=None, _refused=None)
-        finally:
-            self._loading = None
-
-    @property
-    def _stays(self) -> str:
-        live = self.live
-        return f"version {live.manifest.version} stays live" if live else "nothing is live"
-
-    def _forget(self, deleted: bool) -> None:
-        """After a reset or a delete. A Redis that lost its data announces neither, and what is live stays."""
-        if self.store.head() is None:
-            self._room.leave(self.store.model)
-            self._set(live=None, _problem=None, _refused=None, deleted=deleted)
-
-    def load(self, manifest: Manifest) -> Live:
-        """A version, ready to answer; it shares what it can with the live one.
-
-        Raises:
-            NotFound, Corrupt, ValueError, KeyError, RuntimeError: it cannot be served.
-        """
-        before = self.live  # once: others than the follower's own thread ask too
-        objects = dict(before.objects) if before else {}
-        input_ = bounded(INPUT.validate_python(manifest.input), self._settings)
-        blueprint = blueprint_of(manifest, self._learner)
-        reads_whole = blueprint.reads_whole(blueprint.options.of_version(manifest.options))
-        model = load_model(self.store, manifest, blueprint, objects)
-        return Live(manifest, manifest.digest, model, input_, reads_whole, objects)
-
-    def _set(self, **attributes: Any) -> None:
-        with self._changed:
-            for name, value in attributes.items():
-                setattr(self, name, value)
-            self._changed.notify_all()
+Item = TypeVar("Item")
+ModelT = TypeVar("ModelT")
+Result = TypeVar("Result")
 
 
 class Serving:
@@ -415,3 +131,143 @@ class Serving:
                 f"Redis lists at least {len(found)} models, over sampler.max_models = {most}: some are not served. "
                 "Raise it, or name models in the configuration."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the routes work with.
+
+    Args:
+        places: requests that are admitted at one time, be their body read, decoded, queued or answered: the bound on
+            the memory that requests take.
+        decoders: by kind of record, so that a text does not wait for pictures.
+        slow_places: of these, what is on the sideline or waits for it.
+        readers: of the store, on threads that they share with what else is not `async`.
+        client: the address that asks.
+    """
+
+    config: SamplerConfig
+    serving: Serving
+    batcher: Batcher
+    sideline: Sideline
+    decoders: Mapping[str, Sideline]
+    places: Places
+    slow_places: Places
+    readers: Places
+    downloads: Places
+    registry: CollectorRegistry
+    clock: Callable[[], float]
+    client: str = ""
+
+    @property
+    def workers(self) -> list[Workers[Any]]:
+        """All that models and decoders run on."""
+        return [self.batcher, self.sideline, *self.decoders.values()]
+
+    @property
+    def given_up(self) -> int:
+        """Threads that never came back."""
+        return sum(workers.given_up for workers in self.workers)
+
+    def live(self, model: str, ability: Ability[ModelT]) -> Live[ModelT]:
+        """The version that is live now, if it answers that route.
+
+        Raises:
+            NotFound: no such model.
+            HTTPException: 503 without a version, 409 where the model does something else.
+        """
+        follower = self.serving.follower(model)
+        live = follower.live  # once: a reset may take it away at any moment
+        if live is None:
+            detail = follower.problem or "It has no version yet; one comes when its worker has learned."
+            raise refusal(503, "no-version", f"{model}: {detail}", **RETRY_AFTER)
+        return ability.of(live)
+
+    def known(self, live: Live[Any], label: str | None) -> None:
+        """
+        Raises:
+            HTTPException: 422 where the model has not learned that label.
+        """
+        if label is not None and label not in live.model.classes:
+            known = ", ".join(live.model.classes[:50]) or "none yet"
+            raise refusal(422, "label", f"{live.manifest.model} has learned no label {label!r}. Known: {known}.")
+
+    def bounded(self, name: str, value: int | None, default: int, most: int) -> int:
+        """What is asked, or else the default, as far as it may be asked.
+
+        Raises:
+            HTTPException: 422 where more is asked than the configuration allows one request.
+        """
+        if value is not None and value > most:
+            raise refusal(422, "invalid", f"{name} = {value}: at most {most} at one time. Ask for less.")
+        return value or min(default, most)
+
+    @contextmanager
+    def place(self, places: Places | None = None) -> Iterator[None]:
+        """Admits one request that costs memory and computing time.
+
+        Raises:
+            HTTPException: 503 where there is no place, or none for this client.
+        """
+        try:
+            with (places or self.places).place(self.client):
+                yield
+        except Full:
+            raise refusal(503, "busy", "Too many requests at one time. Try again in a second.", **RETRY_AFTER) from None
+
+    async def batched(
+        self,
+        run: Callable[[Live[ModelT], Sequence[Item]], Sequence[Result]],
+        live: Live[ModelT],
+        item: Item,
+        rows: int = 1,
+    ) -> Result:
+        """The item's result, computed by the batcher. Raises as `ended`."""
+        with ended():
+            return await asyncio.wrap_future(self.batcher.submit(self.client, run, live, item, rows))
+
+    async def aside(self, live: Live[Any], work: Callable[[], Result]) -> Result:
+        """What the work gives, on the sideline. Raises as `place` and `ended`."""
+        with self.place(self.slow_places), ended():
+            return await asyncio.wrap_future(self.sideline.submit(self.client, live.manifest.model, work))
+
+    async def decoded(self, live: Live[Any], work: Callable[..., Result], *arguments: Any) -> Result:
+        """What the work gives, on the threads that read and write such records. Raises as `ended`."""
+        with ended():
+            decoders = self.decoders[live.input.kind]
+            return await asyncio.wrap_future(decoders.submit(self.client, live.manifest.model, work, *arguments))
+
+
+@contextmanager
+def ended() -> Iterator[None]:
+    """
+    Raises:
+        HTTPException: 503 where the model never ends, or the sampler does; 504 where what was asked takes too long.
+    """
+    try:
+        yield
+    except Stalled as error:
+        raise refusal(503, "stalled", str(error)) from None
+    except Broken as error:
+        raise refusal(503, "broken", str(error)) from None
+    except Ending as error:
+        raise refusal(503, "ending", str(error), **RETRY_AFTER) from None
+    except TimeoutError:
+        raise refusal(504, "timeout", f"It was not done within {ANSWER_S:.0f} s. Ask for less.") from None
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return replace(service, client=request.client.host if request.client else "")
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+
+
+async def _reading(service: ServiceOf) -> AsyncIterator[None]:
+    """A place among those who wait for the store: it may be slow."""
+    with service.place(service.readers):
+        yield
+
+
+READS = [Depends(_reading)]

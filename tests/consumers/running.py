@@ -12,8 +12,8 @@ import httpx
 import uvicorn
 
 from consumers.sampler.app import open_server
-from consumers.sampler.routes import Service
-from consumers.sampler.service import Follower
+from consumers.sampler.follower import Follower
+from consumers.sampler.service import Service
 from pipeline.config import Config, validate
 from tests.consumers.marked import NAME, TEXT
 

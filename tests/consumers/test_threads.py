@@ -14,7 +14,8 @@ from rich.console import Console
 from consumers.demo import data as demo_data, demo
 from consumers.processes import Processes, processes
 from consumers.sampler.batcher import Batcher, Sideline
-from consumers.sampler.service import Follower, Serving
+from consumers.sampler.follower import Follower
+from consumers.sampler.service import Serving
 from consumers.worker.committer import Committer, Lease, Snapshot
 from consumers.worker.decoding import Decoding
 from consumers.worker.stalls import Stalls

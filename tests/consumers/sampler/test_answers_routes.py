@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from consumers.loading import load_model
-from consumers.sampler.answers import image_seeds
+from consumers.sampler.routes_texts import seeds_of
 from models.capabilities import Autoencoder
 from models.generator import between
 from models.registry import BUILTIN
@@ -102,7 +102,7 @@ def test_the_way_between_two_seeds_begins_and_ends_at_what_they_draw(sampler: Ru
         one: dict[str, Any] = {"n": 1, "seed": seed, "label": "left", "format": "json"}
         drawn = listed(sampler.client.get("/models/drawings/generate", params=one))[0]
         np.testing.assert_allclose(end.astype(int), drawn.astype(int), atol=1)  # of the codes' last bits
-    start, end = vae.latents([image_seeds(seed, 1)[0] for seed in (1, 2)])
+    start, end = vae.latents([seeds_of(seed, 1)[0] for seed in (1, 2)])
     np.testing.assert_array_equal(way, vae.draw(between(start, end, 5), ["left"] * 5).numpy()[:, 0])
     row = sampler.client.get(url, params=ask)
     stands(row, "drawings")
@@ -130,7 +130,7 @@ def test_a_picture_is_encoded_reconstructed_and_varied(sampler: Running, vae: Au
     np.testing.assert_array_equal(varied(0, 2), np.stack([seen(reconstructed.content)] * 2))
     new: dict[str, Any] = {"n": 3, "seed": 5, "label": "right", "format": "json"}
     np.testing.assert_array_equal(varied(1, 3), listed(sampler.client.get("/models/drawings/generate", params=new)))
-    codes = 0.6 * mean + 0.8 * vae.latents(image_seeds(5, 3))
+    codes = 0.6 * mean + 0.8 * vae.latents(seeds_of(5, 3))
     np.testing.assert_array_equal(varied(0.8, 3), vae.draw(codes, ["right"] * 3).numpy()[:, 0])
     np.testing.assert_array_equal(varied(0.8, 2), varied(0.8, 3)[:2])
     sheet = sampler.client.post("/models/drawings/vary?n=4&seed=5", content=file(pixels))
@@ -145,7 +145,7 @@ def test_a_film_strip_shows_the_same_codes_by_many_versions(
     made: tuple[Running, dict[str, Maker]], sampler: Running
 ) -> None:
     store = made[1]["drawings"].store
-    seeds = image_seeds(9, 2)
+    seeds = seeds_of(9, 2)
     columns = []
     for version in (1, 2, 3):
         model: Any = load_model(store, store.manifest(version), BUILTIN["image-vae"])

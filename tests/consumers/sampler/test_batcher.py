@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from consumers.sampler.batcher import STALLED_S, Batcher, Sideline
-from consumers.sampler.service import Live
+from consumers.sampler.follower import Live
 from consumers.workers import ANSWER_S, Places, Stalled
 from pipeline.config import TextInput
 
@@ -27,7 +27,7 @@ def batcher() -> Iterator[Batcher]:
     batcher.close()
 
 
-def version(model: str = "model") -> Live:
+def version(model: str = "model") -> Live[Any]:
     """Any version: the batcher looks at its model's name, and hands it on."""
     manifest: Any = SimpleNamespace(model=model)
     nothing: Any = None
@@ -39,9 +39,9 @@ class Pass:
 
     def __init__(self) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
-        self.batches: list[tuple[Live, list[int]]] = []
+        self.batches: list[tuple[Live[Any], list[int]]] = []
 
-    def __call__(self, live: Live, items: Sequence[int]) -> list[int]:
+    def __call__(self, live: Live[Any], items: Sequence[int]) -> list[int]:
         self.entered.set()
         assert self.go.wait(WAIT_S)
         self.batches.append((live, list(items)))
@@ -70,7 +70,7 @@ def test_a_pass_is_bounded_in_rows_but_one_request_may_be_larger(batcher: Batche
 
 
 def test_a_pass_that_raises_fails_its_own_requests_alone(batcher: Batcher) -> None:
-    def fail(live: Live, items: Sequence[int]) -> list[int]:
+    def fail(live: Live[Any], items: Sequence[int]) -> list[int]:
         raise ZeroDivisionError("the model divides")
 
     live = version()
@@ -87,7 +87,7 @@ class Odd:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, live: Live, items: Sequence[int]) -> Any:
+    def __call__(self, live: Live[Any], items: Sequence[int]) -> Any:
         match self.name:
             case "too few":
                 return items[1:]

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from redis import Redis
 
-from consumers.sampler.answers import ROUTES
+from consumers.sampler.abilities import ABILITIES
 from consumers.worker.sources import Sources
 from models.learner import WarmStart
 from models.registry import BUILTIN
@@ -163,7 +163,7 @@ def asked_of(at: Running) -> Iterator[tuple[str, str, str, bytes | None]]:
     for name in ("", "/versions", "/versions/{ref}", "/versions/{ref}/weights"):
         yield "GET", f"/models/{{model}}{name}", f"/models/{states[0]['model']}{name.replace('{ref}', '1')}", None
     yield "DELETE", "/models/{model}/classify", f"/models/{states[0]['model']}/classify", None
-    assert {name for state in states for name in state["answers"]} == ROUTES.keys()
+    assert {name for state in states for name in state["answers"]} == {ability.route for ability in ABILITIES}
     for state, name in ((one, name) for one in states for name in one["answers"]):
         posted = name in ("classify", "recognise", "encode", "reconstruct", "vary", "restore", "restyle")
         content = sent[state["input"]["kind"]] if posted else None

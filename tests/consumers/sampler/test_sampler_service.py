@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from consumers.sampler import service as serving
+from consumers.sampler import follower as serving
 from consumers.sampler.batcher import STALLED_S
-from consumers.sampler.service import Follower, Live
+from consumers.sampler.follower import Follower, Live
 from consumers.workers import ANSWER_S
 from pipeline.client.sampling import SamplingClient
 from pipeline.errors import ConfigError
@@ -154,7 +154,7 @@ class Vanishing:
         self._lives = [follower.live]
 
     @property
-    def live(self) -> Live | None:
+    def live(self) -> Live[Any] | None:
         return self._lives.pop() if self._lives else None
 
     def __getattr__(self, name: str) -> Any:

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from consumers.loading import load_model
-from consumers.sampler.answers import standing
-from consumers.sampler.service import Follower, Live, Serving, bounded, client
+from consumers.sampler.follower import Follower, Live, bounded, client
+from consumers.sampler.service import Serving
 from models.capabilities import Classifier
 from models.learner import Blueprint
 from models.registry import BUILTIN
@@ -57,13 +57,13 @@ def serving(config: Config, redis: Redis) -> Iterator[tuple[Serving, CollectorRe
         serving.close()
 
 
-def live_at(follower: Follower, version: int) -> Live:
+def live_at(follower: Follower, version: int) -> Live[Any]:
     assert follower.wait_for(lambda f: f.live is not None and f.live.manifest.version >= version, PATIENCE_S)
     assert follower.live is not None
     return follower.live
 
 
-def marks(live: Live) -> list[float]:
+def marks(live: Live[Any]) -> list[float]:
     """What both tensors say, in updates."""
     assert isinstance(live.model, Classifier)
     probabilities = live.model.classify(torch.zeros(1, 8, dtype=torch.int32))
@@ -178,7 +178,7 @@ def test_a_number_that_is_none_is_not_known(redis: Redis, redis_url: str, family
     rewritten(redis, store, lag_records=lag)
     with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
         live = live_at(served.follower(family), 2)
-        assert standing(live, 0.0)["lag_records"] == (None if lag == "1e999" else int(1e300))
+        assert live.standing(0.0)["lag_records"] == (None if lag == "1e999" else int(1e300))
 
 
 @pytest.mark.parametrize("name", ["newest_timestamp_ms", "created_ms", "updates", "learned", "0"])

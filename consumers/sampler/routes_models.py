@@ -1,0 +1,90 @@
+"""The sampler's routes that tell what is served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from consumers.sampler.abilities import ABILITIES, answers
+from consumers.sampler.examples import MODEL, STANDING, Example
+from consumers.sampler.service import ServiceOf
+from models.capabilities import Restorer
+from pipeline.client import Standing
+
+if TYPE_CHECKING:
+    from consumers.sampler.follower import Follower
+
+ROUTES = ", ".join(ability.route for ability in ABILITIES)
+STATE = {
+    "model": "digits",
+    "answers": ["classify"],
+    "standing": STANDING,
+    "problem": None,
+    "created_ms": 1_764_500_000_000,
+    "learner": "image-analytic",
+    "input": {"kind": "image", "size": [28, 28], "channels": 1, "fit": "letterbox", "background": 0},
+    "classes": ["1", "7"],
+    "kinds": [],
+    "updates": 294,
+    "counts": {"learned": 9198, "held_out": 190},
+    "metrics": {"prequential_accuracy": 0.972, "prequential_loss": 0.0725},
+    "diagnoses": {},
+}
+EXAMPLES = {"/models": Example([STATE]), MODEL: Example(STATE)}
+router = APIRouter(tags=["models"])
+
+
+class ModelState(BaseModel):
+    """A model as it is served at this moment; what is null is not known before its first version."""
+
+    model: str
+    answers: list[str] = Field(description=f"the routes below this model that it answers, of: {ROUTES}")
+    standing: Standing | None
+    problem: str | None = Field(description="why the newest version is not the live one")
+    created_ms: int | None = None
+    learner: str | None = None
+    input: dict[str, Any] | None = None
+    classes: list[str] = []
+    kinds: list[str] = Field([], description="of damage that it undoes")
+    updates: int | None = None
+    counts: dict[str, int] = Field({}, description="records by outcome")
+    metrics: dict[str, float | None] = Field({}, description="prequential: predicted first, then learned")
+    diagnoses: dict[str, str] = Field({}, description="why it does badly, if it does, and what to do")
+
+
+@router.get("/models")
+async def list_models(service: ServiceOf) -> list[ModelState]:
+    """Every model: its live version, its classes, its metrics, how fresh it is."""
+    now_s = service.clock()
+    return [model_state(name, follower, now_s) for name, follower in service.serving.followers().items()]
+
+
+@router.get("/models/{model}")
+async def get_model(model: str, service: ServiceOf) -> ModelState:
+    """One model."""
+    return model_state(model, service.serving.follower(model), service.clock())
+
+
+def model_state(name: str, follower: Follower, now_s: float) -> ModelState:
+    """What there is to say about a model at this moment."""
+    live = follower.live
+    if live is None:
+        return ModelState(model=name, answers=[], standing=None, problem=follower.problem or "It has no version yet.")
+    manifest = live.manifest
+    return ModelState(
+        model=name,
+        answers=answers(live),
+        standing=Standing(**live.standing(now_s)),
+        problem=follower.problem,
+        created_ms=manifest.created_ms,
+        learner=manifest.learner,
+        input=manifest.input,
+        classes=manifest.classes,
+        kinds=list(live.model.kinds) if isinstance(live.model, Restorer) else [],
+        updates=manifest.updates,
+        counts=manifest.counts,
+        metrics=manifest.metrics,
+        diagnoses=manifest.diagnoses,
+    )
