@@ -230,6 +230,10 @@ def test_what_is_said_runs(pages: list[Path], shell: Shell, monkeypatch: pytest.
         runpy.run_path(str(script))
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README[0].read_text("utf-8").splitlines()) <= 150
+
+
 def test_no_command_is_left_out() -> None:
     told = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```sh" in page.read_text("utf-8")]
     assert told == sorted(PAGES + ELSEWHERE)
