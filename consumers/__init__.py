@@ -1,1 +1,1 @@
-"""The processes, where log, store and learners meet: trainer, sampler, command line."""
+"""headrace's processes, where log, store and learners meet: trainer, sampler, command line."""

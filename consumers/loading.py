@@ -14,7 +14,7 @@ from models.acquainted import acquainted
 from models.learner import Blueprint
 from models.registry import BUILTIN
 from pipeline.config import INPUT
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Corrupt
 from pipeline.own_code import own
 from pipeline.words import near
 
@@ -58,9 +58,25 @@ def blueprint_of(manifest: Manifest, learner: str | None) -> Blueprint:
     if manifest.learner != learner:
         raise ConfigError(
             f"it was learned by {manifest.learner}, which is not built in. "
-            f"If you trust it, set models.{manifest.model}.learner to it in the sampler's configuration."
+            f"If you trust it, set models.{manifest.model}.learner to it in the configuration here."
         )
     return resolve_blueprint(manifest.learner)
+
+
+def module(manifest: Manifest, arrays: Mapping[str, Array], learner: str | None) -> Model:
+    """What `Pulled.module` gives: a pulled version as a model on the CPU.
+
+    Raises:
+        ConfigError: it was learned by code that the configuration does not name.
+        Corrupt: its weights do not fit the model that its manifest describes.
+    """
+    try:
+        return build(manifest, arrays, blueprint_of(manifest, learner))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise Corrupt(
+            f"Version {manifest.version} of {manifest.model} gives no model: {type(error).__name__}: {error}. "
+            f"Pull another version."
+        ) from error
 
 
 def load_model(

@@ -9,6 +9,7 @@ with Client(load(Path("headrace.toml"), environ={})) as client:
     client.publish_image("digits", Path("seven.png"), label="7")
     newest = client.pull("digits")
     print(newest.manifest.version, newest.tensors())
+    model = newest.module()  # an nn.Module
     print(client.classify("digits", Path("seven.png")).label)
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 from pipeline.client.sampling import Picture, SamplingClient, encoded
@@ -50,10 +52,15 @@ WAIT_MS = 1000  # how long one call waits for an event
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pulled:
-    """One version: what it is, and its serving weights."""
+    """One version: what it is, and its serving weights.
+
+    Args:
+        learner: what the configuration names for the model, if it knows it.
+    """
 
     manifest: Manifest
     arrays: Mapping[str, Array]
+    learner: str | None = None
 
     def safetensors(self) -> bytes:
         """The weights as one safetensors file."""
@@ -65,6 +72,20 @@ class Pulled:
         from safetensors.torch import load as tensors
 
         return tensors(self.safetensors())
+
+    def module(self) -> torch.nn.Module:
+        """The version as a model on the CPU, ready to be asked. What each can do, `models.capabilities` says.
+
+        Code of a user's own is imported where the configuration names it for this model, and nowhere else.
+
+        Raises:
+            ConfigError: the learner is not built in, and not named by the configuration.
+            Corrupt: the weights do not fit the model that the manifest describes.
+        """
+        # `pipeline` knows no model: the part of headrace that does is named in its distribution.
+        [build] = metadata.distribution("headrace").entry_points.select(group="headrace.modules")
+        model: torch.nn.Module = build.load()(self.manifest, self.arrays, self.learner)
+        return model
 
 
 class Client(SamplingClient):
@@ -166,7 +187,8 @@ class Client(SamplingClient):
         """
         store = self._store(model)
         manifest = store.manifest(store.resolve(ref))
-        return Pulled(manifest, store.arrays(manifest, "serving"))
+        table = self._config.models.get(model)
+        return Pulled(manifest, store.arrays(manifest, "serving"), table.learner if table else None)
 
     def follow(self, model: str) -> Iterator[Ref]:
         """The newest version, if there is one, and then every further one as it appears, without end.
