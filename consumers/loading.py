@@ -13,9 +13,9 @@ from consumers.metered import Metered
 from models.acquainted import acquainted
 from models.learner import Blueprint
 from models.registry import BUILTIN
-from pipeline.config import INPUT
 from pipeline.errors import ConfigError, Corrupt
 from pipeline.own_code import own
+from pipeline.records import as_input
 from pipeline.words import near
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint)
         ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
     """
     options = blueprint.options.of_version(manifest.options)
-    shape = INPUT.validate_python(manifest.input).shape
+    shape = as_input(manifest.input).shape
     weights, stored = tensors(arrays), sum(array.data.nbytes for array in arrays.values())
     # A user's own model may make what it likes.
     with Metered(stored) if blueprint in BUILTIN.values() else nullcontext():

@@ -292,9 +292,9 @@ def parted(state: Mapping[str, Any], prefix: str = PREFIX) -> tuple[dict[str, An
 
 def acquainted(blueprint: Blueprint) -> Blueprint:
     """The same, and where its options are `AcquaintedOptions` with a share that may be called unknown, acquainted."""
-    if not issubclass(blueprint.options, AcquaintedOptions):
+    kind = KINDS.get(blueprint.input)
+    if kind is None or not issubclass(blueprint.options, AcquaintedOptions):
         return blueprint
-    kind = KINDS[blueprint.input]
 
     def learner(options: AcquaintedOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> Learner:
         made = blueprint.learner(options, shape, seed, device)

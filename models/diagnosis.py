@@ -179,8 +179,8 @@ def few_records(seen: Measured) -> str | None:
     if seen.classes < 2 or each >= ENOUGH or many_classes(seen):
         return None
     row = bisect_right(EACH, each) - 1
-    likely = " and ".join(f"about {shares[row]:.0%} on {name}" for name, shares in EXPECTED[seen.kind].items())
-    expected = f"expect {likely}, as measured" if row >= 0 else "a beginning"
+    likely = " and ".join(f"about {shares[row]:.0%} on {name}" for name, shares in EXPECTED.get(seen.kind, {}).items())
+    expected = f"expect {likely}, as measured" if row >= 0 and likely else "a beginning"
     return (
         f"{seen.records:,} records of {seen.classes:,} classes, {each:,} of each: {expected}. "
         f"Publish more, {ENOUGH} of each."

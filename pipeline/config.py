@@ -12,16 +12,19 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     IPvAnyNetwork,
-    TypeAdapter,
+    SerializeAsAny,
     ValidationError,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError
+from pipeline.inputs import Input
+from pipeline.records import KINDS, as_input
 from pipeline.words import near, said
 
 ENV_PREFIX = "HEADRACE__"
@@ -110,49 +113,6 @@ class SamplerConfig(Section):
     threads: int = Field(1, ge=1)
 
 
-def _size(value: int | tuple[int, int]) -> tuple[int, int]:
-    size = value if isinstance(value, tuple) else (value, value)
-    if min(size) < 1:
-        raise ValueError("give at least 1 pixel, or [height, width]")
-    return size
-
-
-class ImageInput(Section):
-    """How a picture becomes (C, H, W) uint8. Kept in the manifest; the same in worker and sampler."""
-
-    kind: Literal["image"] = "image"
-    size: Annotated[int | tuple[int, int], AfterValidator(_size)] = 28  # H, W in pixels
-    channels: Literal[1, 3, 4] = 3  # grey, RGB, RGBA
-    fit: Literal["resize", "crop", "letterbox"] = "letterbox"
-    background: int = Field(0, ge=0, le=255)  # behind letterboxes, and behind alpha where it is not a channel
-    max_bytes: int = Field(10 << 20, ge=1)
-    max_pixels: int = Field(40_000_000, ge=1)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W)"""
-        height, width = _size(self.size)
-        return (self.channels, height, width)
-
-
-class TextInput(Section):
-    """How a text becomes (L,) int32 Unicode code points, zero-padded. Of what is longer than `max_chars` most learners
-    read the beginning."""
-
-    kind: Literal["text"] = "text"
-    max_chars: int = Field(2000, ge=1)
-    max_bytes: int = Field(1 << 20, ge=1)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(L,)"""
-        return (self.max_chars,)
-
-
-Input = Annotated[ImageInput | TextInput, Field(discriminator="kind")]
-INPUT: TypeAdapter[ImageInput | TextInput] = TypeAdapter(Input)
-
-
 class HoldOutConfig(Section):
     """Records that are never learned, to ask a model what it cannot know. `slots` is fixed once it is above 0."""
 
@@ -191,7 +151,7 @@ class ModelConfig(Section):
 
     topics: tuple[str, ...] = Field(min_length=1)
     learner: str  # a built-in name, or module:Blueprint of the user's own
-    input: Input
+    input: Annotated[SerializeAsAny[Input], BeforeValidator(as_input)]
     options: dict[str, Any] = {}  # the learner's own
     decoder: str | None = None  # module:function of the user's own
     family: str | None = Field(None, pattern=NAME)  # default: the model's name
@@ -343,6 +303,8 @@ def _known(loc: tuple[int | str, ...]) -> list[str]:
 
 def _sections(annotation: Any) -> list[Any]:
     """The tables that a value of this type may be."""
+    if annotation is Input:
+        return list(KINDS.values())
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [found for inner in get_args(annotation) for found in _sections(inner)]

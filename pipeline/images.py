@@ -27,20 +27,20 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from pydantic import AfterValidator, Field
 
 from pipeline.containers import Picture, unpacked
 from pipeline.errors import RecordError
+from pipeline.inputs import Content, Input, error_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from pipeline.config import ImageInput
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112  # the EXIF tag
@@ -74,6 +74,40 @@ DAMAGE = (
 )
 
 
+def _size(value: int | tuple[int, int]) -> tuple[int, int]:
+    size = value if isinstance(value, tuple) else (value, value)
+    if min(size) < 1:
+        raise ValueError("give at least 1 pixel, or [height, width]")
+    return size
+
+
+class ImageInput(Input):
+    """How a picture becomes (C, H, W) uint8."""
+
+    media = "image/*"
+    dtype = "uint8"
+    decoders = 2
+
+    kind: Literal["image"] = "image"
+    size: Annotated[int | tuple[int, int], AfterValidator(_size)] = 28  # H, W in pixels
+    channels: Literal[1, 3, 4] = 3  # grey, RGB, RGBA
+    fit: Literal["resize", "crop", "letterbox"] = "letterbox"
+    background: int = Field(0, ge=0, le=255)  # behind letterboxes, and behind alpha where it is not a channel
+    max_bytes: int = Field(10 << 20, ge=1)
+    max_pixels: int = Field(40_000_000, ge=1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        height, width = _size(self.size)
+        return (self.channels, height, width)
+
+    def array(self, content: Content, *, whole: bool = False) -> NDArray[np.uint8]:
+        if isinstance(content, str):
+            raise RecordError("decoder", "gave a text, and the model reads pictures. Give bytes or a PIL image.")
+        return _opened_array(content, self) if isinstance(content, Image.Image) else image_array(content, self)
+
+
 def image_array(content: bytes | Image.Image, input: ImageInput) -> NDArray[np.uint8]:
     """The picture as (C, H, W) uint8, contiguous; it may be read-only.
 
@@ -92,6 +126,18 @@ def image_array(content: bytes | Image.Image, input: ImageInput) -> NDArray[np.u
     except DAMAGE as error:
         raise RecordError("undecodable", f"the picture cannot be read ({type(error).__name__}: {error}).") from None
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _opened_array(image: Image.Image, input: ImageInput) -> NDArray[np.uint8]:
+    """As `image_array`, of a picture that foreign code has made: of any class, size, and state."""
+    try:
+        if min(image.size) < 1:
+            raise RecordError("decoder", f"gave a picture of {image.width}×{image.height} pixels.")
+        return image_array(image, input)
+    except RecordError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever its methods do
+        raise RecordError("decoder", f"gave a picture that cannot be read: {error_text(error)}.") from None
 
 
 def upright_size(content: bytes, input: ImageInput) -> tuple[int, int]:

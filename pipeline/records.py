@@ -63,24 +63,28 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
-from pipeline.config import ImageInput, TextInput
 from pipeline.errors import ConfigError, RecordError
-from pipeline.images import image_array
+from pipeline.images import ImageInput
+from pipeline.inputs import Content, Input, error_text
 from pipeline.own_code import own
+from pipeline.texts import BYTE_ORDER_MARK, TextInput, composed
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+
+#: The kinds of record that a model can read, by the `kind` of its input.
+KINDS: dict[str, type[Input]] = {"image": ImageInput, "text": TextInput}
 
 MAX_NAME_CHARS = 200  # of a label or an id
 REASONS = ("undecodable", "too-large", "empty", "content-type", "label", "id", "decoder")
-BYTE_ORDER_MARK = "\ufeff"
 CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # Unicode's categories of controls, separators of lines, halves of characters
 ORIGIN, FOR = "headrace-origin", "headrace-for"  # headers of a requeued record
 
@@ -103,7 +107,7 @@ class Record:
 class Payload:
     """What a decoder makes of a record: the picture or text itself, and what is known about it."""
 
-    content: bytes | str | Image.Image
+    content: Content
     label: str | None = None
     id: str | None = None
     content_type: str | None = None
@@ -154,6 +158,20 @@ class Skipped:
     reason: str  # "tombstone", "requeued", "unlabelled" or "label-replaced"
 
 
+def as_input(described: object) -> Input:
+    """The input that a table of the configuration or of a manifest describes.
+
+    Raises:
+        ValueError: it is of no kind that there is, or does not fit its kind.
+    """
+    if isinstance(described, Input):
+        return described
+    kind = described.get("kind") if isinstance(described, Mapping) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind = {kind!r:.40} is none of {', '.join(map(repr, KINDS))}: set one")
+    return KINDS[kind].model_validate(described)
+
+
 class RecordDecoder:
     """Record → example, for one model. Holds no state: threads may share it.
 
@@ -163,7 +181,7 @@ class RecordDecoder:
 
     def __init__(
         self,
-        input: ImageInput | TextInput,
+        input: Input,
         *,
         needs_label: bool,
         decode: PayloadDecoder | None = None,
@@ -201,10 +219,10 @@ class RecordDecoder:
         return self._example(Example(record, x, label, id_))
 
     def _example(self, example: Example) -> Example:
-        """What the model reads of one that has all of its text."""
-        if not isinstance(self._input, TextInput) or len(example.x) == self._input.max_chars:
+        """What the model reads of one that is whole."""
+        if example.x.shape == self._input.shape:
             return example
-        beginning = example.x[: self._input.max_chars].copy()  # else it keeps the rest in memory
+        beginning = example.x[: self._input.shape[0]].copy()  # else it keeps the rest in memory
         if self._reads_whole:
             return replace(example, x=beginning, whole=example.x)
         return replace(example, x=beginning, is_cut=True)
@@ -246,11 +264,7 @@ def from_headers(record: Record) -> Payload:
 
 
 def input_array(
-    content: bytes | str | Image.Image,
-    input: ImageInput | TextInput,
-    content_type: str | None = None,
-    *,
-    whole: bool = False,
+    content: Content, input: Input, content_type: str | None = None, *, whole: bool = False
 ) -> NDArray[Any]:
     """What a model is fed with, the same in worker and sampler: (C, H, W) uint8 or (L,) int32.
 
@@ -261,49 +275,8 @@ def input_array(
         RecordError: with a reason of the table above.
     """
     if content_type is not None:
-        _check_content_type(content_type, input.kind)
-    if isinstance(input, ImageInput):
-        if isinstance(content, str):
-            raise RecordError("decoder", "gave a text, and the model reads pictures. Give bytes or a PIL image.")
-        return _opened_array(content, input) if isinstance(content, Image.Image) else image_array(content, input)
-    if isinstance(content, Image.Image):
-        raise RecordError("decoder", "gave a picture, and the model reads texts. Give bytes or a str.")
-    return text_array(content, input, whole=whole)
-
-
-def _opened_array(image: Image.Image, input: ImageInput) -> NDArray[np.uint8]:
-    """As `image_array`, of a picture that foreign code has made: of any class, size, and state."""
-    try:
-        if min(image.size) < 1:
-            raise RecordError("decoder", f"gave a picture of {image.width}×{image.height} pixels.")
-        return image_array(image, input)
-    except RecordError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever its methods do
-        raise RecordError("decoder", f"gave a picture that cannot be read: {_told(error)}.") from None
-
-
-def text_array(content: bytes | str, input: TextInput, *, whole: bool = False) -> NDArray[np.int32]:
-    """Unicode code points (L,) int32, zero-padded; of a longer text the beginning, or the `whole`.
-
-    Raises:
-        RecordError: "too-large", "undecodable" or "empty".
-    """
-    try:
-        raw = content.encode() if isinstance(content, str) else content
-        if len(raw) > input.max_bytes:
-            raise RecordError("too-large", f"{len(raw)} bytes, over max_bytes = {input.max_bytes}.")
-        text = composed(raw.decode().removeprefix(BYTE_ORDER_MARK))
-    except UnicodeError as error:
-        raise RecordError("undecodable", f"not UTF-8: {error}.") from None
-    if not text:
-        raise RecordError("empty", "a text without characters.")
-    if "\0" in text:
-        raise RecordError("undecodable", "the text holds U+0000, which fills up short texts.")
-    points = np.frombuffer((text if whole else text[: input.max_chars]).encode("utf-32-le"), "<i4")
-    padded = np.zeros(max(len(points), input.max_chars), np.int32)
-    padded[: len(points)] = points
-    return padded
+        _check_content_type(content_type, input)
+    return input.array(content, whole=whole)
 
 
 def place_name(record: Record) -> str:
@@ -335,7 +308,7 @@ def load_decoder(path: str) -> PayloadDecoder:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code ends its record, not the worker
-            raise RecordError("decoder", f"{path} raised {_told(error)}.") from None
+            raise RecordError("decoder", f"{path} raised {error_text(error)}.") from None
 
     return decode
 
@@ -356,13 +329,6 @@ def _known(error: RecordError) -> RecordError:
     if error.reason in REASONS:
         return RecordError(error.reason, str(error.detail))
     return RecordError("decoder", f"{error.reason}: {error.detail}")
-
-
-def _told(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - of an error that cannot even be told
-        return type(error).__name__
 
 
 def _requeued_for(record: Record) -> bytes | None:
@@ -390,11 +356,6 @@ def id_in(record: Record) -> str | None:
         return None
 
 
-def composed(text: str) -> str:
-    """The one form of all texts that look like this one: Unicode's NFC."""
-    return unicodedata.normalize("NFC", text)
-
-
 def name_of(kind: str, text: str) -> str:
     """A label or an id as it is known: composed, without what surrounds it.
 
@@ -409,13 +370,13 @@ def name_of(kind: str, text: str) -> str:
     return found
 
 
-def _check_content_type(content_type: str, kind: str) -> None:
+def _check_content_type(content_type: str, input: Input) -> None:
     """RFC 9110, section 8.3: type "/" subtype *( ";" name "=" value ), case-insensitive."""
     media, _, parameters = content_type.partition(";")
     media = media.strip().lower()
-    if media != "application/octet-stream" and not media.startswith(f"{kind}/"):
-        raise RecordError("content-type", f"it is {content_type[:80]!r}, and the model reads {kind}/*.")
-    for parameter in parameters.lower().split(";") if kind == "text" else ():
+    if media != "application/octet-stream" and not fnmatchcase(media, input.media):
+        raise RecordError("content-type", f"it is {content_type[:80]!r}, and the model reads {input.media}.")
+    for parameter in parameters.lower().split(";") if input.media == "text/*" else ():
         name, _, value = parameter.strip().partition("=")
         if name == "charset" and value.strip('"') not in ("utf-8", "utf8", "us-ascii"):
             raise RecordError("content-type", f"{content_type[:80]!r}: publish texts as UTF-8.")

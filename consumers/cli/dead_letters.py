@@ -240,8 +240,7 @@ def _line(letter: DeadLetter) -> str:
 
 def _preview(content: bytes) -> str:
     """What the bytes are, for people: a picture in characters, the beginning of a text, or a few bytes."""
-    from pipeline.config import ImageInput
-    from pipeline.images import image_array
+    from pipeline.images import ImageInput, image_array
 
     try:
         rows = image_array(content, ImageInput(size=PREVIEW_SIZE, channels=1, fit="resize"))[0]

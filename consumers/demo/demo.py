@@ -32,13 +32,14 @@ from consumers.processes import Processes, processes
 from consumers.sampler.pictures import grid, png
 from models.capabilities import Classifier, Evaluated, Generator, Model
 from models.learner import Blueprint
-from pipeline.config import Config, TextInput, load
+from pipeline.config import Config, load
 from pipeline.errors import HeadraceError, NotFound, Stopped
 from pipeline.folders import private
 from pipeline.local import Local
 from pipeline.log import Publisher, Reader, ensure_topics
 from pipeline.records import input_array
 from pipeline.store import Manifest, Ref, Store, connect
+from pipeline.texts import TextInput
 from pipeline.threads import Background
 
 DIGITS_PER_S = 150.0

@@ -14,9 +14,9 @@ from threading import Event
 from consumers.publish.folders import listing
 from consumers.publish.outgoing import PLAIN, Outgoing, Refused, from_file, shown
 from consumers.publish.records import Way
-from pipeline.config import ImageInput
 from pipeline.errors import ConfigError, RecordError
 from pipeline.folders import private
+from pipeline.images import ImageInput
 from pipeline.records import input_array
 
 POLL_S = 0.5

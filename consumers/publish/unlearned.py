@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from consumers.publish.outgoing import Outgoing, shown
 from pipeline.config import Config, ModelConfig
@@ -57,9 +58,8 @@ def _reason(name: str, model: ModelConfig, record: Outgoing) -> tuple[str, str] 
     """Why a model does not learn the record: the slug of its outcome, and a sentence; None if it may learn it."""
     if model.decoder is not None:  # what it makes of the record is its own business
         return None
-    kind = model.input.kind
-    if not record.content_type.startswith(f"{kind}/"):
-        return "content-type", f"it reads {kind}s."
+    if not fnmatchcase(record.content_type, model.input.media):
+        return "content-type", f"it reads {model.input.kind}s."
     if len(record.value) > model.input.max_bytes:
         return "too-large", f"it reads up to models.{name}.input.max_bytes = {model.input.max_bytes:,}."
     if record.label is None and model.labels is None and ":" not in model.learner and model.learner not in UNLABELLED:

@@ -41,6 +41,7 @@ from consumers.workers import Places
 from pipeline import __version__
 from pipeline.errors import ConfigError, Exhausted
 from pipeline.metrics import SamplerMetrics
+from pipeline.records import KINDS
 from pipeline.threads import Background
 from pipeline.words import said
 
@@ -60,7 +61,6 @@ ROUTES = (
     routes_texts,
     routes_versions,
 )
-DECODERS = {"image": 2, "text": 1}  # records decoded at one time: bounds the memory that pixels take
 PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
 PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
 END_S = 5.0  # from the signal to the end of the process, whatever is at work
@@ -89,7 +89,7 @@ def create_app(
         Serving(config, redis, metrics, say),
         Batcher(max_rows=settings.max_batch, threads=settings.threads),
         Sideline("sideline", slots=settings.slots, threads=settings.threads),
-        {kind: Sideline("decode", slots=slots, threads=1) for kind, slots in DECODERS.items()},
+        {kind: Sideline("decode", slots=input_.decoders, threads=1) for kind, input_ in KINDS.items()},
         Places(PLACES_PER_BATCH * settings.max_batch),
         Places(PLACES_PER_SLOT * settings.slots),
         Places(READERS),

@@ -20,8 +20,10 @@ from redis.retry import Retry
 
 from consumers.loading import blueprint_of, load_model
 from models.capabilities import Model
-from pipeline.config import INPUT, ImageInput, TextInput
 from pipeline.errors import ConfigError, Corrupt, HeadraceError, NotFound, StoreError
+from pipeline.images import ImageInput
+from pipeline.inputs import Input
+from pipeline.records import as_input
 from pipeline.store import Store, from_url
 from pipeline.threads import Background
 
@@ -46,7 +48,7 @@ class Live(Generic[ModelT]):
     manifest: Manifest
     digest: str  # of the manifest
     model: ModelT
-    input: ImageInput | TextInput
+    input: Input
     reads_whole: bool  # texts of any length
     #: digest → bytes of what it was built from: the next one shares most
     objects: Mapping[str, bytes] = field(repr=False)
@@ -70,7 +72,7 @@ def client(url: str) -> Redis:
     return from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 1))
 
 
-def bounded(input: ImageInput | TextInput, settings: SamplerConfig) -> ImageInput | TextInput:
+def bounded(input: Input, settings: SamplerConfig) -> Input:
     """The input of a stored version, within what this sampler lets in.
 
     Raises:
@@ -284,7 +286,7 @@ class Follower:
         """
         before = self.live  # once: others than the follower's own thread ask too
         objects = dict(before.objects) if before else {}
-        input_ = bounded(INPUT.validate_python(manifest.input), self._settings)
+        input_ = bounded(as_input(manifest.input), self._settings)
         blueprint = blueprint_of(manifest, self._learner)
         reads_whole = blueprint.reads_whole(blueprint.options.of_version(manifest.options))
         model = load_model(self.store, manifest, blueprint, objects)

@@ -26,7 +26,8 @@ from models.capabilities import Generator
 from models.generator import between
 from pipeline.client import Code, Drawn, Interpolated, Pictures, Strip, Written
 from pipeline.errors import NotFound, RecordError
-from pipeline.records import composed, input_array
+from pipeline.records import input_array
+from pipeline.texts import composed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -15,7 +15,7 @@ from consumers.sampler.pictures import described, shown
 from consumers.sampler.service import Service, ServiceOf
 from consumers.sampler.uploads import PICTURE, of_any_size, picture_and_mask
 from pipeline.client import Pictures
-from pipeline.config import ImageInput
+from pipeline.images import ImageInput
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

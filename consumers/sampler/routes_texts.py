@@ -19,7 +19,7 @@ from consumers.sampler.examples import MODEL, STANDING, Example
 from consumers.sampler.service import Service, ServiceOf, ended
 from models.capabilities import Sampling
 from pipeline.client import Completed, Written
-from pipeline.records import composed
+from pipeline.texts import composed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

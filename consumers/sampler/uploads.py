@@ -10,9 +10,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from consumers.sampler.gate import refusal
-from pipeline.config import ImageInput
 from pipeline.errors import RecordError
-from pipeline.images import image_array, upright_size
+from pipeline.images import ImageInput, image_array, upright_size
 
 if TYPE_CHECKING:
     import numpy as np

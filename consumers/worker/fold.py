@@ -220,7 +220,7 @@ class Fold:
         if report.predicted is not None:
             hits = [predicted == label for predicted, label in zip(report.predicted, batch.labels, strict=True)]
         means = dict(report.metrics)
-        if self.settings.input.kind == "text":
+        if self.settings.input.is_cut:
             means[CUT] = sum(example.is_cut for example in examples) / len(examples)
         self.prequential.update(report.loss, hits, records=len(examples), metrics=means)
         far_above = self.loss_range.update(report.loss)
@@ -353,7 +353,7 @@ class Fold:
 
     def _begin_held_out(self) -> HeldOut:
         settings = self.settings
-        dtype = torch.uint8 if settings.input.kind == "image" else torch.int32
+        dtype: torch.dtype = getattr(torch, settings.input.dtype)
         policy: PolicyName = "balanced" if self.learner.needs_label else "reservoir"
         return HeldOut(settings.hold_out.slots, settings.input.shape, dtype, policy, settings.seed)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from consumers.bridge import tensors
 from models.learner import Reference, Source
-from pipeline.config import INPUT
 from pipeline.errors import ConfigError, NotFound, NotRepeatable
+from pipeline.records import as_input
 
 if TYPE_CHECKING:
     from consumers.worker.fold import Fold
@@ -95,7 +95,7 @@ class Sources:
 
 def _shape(described: Mapping[str, Any]) -> tuple[int, ...]:
 
-    return INPUT.validate_python(described).shape
+    return as_input(described).shape
 
 
 def read_folder(path: Path) -> Source:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.log.offsets import Partition
 from pipeline.log.reader import Reader
-from pipeline.records import composed, id_in
+from pipeline.records import id_in
 from pipeline.store.lineage import LEARNED
 from pipeline.store.store import HISTORY_BATCH
+from pipeline.texts import composed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from consumers.bridge import copied
 from models.learner import Batch, Blueprint, Learner, Options, Report, State, structural, update_generator
-from pipeline.config import INPUT
+from pipeline.records import as_input
 from pipeline.store.lineage import LineageBuilder
 from pipeline.store.manifest import About
 from pipeline.store.store import Store
@@ -144,7 +144,7 @@ class Maker:
     ) -> None:
         self.store = store
         self._name = learner
-        self._input = INPUT.validate_python(input)
+        self._input = as_input(input)
         self._options = blueprint.options(**options)
         self.learner: Learner = blueprint.learner(self._options, self._input.shape, 0, torch.device("cpu"))
         fence = store.acquire("test", 60)

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import Config, ImageInput, KafkaConfig, TextInput, load, validate
+from pipeline.config import Config, KafkaConfig, load, validate
 from pipeline.errors import ConfigError
+from pipeline.images import ImageInput
+from pipeline.texts import TextInput
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = """

@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.config import ImageInput
 from pipeline.containers import DECODING, unpacked
 from pipeline.errors import RecordError
-from pipeline.images import image_array
+from pipeline.images import ImageInput, image_array
 from tests.pipeline.bombs import LARGEST, READ, REFUSED, UNBOUNDED, chunk, png
 
 RNG = np.random.default_rng(0)
@@ -43,7 +42,7 @@ def test_what_nobody_can_bound_is_refused_by_name(made: Made) -> None:
 
 BOUNDED = """
 import resource, sys
-from pipeline.config import ImageInput
+from pipeline.images import ImageInput
 from pipeline.errors import RecordError
 from pipeline.images import image_array
 

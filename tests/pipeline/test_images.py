@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from pipeline.config import ImageInput
 from pipeline.errors import RecordError
-from pipeline.images import TURNS, image_array
+from pipeline.images import TURNS, ImageInput, image_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,8 +16,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from pipeline import records
-from pipeline.config import ImageInput, TextInput
 from pipeline.errors import ConfigError, RecordError
+from pipeline.images import ImageInput
 from pipeline.records import (
     Example,
     Label,
@@ -27,8 +27,8 @@ from pipeline.records import (
     Skipped,
     input_array,
     load_decoder,
-    text_array,
 )
+from pipeline.texts import TextInput, text_array
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -351,10 +351,10 @@ def test_every_reason_is_in_the_table() -> None:
     """The slugs that the sources raise are the slugs that the docstring explains."""
     import inspect
 
-    from pipeline import images
+    from pipeline import images, texts
 
     raised = set()
-    for module in (records, images):
+    for module in (records, images, texts):
         raised |= set(re.findall(r'RecordError\(\s*"([a-z-]+)"', inspect.getsource(module)))
         raised |= set(re.findall(r'(?:_text|_utf8|name_of)\(\w*,? ?"([a-z-]+)"', inspect.getsource(module)))
     documented = set(re.findall(r"^\| `([a-z-]+)` \|", str(records.__doc__).split("| reason |")[1], re.M))

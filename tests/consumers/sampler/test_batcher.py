@@ -14,7 +14,7 @@ import pytest
 from consumers.sampler.batcher import STALLED_S, Batcher, Sideline
 from consumers.sampler.follower import Live
 from consumers.workers import ANSWER_S, Places, Stalled
-from pipeline.config import TextInput
+from pipeline.texts import TextInput
 
 WAIT_S = 20.0
 

@@ -19,8 +19,7 @@ from consumers.sampler.abilities import ABILITIES
 from consumers.worker.sources import Sources
 from models.learner import WarmStart
 from models.registry import BUILTIN
-from pipeline.config import INPUT
-from pipeline.records import input_array
+from pipeline.records import as_input, input_array
 from pipeline.store.store import Store
 from tests.consumers.answering import TABLES, commit, file, maker, photo
 from tests.consumers.marked import Maker
@@ -40,7 +39,7 @@ BOUNDS: dict[str, Any] = {"max_samples": 4, "max_side": 32, "max_text_bytes": 64
 
 def learned(redis: Redis, family: str, way: Way, given: Mapping[str, str]) -> None:
     """One version of it, after two updates."""
-    blueprint, input_ = BUILTIN[way.learner], INPUT.validate_python(dict(way.input))
+    blueprint, input_ = BUILTIN[way.learner], as_input(dict(way.input))
     store, options = Store(redis, family, family), filled(way.options, given)
     made = Maker(store, way.learner, blueprint, way.input, **options)
     if isinstance(made.learner, WarmStart):

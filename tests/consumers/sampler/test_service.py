@@ -21,14 +21,16 @@ from consumers.sampler.service import Serving
 from models.capabilities import Classifier
 from models.learner import Blueprint
 from models.registry import BUILTIN
-from pipeline.config import ImageInput, SamplerConfig, TextInput
+from pipeline.config import SamplerConfig
 from pipeline.errors import ConfigError, NotFound
+from pipeline.images import ImageInput
 from pipeline.local.servers import EmbeddedRedis
 from pipeline.metrics import SamplerMetrics
 from pipeline.store.codec import from_numpy, sha256
 from pipeline.store.manifest import Ref
 from pipeline.store.rowlog import whole
 from pipeline.store.store import Store
+from pipeline.texts import TextInput
 from tests.consumers.marked import TEXT, Maker, MarkedLearner, MarkedModel, MarkedOptions, blueprint, marked, step
 from tests.consumers.running import PATIENCE_S, configuration
 

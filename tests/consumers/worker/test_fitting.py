@@ -10,9 +10,10 @@ import pytest
 from consumers.worker.fitting import config_changes, settled, shape_of, validated_options
 from models.learner import Options, structural, structural_fields
 from models.registry import BUILTIN
-from pipeline.config import ModelConfig, TextInput
+from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, StateMismatch
 from pipeline.store.manifest import Manifest
+from pipeline.texts import TextInput
 
 
 def settings(learner: str, **options: Any) -> ModelConfig:

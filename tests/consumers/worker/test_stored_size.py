@@ -15,8 +15,8 @@ from models.images.analytic import ImageAnalyticOptions
 from models.learner import Batch, Learner, update_generator
 from models.texts import analytic as text_analytic
 from models.texts.counts import TextAnalyticOptions
-from pipeline.config import TextInput
 from pipeline.store.store import Store
+from pipeline.texts import TextInput
 from tests.models.texts.test_analytic import rows_of
 from tests.pipeline.drafts import draft
 

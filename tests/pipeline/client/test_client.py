@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from pipeline.client.client import Client
-from pipeline.config import Config, ImageInput, KafkaConfig, RedisConfig, TextInput, validate
+from pipeline.config import Config, KafkaConfig, RedisConfig, validate
 from pipeline.errors import ConfigError, NotFound, RecordError, TopicMissing
+from pipeline.images import ImageInput
 from pipeline.log.reader import Reader
 from pipeline.records import Example, Record, RecordDecoder
 from pipeline.store.codec import Array, from_numpy
@@ -19,6 +20,7 @@ from pipeline.store.lineage import LineageBuilder
 from pipeline.store.manifest import About, Ref
 from pipeline.store.store import Store
 from pipeline.store.writer import Draft
+from pipeline.texts import TextInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from kafka import TopicPartition
 
 from pipeline.client.client import Client
-from pipeline.config import Config, KafkaConfig, RedisConfig, TextInput
+from pipeline.config import Config, KafkaConfig, RedisConfig
 from pipeline.errors import LogError, OffsetsGone, RecordError, StoreError
 from pipeline.log import dead_letters
 from pipeline.log.admin import ensure_topics
@@ -35,6 +35,7 @@ from pipeline.log.publisher import Publisher
 from pipeline.records import Example, Record, RecordDecoder, Skipped
 from pipeline.store.lineage import Runs
 from pipeline.store.store import Store
+from pipeline.texts import TextInput
 from tests.pipeline import raw
 from tests.pipeline.drafts import draft, taken, weights
 from tests.services import Topics, unique
