@@ -14,8 +14,8 @@ from PIL import Image
 
 from consumers.demo.data import png, text_stream, texts
 from pipeline.config import KafkaConfig
-from pipeline.log.admin import ensure_topics
 from pipeline.log.publisher import Publisher
+from pipeline.log.topics import ensure_topics
 
 SIZE = 28
 MAX_SHIFT = 2  # pixels, each way

@@ -24,9 +24,9 @@ from benchmarks.soak import traffic, workers
 from benchmarks.soak.proxy import Proxy
 from pipeline.config import Config, validate
 from pipeline.local.servers import Local
-from pipeline.log.admin import ensure_topics
 from pipeline.log.dead_letters import dead_letter_topic
 from pipeline.log.publisher import Publisher, Receipt
+from pipeline.log.topics import ensure_topics
 
 POLL_S = 0.01
 PATIENCE_S = 180.0

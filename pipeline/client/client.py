@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.client.sampling import Picture, SamplingClient, encoded
 from pipeline.errors import RecordError, StoreError
-from pipeline.log.admin import ensure_topics
 from pipeline.log.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
 from pipeline.log.late_labels import late_headers
 from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
-from pipeline.log.topics import refuse_typo
+from pipeline.log.topics import ensure_topics, refuse_typo
 from pipeline.records import name_of
 from pipeline.store.codec import Encoded
 from pipeline.store.history import Blame, Commit, blame, commits, places_of

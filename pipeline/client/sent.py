@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import Stopped
-from pipeline.log.kafka_client import connect, missing_topics, translated
+from pipeline.log.connection import connect, missing_topics, translated
 from pipeline.log.offsets import Partition, describe, end_offsets
 from pipeline.log.reader import Reader
 

@@ -3,14 +3,13 @@
 Topics, one publisher, readers by offsets, dead letters and labels that come late.
 """
 
-from pipeline.log.admin import ensure_topics
 from pipeline.log.aligned import AlignedReader
 from pipeline.log.dead_letters import DeadLetter, dead_letter_topic, publish_dead_letter
 from pipeline.log.fetcher import Fetcher
 from pipeline.log.offsets import Partition, Place, place_of
 from pipeline.log.publisher import Publisher, Receipt
 from pipeline.log.reader import Reader
-from pipeline.log.topics import meant, refuse_typo
+from pipeline.log.topics import ensure_topics, meant, refuse_typo
 
 __all__ = [
     "AlignedReader",

@@ -39,8 +39,8 @@ from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, RecordError
+from pipeline.log.connection import connect, translated
 from pipeline.log.fetcher import Fetcher
-from pipeline.log.kafka_client import connect, translated
 from pipeline.log.offsets import Partition, describe, end_offsets, first_offsets, tp
 from pipeline.log.publisher import Publisher
 from pipeline.records import FOR, ORIGIN, Record

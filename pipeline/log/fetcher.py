@@ -15,7 +15,7 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogUnavailable, OffsetsGone, TopicReplaced
 from pipeline.log.batches import memory_of
-from pipeline.log.kafka_client import connect, translated
+from pipeline.log.connection import connect, translated
 from pipeline.log.offsets import CALL_MS, Partition, describe, end_offsets, first_offsets, tp
 from pipeline.records import Record
 

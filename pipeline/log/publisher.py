@@ -23,7 +23,7 @@ from kafka.errors import (
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError, TooLarge
-from pipeline.log.kafka_client import BATCH_OVERHEAD, connect, translated
+from pipeline.log.connection import BATCH_OVERHEAD, connect, translated
 from pipeline.threads import Background
 
 RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value

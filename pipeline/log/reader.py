@@ -20,7 +20,7 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.log.batches import memory_of
-from pipeline.log.kafka_client import connect, missing_topics, translated
+from pipeline.log.connection import connect, missing_topics, translated
 from pipeline.log.offsets import (
     ASK_MS,
     Jump,

@@ -1,17 +1,69 @@
-"""Topics by name: no producer makes one by a typo."""
+"""Topics by name: those that are missing are made, but none by a producer's typo."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pipeline.errors import TopicMissing
-from pipeline.log.admin import missing_of
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
 
-if TYPE_CHECKING:
-    from collections.abc import Set
+from pipeline.config import Config, KafkaConfig
+from pipeline.errors import LogError, TopicMissing
+from pipeline.log.connection import BATCH_OVERHEAD, connect, missing_topics, translated
 
-    from pipeline.config import Config
+TOPIC_EXISTS = 36  # Kafka's error code
+
+
+def _missing_of(config: KafkaConfig, topics: Iterable[str]) -> list[str]:
+    """Those that do not exist; none is made by asking.
+
+    Raises:
+        LogError: Kafka refuses.
+        LogUnavailable: Kafka cannot be reached.
+    """
+    admin = connect(KafkaAdminClient, config)
+    try:
+        return _missing(admin, topics)
+    except KafkaError as error:
+        raise translated(error, config, "describe topics") from error
+    finally:
+        admin.close()
+
+
+def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
+    """Creates the topics that do not exist, if `kafka.create_topics` allows it.
+
+    Raises:
+        TopicMissing: it does not; the message has the command.
+        LogError: Kafka refuses to create one.
+        LogUnavailable: Kafka cannot be reached.
+    """
+    admin = connect(KafkaAdminClient, config)
+    try:
+        missing = _missing(admin, topics)
+        if not missing:
+            return
+        if not config.create_topics:
+            raise missing_topics(config, missing)
+        spec = {
+            "num_partitions": config.partitions,
+            "replication_factor": config.replication_factor,
+            "configs": {"max.message.bytes": str(config.max_bytes + BATCH_OVERHEAD)},
+        }
+        answer = admin.create_topics(dict.fromkeys(missing, spec), raise_errors=False)
+        for topic in answer["topics"]:
+            if topic["error_code"] not in (0, TOPIC_EXISTS):  # another process may have been faster
+                raise LogError(
+                    f"Kafka did not create the topic {topic['name']}: {topic['error_message']} "
+                    "Change kafka.partitions, kafka.replication_factor or the name, or create it yourself."
+                )
+        admin.wait_for_topics(missing)
+    except KafkaError as error:
+        raise translated(error, config, "describe or create topics") from error
+    finally:
+        admin.close()
 
 
 def refuse_typo(config: Config, topic: str, *, of_labels: bool = False) -> None:
@@ -23,7 +75,7 @@ def refuse_typo(config: Config, topic: str, *, of_labels: bool = False) -> None:
     """
     tables = [table for table in config.models.values() if table.labels is not None or not of_labels]
     read = {name for table in tables for name in table.read_topics}
-    if read and topic not in read and missing_of(config.kafka, [topic]):
+    if read and topic not in read and _missing_of(config.kafka, [topic]):
         raise TopicMissing(
             f"There is no topic {topic}, and no model of the configuration reads it. {meant(topic, read)} To make it "
             "all the same, give --new-topic, or new_topic=True to the client."
@@ -35,3 +87,9 @@ def meant(topic: str, read: Set[str]) -> str:
     near = get_close_matches(topic, sorted(read), 1)
     named = ", ".join(sorted(read)[:5]) + (" …" if len(read) > 5 else "")
     return f"Did you mean {near[0]}?" if near else f"Models read: {named or 'nothing'}."
+
+
+def _missing(admin: Any, topics: Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(topics))
+    found = {topic["name"] for topic in admin.describe_topics(names) if not topic["error_code"]}
+    return [name for name in names if name not in found]

@@ -13,9 +13,9 @@ from redis import Redis
 from consumers.cli.dead_letters import letters_app
 from pipeline.config import KafkaConfig
 from pipeline.errors import RecordError
-from pipeline.log.admin import ensure_topics
 from pipeline.log.dead_letters import dead_letter_topic, publish_dead_letter
 from pipeline.log.publisher import Publisher
+from pipeline.log.topics import ensure_topics
 from pipeline.records import Record
 from pipeline.store.store import Store
 from tests.consumers.cli import test_cli as shared

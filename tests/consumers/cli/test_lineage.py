@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load
-from pipeline.log.admin import ensure_topics
 from pipeline.log.publisher import Publisher
+from pipeline.log.topics import ensure_topics
 from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.cli import test_cli as shared

@@ -14,7 +14,7 @@ from consumers.worker.fold import Fold
 from models.registry import BUILTIN
 from pipeline.config import Config, ModelConfig, load
 from pipeline.errors import ConfigError
-from pipeline.log.admin import ensure_topics
+from pipeline.log.topics import ensure_topics
 from tests.consumers.cli import test_cli as shared
 from tests.consumers.cli.test_cli import Headrace
 from tests.consumers.working import publish, verified, working

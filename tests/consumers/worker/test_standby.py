@@ -17,7 +17,7 @@ from benchmarks.soak.checker import read_log, recount
 from pipeline.config import Config
 from pipeline.errors import Fenced
 from pipeline.local.servers import EmbeddedRedis
-from pipeline.log.admin import ensure_topics
+from pipeline.log.topics import ensure_topics
 from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.working import PATIENCE_S, configuration, numbers, publish

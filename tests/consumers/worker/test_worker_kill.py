@@ -19,9 +19,9 @@ from consumers.loading import resolve_blueprint
 from consumers.worker.replay import Replay
 from consumers.worker.sources import Sources
 from consumers.worker.verify import verify
-from pipeline.log.admin import ensure_topics
 from pipeline.log.fetcher import Fetcher
 from pipeline.log.publisher import Publisher
+from pipeline.log.topics import ensure_topics
 from pipeline.store.redis import connect
 from pipeline.store.store import Store
 from tests.consumers.working import PATIENCE_S, configuration

@@ -21,8 +21,8 @@ from pipeline.errors import ConfigError, LogUnavailable, Stopped, StoreUnavailab
 from pipeline.local import artefacts
 from pipeline.local.artefacts import cache_folder, fetch
 from pipeline.local.servers import EmbeddedKafka, EmbeddedRedis, Local
-from pipeline.log.admin import ensure_topics
 from pipeline.log.publisher import Publisher
+from pipeline.log.topics import ensure_topics
 from pipeline.process import tied
 
 NEVER = Event()

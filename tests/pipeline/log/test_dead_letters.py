@@ -15,7 +15,6 @@ from pipeline.client.client import Client
 from pipeline.config import Config, KafkaConfig, RedisConfig
 from pipeline.errors import LogError, OffsetsGone, RecordError, StoreError
 from pipeline.log import dead_letters
-from pipeline.log.admin import ensure_topics
 from pipeline.log.batches import MAX_HEADERS
 from pipeline.log.dead_letters import (
     KEY,
@@ -32,6 +31,7 @@ from pipeline.log.dead_letters import (
 )
 from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
+from pipeline.log.topics import ensure_topics
 from pipeline.records import Example, Record, RecordDecoder, Skipped
 from pipeline.store.lineage import Runs
 from pipeline.store.store import Store

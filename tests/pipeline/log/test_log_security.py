@@ -15,9 +15,9 @@ import pytest
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable
 from pipeline.local.servers import JVM
-from pipeline.log.admin import ensure_topics
 from pipeline.log.publisher import Publisher
 from pipeline.log.reader import Reader
+from pipeline.log.topics import ensure_topics
 from tests.pipeline.brokers import SecuredKafka
 from tests.services import unique
 
