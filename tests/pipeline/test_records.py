@@ -272,8 +272,15 @@ def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return load
 
 
-def test_the_documented_json_decoder(decoder: Any) -> None:
-    source = textwrap.dedent(str(records.__doc__).split('from_json"`):\n')[1])
+PAGE = (Path(__file__).parents[2] / "docs" / "publish.md").read_text("utf-8")
+DOCUMENTED = {
+    "docstring": textwrap.dedent(str(records.__doc__).split('from_json"`):\n')[1]),
+    "page": PAGE.split('from_json"`')[1].split("```python\n")[1].split("```")[0],
+}
+
+
+@pytest.mark.parametrize("source", DOCUMENTED.values(), ids=DOCUMENTED.keys())
+def test_the_documented_json_decoder(source: str, decoder: Any) -> None:
     value = json.dumps({"image": base64.b64encode(PNG).decode(), "label": "seven"}).encode()
     example = decoder(source)(record(value))
     assert example.label == "seven"
