@@ -8,7 +8,8 @@ import textwrap
 import unicodedata
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,9 +30,6 @@ from pipeline.records import (
     load_decoder,
 )
 from pipeline.texts import TextInput, text_array
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PICTURE = io.BytesIO()
 Image.new("L", (28, 28), 7).save(PICTURE, "PNG")
