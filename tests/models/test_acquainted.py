@@ -47,7 +47,7 @@ class TestContract(LearnerContract):
     def test_other_seed_other_bits(self, case: Case) -> None:
         """River draws nothing."""
         if case.blueprint.options is not river_classifier.RiverClassifierOptions:
-            super().test_other_seed_other_bits(case)
+            case.other_seed_other_bits()
 
 
 @pytest.mark.parametrize("name", ["picture", "text", "river"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from models.analytic import RIDGES, HeadName, Sums, packed, unpacked
 from models.analytic_learner import AnalyticLearner
 from models.familiarity import STEPS
-from models.images.analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticLearner, ImageAnalyticOptions
+from models.images.analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticOptions
 from models.images.backbone import Backbone, BackboneOptions, torchvision_network
 from models.images.wavelets import Wavelets
 from models.kept_sums import tensor
-from models.learner import Batch, Learner, Reference, Rows, Source, State, module_on, update_generator
+from models.learner import Batch, Reference, Rows, Source, State, module_on, update_generator
 from models.registry import BUILTIN
-from tests.device import CPU, DEVICE
+from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 HEADS: tuple[HeadName, ...] = ("ridge", "lda", "means")
@@ -36,19 +36,6 @@ FILE: Mapping[str, Any] = {"architecture": NAME, "weights": "w.pth"}
 
 def a_case(size: int = 8, **options: object) -> Case:
     return Case(BLUEPRINT, ImageAnalyticOptions.model_validate({"width": 64, **options}), *digits(size))
-
-
-@dataclass(frozen=True)
-class Begun(Case):
-    """A case whose learner starts from something."""
-
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
-        made = super().learner(seed, device)
-        assert isinstance(made, ImageAnalyticLearner)
-        made.warm_start(self.sources)
-        return made
 
 
 @cache
@@ -68,9 +55,9 @@ def file() -> Source:
     return Source("digest", module_on(lambda: torchvision_network(NAME, num_classes=7), CPU).state_dict())
 
 
-def begun(features: Mapping[str, Any] = VERSION, updates: int = 30, **options: object) -> Begun:
+def begun(features: Mapping[str, Any] = VERSION, updates: int = 30, **options: object) -> Case:
     made = ImageAnalyticOptions.model_validate({"width": 64, "features": features, **options})
-    return Begun(BLUEPRINT, made, *digits(), sources={"source": version(updates), "weights": file()})
+    return Case(BLUEPRINT, made, *digits(), sources={"source": version(updates), "weights": file()})
 
 
 class TestContract(LearnerContract):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from models.images.gan import BLUEPRINT, ImageGanLearner, ImageGanOptions, learn
 from models.images.gan_losses import Spread
 from models.learner import Rows, Source, State, update_generator
 from models.network import pixels
-from tests.device import CPU, DEVICE, OTHER
+from tests.device import CPU, OTHER
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 SMALL = {
@@ -39,15 +39,12 @@ def options(**changed: Any) -> ImageGanOptions:
 
 @dataclass(frozen=True)
 class GanCase(Case):
-    """A case whose learner has sources."""
+    """A case whose learner is known to be a GAN's."""
 
-    sources: dict[str, Source] = field(default_factory=dict)
-
-    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> ImageGanLearner:
-        ours = learner(self.options, tuple(self.x.shape[1:]), seed, device)
-        if self.sources:
-            ours.warm_start(self.sources)
-        return ours
+    def learner(self, seed: int = SEED, device: torch.device | None = None) -> ImageGanLearner:
+        made = super().learner(seed, device)
+        assert isinstance(made, ImageGanLearner)
+        return made
 
 
 def case(sources: dict[str, Source] | None = None, size: int = 8, **changed: Any) -> GanCase:

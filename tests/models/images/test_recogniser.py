@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,26 +22,13 @@ from models.images import recogniser as image_recogniser
 from models.images.backbone import torchvision_network
 from models.images.recogniser import BLUEPRINT, ImageRecogniserLearner, ImageRecogniserOptions
 from models.images.recognition import NEVER, background, distances, fit, limit, shrunk
-from models.learner import Batch, Learner, Reference, Rows, Source, module_on, update_generator
+from models.learner import Batch, Reference, Rows, Source, module_on, update_generator
 from models.registry import BUILTIN
-from tests.device import CPU, DEVICE
+from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 FIVE = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))
 SMALL: Mapping[str, Any] = {"source": "before", "cells": 1, "calibration_pictures": 3}
-
-
-@dataclass(frozen=True)
-class Begun(Case):
-    """A case whose learner starts from something."""
-
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
-        made = super().learner(seed, device)
-        assert isinstance(made, ImageRecogniserLearner)
-        made.warm_start(self.sources)
-        return made
 
 
 @cache
@@ -65,9 +52,9 @@ def file() -> Source:
     )
 
 
-def begun(**options: object) -> Begun:
+def begun(**options: object) -> Case:
     made = ImageRecogniserOptions.model_validate({**SMALL, **options})
-    return Begun(BLUEPRINT, made, *digits(), sources={"source": version(), "weights": file()})
+    return Case(BLUEPRINT, made, *digits(), sources={"source": version(), "weights": file()})
 
 
 BARE = Case(BLUEPRINT, ImageRecogniserOptions(calibration_pictures=3), *digits())

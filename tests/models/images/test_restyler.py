@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -26,10 +25,10 @@ from models.images.restyler import (
     style_loss,
     variation,
 )
-from models.learner import Learner, Reference, Rows, Source, update_generator
+from models.learner import Reference, Rows, Source, update_generator
 from models.network import pixels
 from models.registry import BUILTIN
-from tests.device import CPU, DEVICE
+from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 SMALL: Mapping[str, Any] = {
@@ -41,19 +40,6 @@ SMALL: Mapping[str, Any] = {
     "replay_draws": 4,
     "style_label": "3",
 }
-
-
-@dataclass(frozen=True)
-class Begun(Case):
-    """A case whose learner starts from something."""
-
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
-        made = super().learner(seed, device)
-        assert isinstance(made, ImageRestylerLearner)
-        made.warm_start(self.sources)
-        return made
 
 
 @cache
@@ -80,10 +66,10 @@ def version(channels: int) -> Source:
     return Source("digest", serving, {}, {}, "image-classifier", settings, tuple(case.x.shape[1:]), state.meta)
 
 
-def begun(channels: int = 1, **options: object) -> Begun:
+def begun(channels: int = 1, **options: object) -> Case:
     made = ImageRestylerOptions.model_validate({**SMALL, **options})
     x, labels = coloured(channels), digits()[1][:200]
-    return Begun(BLUEPRINT, made, x, labels, has_classes=False, sources={"source": version(channels)})
+    return Case(BLUEPRINT, made, x, labels, has_classes=False, sources={"source": version(channels)})
 
 
 CASES = {"grey": begun(half=True), "colour with alpha": begun(4, style_window=5, replay_policy="balanced")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,25 +17,12 @@ from models.images.transfer import BLUEPRINT, ImageTransferOptions, blocks
 from models.learner import Learner, Reference, Rows, Source, State, module_on, update_generator
 from models.registry import BUILTIN
 from models.wrapped import WarmStarted
-from tests.device import CPU, DEVICE
+from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
 NAME = "shufflenet_v2_x0_5"  # torchvision's smallest
 SMALL: Mapping[str, Any] = {"source": "before", "top_layers": (12,), "replay_slots": 24, "replay_draws": 4}
 SAMPLE: Mapping[str, Any] = {"source_loss": "sample", "source_slots": 10, "source_draws": 3}
-
-
-@dataclass(frozen=True)
-class Begun(Case):
-    """A case whose learner starts from something."""
-
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
-        made = super().learner(seed, device)
-        assert isinstance(made, WarmStarted)
-        made.warm_start(self.sources)
-        return made
 
 
 @cache
@@ -58,12 +44,12 @@ def file() -> Source:
     return Source("digest", module_on(lambda: torchvision_network(NAME, num_classes=7), CPU).state_dict())
 
 
-def begun(**options: object) -> Begun:
+def begun(**options: object) -> Case:
     made = ImageTransferOptions.model_validate({**SMALL, **options})
-    return Begun(BLUEPRINT, made, *digits(), sources={"source": version()})
+    return Case(BLUEPRINT, made, *digits(), sources={"source": version()})
 
 
-def begun_from_file(**options: object) -> Begun:
+def begun_from_file(**options: object) -> Case:
     from_file = {**SMALL, "source": None, "architecture": NAME, "weights": "w.pth", **options}
     generator = torch.Generator().manual_seed(0)
     records = {
@@ -71,7 +57,7 @@ def begun_from_file(**options: object) -> Begun:
         "y": torch.arange(9) % 7,
     }
     sources = {"weights": file(), "source_records": Source("digest", records)}
-    return Begun(BLUEPRINT, ImageTransferOptions.model_validate(from_file), *digits(), sources=sources)
+    return Case(BLUEPRINT, ImageTransferOptions.model_validate(from_file), *digits(), sources=sources)
 
 
 CASES = {
@@ -117,7 +103,7 @@ def test_a_frozen_backbone_is_given_once_and_never_again() -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_restart_needs_no_source(case: Begun) -> None:
+def test_a_restart_needs_no_source(case: Case) -> None:
     ours = case.learned(6)
     state = cloned(ours.capture())
     restored = case.blueprint.learner(case.options, (1, 8, 8), SEED + 1, CPU)
@@ -180,7 +166,7 @@ def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
     assert fast[1] == pytest.approx(slow[1], rel=0.05)
 
 
-def gradients(case: Begun, updates: int = 4) -> dict[str, Tensor]:
+def gradients(case: Case, updates: int = 4) -> dict[str, Tensor]:
     """Of the next update, as the optimisers see them."""
     ours = case.learned(updates)
     assert isinstance(ours, WarmStarted)
@@ -221,7 +207,7 @@ def test_a_sample_of_the_source_keeps_what_it_knew() -> None:
     def accuracy(**options: object) -> float:
         case = begun(unfreeze_from="blocks.0", backbone_learning_rate=2e-2, learning_rate=1e-2, **options)
         rows = [row for row, label in enumerate(case.labels) if label >= "5"]
-        others = Begun(
+        others = Case(
             case.blueprint, case.options, 255 - case.x[rows], [case.labels[r] for r in rows], True, case.sources
         )
         ours = others.learned(40)
@@ -322,7 +308,7 @@ def test_sources_that_do_not_fit_are_refused() -> None:
     source = version()
     bare = Source("d", source.tensors, {}, {}, source.learner, source.options, source.shape, source.meta)
     with pytest.raises(ValueError, match="no replay memory in this version"):
-        Begun(case.blueprint, case.options, case.x, case.labels, True, {"source": bare}).learner()
+        Case(case.blueprint, case.options, case.x, case.labels, True, {"source": bare}).learner()
     case = begun_from_file(unfreeze_from="conv5", source_records="r.safetensors", **SAMPLE)
     x = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     for records, message in [
@@ -332,11 +318,11 @@ def test_sources_that_do_not_fit_are_refused() -> None:
     ]:
         sources = {**case.sources, "source_records": Source("d", records)}
         with pytest.raises(ValueError, match=message):
-            Begun(case.blueprint, case.options, case.x, case.labels, True, sources).learner()
+            Case(case.blueprint, case.options, case.x, case.labels, True, sources).learner()
     headless = {name: tensor for name, tensor in file().tensors.items() if not name.startswith("fc.")}
     sources = {**case.sources, "weights": Source("d", headless)}
     with pytest.raises(ValueError, match=r"no head \(fc\.\*\)"):
-        Begun(case.blueprint, case.options, case.x, case.labels, True, sources).learner()
+        Case(case.blueprint, case.options, case.x, case.labels, True, sources).learner()
 
 
 def test_a_state_that_lacks_the_sources_sample_is_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,10 +18,10 @@ from models.capabilities import Autoencoder
 from models.images.backbone import Backbone, BackboneOptions
 from models.images.vae import ImageVae, ImageVaeLearner, ImageVaeOptions, learner
 from models.labels import NONE
-from models.learner import Learner, Options, Reference, Rows, Source, update_generator
+from models.learner import Options, Reference, Rows, Source, update_generator
 from models.network import pixels, seeded
 from models.registry import BUILTIN
-from tests.device import CPU, DEVICE
+from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same, tensors
 
 BLUEPRINT = BUILTIN["image-vae"]
@@ -58,19 +58,6 @@ def test_a_class_at_a_time_the_last_one_does_not_leak_into_all() -> None:
     assert ImageVaeOptions().replay_policy == "balanced"
 
 
-@dataclass(frozen=True)
-class Begun(Case):
-    """A case whose learner starts from something."""
-
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-    def learner(self, seed: int = SEED, device: torch.device = DEVICE) -> Learner:
-        made = super().learner(seed, device)
-        assert isinstance(made, ImageVaeLearner)
-        made.warm_start(self.sources)
-        return made
-
-
 def version(name: str, options: Options, labelled: bool, updates: int) -> Source:
     """A version that has learned digits below five, and that is gone but for its state."""
     rows = [row for row, label in enumerate(digits()[1]) if label < "5"]
@@ -97,9 +84,9 @@ def classifier() -> Source:
     return version("image-classifier", options, True, 20)
 
 
-def transferred(source: Source, **options: object) -> Begun:
+def transferred(source: Source, **options: object) -> Case:
     made = ImageVaeOptions.model_validate({**SMALL, **TRANSFER, **options})
-    return Begun(BLUEPRINT, made, *digits(), sources={"source": source, "features_source": classifier()})
+    return Case(BLUEPRINT, made, *digits(), sources={"source": source, "features_source": classifier()})
 
 
 def begun(source: Source, **options: object) -> ImageVaeLearner:

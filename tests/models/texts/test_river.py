@@ -63,7 +63,7 @@ class TestContract(LearnerContract):
     def test_its_state_does_not_grow_with_the_stream(self, case: Case) -> None:
         """A tree grows until its depth is reached; it has its own test."""
         if case.options.classifier != TREE:
-            super().test_its_state_does_not_grow_with_the_stream(case)
+            case.its_state_does_not_grow_with_the_stream()
 
 
 def hashed(text: str, buckets: int, tokenizer: Any, longest: int) -> list[int]:
