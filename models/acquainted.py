@@ -1,7 +1,7 @@
 """Any classifier, with a sense of what resembles nothing that it learned (`familiarity`).
 
-It stands around a learner and around what it serves, and changes neither: predictions, updates and their bits are
-those of the learner alone. What it says of a record is
+This wraps a learner and the model that it serves, and changes neither: predictions and updates have the bits that the
+learner has alone. A record is answered by
 
     w p + (1 - w) q
 
@@ -67,35 +67,35 @@ class Familiar(Protocol):
     """How strange records of one kind are. Everything is on the CPU."""
 
     def meet(self, x: Tensor) -> None:
-        """x (B, ...) is learned next."""
+        """Takes note of records x (B, ...), which are learned next."""
         ...
 
     def strange(self, x: Tensor) -> Tensor:
-        """x (B, ...) → (B,) float32"""
+        """x (B, ...) → how little each resembles what was met: (B,) float32, larger is stranger."""
         ...
 
-    def known(self) -> Tensor:
+    def learned_scores(self) -> Tensor:
         """(SAMPLE,) scores of learned records, `NEVER` where there is none."""
         ...
 
     def fit(self) -> None:
-        """Has `strange` and `known` be those of all that was met: a version follows."""
+        """Updates what `strange` and `learned_scores` read from all records met. A version is made next."""
         ...
 
     def serving(self) -> dict[str, Tensor]:
-        """What `strange` and `known` read: views."""
+        """Tensors that `strange` and `learned_scores` read. Views."""
         ...
 
     def training(self) -> dict[str, Tensor]:
-        """What `meet` and `fit` read beside it."""
+        """Tensors that only `meet` and `fit` read."""
         ...
 
     def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
-        """What `training` gave, after `serving` was copied."""
+        """Takes what `training` gave. What `serving` gave was copied before."""
         ...
 
 
-class Pictures:
+class FamiliarPictures:
     """Pictures of one shape (C, H, W)."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -111,7 +111,7 @@ class Pictures:
     def strange(self, x: Tensor) -> Tensor:
         return distances(self._numbers(x).float(), self._mean, self._whitener)
 
-    def known(self) -> Tensor:
+    def learned_scores(self) -> Tensor:
         return self._scores
 
     def fit(self) -> None:
@@ -133,7 +133,7 @@ class Pictures:
         return whole(torch.cat([projected(self._wavelets(pictures), self._signs), contrast(pictures)], 1))
 
 
-class Texts:
+class FamiliarTexts:
     """Texts (B, L) int32."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -153,11 +153,11 @@ class Texts:
         total = torch.zeros(len(x)).index_add_(0, row, logs)
         return -total / torch.bincount(row, minlength=len(x)).clamp_min(1)
 
-    def known(self) -> Tensor:
+    def learned_scores(self) -> Tensor:
         return self._scores
 
     def fit(self) -> None:
-        """It always is."""
+        """Nothing to do: scores are kept up to date by `meet`."""
 
     def serving(self) -> dict[str, Tensor]:
         return {"counts": self._counts, "records": self._records, "scores": self._scores}
@@ -174,7 +174,7 @@ class Texts:
         return ngrams(edged(trimmed(x)), (3,)).distinct(BUCKETS)
 
 
-KINDS: dict[str, Callable[[tuple[int, ...]], Familiar]] = {"image": Pictures, "text": Texts}
+KINDS: dict[str, Callable[[tuple[int, ...]], Familiar]] = {"image": FamiliarPictures, "text": FamiliarTexts}
 
 
 class AcquaintedModel:
@@ -202,7 +202,7 @@ class AcquaintedModel:
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         p = self.inner.classify(x).cpu()
-        rank = ranks(self._familiar.strange(x.cpu()), self._familiar.known())
+        rank = ranks(self._familiar.strange(x.cpu()), self._familiar.learned_scores())
         shares = F.pad(self.shares, (0, p.shape[1] - len(self.shares)))  # classes that came after the last version
         return tempered(p, rank, shares), rank < self._unknown
 

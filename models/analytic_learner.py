@@ -104,9 +104,9 @@ class AnalyticModel(nn.Module):
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         look = self.look(x.to(self.weight.device))
         rank = ranks(look.strange, self.familiar)
-        return tempered(self.told(look), rank, self.shares), rank < self.unknown
+        return tempered(self.probabilities(look), rank, self.shares), rank < self.unknown
 
-    def told(self, look: Look) -> Tensor:
+    def probabilities(self, look: Look) -> Tensor:
         """Probabilities (B, K) of records that resemble what was learned."""
         return (self.sharpness * self.scores(look.features) + look.prior).softmax(1)
 
@@ -114,12 +114,12 @@ class AnalyticModel(nn.Module):
         return super().load_state_dict(self.completed(state_dict), *args, **kwargs)
 
     def completed(self, serving: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
-        """What is served, with what versions of before do not have."""
+        """A stored serving state, with the tensors that older versions do not have."""
         younger = self.younger()
         return {**serving} if younger.keys() & serving.keys() else {**younger, **serving}
 
     def younger(self) -> dict[str, Tensor]:
-        """What versions of before do not have."""
+        """Tensors that older versions do not have, with the values that they start with."""
         return {"shares": self.shares, "familiar": self.familiar}
 
     def grow(self, classes: int) -> None:
@@ -128,7 +128,7 @@ class AnalyticModel(nn.Module):
         self.shares = widened(self.shares, classes)
 
     def take(self, solved: Solved) -> None:
-        """Another head; classes that came up since it was begun score 0."""
+        """Replaces the head. Classes that came up after it was computed score 0."""
         self.weight[: len(solved.weight)] = solved.weight.to(self.weight.device)
         self.bias[: len(solved.bias)] = solved.bias.to(self.bias.device)
 
@@ -158,7 +158,7 @@ class AnalyticLearner:
 
     @property
     def model(self) -> AnalyticModel:
-        """Waits for the head that is being solved."""
+        """The live model, once the head that is being solved is there."""
         if self._solving is not None:
             solved, self._solving = self._solving.result(), None
             self._model.take(solved)
@@ -182,7 +182,7 @@ class AnalyticLearner:
         return self._model.sharpness.cpu()
 
     @torch.no_grad()
-    def told(self, x: Tensor) -> Tensor:
+    def log_probabilities(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → logarithms (B, K) of its probabilities, by the head that predicts."""
         model = self.model
         look = model.look(x.to(self._device))
@@ -224,13 +224,13 @@ class AnalyticLearner:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         model = self.model
-        known = list(model.classes)
+        classes = list(model.classes)
         look = self._look(batch)
         scores, prior = self._scores(look, self._weight, self._bias), look.prior.cpu()  # (B, K) of before
-        predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if known else []
+        predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if classes else []
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
-        logs = self._judge(scores, prior, y)
+        logs = self._evaluate(scores, prior, y)
         self._meet(look, y)
         self._add(look, y)
         model.shares.copy_(self._sums.counts / self._sums.counts.sum())
@@ -238,7 +238,7 @@ class AnalyticLearner:
         if self._due():
             self._solve()
         loss = F.nll_loss(logs, y).item()
-        return Report(loss, [known[k] for k in predicted] or [None] * len(batch), logs=logs)
+        return Report(loss, [classes[k] for k in predicted] or [None] * len(batch), logs=logs)
 
     @torch.no_grad()
     def forget(self, batch: Batch) -> None:
@@ -298,10 +298,10 @@ class AnalyticLearner:
         self._count(look, y, sign)
 
     def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """Adds records to what is counted beside the head's sums, or takes them out."""
+        """Adds records to the counts beside the head's sums; with sign -1 takes them out."""
 
     def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """Takes note of how strange records are that are learned next, or taken out; their classes (B,)."""
+        """Takes note of how strange records of the classes (B,) are, which are learned, or with sign -1 taken out."""
 
     def _join(self, other: Self, numbers: Tensor) -> None:
         """Adds the sums of others; numbers (K',) say which of these classes each of theirs is."""
@@ -321,8 +321,11 @@ class AnalyticLearner:
             self._fresh = widened(self._fresh, len(labels))
             self._labels.add(labels)
 
-    def _judge(self, scores: Tensor, prior: Tensor, y: Tensor) -> Tensor:
-        """Logarithms of the probabilities (B, K), with the sharpness of before; a new class is one that scores 0."""
+    def _evaluate(self, scores: Tensor, prior: Tensor, y: Tensor) -> Tensor:
+        """Scores (B, K'), prior, classes (B,) → log-probabilities (B, K) by the present τ; then τ is chosen anew.
+
+        A class that is new scores 0.
+        """
         model, new = self._model, len(self._sums.counts) - scores.shape[1]
         scores = F.pad(scores, (0, new))
         prior = F.pad(prior, (0, new)) if prior.dim() else prior
@@ -334,7 +337,7 @@ class AnalyticLearner:
         return logs
 
     def scale_learning_rate(self, factor: float) -> None:
-        """Has the head solved so many times as often: there is no other rate."""
+        """Solves the head so many times as often. In closed form there is no other learning rate."""
         self._haste = factor
 
     def _due(self) -> bool:
@@ -345,7 +348,7 @@ class AnalyticLearner:
         return fresh.sum().item() >= min(max(FEWEST * width, usual), n / 2)
 
     def _fit(self) -> None:
-        """Brings up to date what is served beside the head, and what no prediction of the next records reads."""
+        """Updates what is served beside the head. Predictions of the next records do not read it."""
 
     def _solve(self) -> None:
         self._fit()

@@ -80,9 +80,11 @@ class AutoModel(nn.Module):
 
     weights: Tensor  # (3,): a, b, and τ' or 0
 
-    def __init__(self, head: AnalyticModel, network: ClassifierNetwork, beginning: int | None) -> None:
+    def __init__(self, head: AnalyticModel, network: ClassifierNetwork, network_reads: int | None) -> None:
         super().__init__()
-        self._beginning = beginning  # code points of a long text that the network reads; None: they read the same
+        self._network_reads = (
+            network_reads  # code points of a long text that the network reads; None: they read the same
+        )
         self.head = head
         self.network = network
         self.register_buffer("weights", F.pad(HEAD_ALONE, (0, 1)))
@@ -110,8 +112,8 @@ class AutoModel(nn.Module):
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         head = self.head
         look = head.look(x.to(head.weight.device))
-        of_network = self.network.classify(x[:, : self._beginning])
-        logs = torch.stack([floored(p.log()) for p in (head.told(look), of_network)], 1)  # (B, 2, K)
+        of_network = self.network.classify(x[:, : self._network_reads])
+        logs = torch.stack([floored(p.log()) for p in (head.probabilities(look), of_network)], 1)  # (B, 2, K)
         p = pooled(logs, of_now(self.weights, head.sharpness)).softmax(1).to(head.weight)
         rank = ranks(look.strange, head.familiar)
         return tempered(p, rank, head.shares), rank < head.unknown
@@ -132,12 +134,12 @@ class AutoLearner:
     needs_label = True
 
     def __init__(
-        self, head: AnalyticLearner, network: ClassifierLearner[Any], evidence: Evidence, beginning: int | None
+        self, head: AnalyticLearner, network: ClassifierLearner[Any], evidence: Evidence, network_reads: int | None
     ) -> None:
         self._head = head
         self._network = network
         self._evidence = evidence
-        self._beginning = beginning  # as the model's
+        self._network_reads = network_reads  # as the model's
         self._weights = F.pad(HEAD_ALONE, (0, 1))  # a, b, and τ' or 0
         self._fresh = 0  # records that came since the weights were found
         self._weighed = 0  # classes that were known then
@@ -161,7 +163,7 @@ class AutoLearner:
         """Waits for the head that is being solved."""
         head = self._head.model
         if self._model is None or self._model.head is not head:  # over a backbone it is there from `warm_start` on
-            self._model = AutoModel(head, self._network.model, self._beginning).to(head.weight.device)
+            self._model = AutoModel(head, self._network.model, self._network_reads).to(head.weight.device)
         self._model.weights.copy_(self._weights)
         return self._model
 
@@ -175,7 +177,7 @@ class AutoLearner:
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
-        known = list(self._head.classes)
+        classes = list(self._head.classes)
         weights = of_now(self._weights, self._head.sharpness_now)
         rest, once = self._parted(batch)
         both = [
@@ -183,7 +185,7 @@ class AutoLearner:
             answered(self._network, batch, rest, rng),
         ]
         self._fresh += len(batch)
-        report = self._report(batch.labels, known, weights, both)
+        report = self._report(batch.labels, classes, weights, both)
         if self._due():
             self._weigh()
         return report
@@ -193,14 +195,14 @@ class AutoLearner:
         return self._fresh >= min(EVERY, max(FEW, share * self._head.counts.sum().item()))
 
     def _report(
-        self, labels: Sequence[str | None], known: Sequence[str], weights: Tensor, both: Sequence[Sequence[Tensor]]
+        self, labels: Sequence[str | None], classes: Sequence[str], weights: Tensor, both: Sequence[Sequence[Tensor]]
     ) -> Report:
         """Of what both said of each record, with what was known and the weights of before."""
         numbers = {label: number for number, label in enumerate(self._head.classes)}
         every = [[F.pad(said, (0, len(numbers) - len(said)), value=FLOOR) for said in logs] for logs in both]
         answers = [pooled(torch.stack(said), weights).log_softmax(0) for said in zip(*every, strict=True)]
         loss = -sum(answer[numbers[str(label)]].item() for answer, label in zip(answers, labels, strict=True))
-        best = [known[int(answer[: len(known)].argmax())] if known else None for answer in answers]
+        best = [classes[int(answer[: len(classes)].argmax())] if classes else None for answer in answers]
         head, network = weights.tolist()
         return Report(loss / len(labels), best, {"head_weight": head, "network_weight": network})
 
@@ -209,7 +211,7 @@ class AutoLearner:
             self._correct_evidence(id_, label, rng)
             return True
         kept = self._network.kept(id_)
-        if self._beginning is not None and kept.x[:, self._beginning - 1].any():
+        if self._network_reads is not None and kept.x[:, self._network_reads - 1].any():
             return False  # the head has learned all of a text, of which perhaps only the beginning is left
         if not self._network.correct(id_, label, rng):
             return False
@@ -286,8 +288,8 @@ class AutoLearner:
         x, y = self._evidence.records()
         self._fresh, self._weighed = 0, len(self._head.classes)
         if len(y):
-            head = self._head.left_out(x, y) if self._is_exact else told(self._head, x)
-            found = heard(torch.stack([floored(head), floored(told(self._network, x))], 1), y)
+            head = self._head.left_out(x, y) if self._is_exact else log_probabilities(self._head, x)
+            found = heard(torch.stack([floored(head), floored(log_probabilities(self._network, x))], 1), y)
             self._weights = torch.cat([found, self._head.sharpness_now[None]])
 
 
@@ -296,7 +298,7 @@ def answered(part: Part, batch: Batch, rows: Sequence[int], rng: torch.Generator
     others = [row for row in range(len(batch)) if row not in rows]
     said: dict[int, Tensor] = {}
     if others:
-        said |= zip(others, floored(told(part, batch.x[others])), strict=True)
+        said |= zip(others, floored(log_probabilities(part, batch.x[others])), strict=True)
     if rows and (logs := part.learn(batch.rows(rows), rng).logs) is not None:
         said |= zip(rows, floored(logs), strict=True)
     return [said[row] for row in range(len(batch))]
@@ -306,9 +308,9 @@ def relabelled(batch: Batch, label: str) -> Batch:
     return replace(batch, labels=[label] * len(batch))
 
 
-def told(part: Part, x: Tensor) -> Tensor:
+def log_probabilities(part: Part, x: Tensor) -> Tensor:
     """x (B, ...) → logarithms (B, K) of a part's probabilities"""
-    return torch.cat([part.told(some) for some in torch.split(x, AT_ONCE)])
+    return torch.cat([part.log_probabilities(some) for some in torch.split(x, AT_ONCE)])
 
 
 def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], dtype: torch.dtype) -> Blueprint:
@@ -318,17 +320,17 @@ def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], d
         first: Any = head.learner(options.head, shape, seed, device)
         alone = options.network.model_copy(update={"calibrate": False})  # what is evidence is chosen here, once
         second: Any = network.learner(alone, shape, seed, device)
-        return AutoLearner(first, second, Evidence(shape, dtype), beginning(options, shape))
+        return AutoLearner(first, second, Evidence(shape, dtype), network_reads(options, shape))
 
     def model(options: AutoOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> AutoModel:
         first: Any = head.model(options.head, shape, meta["head"])
         second: Any = network.model(options.network, shape, meta["network"])
-        return AutoModel(first, second, beginning(options, shape)).eval()
+        return AutoModel(first, second, network_reads(options, shape)).eval()
 
     def reads_whole(options: AutoOptions) -> bool:
         return head.reads_whole(options.head)
 
-    def beginning(options: AutoOptions, shape: tuple[int, ...]) -> int | None:
+    def network_reads(options: AutoOptions, shape: tuple[int, ...]) -> int | None:
         return shape[0] if reads_whole(options) else None
 
     return Blueprint(options, learner, model, head.input, lambda options: head.sources(options.head), reads_whole)

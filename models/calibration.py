@@ -49,13 +49,13 @@ class Calibration:
         """Whether t is to be found, after so many records in all."""
         return self._fresh >= min(EVERY, max(FEW, AGAIN * records))
 
-    def found(self, told: Callable[[Tensor], Tensor]) -> Tensor:
+    def found(self, log_probabilities: Callable[[Tensor], Tensor]) -> Tensor:
         """t (1,), by the logarithms of probabilities (B, K) that a network tells of records (B, ...)."""
         self._fresh = 0
         x, y = self._evidence.records()
         if not len(y):
             return torch.ones(1)
-        return fitted(floored(torch.cat([told(some) for some in torch.split(x, AT_ONCE)]))[:, None], y)
+        return fitted(floored(torch.cat([log_probabilities(some) for some in torch.split(x, AT_ONCE)]))[:, None], y)
 
     def remembered(self) -> Collection[bytes]:
         return self._evidence.remembered()

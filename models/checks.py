@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Case(Generic[Of]):
+class LearnerCase(Generic[Of]):
     """A learner, small, and records for it with at least four classes."""
 
     blueprint: Blueprint[Of]
@@ -138,7 +138,7 @@ def _check_rows(name: str, rows: Rows, before: Tensor, *, moved: bool) -> None:
     assert torch.equal(replayed, tensor), f"{name}: another row changed as well"
 
 
-class Contract(Case[Of]):
+class Contract(LearnerCase[Of]):
     """Each method is a promise, and its name says which. Where it is broken, it raises an `AssertionError`."""
 
     def reads_its_inputs_and_never_writes_to_them(self) -> None:
@@ -195,15 +195,15 @@ class Contract(Case[Of]):
             batch = self.batch(8 * update)
             model = learner.model
             p = model.classify(batch.x) if isinstance(model, Classifier) else None
-            known = list(model.classes)
+            classes = list(model.classes)
             predicted = learner.learn(batch, update_generator(SEED, update)).predicted
             if p is None:
                 assert predicted is None
-            elif not known:
+            elif not classes:
                 assert predicted == [None] * 8
             else:
                 assert predicted is not None
-                chosen = [known.index(str(label)) for label in predicted]
+                chosen = [classes.index(str(label)) for label in predicted]
                 best = torch.equal(p[range(8), chosen], p.amax(1))  # of equal ones, any
                 assert best, "The report does not say what the model said right before the update."
 
@@ -215,7 +215,7 @@ class Contract(Case[Of]):
         names = differing(self.learned().capture(), self.learned(seed=SEED + 1).capture())
         assert names, "Where nothing is random, leave this check out: without=['other_seed_other_bits']."
 
-    def lives_where_it_is_told_to(self) -> None:
+    def lives_on_the_device_that_it_is_given(self) -> None:
         """On another device it learns the same, and no tensor meets one that was left behind."""
         ours, there = self.learner(device=CPU), self.learner(device=self.other)
         for update in range(3):

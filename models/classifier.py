@@ -26,7 +26,7 @@ from models.memory import Memory, PolicyName, ReplayMemory
 from models.moving_average import decay_of_updates
 from models.network import Head
 from models.replaying import LabelledNetwork, ReplayingLearner
-from models.strategies import KEEPING_LOGITS, STRATEGIES, Seen, StrategyName
+from models.strategies import KEEPING_LOGITS, STRATEGIES, Rehearsal, StrategyName
 
 SEEN_A_PART = 32
 SETTLED = 1 << 16  # records of a class whose version does not say how many there were
@@ -201,7 +201,7 @@ class ClassifierLearner(ReplayingLearner[C]):
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
-        known = list(self.model.classes)
+        classes = list(self.model.classes)
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
         rest = self._rest(batch, numbers)
@@ -213,13 +213,13 @@ class ClassifierLearner(ReplayingLearner[C]):
         answers = self.model.sharpness * answers
         logs = answers.log_softmax(1)
         loss = F.nll_loss(logs, torch.tensor(numbers, device=logs.device)).item()
-        report = Report(loss, self._predicted(answers, known), logs=logs)
+        report = Report(loss, self._predicted(answers, classes), logs=logs)
         self._calibrate()
         self._part.learned()
         return report
 
     def _rest(self, batch: Batch, numbers: Sequence[int]) -> Sequence[int]:
-        """The rows that are learned; the others tell how sure it may be. Who keeps no record has no others."""
+        """The rows of a batch that are learned. The others calibrate it; without a replay memory there are none."""
         if not (self.options.calibrate and self.options.replay_capacity):
             return range(len(batch))
         if self._calibration is None:
@@ -228,10 +228,10 @@ class ClassifierLearner(ReplayingLearner[C]):
 
     def _calibrate(self) -> None:
         if self._calibration is not None and self._calibration.due(self._seen.total()):
-            self.model.sharpness.copy_(self._calibration.found(self.told))
+            self.model.sharpness.copy_(self._calibration.found(self.log_probabilities))
 
     def _update(self, batch: Batch, numbers: Sequence[int], rng: torch.Generator) -> Tensor:
-        """Learns records of these classes → the logits (B, K) of before."""
+        """Learns records of these classes (B,) → the served model's logits (B, K) from before the update."""
         x, y = batch.x.to(self._device), torch.tensor(numbers, device=self._device)  # (B, ...), (B,)
         parts = self._parts(numbers)
         answers = self._logits(x) if parts > 1 else x.new_empty(0)
@@ -266,7 +266,7 @@ class ClassifierLearner(ReplayingLearner[C]):
             seen, most = sum(self._seen[number] for number in numbers) // count, beside
         return math.ceil(count / min(max(2, seen // SEEN_A_PART), most))
 
-    def told(self, x: Tensor) -> Tensor:
+    def log_probabilities(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → logarithms (B, K) of the served model's probabilities, were its sharpness 1."""
         return self._logits(x.to(self._device)).log_softmax(1)
 
@@ -277,12 +277,12 @@ class ClassifierLearner(ReplayingLearner[C]):
         return logits
 
     def _backward(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
-        """Gradients for incoming records and such as are replayed beside them → logits (B, K) of the incoming ones."""
+        """Draws records to replay, and computes gradients of the loss of all → logits (B, K) of incoming ones."""
         replayed = self._memory.draw(self.options.replay_draws, rng)
         count = len(x)
         logits: Tensor = self._learning(self._shown(torch.cat([x, replayed.x]), count, rng))  # (B + R, K)
         kept, compared = self._memory.logits(replayed.slots) or (None, None)
-        seen = Seen(logits[:count], y, logits[count:], replayed.y, kept, compared, self.options.logits_weight)
+        seen = Rehearsal(logits[:count], y, logits[count:], replayed.y, kept, compared, self.options.logits_weight)
         self._part.loss(STRATEGIES[self.options.strategy](seen), rng).backward()  # type: ignore[no-untyped-call]
         return logits[:count].detach()
 
@@ -341,8 +341,8 @@ class ClassifierLearner(ReplayingLearner[C]):
             self._updates += 1
 
     @staticmethod
-    def _predicted(logits: Tensor, known: Sequence[str]) -> list[str | None]:
-        """What was known before the update is all that can have been predicted."""
-        if not known:
+    def _predicted(logits: Tensor, classes: Sequence[str]) -> list[str | None]:
+        """logits (B, K) and the classes of before the update → the likeliest of these for each record, or None."""
+        if not classes:
             return [None] * len(logits)
-        return [known[number] for number in logits[:, : len(known)].argmax(1).tolist()]
+        return [classes[number] for number in logits[:, : len(classes)].argmax(1).tolist()]

@@ -25,7 +25,7 @@ ORDERED = 5  # so many times fewer changes of class than in random order are one
 SILENT = 0.8  # of a layer's units
 MANY_CUT = 0.05  # of the texts
 ENOUGH = 100  # records of each class
-BEGUN = 20  # records of each class, after which more is told than by chance
+ENOUGH_EACH = 20  # records of each class, after which more is told than by chance
 NEAR_CHANCE = 0.05  # of what lies between chance and all
 LOPSIDED = 0.9  # the share of a class that makes chance no measure
 EACH = (5, 10, 20, 50)  # records of each class, of which was measured
@@ -70,7 +70,7 @@ class Measured:
     counts: Mapping[str, int] = field(default_factory=dict)  # records by outcome
 
 
-class Recent:
+class LastLabels:
     """The last records: their classes, how often each came, and a few as they are."""
 
     def __init__(self) -> None:
@@ -83,9 +83,9 @@ class Recent:
         self._x.append(x)
         while sum(map(len, self._x)) - len(self._x[0]) >= SOME:
             self._x.popleft()
-        known = [label for label in labels if label is not None]
-        self._last.extend(known)
-        self._seen.update(known)
+        labelled = [label for label in labels if label is not None]
+        self._last.extend(labelled)
+        self._seen.update(labelled)
 
     def __len__(self) -> int:
         """Records of a class that are looked back at."""
@@ -212,7 +212,7 @@ def _is_ordered(seen: Measured) -> bool:
 def at_chance(seen: Measured) -> str | None:
     """What is told before it is learned is no better than always the same."""
     chance = seen.largest + NEAR_CHANCE * (1 - seen.largest)
-    few = seen.last < SOME or seen.records < BEGUN * seen.classes
+    few = seen.last < SOME or seen.records < ENOUGH_EACH * seen.classes
     if few or seen.accuracy is None or seen.accuracy > chance or seen.largest > LOPSIDED or _is_ordered(seen):
         return None
     return (

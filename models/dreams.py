@@ -67,9 +67,9 @@ class Dreams:
 
     def draw(self, count: int, rng: torch.Generator) -> Replayed:
         """Draws dreams; none before there is a class."""
-        known = self._counts[:, 0].nonzero()[:, 0]
-        count = count if len(known) else 0
-        y = known[torch.randint(max(1, len(known)), (count,), generator=rng)]
+        classes = self._counts[:, 0].nonzero()[:, 0]
+        count = count if len(classes) else 0
+        y = classes[torch.randint(max(1, len(classes)), (count,), generator=rng)]
         rows = y * self._components + torch.multinomial(self._counts[y], 1, generator=rng)[:, 0]
         z = torch.randn(count, 1, self._axes.shape[1], generator=rng)
         x = self._means[rows] + (z @ self._axes[rows])[:, 0]  # (R, D)
@@ -91,7 +91,7 @@ class Dreams:
         raise KeyError(id_)
 
     def flush(self, label: int) -> int:
-        """Drops what is known of a class; of how many records that was."""
+        """Drops the distribution of a class → how many records it was learned from."""
         dropped = round(self._counts[label].sum().item())
         rows = slice(label * self._components, (label + 1) * self._components)
         for column in self.columns().values():
@@ -140,7 +140,7 @@ class Dreams:
             self._means, self._axes = widened(self._means, rows), widened(self._axes, rows)
 
     def columns(self) -> dict[str, Tensor]:
-        """What is known, a row a component: counts, means and axes. Views."""
+        """The distributions, a row a component: counts, means and axes. Views."""
         return {"counts": self._counts.view(-1), "means": self._means, "axes": self._axes}
 
     def capture(self) -> dict[str, Rows]:

@@ -50,10 +50,10 @@ class AcquaintedOptions(Options):
     unknown: float = structural(0.0, ge=0, lt=0.5)
 
 
-def ranks(strange: Tensor, known: Tensor) -> Tensor:
+def ranks(strange: Tensor, learned: Tensor) -> Tensor:
     """Scores (B,) among known ones (N,), `NEVER` where there is none → r (B,)"""
-    there = known < NEVER
-    above = (there & (known >= strange[:, None])).sum(1)  # (B,)
+    there = learned < NEVER
+    above = (there & (learned >= strange[:, None])).sum(1)  # (B,)
     return (1 + above) / (1 + there.sum())
 
 

@@ -21,7 +21,7 @@ class Labels:
         self._numbers = {label: number for number, label in enumerate(classes)}
 
     def refuses(self, labels: Iterable[str | None]) -> Mapping[int, str]:
-        """Row → reason for the rows whose label would be one class too many; earlier rows come first."""
+        """Row → reason, for each row whose label would be one class too many. Rows are looked at in order."""
         refused = {}
         new: set[str] = set()
         for row, label in enumerate(labels):
@@ -69,7 +69,7 @@ class Labels:
             self._classes.append(label)
 
     def rename(self, number: int, label: str) -> None:
-        """Gives a new label the number of one that nobody needs any more."""
+        """Gives the number of a label that is not used any more to a new label."""
         del self._numbers[self._classes[number]]
         self._classes[number] = label
         self._numbers[label] = number

@@ -35,7 +35,7 @@ class Options(BaseModel):
 
     @classmethod
     def of_version(cls, stored: Mapping[str, Any]) -> Self:
-        """The options that a version was learned with, which may be older than some of them."""
+        """Options of a stored version. One that is younger than the version gets the value that held before it came."""
         extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
         before = {
             name: extra["before"] for name, extra in extras.items() if isinstance(extra, dict) and "before" in extra
@@ -125,19 +125,20 @@ class Rows:
 
 
 class Frozen:
-    """Tensors that never change: given in full once, and from then on as no rows, so that no commit copies them."""
+    """Tensors that never change. `capture` gives them whole once; later it names no changed row, and no commit copies
+    them again."""
 
     def __init__(self) -> None:
         self._given = False
 
     def rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Rows]:
-        """For `capture`. Scalars have no rows and stay as they are."""
+        """What `capture` gives of these tensors. Scalars have no rows: they are given as they are."""
         changed = torch.empty(0, dtype=torch.int64) if self._given else None
         self._given = True
         return {name: Rows(tensor, changed) if tensor.dim() else tensor for name, tensor in tensors.items()}
 
     def restored(self) -> None:
-        """For `restore`: what was stored is known to the store."""
+        """Call it in `restore`: the store has these tensors already."""
         self._given = True
 
 
@@ -212,14 +213,14 @@ class Learner(Protocol):
         ...
 
     def capture(self) -> State:
-        """The state as views on the live tensors, and a new start for the tracking of changed rows.
+        """Returns the state, as views on the live tensors, and starts to track changed rows anew.
 
-        Rows are tracked from the last `capture` or `restore` on; before the first of either, all of them count.
+        `Rows.changed` names the rows written since the last `capture` or `restore`; before the first, it is None.
         """
         ...
 
     def restore(self, state: State) -> None:
-        """The state of a captured learner with the same options. Tensors are copied.
+        """Takes the state of a learner with the same options. Tensors are copied.
 
         Raises:
             ValueError: a tensor is missing, or of another shape: its message names it.

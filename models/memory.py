@@ -45,11 +45,11 @@ class Policy(Protocol):
         ...
 
     def relabel(self, slot: int, label: int) -> None:
-        """The record in this slot, which is used, is of another class from now on."""
+        """The record in this slot is of another class from now on."""
         ...
 
     def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
-        """A class is gone: records of others `moved` (from → to) into its slots, and the first `size` are in use."""
+        """A class was dropped. Records of others `moved` (from → to) into its slots; the first `size` are used."""
         ...
 
     def meta(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Balanced:
         self._used = 0
         self._members: dict[int, list[int]] = {}  # class → its slots
         self._owner = [NONE] * slots  # slot → class
-        self._place = torch.zeros(slots, dtype=torch.int64)  # slot → its place in the class's list
+        self._index_in_class = torch.zeros(slots, dtype=torch.int64)  # slot → its index in the list of its class
         self._seen: dict[int, int] = {}  # class → records of the stream
         self._full: set[int] = set()
         self._changed = Changed()
@@ -152,42 +152,42 @@ class Balanced:
         self._full.discard(label)
         self._members[label].clear()
         for slot, hole in moved.items():
-            owner, place = self._owner[slot], int(self._place[slot])
-            self._owner[hole], self._place[hole], self._members[owner][place] = owner, place, hole
+            owner, index = self._owner[slot], int(self._index_in_class[slot])
+            self._owner[hole], self._index_in_class[hole], self._members[owner][index] = owner, index, hole
         self._changed.add(*moved.values())
         self._used = size
 
     def _append(self, label: int, slot: int) -> None:
         members = self._members[label]
         self._owner[slot] = label
-        self._place[slot] = len(members)
+        self._index_in_class[slot] = len(members)
         self._changed.add(slot)
         members.append(slot)
 
     def _remove(self, slot: int) -> None:
-        members, place = self._members[self._owner[slot]], int(self._place[slot])
+        members, index = self._members[self._owner[slot]], int(self._index_in_class[slot])
         last = members.pop()
         if last != slot:
-            members[place] = last
-            self._place[last] = place
+            members[index] = last
+            self._index_in_class[last] = index
             self._changed.add(last)
 
     def meta(self) -> dict[str, Any]:
         return {"seen_of_class": [[label, seen] for label, seen in self._seen.items()], "full": sorted(self._full)}
 
     def capture(self) -> dict[str, Rows]:
-        return {"place": Rows(self._place, self._changed.take())}
+        return {"place": Rows(self._index_in_class, self._changed.take())}
 
     def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
         """Rebuilds the lists from the places: once, so it may cost O(slots)."""
-        copy_into({"place": self._place}, tensors)
+        copy_into({"place": self._index_in_class}, tensors)
         self._changed.take()
         self._seen = dict(meta["seen_of_class"])
         self._full = set(meta["full"])
         self._used = len(y)
         self._owner[: self._used] = y.tolist()
         self._members = {label: [] for label in self._seen}
-        for slot in torch.argsort(self._place[: self._used], stable=True).tolist():
+        for slot in torch.argsort(self._index_in_class[: self._used], stable=True).tolist():
             self._members[self._owner[slot]].append(slot)
 
 
@@ -316,7 +316,7 @@ class ReplayMemory:
             self._changed.add(slot)
 
     def forget(self, label: int) -> None:
-        """What was seen of a class without records counts no more: its number is another one's."""
+        """Resets how many records of a class were seen. It has none left, and its number goes to another class."""
         self._policy.flush(label, {}, self.size)
 
     def flush(self, label: int) -> int:

@@ -48,7 +48,7 @@ class MovingAverage(Generic[N]):
         torch._foreach_lerp_(served, list(learned.values()), 1 - decay)
 
     def follow(self) -> None:
-        """Takes over parameters that were replaced by ones with more rows; the new rows are as they are there."""
+        """Follows parameters that were replaced by ones with more rows. A new row's average starts at its value."""
         for name, learned in self._learned().items():
             served = self.model.get_parameter(name)
             if len(served) < len(learned):

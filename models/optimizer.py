@@ -62,7 +62,7 @@ class AdamW:
             self._parameters[name].grad = None
 
     def follow(self) -> None:
-        """Takes over parameters that were replaced by ones with more rows; moments of new rows are zero."""
+        """Follows parameters that were replaced by ones with more rows. Moments of a new row start at zero."""
         for name, former in self._parameters.items():
             parameter = self._parameters[name] = self._module.get_parameter(name)
             for moments in (self._exp_avg, self._exp_avg_sq):

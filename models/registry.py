@@ -13,7 +13,7 @@ from models.images import (
     restorer as image_restorer,
     restyler as image_restyler,
     transfer as image_transfer,
-    vae as image_generator,
+    vae as image_vae,
 )
 from models.learner import Blueprint
 from models.texts import (
@@ -35,7 +35,7 @@ BUILTIN: dict[str, Blueprint] = {
     "image-restorer": image_restorer.BLUEPRINT,
     "image-restyler": image_restyler.BLUEPRINT,
     "image-transfer": acquainted(image_transfer.BLUEPRINT),
-    "image-vae": image_generator.BLUEPRINT,
+    "image-vae": image_vae.BLUEPRINT,
     "river-classifier": acquainted(river_classifier.BLUEPRINT),
     "text-analytic": text_analytic.BLUEPRINT,
     "text-auto": auto.TEXT,

@@ -30,7 +30,7 @@ from models.evaluation.drawings import frechet_distance
 from models.generator import DrawingNetwork
 from models.images import classifier as image_classifier, gan as image_gan, vae as image_generator
 from models.images.gan_losses import gradient_penalties
-from models.images.gan_networks import Discriminator, ImageGan, begun
+from models.images.gan_networks import Discriminator, ImageGan, identical_at_first
 from models.learner import Blueprint, Learner, Options, Rows, State, update_generator
 from models.network import pixels, seeded
 
@@ -173,9 +173,9 @@ class Plain:
         shape, names = tuple(x.shape[1:]), [str(k) for k in range(10)]
         sizes = {"width": CLOTHES.width, "depth": CLOTHES.depth}
         build = partial(ImageGan, shape, names, latent=CLOTHES.latent, label_dim=CLOTHES.label_dim, **sizes)
-        self.generator = begun(seeded(build, 0, CPU))
+        self.generator = identical_at_first(seeded(build, 0, CPU))
         critic = partial(Discriminator, [shape], len(names), whole=True, hidden=CLOTHES.hidden, **sizes)
-        self.discriminator = begun(seeded(critic, 1, CPU))
+        self.discriminator = identical_at_first(seeded(critic, 1, CPU))
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         settings: dict[str, Any] = {"lr": CLOTHES.learning_rate, "betas": CLOTHES.betas, "weight_decay": 0.0}
         self.generators = torch.optim.AdamW(self.generator.parameters(), fused=True, **settings)

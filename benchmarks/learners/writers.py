@@ -15,7 +15,7 @@ from benchmarks.learners.data import Set, batches, shakespeare
 from benchmarks.report import Figure, Findings
 from models.capabilities import Sampling
 from models.learner import Rows, update_generator
-from models.texts.generator import CLIP, TextGenerator, TextGeneratorLearner, TextGeneratorOptions, learner
+from models.texts.generator import CLIP, TextGeneratorLearner, TextGeneratorModel, TextGeneratorOptions, learner
 
 CPU = torch.device("cpu")
 RECORDS = 16  # an update
@@ -96,7 +96,7 @@ def _bits_per_byte(curve: list[tuple[int, float]], share: float) -> float:
     return (all_bits - bits) / (end - start)
 
 
-def _sample(model: TextGenerator) -> tuple[str, float]:
+def _sample(model: TextGeneratorModel) -> tuple[str, float]:
     started = time.process_time()
     text = "".join(model.complete("JULIET:\n", 1, Sampling(temperature=0.8, max_bytes=400)))
     return text, 1000 * (time.process_time() - started) / len(text.encode())

@@ -18,7 +18,7 @@ from consumers.worker.guard import recover
 from consumers.worker.joiner import Correction
 from consumers.worker.replay import Replay
 from consumers.worker.stalls import Stalls
-from models.diagnosis import Measured, Recent, diagnose
+from models.diagnosis import LastLabels, Measured, diagnose
 from pipeline.errors import Diverged, Exhausted, OffsetsGone, RecordError, TopicMissing
 from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of, publish_dead_letter
 from pipeline.metrics import WorkerMetrics
@@ -77,7 +77,7 @@ class Session:
         self._ahead: dict[Partition, int] = {}
         self._captured_s = self._watched_s = time.monotonic()
         self._captured_updates = fold.updates
-        self._recent = Recent()
+        self._recent = LastLabels()
         self._diagnoses = manifest.diagnoses if manifest else {}
         keyframe = store.keyframe(manifest) if manifest else None
         self._versions = manifest.version - keyframe.version if manifest and keyframe else 0  # since the keyframe

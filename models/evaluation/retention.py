@@ -35,17 +35,17 @@ class Retention:
 
     def probed(self, hits: Mapping[str, tuple[int, int]]) -> dict[str, float]:
         """Takes one probing: class → (hits, records), at least one record each; gives what it says of all of them."""
-        known = self._classes
+        kept = self._classes
         found = {label: right / records for label, (right, records) in hits.items()}
-        before = [label for label in found if label in known]
+        before = [label for label in found if label in kept]
         said: dict[str, float] = {}
         if before:
-            said["held_out_forgetting"] = sum(known[label].best - found[label] for label in before) / len(before)
-            gained = sum(found[label] - known[label].first for label in before)
+            said["held_out_forgetting"] = sum(kept[label].best - found[label] for label in before) / len(before)
+            gained = sum(found[label] - kept[label].first for label in before)
             said["held_out_backward_transfer"] = gained / len(before)
         for label, accuracy in found.items():
-            former = known.get(label, Kept(accuracy, accuracy, accuracy, 0))
-            known[label] = Kept(accuracy, max(former.best, accuracy), former.first, hits[label][1])
+            former = kept.get(label, Kept(accuracy, accuracy, accuracy, 0))
+            kept[label] = Kept(accuracy, max(former.best, accuracy), former.first, hits[label][1])
         return said
 
     def classes(self) -> Mapping[str, Kept]:

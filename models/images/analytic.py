@@ -53,7 +53,7 @@ class ImageAnalyticOptions(AnalyticOptions):
     features: BackboneOptions | None = structural(None)  # what takes the place of the wavelets
 
 
-class Seen(nn.Module):
+class BackboneFeatures(nn.Module):
     """What a frozen backbone makes of pictures: its features, or means of the maps of its layers."""
 
     def __init__(self, backbone: Backbone, options: BackboneOptions) -> None:
@@ -77,7 +77,12 @@ class ImageAnalytic(AnalyticModel):
     whitener: Tensor  # (d + 1, d + 1)
 
     def __init__(
-        self, extractor: Wavelets | Seen, patches: Patches | None, width: int, classes: Sequence[str], unknown: float
+        self,
+        extractor: Wavelets | BackboneFeatures,
+        patches: Patches | None,
+        width: int,
+        classes: Sequence[str],
+        unknown: float,
     ) -> None:
         super().__init__(width, classes, unknown)
         self.extractor, self.patches = extractor, patches
@@ -118,7 +123,7 @@ class ImageAnalyticLearner(AnalyticLearner):
     def warm_start(self, sources: Mapping[str, Source]) -> None:
         features = self.options.features
         if features is not None:
-            self._build(Seen(Backbone.of_sources(features, sources), features), None)
+            self._build(BackboneFeatures(Backbone.of_sources(features, sources), features), None)
 
     def merge(self, other: Self) -> None:
         if not alike(self._model.extractor, other._model.extractor):
@@ -150,13 +155,13 @@ class ImageAnalyticLearner(AnalyticLearner):
     def restore(self, state: State) -> None:
         features = self.options.features
         if features is not None:
-            self._build(Seen(Backbone.described(state.meta["features"]), features), None)
+            self._build(BackboneFeatures(Backbone.described(state.meta["features"]), features), None)
         super().restore(state)
         if familiar := {name: t for name, t in state.training.items() if name.startswith("familiar/")}:
             self._acquaintance.restore(familiar)  # versions of before have none
         self._constant.restored()
 
-    def _build(self, extractor: Wavelets | Seen, patches: Patches | None) -> None:
+    def _build(self, extractor: Wavelets | BackboneFeatures, patches: Patches | None) -> None:
         """Everything but what is learned."""
         options = self.options
         network = module_on(lambda: ImageAnalytic(extractor, patches, options.width, (), options.unknown), self._device)
@@ -170,9 +175,9 @@ def fixed(options: ImageAnalyticOptions, shape: tuple[int, ...]) -> tuple[Wavele
     return Wavelets(shape), Patches(shape, options.width * 2 // 3) if options.patches else None
 
 
-def alike(one: Wavelets | Seen, other: Wavelets | Seen) -> bool:
+def alike(one: Wavelets | BackboneFeatures, other: Wavelets | BackboneFeatures) -> bool:
     """Whether two of the same size give the same."""
-    if not (isinstance(one, Seen) and isinstance(other, Seen)):
+    if not (isinstance(one, BackboneFeatures) and isinstance(other, BackboneFeatures)):
         return type(one) is type(other)
     ours, theirs = one.state_dict(), other.state_dict()
     return one.backbone.describe() == other.backbone.describe() and all(
@@ -188,9 +193,9 @@ def learner(
 
 def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageAnalytic:
     features = options.features
-    seen: tuple[Wavelets | Seen, Patches | None] = fixed(options, shape)
+    seen: tuple[Wavelets | BackboneFeatures, Patches | None] = fixed(options, shape)
     if features is not None:
-        seen = Seen(Backbone.described(meta["features"]), features), None
+        seen = BackboneFeatures(Backbone.described(meta["features"]), features), None
     made = module_on(lambda: ImageAnalytic(*seen, options.width, meta["classes"], options.unknown), torch.device("cpu"))
     return made.eval()
 

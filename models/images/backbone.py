@@ -70,7 +70,7 @@ class BackboneOptions(Options):
     half: bool = structural(False)  # keeps what is frozen in bfloat16
 
     @model_validator(mode="after")
-    def _one_beginning(self) -> Self:
+    def _one_source(self) -> Self:
         if self.source is not None and (self.weights is not None or self.architecture is not None):
             raise ValueError("source names a version, which knows its architecture and weights. Drop one or the other.")
         if self.architecture is not None and self.weights is None:

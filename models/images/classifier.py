@@ -34,7 +34,7 @@ class ImageClassifierOptions(WarpedOptions):
     slope: float = structural(0.1, before=0.0, ge=0, lt=1)  # of a dense unit below 0
 
 
-class Block(nn.Module):
+class ConvolutionBlock(nn.Module):
     """Convolution, norm, ReLU; the norm's offset would make a bias of the convolution idle."""
 
     def __init__(self, before: int, after: int, *, kernel: int, stride: int) -> None:
@@ -54,13 +54,13 @@ class ImageClassifier(ClassifierNetwork):
         channels, height, width = shape
         narrow, wide = options.width, 2 * options.width
         stride = 2 if max(height, width) > 16 else 1
-        blocks = [Block(channels, narrow, kernel=5, stride=stride)]
+        blocks = [ConvolutionBlock(channels, narrow, kernel=5, stride=stride)]
         height, width = math.ceil(height / stride), math.ceil(width / stride)
         before = narrow
         while before == narrow or max(height, width) > 8:
-            blocks.append(Block(before, wide, kernel=3, stride=2))
+            blocks.append(ConvolutionBlock(before, wide, kernel=3, stride=2))
             height, width, before = math.ceil(height / 2), math.ceil(width / 2), wide
-        blocks.append(Block(wide, wide, kernel=3, stride=1))
+        blocks.append(ConvolutionBlock(wide, wide, kernel=3, stride=1))
         self.blocks = nn.Sequential(*blocks)
         self.dense = nn.Linear(wide * height * width, options.hidden)
         self.slope = options.slope

@@ -18,7 +18,7 @@ HORIZON = 1000.0  # records of a class that its moments look back on: the encode
 
 
 class CodeMoments(nn.Module):
-    """A row for "no label" and one a class, each begun as N(0, I) seen so many times as a code has numbers.
+    """A row for "no label" and one a class, which start as N(0, I) seen so many times as a code has numbers.
 
     They are kept in single precision, on the model's device, and used in double precision, on the CPU: not every device
     has that.
@@ -31,7 +31,7 @@ class CodeMoments(nn.Module):
     def __init__(self, classes: int, latent: int) -> None:
         super().__init__()
         self._latent = latent
-        for name, rows in self._begun(1 + classes).items():
+        for name, rows in self._standard_normal(1 + classes).items():
             self.register_buffer(name, rows)
 
     def add(self, z: Tensor, numbers: Tensor) -> None:
@@ -63,10 +63,10 @@ class CodeMoments(nn.Module):
 
     def grow(self, classes: int) -> None:
         """Adds as many classes."""
-        for name, rows in self._begun(classes).items():
+        for name, rows in self._standard_normal(classes).items():
             setattr(self, name, torch.cat([getattr(self, name), rows.to(self.counts.device)]))
 
-    def _begun(self, rows: int) -> dict[str, Tensor]:
+    def _standard_normal(self, rows: int) -> dict[str, Tensor]:
         return {
             "counts": torch.full((rows,), float(self._latent)),
             "means": torch.zeros(rows, self._latent),

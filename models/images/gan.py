@@ -39,7 +39,7 @@ from torch import Tensor
 from models.images.augmentation import Augmentation, augmented
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.images.gan_losses import LossName, Spread, discriminator_losses, generator_losses, gradient_penalties
-from models.images.gan_networks import Discriminator, ImageGan, Pixels, Projected, begun
+from models.images.gan_networks import Discriminator, ImageGan, Pixels, Projected, identical_at_first
 from models.labels import NONE, Labels
 from models.learner import (
     Batch,
@@ -114,7 +114,7 @@ class ImageGanLearner:
 
     def __init__(self, options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
         self.options = options
-        self.generator = begun(seeded(lambda: _network(options, shape, ()), seed, device))
+        self.generator = identical_at_first(seeded(lambda: _network(options, shape, ()), seed, device))
         self._average = MovingAverage(self.generator)
         self.model = self._average.model
         self._shape, self._seed, self._device = shape, seed, device
@@ -301,7 +301,7 @@ class ImageGanLearner:
         sizes = {"width": options.width, "depth": options.depth, "hidden": options.hidden}
         whole = isinstance(views, Pixels)
         build = partial(Discriminator, views.shapes, len(self.model.classes), whole=whole, **sizes)
-        discriminator = begun(seeded(build, self._seed + 1, self._device))
+        discriminator = identical_at_first(seeded(build, self._seed + 1, self._device))
         self._networks = {"generator": self.generator, "discriminator": discriminator}
         blocks = {f"{part}.{name}": m for part, each in self._networks.items() for name, m in each.named_modules()}
         for block in options.freeze:

@@ -1,8 +1,8 @@
 """The networks of the image GAN: residual blocks, a generator, and a discriminator of one or more views.
 
-A block is x + conv 3 × 3(φ(conv 3 × 3(φ(x)))) and begins as the identity (`begun`); φ is SiLU of a GroupNorm, which
-knows one record alone. R3GAN has leaky ReLUs and no norms. In networks as narrow as these, with steps as large as a
-short stream asks for, R1 and R2 then grew without bound, whatever their weight: the gradient of a gradient knows
+A block is x + conv 3 × 3(φ(conv 3 × 3(φ(x)))), at first the identity (`identical_at_first`); φ is SiLU of a GroupNorm,
+which knows one record alone. R3GAN has leaky ReLUs and no norms. In networks as narrow as these, with steps as large as
+a short stream asks for, R1 and R2 then grew without bound, whatever their weight: the gradient of a gradient knows
 nothing of kinks, and without norms a step changes the scores by more the larger the weights have become. In the
 generator's blocks each norm is followed by a scale and a shift for z and c (Dumoulin et al. 2017, "A learned
 representation for artistic style"; Brock et al. 2019), so that they are heard at every size and not at the least alone.
@@ -48,7 +48,7 @@ def normed(width: int) -> nn.Module:
     return nn.Sequential(norm(width), nn.SiLU())
 
 
-class Residual(nn.Module):
+class GanBlock(nn.Module):
     """A block."""
 
     def __init__(self, width: int) -> None:
@@ -116,10 +116,10 @@ class Halved(nn.Module):
         return halved
 
 
-def begun(module: M) -> M:
+def identical_at_first(module: M) -> M:
     """The same module, each of its blocks the identity (Zhang et al. 2019, "Fixup initialization")."""
     for part in module.modules():
-        if isinstance(part, Residual):
+        if isinstance(part, GanBlock):
             nn.init.zeros_(part.last[1].get_parameter("weight"))
         elif isinstance(part, Modulated):
             nn.init.zeros_(part.last.weight)
@@ -182,10 +182,10 @@ class Critic(nn.Module):
             height, wide, narrow = height // 2, wide // 2, nn.Conv2d(channels, fine(width), 3, padding=1)
             after = nn.Conv2d(4 * fine(width), width, 3, padding=1)
             self.stem = nn.Sequential(narrow, nn.SiLU(), nn.PixelUnshuffle(2), after)
-        stages: list[nn.Module] = [Residual(width) for _ in range(depth)]
+        stages: list[nn.Module] = [GanBlock(width) for _ in range(depth)]
         before = width
         while max(height, wide) > 8:
-            stages += [Halved(before, 2 * width), *(Residual(2 * width) for _ in range(depth))]
+            stages += [Halved(before, 2 * width), *(GanBlock(2 * width) for _ in range(depth))]
             height, wide, before = height // 2, wide // 2, 2 * width
         self.stages = nn.Sequential(*stages, normed(before))
         self.dense = nn.Linear(before * height * wide, hidden)

@@ -206,10 +206,10 @@ class ImageRecogniserLearner:
             )
         x, y = source.training["memory/x"][:size], source.training["memory/y"][:size]
         u = torch.cat([self.model.features(part) for part in torch.split(x, PICTURES)])
-        told = background(u, y.to(self._device), options.shrinkage)
-        self._within = told.within
-        self.model.background_mean.copy_(told.mean)
-        self.model.background_whitener.copy_(told.whitener)
+        statistics = background(u, y.to(self._device), options.shrinkage)
+        self._within = statistics.within
+        self.model.background_mean.copy_(statistics.mean)
+        self.model.background_whitener.copy_(statistics.whitener)
 
     def _build(self, backbone: Backbone | Moduli, relative: bool) -> None:
         """Everything but what is learned."""
@@ -239,14 +239,14 @@ class ImageRecogniserLearner:
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
             raise ValueError("a recogniser was given a record without a label. Drop it: `needs_label` is true.")
-        known = list(self.model.classes)
+        classes = list(self.model.classes)
         self._labels.new(batch.labels)  # raises before anything is learned
         u = self.model.features(batch.x)
         logs, scores = self.model.answer(u)
         unknown = scores > self.model.threshold
         predicted: list[str | None] = [None] * len(batch)
-        if known:
-            predicted = [known[number] for number in logs.argmax(1).tolist()]
+        if classes:
+            predicted = [classes[number] for number in logs.argmax(1).tolist()]
 
         self._grow(self._labels.new(batch.labels))
         numbers = self._labels.numbers(batch.labels)

@@ -35,7 +35,7 @@ class ImageResnetOptions(WarpedOptions):
     width: int = structural(20, ge=GROUPS, multiple_of=GROUPS)
 
 
-class Unit(nn.Sequential):
+class ResnetUnit(nn.Sequential):
     """Convolution and norm; the norm's offset would make a bias of the convolution idle."""
 
     def __init__(self, before: int, after: int, *, kernel: int, stride: int) -> None:
@@ -43,15 +43,15 @@ class Unit(nn.Sequential):
         super().__init__(convolution, nn.GroupNorm(GROUPS, after))
 
 
-class Residual(nn.Module):
+class ResnetBlock(nn.Module):
     """Two units and the way round them."""
 
     def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()
-        self.first = Unit(before, after, kernel=3, stride=stride)
-        self.second = Unit(after, after, kernel=3, stride=1)
+        self.first = ResnetUnit(before, after, kernel=3, stride=stride)
+        self.second = ResnetUnit(after, after, kernel=3, stride=1)
         same = before == after and stride == 1
-        self.around = nn.Identity() if same else Unit(before, after, kernel=1, stride=stride)
+        self.around = nn.Identity() if same else ResnetUnit(before, after, kernel=1, stride=stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.relu_(self.second(torch.relu_(self.first(maps))) + self.around(maps))
@@ -63,9 +63,9 @@ class ImageResnet(ClassifierNetwork):
     def __init__(self, options: ImageResnetOptions, shape: tuple[int, ...], classes: Sequence[str]) -> None:
         super().__init__(8 * options.width, classes)
         widths = [options.width * times for times in (1, 1, 2, 4, 8)]
-        blocks: list[nn.Module] = [nn.Sequential(Unit(shape[0], options.width, kernel=3, stride=1), nn.ReLU())]
+        blocks: list[nn.Module] = [nn.Sequential(ResnetUnit(shape[0], options.width, kernel=3, stride=1), nn.ReLU())]
         for stage, (before, after) in enumerate(pairwise(widths)):
-            blocks += [Residual(before, after, stride=2 if stage else 1), Residual(after, after, stride=1)]
+            blocks += [ResnetBlock(before, after, stride=2 if stage else 1), ResnetBlock(after, after, stride=1)]
         self.blocks = nn.Sequential(*blocks)
 
     def features(self, x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class ImageRestylerOptions(BackboneOptions):
     replay_draws: int = Field(8, ge=0)  # contents replayed in each update
 
 
-class Unit(nn.Sequential):
+class RestylerUnit(nn.Sequential):
     """Convolution and instance norm (Ulyanov et al. 2016): each map of each record is normalised alone."""
 
     def __init__(self, before: int, after: int, *, kernel: int = 3, stride: int = 1) -> None:
@@ -78,12 +78,12 @@ class Unit(nn.Sequential):
         super().__init__(convolution, nn.GroupNorm(after, after))
 
 
-class Residual(nn.Module):
+class RestylerBlock(nn.Module):
     """Two units, added to what came in."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = Unit(width, width), Unit(width, width)
+        self.first, self.second = RestylerUnit(width, width), RestylerUnit(width, width)
 
     def forward(self, maps: Tensor) -> Tensor:
         inner: Tensor = self.second(torch.relu_(self.first(maps)))
@@ -100,10 +100,10 @@ class ImageRestyler(LabelledNetwork):
         self.stride = 2**options.depth
         widths = [options.width * 2**level for level in range(options.depth + 1)]
         steps = list(pairwise(widths))
-        self.stem = Unit(self.colours + 1, widths[0], kernel=5)
-        self.down = nn.ModuleList(Unit(a, b, stride=2) for a, b in steps)
-        self.middle = nn.Sequential(*(Residual(widths[-1]) for _ in range(options.blocks)))
-        self.up = nn.ModuleList(Unit(b, a) for a, b in reversed(steps))
+        self.stem = RestylerUnit(self.colours + 1, widths[0], kernel=5)
+        self.down = nn.ModuleList(RestylerUnit(a, b, stride=2) for a, b in steps)
+        self.middle = nn.Sequential(*(RestylerBlock(widths[-1]) for _ in range(options.blocks)))
+        self.up = nn.ModuleList(RestylerUnit(b, a) for a, b in reversed(steps))
         self.out = nn.Conv2d(widths[0], self.colours, 5, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:

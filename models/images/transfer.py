@@ -90,11 +90,11 @@ class ImageTransfer(ClassifierNetwork):
         self.grid = options.grid if options.layers else None
 
     def features(self, x: Tensor) -> Tensor:
-        return self.top(known(self.backbone, pixels(x), self.grid))  # type: ignore[no-any-return]
+        return self.top(features_of(self.backbone, pixels(x), self.grid))  # type: ignore[no-any-return]
 
 
-def known(backbone: Backbone, pictures: Tensor, grid: int | None) -> Tensor:
-    """What a backbone makes of pictures (B, C, H, W): features (B, D), or its maps, each on at most so many places."""
+def features_of(backbone: Backbone, pictures: Tensor, grid: int | None) -> Tensor:
+    """pictures (B, C, H, W) → features (B, D) of a backbone; with `grid`, its maps at most that wide and high, flat."""
     if grid is None:
         return backbone(pictures)  # type: ignore[no-any-return]
     maps = backbone.maps(pictures)
@@ -102,10 +102,10 @@ def known(backbone: Backbone, pictures: Tensor, grid: int | None) -> Tensor:
 
 
 def width(backbone: Backbone, options: ImageTransferOptions, shape: tuple[int, ...]) -> int:
-    """How much a backbone makes of a picture of this shape (C, H, W): D."""
+    """D, the number of features that a backbone gives of a picture of this shape (C, H, W)."""
     blank = torch.zeros(1, *shape, device=backbone.mean.device)
     with torch.no_grad():
-        return known(backbone, blank, options.grid if options.layers else None).shape[1]
+        return features_of(backbone, blank, options.grid if options.layers else None).shape[1]
 
 
 class FineTuning(Part):
@@ -151,7 +151,7 @@ class FineTuning(Part):
         self._thaw()
 
     def _thaw(self) -> None:
-        """Has what is due after so many updates learn from the next one on."""
+        """Unfreezes the blocks that are due after so many updates. They learn from the next update on."""
         backbone = self._network.backbone
         for block, entries in due(self._options, backbone.network, self._updates).items():
             if block in self._thawed:
@@ -210,8 +210,8 @@ def blocks(network: nn.Module) -> dict[str, list[str]]:
     names = _children(network)
     while len(names) < BLOCKS and (opened := [name for name in names if _children(network.get_submodule(name))]):
         largest = max(opened, key=lambda name: sum(p.numel() for p in network.get_submodule(name).parameters()))
-        place, inner = names.index(largest), _children(network.get_submodule(largest))
-        names[place : place + 1] = [f"{largest}.{child}" for child in inner]
+        at, inner = names.index(largest), _children(network.get_submodule(largest))
+        names[at : at + 1] = [f"{largest}.{child}" for child in inner]
     found: dict[str, list[str]] = {}
     for entry in network.state_dict():
         found.setdefault(next((name for name in names if entry.startswith(f"{name}.")), entry), []).append(entry)

@@ -389,8 +389,8 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         network = model(theirs, self.model.shape, source.meta)
         copy_into(network.state_dict(), source.tensors)
         self._grow(self._labels.new(network.classes), None)
-        for begun in (self.model, self._learning):
-            copy_into(begun.state_dict(), network.state_dict())
+        for each in (self.model, self._learning):
+            copy_into(each.state_dict(), network.state_dict())
         if self._sample:
             seeds = range(self.options.source_samples)
             labels = [network.classes[seed % len(network.classes)] if network.classes else None for seed in seeds]

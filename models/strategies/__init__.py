@@ -16,10 +16,10 @@ from models.strategies.dreams import generative_replay
 from models.strategies.er import experience_replay
 from models.strategies.er_ace import asymmetric
 from models.strategies.naive import naive
-from models.strategies.seen import Seen
+from models.strategies.rehearsal import Rehearsal
 
 StrategyName = Literal["naive", "er", "er-ace", "der++", "dreams"]
-STRATEGIES: Mapping[StrategyName, Callable[[Seen], Tensor]] = {
+STRATEGIES: Mapping[StrategyName, Callable[[Rehearsal], Tensor]] = {
     "naive": naive,
     "er": experience_replay,
     "er-ace": asymmetric,
@@ -29,4 +29,4 @@ STRATEGIES: Mapping[StrategyName, Callable[[Seen], Tensor]] = {
 #: those that compare replayed records with the logits that they had
 KEEPING_LOGITS = ("er-ace", "der++")
 
-__all__ = ["KEEPING_LOGITS", "STRATEGIES", "Seen", "StrategyName"]
+__all__ = ["KEEPING_LOGITS", "STRATEGIES", "Rehearsal", "StrategyName"]

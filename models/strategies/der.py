@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.strategies.seen import Seen
+from models.strategies.rehearsal import Rehearsal
 
 
-def dark_experience(seen: Seen) -> Tensor:
+def dark_experience(seen: Rehearsal) -> Tensor:
     return (2 if len(seen.replayed_y) else 1) * seen.together(most=0.5) + seen.from_kept()

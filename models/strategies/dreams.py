@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.strategies.er_ace import among_incoming
-from models.strategies.seen import Seen
+from models.strategies.rehearsal import Rehearsal
 
 
-def generative_replay(seen: Seen) -> Tensor:
+def generative_replay(seen: Rehearsal) -> Tensor:
     y = torch.cat([seen.y, seen.replayed_y])  # (B + R,)
     losses = F.cross_entropy(torch.cat([seen.logits, seen.replayed]), y, reduction="none")
     weights = 1 / (y[:, None] == y).sum(1)  # which sum to the number of classes

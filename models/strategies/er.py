@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.strategies.seen import Seen
+from models.strategies.rehearsal import Rehearsal
 
 
-def experience_replay(seen: Seen) -> Tensor:
+def experience_replay(seen: Rehearsal) -> Tensor:
     incoming, replayed = len(seen.y), len(seen.replayed_y)
     return seen.together(most=incoming / (incoming + replayed))

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.strategies.er import experience_replay
-from models.strategies.seen import Seen
+from models.strategies.rehearsal import Rehearsal
 
 
-def asymmetric(seen: Seen) -> Tensor:
+def asymmetric(seen: Rehearsal) -> Tensor:
     if not len(seen.replayed_y):
         return F.cross_entropy(seen.logits, seen.y)
     apart = among_incoming(seen) + F.cross_entropy(seen.replayed, seen.replayed_y)
@@ -28,7 +28,7 @@ def asymmetric(seen: Seen) -> Tensor:
     return torch.where(is_of_one_class, experience_replay(seen), apart) + seen.from_kept()
 
 
-def among_incoming(seen: Seen) -> Tensor:
+def among_incoming(seen: Rehearsal) -> Tensor:
     """mean CE(f(x)|_C, y)"""
     here = torch.zeros(seen.logits.shape[1], dtype=torch.bool, device=seen.y.device)
     here[seen.y] = True

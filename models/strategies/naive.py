@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.strategies.seen import Seen
+from models.strategies.rehearsal import Rehearsal
 
 
-def naive(seen: Seen) -> Tensor:
+def naive(seen: Rehearsal) -> Tensor:
     return F.cross_entropy(seen.logits, seen.y)

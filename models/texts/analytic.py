@@ -71,7 +71,7 @@ from models.texts.hashing import (
     single,
     single_in_pieces,
 )
-from models.texts.recent import Recent, logged, of_state
+from models.texts.recent import RecentTexts, logged, of_state
 
 UNIT = 256  # the length of u, before it is rounded; and no weight is above 255
 STEPS = 16  # of 1, to which v is rounded
@@ -118,7 +118,7 @@ class TextAnalytic(AnalyticModel):
         logs, _ = self.bayes(len(look.features), look.rows)
         return logs - logs.mean(1, keepdim=True)
 
-    def told(self, look: Look) -> Tensor:
+    def probabilities(self, look: Look) -> Tensor:
         scores = self.scores(look.features) * trust(look)
         return (self.sharpness * scores + look.prior).softmax(1)
 
@@ -258,7 +258,7 @@ class TextAnalyticLearner(TextLearner):
     def __init__(self, network: TextAnalytic, options: TextAnalyticOptions, device: torch.device) -> None:
         super().__init__(network, options, device)
         self._sums = TextSums(network.weight.shape[1], device)
-        self._recent = Recent()
+        self._recent = RecentTexts()
         self._base = torch.zeros(0, 0, dtype=network.counts.dtype)  # C of before the texts in the log
         self._is_stored = False  # whether a version has what was before them
         if options.forgetting == 1:

@@ -62,7 +62,7 @@ FOREIGN = (
     "torch_dtype",
     "dtype",
 )  # the folder's own code; other libraries; ours is float32
-KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+LISTED_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 class TextEncoderOptions(ClassifierOptions):
@@ -96,8 +96,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     """
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise ValueError(f"{CONFIG} is of model_type {kind!r}; only {known} are known.")
+        listed = ", ".join(sorted(ARCHITECTURES))
+        raise ValueError(f"{CONFIG} is of model_type {kind!r}; only {listed} are known.")
     for key, value in settings.items():
         if isinstance(value, int | float) and abs(value) > (MAX_LAYERS if "layers" in key else MOST):
             raise ValueError(f"{CONFIG}: {key} = {value} is more than any encoder has.")
@@ -121,8 +121,8 @@ class Encoder(nn.Module):
         for key in FOREIGN:
             settings.pop(key, None)
         modules = [module["type"].rsplit(".", 1)[-1] for module in json.loads(files.get(MODULES, b"[]"))]
-        if unknown := [name for name in modules if name not in KNOWN_MODULES]:
-            raise ValueError(f"{MODULES} names {unknown[0]}; only {', '.join(KNOWN_MODULES)} are known.")
+        if unknown := [name for name in modules if name not in LISTED_MODULES]:
+            raise ValueError(f"{MODULES} names {unknown[0]}; only {', '.join(LISTED_MODULES)} are known.")
         pooling = json.loads(files.get(POOLING, b"{}"))
         asked = sorted(key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True)
         if asked not in ([], ["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
@@ -142,13 +142,13 @@ class Encoder(nn.Module):
         self.prefix = f"{self.body.base_model_prefix}."
         self.width: int = config.hidden_size
         positions: int = getattr(config, "max_position_embeddings", max_tokens)
-        told = json.loads(files.get("tokenizer_config.json", b"{}")).get("model_max_length", positions)
+        stated = json.loads(files.get("tokenizer_config.json", b"{}")).get("model_max_length", positions)
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
         except Exception as error:  # what the library raises has no other class
             raise ValueError(f"{TOKENIZER} cannot be read: {error}") from error
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(int(min(max_tokens, positions, told)))
+        self.tokenizer.enable_truncation(int(min(max_tokens, positions, stated)))
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Encoder:

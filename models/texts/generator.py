@@ -89,7 +89,7 @@ class ByteNetwork(nn.Module):
         self.out = nn.Linear(options.hidden, options.embedding if options.tied else 256)
         self.tied_bias = nn.Parameter(torch.empty(256)) if options.tied else None
 
-    def begin(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator) -> None:
         """Weights from the generator: N(0, 1/H) for recurrent matrices, forget gates open, all bytes alike."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -128,7 +128,7 @@ class ByteNetwork(nn.Module):
         return logits, torch.cat(after, 1)
 
 
-class TextGenerator(nn.Module):
+class TextGeneratorModel(nn.Module):
     """The served model. Records are (B, L) int32."""
 
     classes: list[str]
@@ -229,13 +229,13 @@ def before(stream: Tensor, times: int) -> Tensor:
 
 
 class TextGeneratorLearner:
-    """Learns a `TextGenerator`: every byte once by the n-grams and the mixer, and in windows by the network."""
+    """Learns a `TextGeneratorModel`: every byte once by the n-grams and the mixer, and in windows by the network."""
 
     needs_label = False
     replay_capacity = 0  # records are not kept: the history is bytes
     replay_size = 0
 
-    def __init__(self, model: TextGenerator, options: TextGeneratorOptions, device: torch.device) -> None:
+    def __init__(self, model: TextGeneratorModel, options: TextGeneratorOptions, device: torch.device) -> None:
         self.model = model
         self.options = options
         self._device = device
@@ -327,11 +327,15 @@ class TextGeneratorLearner:
         ragged = -len(inputs) % width if len(inputs) > width else 0  # one window is as long as it is
         x = F.pad(inputs, (0, ragged)).view(states.shape[2], -1)
         y = F.pad(targets.to(torch.int64), (0, ragged), value=-1).view_as(x)
-        known = min(self._seen, self.options.history)
-        if self.options.replay_windows and known > width:
+        remembered = min(self._seen, self.options.history)
+        if self.options.replay_windows and remembered > width:
             if x.shape[1] < width:
                 x, y = F.pad(x, (0, width - x.shape[1])), F.pad(y, (0, width - y.shape[1]), value=-1)
-            starts = torch.randint(known - width, (self.options.replay_windows,), generator=rng) + self._seen - known
+            starts = (
+                torch.randint(remembered - width, (self.options.replay_windows,), generator=rng)
+                + self._seen
+                - remembered
+            )
             places = (starts[:, None] + torch.arange(width + 1)).to(self._device) % self.options.history
             past = self._history[places].to(torch.int64)  # (R, width + 1)
             x, y = torch.cat([x, past[:, :-1]]), torch.cat([y, past[:, 1:]])
@@ -402,13 +406,13 @@ def learner(
     options: TextGeneratorOptions, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> TextGeneratorLearner:
     generator = torch.Generator("cpu").manual_seed(seed)
-    network = module_on(lambda: TextGenerator(options), torch.device("cpu"))
-    network.network.begin(generator)
+    network = module_on(lambda: TextGeneratorModel(options), torch.device("cpu"))
+    network.network.initialise(generator)
     return TextGeneratorLearner(network.to(device), options, device)
 
 
-def model(options: TextGeneratorOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextGenerator:
-    return module_on(lambda: TextGenerator(options), torch.device("cpu")).eval()
+def model(options: TextGeneratorOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextGeneratorModel:
+    return module_on(lambda: TextGeneratorModel(options), torch.device("cpu")).eval()
 
 
 BLUEPRINT = Blueprint(

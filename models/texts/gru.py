@@ -53,11 +53,11 @@ def symbols(x: Tensor) -> tuple[Tensor, Tensor]:
     points = trimmed(x).to(torch.int64)
     sizes = (points > 0).long() + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)  # (B, L) bytes of each
     tail = torch.stack([points >> shift & 0x3F | 0x80 for shift in (18, 12, 6, 0)], 2)  # (B, L, 4) but for the first
-    place = torch.arange(4, device=x.device) - 4 + sizes[:, :, None]  # (B, L, 4) place in the character; < 0: none
+    index = torch.arange(4, device=x.device) - 4 + sizes[:, :, None]  # (B, L, 4) index in the character; < 0: none
     marks = torch.tensor([0, 0, 0xC0, 0xE0, 0xF0], device=x.device)[sizes]  # (B, L) of the first byte
     lead = points >> 6 * (sizes - 1).clamp_min(0) | marks  # (B, L)
-    values = torch.where(place == 0, lead[:, :, None], tail).flatten(1)  # (B, 4 L)
-    found = (place >= 0).flatten(1)
+    values = torch.where(index == 0, lead[:, :, None], tail).flatten(1)  # (B, 4 L)
+    found = (index >= 0).flatten(1)
     counts = found.sum(1)
     length = int(counts.max()) + 1 if len(x) else 1
     result = torch.full((len(x), length), END, dtype=torch.int64, device=x.device)
@@ -103,8 +103,8 @@ class TextGru(ClassifierNetwork):
         packed = pack_padded_sequence(
             self.embedding(pieces[there]), sizes[there].cpu(), batch_first=True, enforce_sorted=False
         )
-        known, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=length)
-        states = known.new_zeros(len(pieces), *known.shape[1:]).index_copy(0, there, known)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=length)
+        states = states.new_zeros(len(pieces), *states.shape[1:]).index_copy(0, there, states)
         return states.view(len(found), -1, states.shape[2])[:, : found.shape[1]]
 
 

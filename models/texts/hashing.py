@@ -116,7 +116,7 @@ def ngrams_in_pieces(x: Tensor, orders: Iterable[int], size: int) -> Iterator[Te
 
 def single_in_pieces(x: Tensor, size: int) -> Iterator[Tensor]:
     """The hashes of `single` of one text (n,) without padding, some at a time."""
-    begun, length = x.new_zeros((), dtype=torch.int64), 0  # the word that the piece before ended in, so far
+    unfinished, length = x.new_zeros((), dtype=torch.int64), 0  # the word that the piece before ended in, so far
     for piece in torch.split(F.pad(x, (0, 1)), size):  # what is behind the text ends its last word
         points = piece.to(torch.int64)
         letter = letters(points)
@@ -124,15 +124,15 @@ def single_in_pieces(x: Tensor, size: int) -> Iterator[Tensor]:
         before[0] = length > 0
         first = letter & ~before
         number = first.cumsum(0)  # the word that a letter is of; 0: the one that was begun
-        places = torch.arange(len(piece), device=x.device)
-        place = places - torch.where(first, places, -length).cummax(0).values
-        word = begun.new_zeros(int(number[-1]) + 1)
-        word[0] = begun
-        word.scatter_add_(0, number, torch.where(letter, mixed(points * BASE + place), 0))
+        indices = torch.arange(len(piece), device=x.device)
+        index = indices - torch.where(first, indices, -length).cummax(0).values
+        word = unfinished.new_zeros(int(number[-1]) + 1)
+        word[0] = unfinished
+        word.scatter_add_(0, number, torch.where(letter, mixed(points * BASE + index), 0))
         ended = word[0 if length else 1 :]
-        begun, length = begun.new_zeros(()), 0
+        unfinished, length = unfinished.new_zeros(()), 0
         if letter[-1]:
-            ended, begun, length = ended[:-1], ended[-1], int(place[-1]) + 1
+            ended, unfinished, length = ended[:-1], ended[-1], int(index[-1]) + 1
         yield mixed(ended)
 
 
@@ -143,9 +143,9 @@ def _words(x: Tensor) -> tuple[Tensor, Tensor]:
     first = letter & ~F.pad(letter, (1, 0))[:, :-1]
     number = first.cumsum(1)  # (B, L) the word that a letter is of, from 1 on
     count = number[:, -1]  # (B,)
-    places = torch.arange(points.shape[1], device=x.device).expand_as(points)
-    place = places - torch.where(first, places, 0).cummax(1).values  # of a letter in its word
-    summands = torch.where(letter, mixed(points * BASE + place), 0)
+    indices = torch.arange(points.shape[1], device=x.device).expand_as(points)
+    index = indices - torch.where(first, indices, 0).cummax(1).values  # of a letter in its word
+    summands = torch.where(letter, mixed(points * BASE + index), 0)
     column = torch.arange(int(count.max()) + 2, device=x.device)
     word = torch.zeros(len(x), len(column), dtype=torch.int64, device=x.device)  # 0 at both edges
     word.scatter_add_(1, torch.where(letter, number, 0), summands)

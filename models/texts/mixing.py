@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.texts.ngrams import CONTEXTS, HISTORIES, ORDERS, Seen, counts_of
+from models.texts.ngrams import CONTEXTS, HISTORIES, ORDERS, Histories, counts_of
 
 RUN = 64  # bits
 SELECTED = (256 * 3, 256, 2048, 512)  # rows of weights of each selector
@@ -53,7 +53,7 @@ class Mixer(nn.Module):
         self.register_buffer("weights", weights)
         self.register_buffer("last", torch.full((256, len(SELECTED)), 1 / len(SELECTED)))
 
-    def probabilities(self, seen: Seen, logits: Tensor, before: Tensor, nodes: Tensor) -> Tensor:
+    def probabilities(self, seen: Histories, logits: Tensor, before: Tensor, nodes: Tensor) -> Tensor:
         """The probability that the bit at each node is one; nothing is learned.
 
         Args:
@@ -70,7 +70,7 @@ class Mixer(nn.Module):
         said = (self.weights[selected] @ inputs[:, :, None]).squeeze(2).clamp(-WIDEST, WIDEST)  # (T, S)
         return _sure((self.last[nodes] * said).sum(1))
 
-    def learn(self, seen: Seen, logits: Tensor, before: Tensor, nodes: Tensor, bits: Tensor) -> Tensor:
+    def learn(self, seen: Histories, logits: Tensor, before: Tensor, nodes: Tensor, bits: Tensor) -> Tensor:
         """As `probabilities`, and then learns the bits (T,) int64, one run after the other; probabilities of a run
         are from before it."""
         used, inputs, selected = self._inputs(seen, logits, before, nodes)
@@ -96,14 +96,14 @@ class Mixer(nn.Module):
             self.counts[rows] = counts
         return torch.cat(found)
 
-    def _inputs(self, seen: Seen, logits: Tensor, before: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _inputs(self, seen: Histories, logits: Tensor, before: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the maps (T, K); inputs (T, INPUTS), where a map's is 1, or 0 where nothing is known; rows of
         weights (T, S)."""
-        known = seen.history > 0  # (T, K)
+        there = seen.history > 0  # (T, K)
         averages = torch.logit(seen.p, eps=1e-4) * seen.n / (seen.n + 1.5)
-        inputs = torch.cat([known, averages, logits[:, None], torch.full_like(logits[:, None], 0.3)], 1)
+        inputs = torch.cat([there, averages, logits[:, None], torch.full_like(logits[:, None], 0.3)], 1)
         used = seen.history + HISTORIES * torch.arange(CONTEXTS, device=nodes.device)
-        orders = known[:, 1 : 1 + len(ORDERS)].sum(1)
+        orders = there[:, 1 : 1 + len(ORDERS)].sum(1)
         sure = torch.bucketize(logits.abs(), torch.tensor([1.0, 3.0], device=nodes.device))
         level = torch.bucketize(nodes, 1 << torch.arange(1, 8, device=nodes.device), right=True)
         strength = torch.bucketize(logits, torch.tensor([-4.0, -2.0, -0.7, 0.0, 0.7, 2.0, 4.0], device=nodes.device))

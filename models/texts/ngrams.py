@@ -106,7 +106,7 @@ def contexts(data: Tensor) -> Tensor:
     return torch.stack(found, 1)
 
 
-class Seen(NamedTuple):
+class Histories(NamedTuple):
     """What the slots hold, for T nodes in K contexts."""
 
     history: Tensor  # (T, K) int64; 0: nothing
@@ -125,12 +125,12 @@ class Ngrams(nn.Module):
         self.register_buffer("table", torch.zeros(slots, 4, dtype=torch.int16))
         self.register_buffer("following", _following(), persistent=False)
 
-    def look(self, found: Tensor, nodes: Tensor) -> Seen:
+    def look(self, found: Tensor, nodes: Tensor) -> Histories:
         """contexts (n, K) and nodes (n, m) → what is known of each, for T = n · m. Nothing is learned."""
         slot, check = self._hashed(found, nodes)
         return self._held(slot, check)
 
-    def learn(self, found: Tensor, data: Tensor) -> tuple[Seen, Tensor]:
+    def learn(self, found: Tensor, data: Tensor) -> tuple[Histories, Tensor]:
         """Learns a piece: contexts (n, K) and its bytes (n,) → what was known before each of its 8 n bits, and the
         slots (U,) int64 that were written."""
         nodes, bits = nodes_of(data)
@@ -149,8 +149,8 @@ class Ngrams(nn.Module):
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         rank = torch.repeat_interleave(torch.arange(most, device=key.device), sizes)
         group = torch.arange(len(key), device=key.device) - offsets[rank]
-        place = order[starts[group] + rank]  # where each comes from, among the T · K
-        bit = bits.reshape(-1, 1).expand(shape).reshape(-1)[place]
+        at = order[starts[group] + rank]  # where each comes from, among the T · K
+        bit = bits.reshape(-1, 1).expand(shape).reshape(-1)[at]
         group_key = key[starts]
         held = self._held(group_key >> 15, group_key & 0x7FFF)
 
@@ -189,10 +189,10 @@ class Ngrams(nn.Module):
 
         def back(values: Tensor) -> Tensor:
             placed = torch.empty_like(values)
-            placed[place] = values
+            placed[at] = values
             return placed.view(shape)
 
-        return Seen(back(history), back(p), back(n.clamp_max(LONGEST))), written
+        return Histories(back(history), back(p), back(n.clamp_max(LONGEST))), written
 
     def _hashed(self, found: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """(n, K), (n, m) → slots and checks, (n · m, K) each"""
@@ -200,12 +200,12 @@ class Ngrams(nn.Module):
         z = mixed(found[:, None, :] + nodes[:, :, None] * NODE + kinds).flatten(0, 1)
         return (z >> 20) & (len(self.table) - 1), z & 0x7FFF
 
-    def _held(self, slot: Tensor, check: Tensor) -> Seen:
+    def _held(self, slot: Tensor, check: Tensor) -> Histories:
         held = self.table[slot]
-        known = (held[..., 0] == check) & (held[..., 3] > 0)
-        history = torch.where(known, held[..., 1].to(torch.int64), 0)
-        p = torch.where(known, (held[..., 2].to(torch.float32) + HALVES) / (2 * HALVES), 0.5)
-        return Seen(history, p, torch.where(known, held[..., 3], 0).to(torch.float32))
+        there = (held[..., 0] == check) & (held[..., 3] > 0)
+        history = torch.where(there, held[..., 1].to(torch.int64), 0)
+        p = torch.where(there, (held[..., 2].to(torch.float32) + HALVES) / (2 * HALVES), 0.5)
+        return Histories(history, p, torch.where(there, held[..., 3], 0).to(torch.float32))
 
 
 def _following() -> Tensor:

@@ -24,18 +24,18 @@ SHIFT = 24  # bits of a bucket's number
 PREFIX = "recent/"
 
 
-class Recent:
+class RecentTexts:
     """The log."""
 
     def __init__(self) -> None:
         self._texts = torch.zeros(TEXTS, 2, dtype=torch.int32)  # the class of each, and how many features it has
         self._features = torch.zeros(BLOCKS, BLOCK, dtype=torch.int32)
-        self._known = torch.zeros((), dtype=torch.int64)
+        self._count = torch.zeros((), dtype=torch.int64)
         self._end = 0  # of the features
         self._changed = {name: Changed() for name in ("texts", "features")}
 
     def __len__(self) -> int:
-        return int(self._known)
+        return int(self._count)
 
     def could_hold(self, rows: Tensor, y: Tensor) -> bool:
         """Whether there is room for texts where there are no others."""
@@ -53,11 +53,11 @@ class Recent:
         self._features.view(-1)[start:end] = (buckets | weights << SHIFT).int()
         self._changed["texts"].add(*range(first, last))
         self._changed["features"].add(*range(start // BLOCK, -(-end // BLOCK)))
-        self._known.fill_(last)
+        self._count.fill_(last)
         self._end = end
 
     def clear(self) -> None:
-        self._known.zero_()
+        self._count.zero_()
         self._end = 0
 
     def read(self) -> tuple[Tensor, Tensor]:
@@ -70,21 +70,21 @@ class Recent:
     def capture(self) -> dict[str, Tensor | Rows]:
         """recent/texts (TEXTS, 2) and recent/features (BLOCKS, BLOCK), both int32, and recent/known () int64."""
         rows = {PREFIX + name: Rows(each, self._changed[name].take()) for name, each in self._tensors().items()}
-        return {PREFIX + "known": self._known.clone(), **rows}
+        return {PREFIX + "known": self._count.clone(), **rows}
 
     def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
         """
         Raises:
             ValueError: a tensor is missing or does not fit.
         """
-        known, log = {PREFIX + "known": self._known}, logged(state)
+        own, log = {PREFIX + "known": self._count}, logged(state)
         for name, rows in self._tensors().items():
             found = tensor(log.get(PREFIX + name, rows))
-            known[PREFIX + name] = rows[: len(found)] if found.dim() else rows  # versions of before have fewer
+            own[PREFIX + name] = rows[: len(found)] if found.dim() else rows  # versions of before have fewer
             self._changed[name] = Changed()
             if found.shape == rows.shape:
                 self._changed[name].take()
-        copy_into(known, log)
+        copy_into(own, log)
         counts = self._texts[: max(0, len(self)), 1]
         self._end = int(counts.sum())
         if not 0 <= len(self) <= TEXTS or (counts < 0).any() or self._end > BLOCKS * BLOCK:
@@ -105,6 +105,6 @@ def of_state(state: Mapping[str, Tensor | Rows]) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a tensor is missing or does not fit.
     """
-    log = Recent()
+    log = RecentTexts()
     log.restore(state)
     return log.read()

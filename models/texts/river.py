@@ -210,12 +210,12 @@ class RiverLearner:
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
-        new, known, texts = self._labels.new(batch.labels), list(self.model.classes), strings(batch.x)
-        p = self.model.probabilities(texts, len(known))  # (B, K) of before
-        predicted = [known[k] for k in p.argmax(1).tolist()] if known else [None] * len(batch)
+        new, classes, texts = self._labels.new(batch.labels), list(self.model.classes), strings(batch.x)
+        p = self.model.probabilities(texts, len(classes))  # (B, K) of before
+        predicted = [classes[k] for k in p.argmax(1).tolist()] if classes else [None] * len(batch)
         self._labels.add(new)
         numbers = self._labels.numbers(batch.labels)
-        of_label = [p[row, number].item() if number < len(known) else 0.0 for row, number in enumerate(numbers)]
+        of_label = [p[row, number].item() if number < len(classes) else 0.0 for row, number in enumerate(numbers)]
         for text, number in zip(texts, numbers, strict=True):
             self.model.learn_one(text, number)
         return Report(sum(-math.log(max(value, LEAST)) for value in of_label) / len(batch), predicted)
@@ -224,13 +224,11 @@ class RiverLearner:
         return State(self.model.state_dict(), {}, {"classes": list(self.model.classes), "river": _river()})
 
     def restore(self, state: State) -> None:
-        names, known = list(state.meta["classes"]), len(self.model.classes)
-        if names[:known] != self.model.classes:
-            raise ValueError("classes: this learner has learned others. Restore into an untrained one.")
+        labels = self._labels.beyond(state.meta["classes"])
         _check_version(state.meta)
         serving = {name: value.tensor if isinstance(value, Rows) else value for name, value in state.serving.items()}
         self.model.load_state_dict(serving)
-        self._labels.add(names[known:])
+        self._labels.add(labels)
 
 
 def _river() -> str:

@@ -191,7 +191,7 @@ class _Decoder:
     def __init__(self, integers: list[int], numbers: list[float], names: Mapping[str, Any]) -> None:
         self._integers = integers
         self._numbers = numbers
-        self._place = self._number = 0
+        self._read = self._number = 0
         self._texts: list[str] = names["texts"]
         self._layouts: list[list[str]] = names["layouts"]
         self._objects: list[Any] = []
@@ -276,8 +276,8 @@ class _Decoder:
         return value
 
     def _next(self) -> int:
-        self._place += 1
-        return self._integers[self._place - 1]
+        self._read += 1
+        return self._integers[self._read - 1]
 
     def _index(self, of: Sequence[Any]) -> int:
         found = self._next()
@@ -288,15 +288,15 @@ class _Decoder:
     def _count(self) -> int:
         """How much comes: each item takes an integer at least."""
         found = self._next()
-        if not 0 <= found <= len(self._integers) - self._place:
-            raise ValueError(f"{found} items, and {len(self._integers) - self._place} numbers are left")
+        if not 0 <= found <= len(self._integers) - self._read:
+            raise ValueError(f"{found} items, and {len(self._integers) - self._read} numbers are left")
         return found
 
     def _ints(self, count: int) -> list[int]:
-        self._place += count
-        if self._place > len(self._integers):
-            raise IndexError(self._place)
-        return self._integers[self._place - count : self._place]
+        self._read += count
+        if self._read > len(self._integers):
+            raise IndexError(self._read)
+        return self._integers[self._read - count : self._read]
 
     def _floats(self, count: int) -> list[float]:
         self._number += count

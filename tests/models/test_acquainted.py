@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.acquainted import PREFIX, AcquaintedModel, Texts, acquainted
+from models.acquainted import PREFIX, AcquaintedModel, FamiliarTexts, acquainted
 from models.familiarity import NEVER, SAMPLE
 from models.images import classifier as image_classifier
 from models.learner import Blueprint, Correcting, Flushing, Reacting, State
@@ -118,22 +118,22 @@ def test_before_anything_is_known_nothing_is_unknown() -> None:
     learner.capture()
     model = learner.model
     assert isinstance(model, AcquaintedModel)
-    assert not Texts((32,)).known().lt(NEVER).any()
+    assert not FamiliarTexts((32,)).learned_scores().lt(NEVER).any()
     assert not model.recognise(made.some(8))[1].any()
 
 
 def test_a_score_of_a_text_is_how_rare_its_grams_are() -> None:
-    familiar = Texts((32,))
+    familiar = FamiliarTexts((32,))
     familiar.meet(points(["ab"]))
     familiar.meet(points(["ab", "cd"]))
     once, never = -torch.log(torch.tensor([1.5 / 4, 0.5 / 4]))
     twice = -torch.log(torch.tensor(2.5 / 4))
     found = familiar.strange(points(["ab", "cd", "xy"]))  # " ab", "ab " and so on, two grams each
     torch.testing.assert_close(found, torch.stack([twice, once, never]))
-    assert int(familiar.known().lt(NEVER).sum()) == 3
+    assert int(familiar.learned_scores().lt(NEVER).sum()) == 3
     for _ in range(SAMPLE):
         familiar.meet(points(["ab"]))
-    assert familiar.known().lt(once).all()
+    assert familiar.learned_scores().lt(once).all()
 
 
 def test_a_state_without_it_is_refused_by_name() -> None:

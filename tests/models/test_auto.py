@@ -153,7 +153,7 @@ def test_the_head_says_what_it_would_without_the_evidence(name: str, head: dict[
     without._head.model.take(without._head._sums.solve(options.head.head, without._head._ridge_now()))
     model = without._head.model
     model.sharpness.copy_(learner._head.sharpness_now)
-    expected = model.told(model.look(x)).log()
+    expected = model.probabilities(model.look(x)).log()
     found = learner._head.left_out(x, y)
     torch.testing.assert_close(found, expected.to(found), atol=2e-3, rtol=1e-2)
     assert same(learner._head.capture(), before)

@@ -92,9 +92,9 @@ def test_sharpness_explains_evidence_best() -> None:
     ours = taught(one)
     calibration = ours._calibration
     assert calibration is not None
-    t = calibration.found(ours.told)
+    t = calibration.found(ours.log_probabilities)
     x, y = calibration._evidence.records()
-    logs = ours.told(x).double()
+    logs = ours.log_probabilities(x).double()
 
     def objective(value: float) -> float:
         return F.cross_entropy(value * logs, y, reduction="sum").item() + 2 * (value - 1) ** 2

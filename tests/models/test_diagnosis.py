@@ -14,7 +14,7 @@ from torch import nn
 
 from models.acquainted import AcquaintedModel
 from models.auto import ImageAutoOptions
-from models.diagnosis import DIAGNOSES, SOME, Layer, Measured, Recent, diagnose
+from models.diagnosis import DIAGNOSES, SOME, LastLabels, Layer, Measured, diagnose
 from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Learner, Source, update_generator
 from models.registry import BUILTIN
@@ -79,8 +79,8 @@ def test_the_table_names_no_other() -> None:
     assert set(re.findall(r"^\| `([a-z-]+)` \|", TABLE.read_text("utf-8"), re.MULTILINE)) == set(DIAGNOSES)
 
 
-def recent(labels: str) -> Recent:
-    found = Recent()
+def recent(labels: str) -> LastLabels:
+    found = LastLabels()
     for start in range(0, len(labels), 10):
         part = labels[start : start + 10]
         found.add(torch.zeros(len(part), 1), list(part))
@@ -95,14 +95,14 @@ def test_what_is_looked_back_at() -> None:
     assert mixed.changes == 299
     assert mixed.random == pytest.approx(299 * 2 / 3)
     assert recent("").random == 0
-    nobody = Recent()
+    nobody = LastLabels()
     nobody.add(torch.zeros(2, 1), [None, None])
     assert (len(nobody), nobody.largest) == (0, 0.0)
 
 
-def taught(name: str, options: object) -> tuple[Learner, Recent]:
+def taught(name: str, options: object) -> tuple[Learner, LastLabels]:
     learner = BUILTIN[name].learner(options, (1, 8, 8), 0, torch.device("cpu"))
-    seen = Recent()
+    seen = LastLabels()
     for update in range(SOME // 16):
         x = torch.randint(0, 256, (16, 1, 8, 8), generator=torch.Generator().manual_seed(update), dtype=torch.uint8)
         batch = Batch(x, ["a", "b"] * 8, torch.zeros(16, 3, dtype=torch.int64), torch.zeros(16, 16, dtype=torch.uint8))
@@ -148,7 +148,7 @@ def test_units_above_a_sentence_encoder_are_seen(tmp_path: Path) -> None:
     learner = encoder_learner(options, tuple(x.shape[1:]), 0, torch.device("cpu"))
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}
     learner.warm_start({"folder": Source("0", load_file(tmp_path / "model.safetensors"), files=files)})
-    seen = Recent()
+    seen = LastLabels()
     for update in range(SOME // 16):
         rows = slice(16 * update, 16 * update + 16)
         nothing = torch.zeros(16, 3, dtype=torch.int64), torch.zeros(16, 16, dtype=torch.uint8)
@@ -162,7 +162,7 @@ def test_units_above_a_sentence_encoder_are_seen(tmp_path: Path) -> None:
 
 def test_too_few_records_tell_nothing_of_units() -> None:
     learner, seen = taught("image-classifier", ImageClassifierOptions())
-    few = Recent()
+    few = LastLabels()
     few.add(torch.zeros(SOME - 1, 1, 8, 8, dtype=torch.uint8), ["a"] * (SOME - 1))
     assert few.layers(learner.model) == []
     assert seen.layers(object()) == []

@@ -15,17 +15,17 @@ from models.capabilities import Classifier
 from models.images.classifier import BLUEPRINT, ImageClassifierOptions
 from models.learner import update_generator
 from models.memory import ReplayMemory
-from models.strategies import STRATEGIES, Seen, StrategyName
+from models.strategies import STRATEGIES, Rehearsal, StrategyName
 from tests.device import CPU
 from tests.models.contract import SEED, Case, cloned, digits
 
 ALPHA = 0.3
 
 
-def seen(replayed: int = 4) -> Seen:
+def seen(replayed: int = 4) -> Rehearsal:
     """Five classes; incoming are of 1 and 3; the kept logits are of the first three, or fewer, of four classes."""
     rng = torch.Generator().manual_seed(1)
-    return Seen(
+    return Rehearsal(
         torch.randn(6, 5, generator=rng, requires_grad=True),
         torch.tensor([1, 3, 3, 1, 1, 3]),
         torch.randn(replayed, 5, generator=rng, requires_grad=True),
@@ -45,7 +45,7 @@ def cross_entropy(logits: Tensor, y: Tensor, among: set[int] | None = None) -> f
     return total / len(y)
 
 
-def distance(given: Seen) -> float:
+def distance(given: Rehearsal) -> float:
     """Mean over the logits that were kept, by hand."""
     assert given.kept is not None
     assert given.compared is not None
@@ -58,7 +58,7 @@ def distance(given: Seen) -> float:
     return sum(squares) / len(squares)
 
 
-def together(s: Seen, most: float) -> float:
+def together(s: Rehearsal, most: float) -> float:
     """Incoming classes weigh as many of five as they are, by hand."""
     if not len(s.replayed_y):
         return cross_entropy(s.logits, s.y)
@@ -66,13 +66,13 @@ def together(s: Seen, most: float) -> float:
     return share * cross_entropy(s.logits, s.y) + (1 - share) * cross_entropy(s.replayed, s.replayed_y)
 
 
-def balanced(s: Seen) -> float:
+def balanced(s: Rehearsal) -> float:
     """Mean over classes of the mean over the records of each, by hand."""
     logits, y = torch.cat([s.logits, s.replayed]), torch.cat([s.y, s.replayed_y])
     return sum(cross_entropy(logits[y == label], y[y == label]) for label in set(y.tolist())) / len(set(y.tolist()))
 
 
-EXPECTED: dict[StrategyName, Callable[[Seen], float]] = {
+EXPECTED: dict[StrategyName, Callable[[Rehearsal], float]] = {
     "naive": lambda s: cross_entropy(s.logits, s.y),
     "er": lambda s: together(s, most=6 / 10),
     "er-ace": lambda s: (
@@ -120,7 +120,7 @@ def test_many_records_of_one_class_weigh_no_more_than_few(name: StrategyName) ->
 
 
 def test_fewer_classes_than_are_kept() -> None:
-    given = Seen(torch.randn(2, 1), torch.tensor([0, 0]), torch.ones(1, 1), torch.tensor([0]), torch.zeros(1, 4),
+    given = Rehearsal(torch.randn(2, 1), torch.tensor([0, 0]), torch.ones(1, 1), torch.tensor([0]), torch.zeros(1, 4),
                  torch.tensor([[True, False, False, False]]), ALPHA)  # fmt: skip
     assert given.from_kept().item() == pytest.approx(ALPHA)
 

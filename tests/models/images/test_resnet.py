@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.images.resnet import BLUEPRINT, ImageResnet, ImageResnetOptions, Residual, learner
+from models.images.resnet import BLUEPRINT, ImageResnet, ImageResnetOptions, ResnetBlock, learner
 from models.learner import update_generator
 from models.network import seeded
 from tests.device import CPU
@@ -32,7 +32,7 @@ def test_it_has_the_size_of_the_slim_resnet_18() -> None:
 
 @pytest.mark.parametrize(("before", "stride"), [(8, 1), (4, 2)])
 def test_a_block_is_two_convolutions_and_the_way_round_them(before: int, stride: int) -> None:
-    block = seeded(lambda: Residual(before, 8, stride=stride), SEED, CPU)
+    block = seeded(lambda: ResnetBlock(before, 8, stride=stride), SEED, CPU)
     x = torch.randn(2, before, 6, 6, generator=torch.Generator().manual_seed(0))
     weights = block.state_dict()
     y = F.group_norm(F.conv2d(x, weights["first.0.weight"], stride=stride, padding=1), 4)

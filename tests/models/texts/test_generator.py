@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from models.capabilities import Sampling
 from models.learner import Batch, update_generator
 from models.optimizer import AdamW
-from models.texts.generator import BLUEPRINT, TextGenerator, TextGeneratorLearner, TextGeneratorOptions, encoded
+from models.texts.generator import BLUEPRINT, TextGeneratorLearner, TextGeneratorModel, TextGeneratorOptions, encoded
 from models.texts.ngrams import TAIL
 from models.texts.utf8 import Utf8, drawn, held_back
 from tests.models.contract import SEED, Case, LearnerContract, same, tensors, texts
@@ -53,7 +53,7 @@ def batch(records: list[str], partitions: list[int] | None = None) -> Batch:
     return Batch(x, [None] * len(records), origins, torch.zeros(len(records), 16, dtype=torch.uint8))
 
 
-def learned(ours: TextGeneratorLearner, records: list[str], updates: int) -> TextGenerator:
+def learned(ours: TextGeneratorLearner, records: list[str], updates: int) -> TextGeneratorModel:
     for update in range(updates):
         ours.learn(batch(records), update_generator(SEED, update))
     return ours.model

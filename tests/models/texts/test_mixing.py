@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.texts.mixing import INPUTS, RUN, SLOWING, Mixer, byte_log_probabilities, nats, tree_logits
-from models.texts.ngrams import CONTEXTS, HISTORIES, LONGEST, MOST, ORDERS, TAIL, Ngrams, Seen, contexts, nodes_of
+from models.texts.ngrams import CONTEXTS, HISTORIES, LONGEST, MOST, ORDERS, TAIL, Histories, Ngrams, contexts, nodes_of
 
 TEXT = "The cat sat; the CAT sat: don't, 猫 sat. The cat's hat sat? ".encode()
 
@@ -114,10 +114,10 @@ def test_a_small_table_is_overwritten_and_a_check_keeps_strangers_apart() -> Non
     assert ngrams.table.shape == (64, 4)
 
 
-def random_piece(bits: int, seed: int = 0) -> tuple[Seen, Tensor, Tensor, Tensor, Tensor]:
+def random_piece(bits: int, seed: int = 0) -> tuple[Histories, Tensor, Tensor, Tensor, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     n = torch.randint(0, 5, (bits, CONTEXTS), generator=rng)
-    seen = Seen(
+    seen = Histories(
         torch.randint(0, HISTORIES, (bits, CONTEXTS), generator=rng) * (n > 0),
         torch.rand(bits, CONTEXTS, generator=rng),
         n.to(torch.float32),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Rehearsal:
     """One pass over the incoming and the replayed records of an update."""
 
     logits: Tensor  # (B, K) of incoming records
