@@ -14,7 +14,7 @@ from benchmarks.stage import Stage, apart
 from consumers.loading import resolve_blueprint
 from models.learner import Batch, update_generator
 from pipeline.config import ModelConfig
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition, Place
 from pipeline.store.lineage import LineageBuilder
 
 TOPIC = "pictures"
@@ -57,7 +57,7 @@ def bookkeeping(blocks: int) -> list[float]:
             for update, batch in zip(updates, batches, strict=True):
                 kept.learn(batch, update_generator(config.seed, update))
                 # A batch of three partitions, a third of it from each, as a reader brings it.
-                lineage.learned([(partitions[3 * row // size], update * size + row) for row in range(size)])
+                lineage.learned([Place(partitions[3 * row // size], update * size + row) for row in range(size)])
             lineage.build().model_dump_json()
 
         # Who comes first changes: the second one finds warm caches.

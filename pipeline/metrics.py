@@ -18,7 +18,7 @@ from pipeline.words import said
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pipeline.log.offsets import Partition
+    from pipeline.records import Partition
     from pipeline.store.manifest import Manifest
     from pipeline.store.writer import Committed
 

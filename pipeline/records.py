@@ -66,7 +66,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -89,6 +89,26 @@ CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # Unicode's categories of controls, separat
 ORIGIN, FOR = "headrace-origin", "headrace-for"  # headers of a requeued record
 
 
+class Partition(NamedTuple):
+    """One ordered part of a topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic} partition {self.number}"
+
+
+class Place(NamedTuple):
+    """Where a record is in the log."""
+
+    partition: Partition
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.partition.topic}:{self.partition.number}:{self.offset}"
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A record as Kafka holds it."""
@@ -101,6 +121,11 @@ class Record:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     fault: RecordError | None = field(default=None, compare=False)  # why it could not be read; it has no value then
+
+    @property
+    def place(self) -> Place:
+        """As text also the id of a record that its producer gave none."""
+        return Place(Partition(self.topic, self.partition), self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +157,7 @@ class Example:
     @property
     def held_out_by(self) -> str:
         """What decides whether it is held out: its id, or its content where it has none but its place."""
-        places = (place_name(self.record), *(v.decode(errors="replace") for n, v in self.record.headers if n == ORIGIN))
+        places = (str(self.record.place), *(v.decode(errors="replace") for n, v in self.record.headers if n == ORIGIN))
         return content_id(self.record.value or b"") if self.id in places else self.id
 
     @property
@@ -213,8 +238,7 @@ class RecordDecoder:
         if payload.label is None and self._needs_label:
             return Skipped(record, "unlabelled")
         label = None if payload.label is None else name_of("label", payload.label)
-        place = f"{record.topic}:{record.partition}:{record.offset}"
-        id_ = place if payload.id is None else name_of("id", payload.id)
+        id_ = str(record.place) if payload.id is None else name_of("id", payload.id)
         x = input_array(payload.content, self._input, payload.content_type, whole=True)
         return self._example(Example(record, x, label, id_))
 
@@ -277,11 +301,6 @@ def input_array(
     if content_type is not None:
         _check_content_type(content_type, input)
     return input.array(content, whole=whole)
-
-
-def place_name(record: Record) -> str:
-    """The id of a record that its producer gave none."""
-    return f"{record.topic}:{record.partition}:{record.offset}"
 
 
 def content_id(value: bytes) -> str:

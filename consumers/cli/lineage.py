@@ -124,7 +124,7 @@ def blame(
 
     Example: headrace blame pictures:0:1234
     """
-    from pipeline.log import Partition
+    from pipeline.records import Partition, Place
     from pipeline.store import blame as blamed, places_of
 
     settings = load_config(config)
@@ -135,7 +135,7 @@ def blame(
     if id_ is not None:
         places = [found for topic in read for found in places_of(settings.kafka, topic, id_)]
     else:
-        places = [(Partition(topic, number), offset)]
+        places = [Place(Partition(topic, number), offset)]
     found = [
         blamed(open_store(settings, name), partition, offset)
         for partition, offset in places

@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from pipeline.errors import HeadraceError, StoreUnavailable
-from pipeline.log import AlignedReader, Partition, Publisher, Reader
+from pipeline.log import AlignedReader, Publisher, Reader
 from pipeline.metrics import WorkerMetrics
+from pipeline.records import Partition
 from pipeline.store import Committed, Draft, Fence, Store
 from pipeline.threads import Background
 

@@ -25,8 +25,7 @@ from models.images import Backbone, BackboneOptions, references
 from models.network import pixels
 from pipeline.config import HoldOutConfig
 from pipeline.errors import ConfigError
-from pipeline.log import Place, place_of
-from pipeline.records import Example
+from pipeline.records import Example, Place
 
 CHUNK = 128  # records of one pass
 LEARNED = 1000  # records learned last, which drawings are compared with
@@ -69,7 +68,7 @@ class Examiner:
 
     def learned(self, examples: Iterable[Example]) -> None:
         """These were learned."""
-        self._learned.extend((place_of(example.record), example.x) for example in examples)
+        self._learned.extend((example.record.place, example.x) for example in examples)
 
     def unlearned(self, places: Collection[Place]) -> None:
         """The records of these places were not, as it turned out."""

@@ -21,8 +21,8 @@ from consumers.worker.joiner import Correction, Joiner, Left
 from models.evaluation import is_held_out
 from models.learner import Batch, id_digest
 from pipeline.errors import RecordError
-from pipeline.log import AlignedReader, Partition, Place, Reader, place_of
-from pipeline.records import Example, Label, Record, RecordDecoder, Skipped
+from pipeline.log import AlignedReader, Reader
+from pipeline.records import Example, Label, Partition, Place, Record, RecordDecoder, Skipped
 from pipeline.store import Runs
 from pipeline.threads import Background
 
@@ -148,7 +148,7 @@ class Feed:
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
         self._positions = dict(positions)  # next offset to read
-        self._pending = dict.fromkeys(map(place_of, backlog))  # read and not taken, in order
+        self._pending = dict.fromkeys(record.place for record in backlog)  # read and not taken, in order
         self._backlog = list(backlog)
         self._items: queue.Queue[Item | None] = queue.Queue(DEPTH)  # None: the thread has failed
         self._stop = threading.Event()
@@ -172,7 +172,7 @@ class Feed:
             return None
         with self._lock:
             for record in item.records:
-                del self._pending[place_of(record)]
+                del self._pending[record.place]
         if item.batch is not None:
             self._uplink.arrive(item.batch.x)
         return item
@@ -208,9 +208,9 @@ class Feed:
             wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self._clock()))
             polled = self._reader.poll(wait_s)
             if polled is not None:
-                records = [record for record in polled.records if place_of(record) not in self._already]
+                records = [record for record in polled.records if record.place not in self._already]
                 with self._lock:
-                    self._pending |= dict.fromkeys(map(place_of, records))
+                    self._pending |= dict.fromkeys(record.place for record in records)
                     self._positions |= polled.positions
                 for one in self._joined(self._decode(records)):
                     item.add(one, self._hold_out)

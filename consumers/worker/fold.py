@@ -34,8 +34,7 @@ from models.learner import (
 from models.memory import PolicyName
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
-from pipeline.log import Partition, Place, place_of
-from pipeline.records import Example
+from pipeline.records import Example, Partition, Place
 from pipeline.store import About, Change, Draft, Group, LineageBuilder, Manifest, Runs, watermark_of
 
 HELD_OUT = "held-out"  # the outcome of records that are kept aside
@@ -211,7 +210,7 @@ class Fold:
         if self.settings.guard and not math.isfinite(report.loss):
             raise Diverged(f"{self.name}: the loss of update {self.updates} is {report.loss}.")
         self.updates += 1
-        self.lineage.learned([place_of(record) for example in examples for record in example.records])
+        self.lineage.learned([record.place for example in examples for record in example.records])
         self._count("learned", examples)
         newest = max(example.record.timestamp_ms for example in examples)
         newest = min(newest, int(self._clock() * 1000))  # a producer's clock that is ahead makes nothing fresh for good
@@ -243,7 +242,7 @@ class Fold:
         rng, before = update_generator(self.settings.seed, self.updates), self.lineage.count(HELD_OUT)
         outcomes, found, touched = list[str](), list[Place](), False
         for correction in corrections:
-            label, place, id_ = correction.label, place_of(correction.label.record), id_digest(correction.label.id)
+            label, place, id_ = correction.label, correction.label.record.place, id_digest(correction.label.id)
             aside = self.held_out is not None and self.held_out.correct(id_, label.label)
             touched |= aside
             if (isinstance(self.learner, Correcting) and self.learner.correct(id_, label.label, rng)) or aside:
@@ -251,7 +250,7 @@ class Fold:
                 found.append(place)
             else:
                 outcomes.append(correction.otherwise)
-                self.outcome(correction.otherwise, *place)
+                self.outcome(correction.otherwise, place)
         if touched and before:
             self.lineage.change({"held_out": {"records": before, "before": [*found[0][0], found[0][1]]}})
         if found:
@@ -266,7 +265,7 @@ class Fold:
             self.held_out.add(batch)
         for example in examples:
             for record in example.records:
-                self.lineage.outcome(HELD_OUT, *place_of(record))
+                self.lineage.outcome(HELD_OUT, record.place)
         self._count(HELD_OUT, examples)
 
     def _count(self, outcome: str, examples: Sequence[Example]) -> None:
@@ -274,9 +273,9 @@ class Fold:
         if joined := sum(example.label_record is not None for example in examples):
             self.counts[JOINED] += joined
 
-    def outcome(self, name: str, partition: Partition, offset: int) -> None:
+    def outcome(self, name: str, place: Place) -> None:
         """A record that was read and not learned; `name` is kind/reason."""
-        self.lineage.outcome(name, partition, offset)
+        self.lineage.outcome(name, place)
         self.counts[name] += 1
 
     def remembered(self) -> set[bytes]:

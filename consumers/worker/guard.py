@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from consumers.worker.fold import Fold
 from consumers.worker.replay import Replay, joined
 from pipeline.errors import Diverged
-from pipeline.log import Place
+from pipeline.records import Place
 from pipeline.store import Lineage
 
 Row = tuple[Place, ...]  # of a batch: a record, and its label's

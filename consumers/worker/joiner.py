@@ -20,8 +20,7 @@ from typing import TypeVar
 
 from models.learner import id_digest
 from pipeline.config import LabelsConfig
-from pipeline.log import Partition, Place, place_of
-from pipeline.records import Example, Label, Record, Skipped
+from pipeline.records import Example, Label, Partition, Place, Record, Skipped
 
 LATE, ORPHANED = "skipped/label-late", "skipped/label-orphaned"  # outcomes of labels
 
@@ -86,13 +85,13 @@ class Joiner:
 
     def _is_past(self, waiting: Mapping[str, Example | Label]) -> bool:
         """Whether the oldest of these has waited for as long as it may."""
-        oldest = place_of(next(iter(waiting.values())).record)
+        oldest = next(iter(waiting.values())).record.place
         return self._since_ms[oldest] + self._window_ms < self._stream_ms
 
     def _wait(self, waiting: OrderedDict[str, T], one: T) -> T | None:
         """Has one wait; gives the one that waited under its id."""
         before = self._end(waiting, one.id)
-        place = partition, _ = place_of(one.record)
+        place = partition, _ = one.record.place
         bounded_ms = min(one.record.timestamp_ms, 1000 * self._clock())
         newest_ms = max(bounded_ms, self._newest_ms.get(partition, self._stream_ms), self._stream_ms)
         self._newest_ms[partition] = self._since_ms[place] = newest_ms
@@ -102,7 +101,7 @@ class Joiner:
     def _end(self, waiting: OrderedDict[str, T], id_: str) -> T | None:
         one = waiting.pop(id_, None)
         if one is not None:
-            del self._since_ms[place_of(one.record)]
+            del self._since_ms[one.record.place]
         return one
 
     def _record(self, example: Example) -> list[Left]:

@@ -19,8 +19,8 @@ from consumers.worker.fold import HELD_OUT, Fold, whole
 from consumers.worker.joiner import Correction
 from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
-from pipeline.log import Fetcher, Partition, Place
-from pipeline.records import Example, Label, Record, RecordDecoder, load_decoder
+from pipeline.log import Fetcher
+from pipeline.records import Example, Label, Partition, Place, Record, RecordDecoder, load_decoder
 from pipeline.store import Array, Change, Group, HistoryEntry, Lineage, LineageBuilder, Manifest, Store
 
 #: what an update depends on
@@ -112,15 +112,15 @@ class Replay:
 
         def kept(places: Iterable[Place]) -> list[Place]:
             pairs = joined(places, settings)
-            return [at for pair in pairs if all(at[1] >= held.get(at[0], math.inf) for at in pair) for at in pair]
+            there = (pair for pair in pairs if all(at.offset >= held.get(at.partition, math.inf) for at in pair))
+            return list(itertools.chain.from_iterable(there))
 
         for update in lineage.learned():
             if there := kept(update):
                 rest.learned(there)
             self.gone += len(update) - len(there)
-        others = list(lineage.others())
-        for place in kept((partition, offset) for name, partition, offset in others if name == HELD_OUT):
-            rest.outcome(HELD_OUT, *place)
+        for place in kept(place for name, place in lineage.others() if name == HELD_OUT):
+            rest.outcome(HELD_OUT, place)
         for change in lineage.changes:
             rest.change(change)
         return rest.build()
@@ -132,13 +132,13 @@ class Replay:
             OffsetsGone, NotRepeatable: as `learn`, for those that were held out.
         """
         self._hold_out(fold, lineage)
-        for name, partition, offset in lineage.others():
+        for name, place in lineage.others():
             if name != HELD_OUT:
-                fold.outcome(name, partition, offset)
+                fold.outcome(name, place)
 
     def _hold_out(self, fold: Fold, lineage: Lineage, end: int | None = None) -> None:
         """What a version held out, up to its `end`-th record or label, less what the fold has of it."""
-        aside = [(partition, offset) for name, partition, offset in lineage.others() if name == HELD_OUT]
+        aside = [place for name, place in lineage.others() if name == HELD_OUT]
         uplink = Uplink(torch.device("cpu"))
         left = aside[fold.lineage.count(HELD_OUT) : end]
         for examples, _ in self._updates(fold, joined(left, fold.settings)):
@@ -180,8 +180,8 @@ def joined(places: Iterable[Place], settings: ModelConfig) -> list[tuple[Place, 
     """Places of records as a lineage lists them, each with that of its label where this came later."""
     found: list[tuple[Place, ...]] = []
     for place in places:
-        is_label = settings.labels is not None and place[0].topic == settings.labels.topic
-        if is_label and found and len(found[-1]) == 1 and found[-1][0][0].topic != place[0].topic:
+        is_label = settings.labels is not None and place.partition.topic == settings.labels.topic
+        if is_label and found and len(found[-1]) == 1 and found[-1][0].partition.topic != place.partition.topic:
             found[-1] += (place,)
         else:
             found.append((place,))
@@ -209,8 +209,9 @@ def _decoded(decoder: RecordDecoder, record: Record) -> Example | Label:
     except RecordError as error:
         why = str(error)
     if not isinstance(decoded, Example | Label):
-        place = f"{record.topic}:{record.partition}:{record.offset}"
-        raise NotRepeatable(f"{place} was learned and cannot be any more: {why}. Put the decoder back that was used.")
+        raise NotRepeatable(
+            f"{record.place} was learned and cannot be any more: {why}. Put the decoder back that was used."
+        )
     return decoded
 
 

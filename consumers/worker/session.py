@@ -20,9 +20,9 @@ from consumers.worker.replay import Replay
 from consumers.worker.stalls import Stalls
 from models.diagnosis import LastLabels, Measured, diagnose
 from pipeline.errors import Diverged, Exhausted, OffsetsGone, RecordError, TopicMissing
-from pipeline.log import AlignedReader, Partition, Place, Publisher, Reader, place_of, publish_dead_letter
+from pipeline.log import AlignedReader, Publisher, Reader, publish_dead_letter
 from pipeline.metrics import WorkerMetrics
-from pipeline.records import Example, Record, labelled, place_name
+from pipeline.records import Example, Partition, Place, Record, labelled
 from pipeline.store import MADE_AGAIN, Manifest, Store
 from pipeline.words import counted
 
@@ -129,8 +129,8 @@ class Session:
             )
         waits = set(pending)
         for at, again in self._reader.again.items():
-            learned = [(at, offset) for offset in again if offset < positions.get(at, 0) and (at, offset) not in waits]
-            self._fold.already |= {(place, self._reader.ids_now[at.topic]) for place in learned}
+            places = {Place(at, offset) for offset in again if offset < positions.get(at, 0)} - waits
+            self._fold.already |= {(place, self._reader.ids_now[at.topic]) for place in places}
         return bool(found)
 
     def _leave(self, feed: Feed) -> None:
@@ -168,9 +168,9 @@ class Session:
         try:
             update = self._fold.learn(item.batch, examples)
         except Diverged as error:
-            failed = [place_of(record) for example in examples for record in example.records]
+            failed = [record.place for example in examples for record in example.records]
             culprits = self._recover(error, failed)
-            examples = [example for example in examples if place_of(example.record) not in culprits]
+            examples = [example for example in examples if example.record.place not in culprits]
             if not examples:
                 return
         else:
@@ -216,13 +216,13 @@ class Session:
         letter = labelled(record, label_record) if label_record else record
         publish_dead_letter(self._letters, letter, error, self._fold.name)
         if error.reason == "stalled":
-            self._say(f"{self._fold.name}: {place_name(record)} is dead-lettered: {error.detail} Mend the decoder.")
+            self._say(f"{self._fold.name}: {record.place!s} is dead-lettered: {error.detail} Mend the decoder.")
         self._outcome(f"dead-lettered/{error.reason}", record)
         if label_record is not None:
             self._outcome(JOINED, label_record)
 
     def _outcome(self, name: str, record: Record) -> None:
-        self._fold.outcome(name, *place_of(record))
+        self._fold.outcome(name, record.place)
         self._metrics.outcome(name)
 
     def _recover(self, error: Diverged, failed: Sequence[Place]) -> set[Place]:
@@ -347,7 +347,7 @@ class Session:
             if firsts[at] > 0 and records < positions[at] - self._keyframe[at] and not self._keyframe_due:
                 self._keyframe_due = self._dirty = True
                 self._say(
-                    f"{self._fold.name}: {at.topic} partition {at.number} is deleted up to {firsts[at]}, and the last "
+                    f"{self._fold.name}: {at} is deleted up to {firsts[at]}, and the last "
                     f"keyframe needs it from {self._keyframe[at]} on: the next version is a keyframe. "
                     f"Lower keyframe_every, or keep the topic longer."
                 )
@@ -359,13 +359,13 @@ class Session:
         self._metrics.withheld({at: withheld.get(at, 0) for at in lag})
         for at in withheld.keys() - self._withheld:
             self._say(
-                f"{self._fold.name}: {withheld[at]} records of {at.topic} partition {at.number} wait behind a "
+                f"{self._fold.name}: {withheld[at]} records of {at} wait behind a "
                 f"transaction that its producer left open. They are read when Kafka ends it."
             )
         self._withheld = set(withheld)
         for at in ahead.keys() - self._ahead.keys():
             self._say(
-                f"{self._fold.name}: {at.topic} partition {at.number} has records with timestamps that are ahead of "
+                f"{self._fold.name}: {at} has records with timestamps that are ahead of "
                 f"this machine's clock, which counts instead. Look at the clocks of its producers."
             )
         self._metrics.ahead(sum(ahead.values()) - sum(self._ahead.values()))
@@ -376,7 +376,7 @@ def _told_of(item: Item) -> str:
     """The records of a batch, for people: partition by partition, from the first to the last."""
     offsets: dict[Partition, list[int]] = {}
     for record in item.records:
-        at, offset = place_of(record)
+        at, offset = record.place
         offsets.setdefault(at, []).append(offset)
     places = (f"{at.topic}:{at.number}:{min(some)}..{max(some)}" for at, some in offsets.items())
     return f"{counted(len(item.records), 'record')} ({'  '.join(places)})"

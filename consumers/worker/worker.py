@@ -247,7 +247,7 @@ class Worker:
             try:
                 records += replay.records([place])
             except OffsetsGone:
-                fold.outcome("skipped/gone", *place)
+                fold.outcome("skipped/gone", place)
                 self._metrics.outcome("skipped/gone")
         return records
 

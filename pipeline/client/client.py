@@ -25,10 +25,9 @@ from pipeline.client.sampling import Picture, SamplingClient, encoded
 from pipeline.errors import RecordError, StoreError
 from pipeline.log.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
 from pipeline.log.late_labels import late_headers
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.log.topics import ensure_topics, refuse_typo
-from pipeline.records import name_of
+from pipeline.records import Partition, name_of
 from pipeline.store.codec import Encoded
 from pipeline.store.history import Blame, Commit, blame, commits, places_of
 from pipeline.store.manifest import Ref
@@ -304,9 +303,8 @@ class Client(SamplingClient):
         positions = manifest.positions() if manifest else {}
         for letter in letters:
             record = letter.record
-            partition = Partition(record.topic, record.partition)
-            ahead = record.offset >= positions.get(partition, 0)
-            if ahead or (manifest and (partition, record.offset) in manifest.pending):
+            ahead = record.offset >= positions.get(record.place.partition, 0)
+            if ahead or (manifest and record.place in manifest.pending):
                 raise StoreError(
                     f"The newest version of {model} does not account for {letter.origin} yet: its worker will read it "
                     "again by itself, and would learn it twice. Let it run until its next version, then requeue."

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config import KafkaConfig
 from pipeline.errors import Stopped
 from pipeline.log.connection import connect, missing_topics, translated
-from pipeline.log.offsets import Partition, describe, end_offsets
+from pipeline.log.offsets import describe, end_offsets
 from pipeline.log.reader import Reader
+from pipeline.records import Partition
 
 POLL_S = 1.0
 

@@ -6,7 +6,6 @@ Topics, one publisher, readers by offsets, dead letters and labels that come lat
 from pipeline.log.aligned import AlignedReader
 from pipeline.log.dead_letters import DeadLetter, dead_letter_topic, publish_dead_letter
 from pipeline.log.fetcher import Fetcher
-from pipeline.log.offsets import Partition, Place, place_of
 from pipeline.log.publisher import Publisher, Receipt
 from pipeline.log.reader import Reader
 from pipeline.log.topics import ensure_topics, meant, refuse_typo
@@ -15,15 +14,12 @@ __all__ = [
     "AlignedReader",
     "DeadLetter",
     "Fetcher",
-    "Partition",
-    "Place",
     "Publisher",
     "Reader",
     "Receipt",
     "dead_letter_topic",
     "ensure_topics",
     "meant",
-    "place_of",
     "publish_dead_letter",
     "refuse_typo",
 ]

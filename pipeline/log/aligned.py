@@ -12,8 +12,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from statistics import median_low
 
-from pipeline.log.offsets import Jump, Partition
+from pipeline.log.offsets import Jump
 from pipeline.log.reader import Polled, Reader
+from pipeline.records import Partition
 
 STEADY = 9  # records, of which a few may have clocks of their own
 PATIENCE_S = 5.0  # with a reader that has something to come and gives nothing: an open transaction, or no leader

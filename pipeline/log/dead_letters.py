@@ -41,9 +41,9 @@ from kafka.errors import KafkaError
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, RecordError
 from pipeline.log.connection import connect, translated
 from pipeline.log.fetcher import Fetcher
-from pipeline.log.offsets import Partition, describe, end_offsets, first_offsets, tp
+from pipeline.log.offsets import describe, end_offsets, first_offsets, tp
 from pipeline.log.publisher import Publisher
-from pipeline.records import FOR, ORIGIN, Record
+from pipeline.records import FOR, ORIGIN, Partition, Place, Record
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -79,14 +79,14 @@ class DeadLetter:
     detail: str
     resolution: str | None = None  # one of RESOLUTIONS
     # Of letters that were listed:
-    place: tuple[Partition, int] | None = None  # the letter's own
+    place: Place | None = None  # the letter's own
     sent_ms: int | None = None  # when it was sent, since the epoch
     value_bytes: int | None = None  # None: at its origin alone
 
     @property
     def origin(self) -> str:
         """ "topic:partition:offset" of the original."""
-        return f"{self.record.topic}:{self.record.partition}:{self.record.offset}"
+        return str(self.record.place)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -147,8 +147,7 @@ def parse(record: Record) -> DeadLetter:
         model, reason, detail, topic, *numbers = (value.decode() for _, value in ours)
         partition, offset, timestamp_ms = map(int, numbers)
     except ValueError as error:
-        where = f"{record.topic}:{record.partition}:{record.offset}"
-        raise RecordError("undecodable", f"{where} is not a dead letter: {error}.") from None
+        raise RecordError("undecodable", f"{record.place} is not a dead letter: {error}.") from None
     original = Record(topic, partition, offset, timestamp_ms, key, record.value, others)
     return DeadLetter(original, model, reason, detail, resolution)
 
@@ -219,7 +218,7 @@ def read_dead_letters(
                     letters[letter.key] = replace(
                         letter,
                         record=replace(letter.record, value=None),
-                        place=(Partition(record.topic, record.partition), record.offset),
+                        place=record.place,
                         sent_ms=record.timestamp_ms,
                         value_bytes=None if record.value is None else len(record.value),
                     )
@@ -241,7 +240,7 @@ def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator
         for letter in letters:
             original = letter.record
             at_origin = letter.value_bytes is None
-            place = (Partition(original.topic, original.partition), original.offset)
+            place = original.place
             if letter.place is not None and not at_origin:
                 place = letter.place
             try:
@@ -249,7 +248,7 @@ def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator
             except OffsetsGone:
                 raise OffsetsGone(
                     f"The value of the dead letter {letter.origin} is not in the log any more: retention removed "
-                    f"{_place(*place)}, or the topic was made again. Restore the topic's data, or drop the letter."
+                    f"{place}, or the topic was made again. Restore the topic's data, or drop the letter."
                 ) from None
             if at_origin:
                 same = _is_of(letter, found)
@@ -257,7 +256,7 @@ def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator
                 same = found.key == letter.origin.encode() and len(found.value or b"") == letter.value_bytes
             if not same:
                 raise LogError(
-                    f"{_place(*place)} does not hold the value of the dead letter {letter.origin} any more: the topic "
+                    f"{place} does not hold the value of the dead letter {letter.origin} any more: the topic "
                     "was made again. Restore the topic's data, or drop the letter."
                 )
             whole = replace(found, headers=original.headers or found.headers) if at_origin else original
@@ -349,10 +348,6 @@ def _publish_resolution(publisher: Publisher, letter: DeadLetter) -> None:
     partition, _ = letter.place  # where it is read after the letter
     headers = _bare(letter).headers
     publisher.publish(partition.topic, None, key=letter.origin.encode(), headers=headers, partition=partition.number)
-
-
-def _place(partition: Partition, offset: int) -> str:
-    return f"{partition.topic}:{partition.number}:{offset}"
 
 
 def committed(config: KafkaConfig, topic: str) -> Generator[Record]:

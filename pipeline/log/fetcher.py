@@ -16,8 +16,8 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import LogUnavailable, OffsetsGone, TopicReplaced
 from pipeline.log.batches import memory_of
 from pipeline.log.connection import connect, translated
-from pipeline.log.offsets import CALL_MS, Partition, describe, end_offsets, first_offsets, tp
-from pipeline.records import Record
+from pipeline.log.offsets import CALL_MS, describe, end_offsets, first_offsets, tp
+from pipeline.records import Partition, Record
 
 POLL_MS = 100
 FETCH_WAIT_MS = 10  # what is asked for is there, or will not come: a fetch that finds nothing only holds up the next
@@ -106,7 +106,7 @@ class Fetcher:
                 if partition.topic in unchecked:
                     self._check_id(partition, offset, unchecked.pop(partition.topic))
             except KafkaError as error:
-                raise translated(error, self._config, f"read {_place(partition, offset)}") from error
+                raise translated(error, self._config, f"read {partition} offset {offset}") from error
             yield record
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class Fetcher:
                 moved_at = time.monotonic()
             elif time.monotonic() - moved_at > self._timeout_s:
                 raise LogUnavailable(
-                    f"Kafka at {self._config.bootstrap_servers} did not give {_place(partition, offset)} within "
+                    f"Kafka at {self._config.bootstrap_servers} did not give {partition} offset {offset} within "
                     f"{self._timeout_s:g} s. See that it runs and that the partition has a leader."
                 )
 
@@ -203,7 +203,7 @@ class Fetcher:
         topic = describe(self._consumer, [partition.topic], self._timeout_s * 1000).get(partition.topic)
         if topic is not None and topic.id is not None and topic.id != known:
             raise TopicReplaced(
-                f"{_place(partition, offset)} is to be read again, but {partition.topic} was deleted and made again "
+                f"{partition} offset {offset} is to be read again, but {partition.topic} was deleted and made again "
                 f"(its id was {known} and is {topic.id}). Restore the topic, or go on from a version that does not "
                 "need its records."
             )
@@ -211,13 +211,9 @@ class Fetcher:
 
 def _gone(partition: Partition, offset: int, why: str) -> OffsetsGone:
     return OffsetsGone(
-        f"{_place(partition, offset)} is to be read again, {why}. Restore the topic's data, or go on from a version "
+        f"{partition} offset {offset} is to be read again, {why}. Restore the topic's data, or go on from a version "
         "that does not need this record."
     )
-
-
-def _place(partition: Partition, offset: int) -> str:
-    return f"{partition.topic} partition {partition.number} offset {offset}"
 
 
 def _size(record: Record) -> int:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import Annotated, Any, NamedTuple, Required
+from typing import Annotated, Any, Required
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError, LeaderNotAvailableError, UnknownTopicOrPartitionError, for_code
@@ -22,27 +22,12 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from pipeline.errors import ConfigError, OffsetsGone, TopicMissing, TopicReplaced
-from pipeline.records import Record
+from pipeline.records import Partition, Record
 
 REMEMBERED = 100_000  # records that were read last, of a partition
 AGAIN_S = 10.0  # for reading doubtful ones again
 CALL_MS = 10_000
 ASK_MS = 2_000  # where an answer is not waited for: who asks looks after everything else in between
-
-
-class Partition(NamedTuple):
-    """One ordered part of a topic."""
-
-    topic: str
-    number: int
-
-
-Place = tuple[Partition, int]  # of a record: with its offset
-
-
-def place_of(record: Record) -> Place:
-    """Where the record is."""
-    return Partition(record.topic, record.partition), record.offset
 
 
 _Span = TypedDict("_Span", {"from": int, "to": int})
@@ -229,7 +214,7 @@ class TopicWatch:
     def seen(self, records: Iterable[Record]) -> None:
         """These were read."""
         for record in records:
-            partition, offset = place_of(record)
+            partition, offset = record.place
             self._seen[partition].append((offset, hash(record)))
 
     def now(self, read: Mapping[Partition, int], *, are_others: bool = False) -> dict[str, Topic]:
@@ -311,7 +296,7 @@ class TopicWatch:
 def gone(partition: Partition, position: int, first: int, end: int, model: str) -> OffsetsGone:
     """A partition does not hold the position."""
     return OffsetsGone(
-        f"{partition.topic} partition {partition.number} holds offsets {first} to {end}, "
+        f"{partition} holds offsets {first} to {end}, "
         f"and {position} is to be read next: going on would be a silent jump. Restore the topic's data, go on at the "
         f"first offset that it holds with {_choices(model)}."
     )

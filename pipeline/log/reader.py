@@ -21,19 +21,8 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.log.batches import memory_of
 from pipeline.log.connection import connect, missing_topics, translated
-from pipeline.log.offsets import (
-    ASK_MS,
-    Jump,
-    Partition,
-    TopicWatch,
-    end_offsets,
-    first_offsets,
-    noted,
-    resume,
-    starts,
-    tp,
-)
-from pipeline.records import Record
+from pipeline.log.offsets import ASK_MS, Jump, TopicWatch, end_offsets, first_offsets, noted, resume, starts, tp
+from pipeline.records import Partition, Record
 from pipeline.threads import Background
 
 POLL_MS = 50  # how soon the thread sees that it shall stop or commit

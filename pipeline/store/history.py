@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.log.offsets import Partition
 from pipeline.log.reader import Reader
-from pipeline.records import id_in
+from pipeline.records import Partition, Place, id_in
 from pipeline.store.lineage import LEARNED
 from pipeline.store.store import HISTORY_BATCH
 from pipeline.texts import composed
@@ -117,19 +116,19 @@ def blame(store: Store, partition: Partition, offset: int) -> Blame:
     def found(outcome: str, version: int | None = None, update: int | None = None) -> Blame:
         return Blame(store.model, *partition, offset, outcome, version, update)
 
-    head = store.head()
+    head, place = store.head(), Place(partition, offset)
     if head is None:
         return found(NOT_YET)
     manifest = store.manifest(head)
-    if (partition, offset) in manifest.pending:
+    if place in manifest.pending:
         return found(PENDING, head.version)
     if offset >= manifest.positions().get(partition, 0):
         return found(NOT_YET)
     for entry, parent in pairwise(chain(store.ancestry(head.version, 2), [None])):
         assert entry is not None  # noqa: S101 - for the type checker: only the last one is followed by None
-        outcome = entry.lineage.outcome_of(partition, offset)
+        outcome = entry.lineage.outcome_of(place)
         if outcome == LEARNED:
-            within = [(partition, offset) in update for update in entry.lineage.learned()]
+            within = [place in update for update in entry.lineage.learned()]
             return found(LEARNED, entry.version, (parent.updates if parent else 0) + within.index(True))
         if outcome is not None:
             return found(outcome, entry.version)
@@ -139,7 +138,7 @@ def blame(store: Store, partition: Partition, offset: int) -> Blame:
     return found(NOTHING)
 
 
-def places_of(config: KafkaConfig, topic: str, id: str) -> Iterator[tuple[Partition, int]]:
+def places_of(config: KafkaConfig, topic: str, id: str) -> Iterator[Place]:
     """Where a topic holds records with this `id` header, read from its beginning to its end of now.
 
     Raises:
@@ -152,4 +151,4 @@ def places_of(config: KafkaConfig, topic: str, id: str) -> Iterator[tuple[Partit
             polled = reader.poll(POLL_S)
             for record in polled.records if polled else ():
                 if id_in(record) == wanted:
-                    yield Partition(record.topic, record.partition), record.offset
+                    yield record.place

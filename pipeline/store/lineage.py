@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition, Place
 from pipeline.store.changes import Change
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Runs(BaseModel):
         return self
 
     @classmethod
-    def of(cls, records: Iterable[tuple[Partition, int]]) -> Runs:
+    def of(cls, records: Iterable[Place]) -> Runs:
         """These records, in this order."""
         numbers: dict[Partition, int] = {}
         ends: dict[int, int] = {}
@@ -53,11 +53,11 @@ class Runs(BaseModel):
             _append(runs, ends, numbers.setdefault(partition, len(numbers)), offset)
         return cls.model_construct(partitions=tuple(numbers), runs=tuple(runs))
 
-    def __iter__(self) -> Iterator[tuple[Partition, int]]:  # type: ignore[override]  # not its fields
-        return ((at, offset) for at, offsets in _ranges(self.partitions, self.runs, {}) for offset in offsets)
+    def __iter__(self) -> Iterator[Place]:  # type: ignore[override]  # not its fields
+        return (Place(at, offset) for at, offsets in _ranges(self.partitions, self.runs, {}) for offset in offsets)
 
-    def __contains__(self, record: tuple[Partition, int]) -> bool:
-        partition, offset = record
+    def __contains__(self, place: Place) -> bool:
+        partition, offset = place
         return any(at == partition and offset in offsets for at, offsets in _ranges(self.partitions, self.runs, {}))
 
 
@@ -78,30 +78,31 @@ class Lineage(BaseModel):
         _check([run for runs in (*self.updates, *self.outcomes.values()) for run in runs], len(self.partitions))
         return self
 
-    def learned(self) -> Iterator[list[tuple[Partition, int]]]:
+    def learned(self) -> Iterator[list[Place]]:
         """The updates in order, each as its records in order."""
         ends: dict[int, int] = {}
         for runs in self.updates:
             yield list(self._records(runs, ends))
 
-    def others(self) -> Iterator[tuple[str, Partition, int]]:
+    def others(self) -> Iterator[tuple[str, Place]]:
         """Every record that was read and not learned, with its outcome."""
         for name, runs in self.outcomes.items():
-            for partition, offset in self._records(runs, {}):
-                yield name, partition, offset
+            for place in self._records(runs, {}):
+                yield name, place
 
-    def outcome_of(self, partition: Partition, offset: int) -> str | None:
+    def outcome_of(self, place: Place) -> str | None:
         """What became of a record: "learned", another outcome, or None where this version did not read it."""
+        partition, offset = place
         everything = [(LEARNED, chain.from_iterable(self.updates)), *self.outcomes.items()]
         for name, runs in everything:
             if any(at == partition and offset in offsets for at, offsets in _ranges(self.partitions, runs, {})):
                 return name
         return None
 
-    def _records(self, runs: Iterable[Run], ends: dict[int, int]) -> Iterator[tuple[Partition, int]]:
+    def _records(self, runs: Iterable[Run], ends: dict[int, int]) -> Iterator[Place]:
         for partition, offsets in _ranges(self.partitions, runs, ends):
             for offset in offsets:
-                yield partition, offset
+                yield Place(partition, offset)
 
 
 class LineageBuilder:
@@ -110,16 +111,16 @@ class LineageBuilder:
     def __init__(self) -> None:
         self._clear()
 
-    def learned(self, origins: Iterable[tuple[Partition, int]]) -> None:
+    def learned(self, origins: Iterable[Place]) -> None:
         """One update on these records, in order."""
         runs: list[Run] = []
         for partition, offset in origins:
             _append(runs, self._ends[LEARNED], self._number(partition), offset)
         self._updates.append(tuple(runs))
 
-    def outcome(self, name: str, partition: Partition, offset: int) -> None:
+    def outcome(self, name: str, place: Place) -> None:
         """A record that was read and not learned; `name` is kind/reason."""
-        _append(self._outcomes[name], self._ends[name], self._number(partition), offset)
+        _append(self._outcomes[name], self._ends[name], self._number(place.partition), place.offset)
 
     def count(self, name: str) -> int:
         """Records with this outcome."""

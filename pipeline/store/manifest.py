@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline.errors import ConfigError, Corrupt
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition
 from pipeline.store.codec import ITEM_BYTES, sha256
 from pipeline.store.lineage import Int64, Lineage, Runs
 

@@ -147,9 +147,9 @@ class Working:
         """What became of every record that the history names: (topic, partition, offset) → its outcomes, one each."""
         found: dict[tuple[str, int, int], list[str]] = {}
         for entry in self.store.histories():
-            learned = [("learned", at, offset) for update in entry.lineage.learned() for at, offset in update]
-            for name, at, offset in [*learned, *entry.lineage.others()]:
-                found.setdefault((*at, offset), []).append(name)
+            learned = [("learned", place) for update in entry.lineage.learned() for place in update]
+            for name, place in [*learned, *entry.lineage.others()]:
+                found.setdefault((*place.partition, place.offset), []).append(name)
         return found
 
     def metric(self, name: str, **labels: str) -> float | None:

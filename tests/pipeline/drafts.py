@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition, Place
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.lineage import LineageBuilder
 from pipeline.store.manifest import About, watermark_of
@@ -32,7 +32,7 @@ def draft(
 ) -> Draft:
     """What a worker would commit after its update number `update`, having learned one record an update."""
     builder = LineageBuilder()
-    builder.learned([(Partition("digits", 0), update)])
+    builder.learned([Place(Partition("digits", 0), update)])
     lineage = fields.pop("lineage", None) or builder.build()
     positions = fields.pop("positions", {Partition("digits", 0): update + 1})
     about = About(

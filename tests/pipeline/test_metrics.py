@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import ConfigError
-from pipeline.log.offsets import Partition
 from pipeline.metrics import SamplerMetrics, WorkerMetrics, serve_metrics
+from pipeline.records import Partition
 from pipeline.store.manifest import Manifest
 from pipeline.store.writer import Committed
 

@@ -18,8 +18,8 @@ from redis import Redis
 from consumers.demo import data as demo_data
 from consumers.demo.demo import AHEAD_S, MARGINS, Exam, Stream, loaded, read_by_all
 from pipeline.config import validate
-from pipeline.log.offsets import Partition
 from pipeline.process import tied
+from pipeline.records import Partition
 from pipeline.store.store import Store
 from tests.consumers.cli import test_cli as shared
 from tests.consumers.cli.test_cli import Headrace, line

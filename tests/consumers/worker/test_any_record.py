@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from pipeline.log.dead_letters import dead_letter_topic, read_dead_letters, resolve, with_values
-from pipeline.log.offsets import Partition
 from pipeline.log.topics import ensure_topics
+from pipeline.records import Partition
 from tests.consumers import odd
 from tests.consumers.working import configuration, publish, verified, working
 from tests.pipeline import raw

@@ -16,9 +16,9 @@ from consumers.worker.feed import Feed
 from pipeline.config import Config
 from pipeline.errors import Corrupt, OffsetsGone, StoreUnavailable, TopicReplaced
 from pipeline.local.servers import EmbeddedRedis
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.log.reader import Reader
+from pipeline.records import Partition
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.store.writer import Writer

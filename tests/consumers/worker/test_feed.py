@@ -15,10 +15,9 @@ from kafka import KafkaProducer
 from consumers.worker.feed import Feed, Item, Uplink, collate
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, RecordError
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.log.reader import Reader
-from pipeline.records import Example, Payload, Record, RecordDecoder
+from pipeline.records import Example, Partition, Payload, Record, RecordDecoder
 from pipeline.store.lineage import Runs
 from pipeline.texts import TextInput
 from tests.services import Topics, unique

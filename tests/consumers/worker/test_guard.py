@@ -16,8 +16,7 @@ from consumers.worker.guard import Row, _culprits
 from pipeline.config import HoldOutConfig
 from pipeline.errors import Diverged
 from pipeline.log.dead_letters import read_dead_letters
-from pipeline.log.offsets import Partition, Place, place_of
-from pipeline.records import Example, Record
+from pipeline.records import Example, Partition, Place, Record
 from tests.consumers.fragile import BAD_LOSS, BAD_TOGETHER, BAD_TRAINING, BAD_WEIGHT, NUMBERS
 from tests.consumers.working import Working, configuration, numbers, publish, verified, working
 
@@ -158,7 +157,7 @@ def test_a_new_class_stops_nothing(kafka: str, redis_url: str, topic: str) -> No
     "sets", [[{3}], [{0}, {63}], [{1, 2}], [{0, 63}], [{5, 31, 32}], [{7}, {9}, {20, 40}], [set(range(0, 64, 3))]]
 )
 def test_the_smallest_sets_of_rows_that_break_it_are_found(sets: list[set[int]]) -> None:
-    rows: list[Row] = [((Partition("topic", 0), offset),) for offset in range(64)]
+    rows: list[Row] = [(Place(Partition("topic", 0), offset),) for offset in range(64)]
     asked = 0
 
     def breaks(some: Sequence[Row]) -> bool:
@@ -179,7 +178,7 @@ class Noting(Examiner):
     known: ClassVar[list[Place]] = []
 
     def learned(self, examples: Iterable[Example]) -> None:
-        self.known.extend(place_of(example.record) for example in examples)
+        self.known.extend(example.record.place for example in examples)
 
     def unlearned(self, places: Collection[Place]) -> None:
         self.known[:] = [place for place in self.known if place not in places]
@@ -207,5 +206,5 @@ def test_an_evaluator_forgets_what_was_not_learned() -> None:
     examiner = Examiner(HoldOutConfig(slots=1), judge)
     record = Record("topic", 0, 7, 0, None, b"")
     examiner.learned(Example(replace(record, offset=offset), np.zeros(1, np.uint8), None, "") for offset in range(5))
-    examiner.unlearned({(Partition("topic", 0), 3)})
+    examiner.unlearned({Place(Partition("topic", 0), 3)})
     assert [place[1] for place, _ in examiner._learned] == [0, 1, 2, 4]

@@ -15,8 +15,8 @@ from models.learner import id_digest
 from pipeline.config import Config
 from pipeline.errors import ConfigError, StateMismatch
 from pipeline.log.dead_letters import dead_letter_topic, read_dead_letters
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
+from pipeline.records import Partition
 from pipeline.store.history import blame
 from tests.consumers.working import Working, configuration, verified, working
 from tests.services import Topics

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.client.client import Client
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
+from pipeline.records import Partition
 from pipeline.store.history import blame
 from tests.consumers.working import configuration, publish, verified, working
 from tests.services import Topics, unique

@@ -10,7 +10,7 @@ from kafka import TopicPartition
 from redis import Redis
 
 from pipeline.errors import NotRepeatable, OffsetsGone, StateMismatch, TopicReplaced
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition, Place
 from pipeline.store.lineage import LineageBuilder
 from pipeline.store.manifest import HistoryEntry
 from tests.consumers.families import FAMILIES, records
@@ -182,14 +182,14 @@ def test_the_history_of_a_million_updates_stays_small() -> None:
     rng = random.Random(0)
     ends = {Partition(f"topic-{n // 3}", n % 3): rng.randrange(1 << 40) for n in range(6)}
     updates, versions, size = 20_000, 100, 0
-    waiting: list[tuple[Partition, int]] = []
+    waiting: list[Place] = []
     for version in range(versions):
         builder = LineageBuilder()
         for _ in range(updates // versions):
             while len(waiting) < 64:
                 for partition in rng.sample(sorted(ends), 6):  # a chunk: some of each partition, one after the other
                     count = rng.randrange(84)
-                    waiting += [(partition, ends[partition] + n) for n in range(count)]
+                    waiting += [Place(partition, ends[partition] + n) for n in range(count)]
                     ends[partition] += count
             builder.learned(waiting[:64])
             del waiting[:64]
@@ -203,7 +203,7 @@ def test_the_history_of_a_million_updates_stays_small() -> None:
         places = []
         for _ in range(64):
             partition = rng.choice(sorted(ends))
-            places.append((partition, ends[partition]))
+            places.append(Place(partition, ends[partition]))
             ends[partition] += 1
         builder.learned(sorted(places))
     assert len(builder.build().model_dump_json()) / 1000 < 100

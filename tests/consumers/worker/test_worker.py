@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, StateMismatch, StoreUnavailable
 from pipeline.local.servers import EmbeddedRedis
 from pipeline.log.dead_letters import read_dead_letters, with_values
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition, Place
 from tests.consumers.working import configuration, numbers, prepared, publish, working
 from tests.services import Topics, unique
 
@@ -154,7 +154,8 @@ def test_what_cannot_be_learned_is_accounted_for_and_kept(kafka: str, redis_url:
     assert head.counts == {"learned": 3, **dict.fromkeys(what, 1)}
     assert head.classes == ["a", "b"]
     for offset, outcome in enumerate(["learned", "learned", *what, "learned"]):
-        found = {run.store.lineage(n).outcome_of(Partition(topic, 0), offset) for n in range(1, head.version + 1)}
+        place = Place(Partition(topic, 0), offset)
+        found = {run.store.lineage(n).outcome_of(place) for n in range(1, head.version + 1)}
         assert found - {None} == {outcome}
     for outcome in what:
         kind, _, reason = outcome.partition("/")

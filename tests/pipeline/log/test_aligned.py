@@ -8,9 +8,8 @@ from typing import Any, cast
 from hypothesis import given, settings, strategies as st
 
 from pipeline.log.aligned import PATIENCE_S, STEADY, AlignedReader
-from pipeline.log.offsets import Partition
 from pipeline.log.reader import Polled, Reader
-from pipeline.records import Record
+from pipeline.records import Partition, Record
 
 RECORDS, LABELS = Partition("records", 0), Partition("labels", 0)
 

@@ -16,9 +16,8 @@ from kafka.record import MemoryRecords
 from pipeline.config import KafkaConfig
 from pipeline.log.batches import CHUNK_BYTES, MAX_HEADERS, PartitionRecords, memory_of
 from pipeline.log.fetcher import Fetcher
-from pipeline.log.offsets import Partition
 from pipeline.log.reader import Reader
-from pipeline.records import Record
+from pipeline.records import Partition, Record
 from tests.pipeline import raw
 from tests.services import Topics
 

@@ -12,10 +12,9 @@ from kafka import KafkaAdminClient
 
 from pipeline.config import KafkaConfig
 from pipeline.log.fetcher import Fetcher
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.log.reader import Reader
-from pipeline.records import Record
+from pipeline.records import Partition, Record
 from tests.pipeline.brokers import ConfiguredKafka
 from tests.services import Topics, unique
 

@@ -29,10 +29,9 @@ from pipeline.log.dead_letters import (
     resolve,
     with_values,
 )
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.log.topics import ensure_topics
-from pipeline.records import Example, Record, RecordDecoder, Skipped
+from pipeline.records import Example, Partition, Place, Record, RecordDecoder, Skipped
 from pipeline.store.lineage import Runs
 from pipeline.store.store import Store
 from pipeline.texts import TextInput
@@ -417,7 +416,7 @@ def test_the_client_requeues_only_what_the_model_will_not_read_again(
     store = Store(redis, model, model)
     partition = Partition(topic, 0)
     store.writer(taken(store)).commit(
-        draft(0, {"w": weights(0)}, positions={partition: 2}, pending=Runs.of([(partition, 1)]))
+        draft(0, {"w": weights(0)}, positions={partition: 2}, pending=Runs.of([Place(partition, 1)]))
     )
     for waiting in letters[1:]:
         with pytest.raises(StoreError, match=f"does not account for {waiting.origin} yet"):

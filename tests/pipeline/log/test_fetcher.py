@@ -13,10 +13,9 @@ from kafka import KafkaProducer, TopicPartition
 from pipeline.config import KafkaConfig
 from pipeline.errors import OffsetsGone, TopicReplaced
 from pipeline.log.fetcher import Fetcher
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.log.reader import Reader
-from pipeline.records import Record
+from pipeline.records import Partition, Record
 from tests.pipeline.log.test_log import publish, transactional
 from tests.services import Topics
 

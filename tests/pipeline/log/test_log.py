@@ -15,11 +15,10 @@ from kafka import KafkaProducer, TopicPartition
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import ConfigError, LogError, LogUnavailable, OffsetsGone, RecordError, TopicMissing
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
 from pipeline.log.reader import Polled, Reader
 from pipeline.log.topics import ensure_topics
-from pipeline.records import Record
+from pipeline.records import Partition, Record
 from tests.services import Topics, unique
 
 PATIENCE_S = 20.0

@@ -14,9 +14,9 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.local.servers import EmbeddedKafka
 from pipeline.log.fetcher import Fetcher
-from pipeline.log.offsets import Partition
 from pipeline.log.reader import Reader
 from pipeline.log.topics import ensure_topics
+from pipeline.records import Partition
 from tests.pipeline.log.test_log import PATIENCE_S, publish, take, until
 from tests.services import Topics, unique
 

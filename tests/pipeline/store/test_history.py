@@ -10,8 +10,8 @@ from redis import Redis
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import Corrupt
-from pipeline.log.offsets import Partition
 from pipeline.log.publisher import Publisher
+from pipeline.records import Partition, Place
 from pipeline.store.history import Blame, blame, commits, places_of
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
 from pipeline.store.store import Store
@@ -27,9 +27,9 @@ def lineage(*updates: Iterable[tuple[Partition, int]], changes: Iterable[Any] = 
     for change in changes:
         builder.change(change)
     for update in updates:
-        builder.learned(update)
+        builder.learned(Place(*at) for at in update)
     for name, offset in outcomes.items():
-        builder.outcome(name.replace("__", "/"), DIGITS, offset)
+        builder.outcome(name.replace("__", "/"), Place(DIGITS, offset))
     return builder.build()
 
 
@@ -43,9 +43,10 @@ def told(store: Store, writer: Writer) -> Store:
         {"lineage": second, "updates": 3, "counts": {"learned": 5, "dead/lettered": 1, "skipped/tombstone": 1}},
         {"lineage": lineage(), "updates": 3, "counts": {"learned": 5, "dead/lettered": 1, "skipped/tombstone": 1}},
     ]
-    standing: dict[str, Any] = {"positions": {DIGITS: 13, LETTERS: 1}, "pending": Runs.of([(DIGITS, 10), (DIGITS, 11)])}
+    pending = Runs.of([Place(DIGITS, 10), Place(DIGITS, 11)])
+    progress: dict[str, Any] = {"positions": {DIGITS: 13, LETTERS: 1}, "pending": pending}
     for n, state in enumerate(states):
-        writer.commit(draft(n, {"w": weights(n)}, **standing, **state))
+        writer.commit(draft(n, {"w": weights(n)}, **progress, **state))
     fence = writer._fence
     store.set_alias("stable", 2)
     assert store.retire(fence, keep_last=1) == [1]

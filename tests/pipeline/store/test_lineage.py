@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 from typing_extensions import get_type_hints, is_typeddict
 
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition, Place
 from pipeline.store.changes import MADE_AGAIN, Change
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
 
@@ -24,44 +24,44 @@ NAMES = ["skipped/tombstone", "dead-lettered/undecodable"]
 steps = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1, 2]), st.sampled_from([1, 1, 1, 1, 2, 1000])), max_size=40)
 
 
-def origins(walk: list[tuple[int, int]], ends: list[int]) -> list[tuple[Partition, int]]:
+def origins(walk: list[tuple[int, int]], ends: list[int]) -> list[Place]:
     """Records in the order of a walk over the partitions; `ends` are the next offsets, and move on."""
     found = []
     for number, step in walk:
         ends[number] += step
-        found.append((PARTITIONS[number], ends[number]))
+        found.append(Place(PARTITIONS[number], ends[number]))
     return found
 
 
 @given(st.lists(st.tuples(steps, st.sampled_from([None, *NAMES])), max_size=12))
 def test_every_offset_comes_back_in_order(chunks: list[tuple[list[tuple[int, int]], str | None]]) -> None:
     builder, ends = LineageBuilder(), [0, 0, 0]
-    updates: list[list[tuple[Partition, int]]] = []
-    outcomes: dict[tuple[Partition, int], str] = {}
+    updates: list[list[Place]] = []
+    outcomes: dict[Place, str] = {}
     for walk, name in chunks:
         records = origins(walk, ends)
         if name is None:
             builder.learned(records)
             updates.append(records)
         else:
-            for partition, offset in records:
-                builder.outcome(name, partition, offset)
+            for place in records:
+                builder.outcome(name, place)
         outcomes.update(dict.fromkeys(records, name or "learned"))
     built = builder.build()
     lineage = Lineage.model_validate_json(built.model_dump_json())
     assert lineage == built
     assert list(lineage.learned()) == updates
-    others = {(partition, offset): name for name, partition, offset in lineage.others()}
+    others = {place: name for name, place in lineage.others()}
     assert others == {record: name for record, name in outcomes.items() if name != "learned"}
-    for (partition, offset), name in outcomes.items():
-        assert lineage.outcome_of(partition, offset) == name
+    for place, name in outcomes.items():
+        assert lineage.outcome_of(place) == name
     for number, end in enumerate(ends):
-        assert lineage.outcome_of(PARTITIONS[number], end + 1) is None
+        assert lineage.outcome_of(Place(PARTITIONS[number], end + 1)) is None
 
 
 def test_a_builder_starts_anew() -> None:
     builder = LineageBuilder()
-    builder.learned([(PARTITIONS[0], 5)])
+    builder.learned([Place(PARTITIONS[0], 5)])
     builder.change({"drift": {"update": 1}})
     assert builder.build().changes == ({"drift": {"update": 1}},)
     assert builder.build() == Lineage()
@@ -69,14 +69,14 @@ def test_a_builder_starts_anew() -> None:
 
 def test_an_unknown_partition_has_no_outcome() -> None:
     builder = LineageBuilder()
-    builder.learned([(PARTITIONS[0], 5)])
-    assert builder.build().outcome_of(PARTITIONS[1], 5) is None
+    builder.learned([Place(PARTITIONS[0], 5)])
+    assert builder.build().outcome_of(Place(PARTITIONS[1], 5)) is None
 
 
 def test_the_public_format() -> None:
     builder = LineageBuilder()
-    builder.learned([(PARTITIONS[0], 7), (PARTITIONS[0], 8), (PARTITIONS[1], 3), (PARTITIONS[0], 10)])
-    builder.outcome("skipped/unlabelled", PARTITIONS[0], 9)
+    builder.learned([Place(PARTITIONS[n], offset) for n, offset in [(0, 7), (0, 8), (1, 3), (0, 10)]])
+    builder.outcome("skipped/unlabelled", Place(PARTITIONS[0], 9))
     builder.change({"config": {"seed": [0, 1]}})
     assert builder.build().model_dump_json() == (
         '{"partitions":[["digits",0],["digits",1]],"updates":[[[0,7,2],[1,3,1],[0,1,1]]],'
@@ -90,7 +90,7 @@ def test_a_million_updates_stay_below_100_mb(partitions: int, records: int) -> N
     for update in range(1000):
         first = 10**12 + update * (records + 1)  # a marker of a transaction between two batches
         builder.learned(
-            (Partition("digits", number), first + at) for number in range(partitions) for at in range(records)
+            Place(Partition("digits", number), first + at) for number in range(partitions) for at in range(records)
         )
     assert len(builder.build().model_dump_json()) * 1000 < 100e6
 

@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 
 from pipeline.errors import ConfigError, Fenced, NotFound, StoreError, StoreUnavailable
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition, Place
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.lineage import Runs
 from pipeline.store.manifest import About, Manifest
@@ -59,7 +59,7 @@ def test_a_manifest_says_all_that_its_draft_says(store: Store, writer: Writer) -
         {"w": weights(1)},
         options={"width": 8},
         topic_ids={"digits": "id"},
-        pending=Runs.of([(partition, 7)]),
+        pending=Runs.of([Place(partition, 7)]),
         metrics={"loss": 0.5, "accuracy": math.nan},
         meta={"learner": 1},
         worker={"topics": {"digits": 0}},

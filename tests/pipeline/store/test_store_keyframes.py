@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from pipeline.errors import Corrupt, HeadMoved, NotFound, StoreUnavailable
-from pipeline.log.offsets import Partition
+from pipeline.records import Partition
 from pipeline.store import store as store_module
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.rowlog import Delta
