@@ -15,7 +15,7 @@ likelihood: near 0.69 (relativistic) the two are even. The discriminator adds to
 with a vector of the class (Miyato and Koyama 2018). The term with c' is Reed et al.'s 2016 ("Generative adversarial
 text to image synthesis"): a real picture under another label is as wrong as a drawn one, so that the vectors learn from
 the first update on what tells classes apart, and not only once drawings confuse them. It is the same features times
-another vector: next to nothing. Classes come up as in `image_generator`.
+another vector: next to nothing. Classes come up as in `vae`.
 
 Transfer: `source` names a version of another image-gan. Its weights, its discriminator and its classes are where this
 one begins; blocks named in `freeze` do not learn. A sample of the source's own drawings, drawn once, goes on as rows
@@ -27,26 +27,24 @@ al. 2021); `gan_networks` says how.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from models.images.augmentation import Augmentation, augmented
-from models.images.backbone import Backbone, BackboneOptions, references
+from models.images.backbone import Backbone
 from models.images.gan_losses import LossName, Spread, discriminator_losses, generator_losses, gradient_penalties
 from models.images.gan_networks import Discriminator, ImageGan, Pixels, Projected, identical_at_first
+from models.images.generator_source import SourcedOptions, drawings
 from models.labels import NONE, Labels
 from models.learner import (
     Batch,
     Blueprint,
     Frozen,
-    Options,
-    Reference,
     Report,
     Rows,
     Source,
@@ -63,10 +61,9 @@ from models.replaying import weighed
 
 CPU = torch.device("cpu")
 SAME = ("latent", "width", "depth", "hidden", "label_dim")  # a model and its source agree in these
-FEATURES = "features_"  # what the names of a backbone's references begin with
 
 
-class ImageGanOptions(Options):
+class ImageGanOptions(SourcedOptions):
     """`width` is the number of channels at half of the size; there are half as many at the full one, twice below."""
 
     learning_rate: float = Field(2e-3, gt=0)
@@ -90,20 +87,6 @@ class ImageGanOptions(Options):
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("balanced")  # with it each class weighs the same in an update
     replay_draws: int = Field(16, ge=0)  # records replayed in each update
-    source: str | None = structural(None)  # MODEL or MODEL@VERSION: an image-gan
-    freeze: tuple[str, ...] = structural(())  # blocks that do not learn: "generator.dense", "discriminator.critics"
-    source_weight: float = Field(0.0, ge=0)  # λ
-    source_samples: int = structural(256, ge=0)  # drawings of the source that are kept
-    source_draws: int = Field(16, ge=1)  # of them in each update
-    features: BackboneOptions | None = structural(None)  # what the discriminator sees instead of pixels
-
-    @model_validator(mode="after")
-    def _has_a_source(self) -> Self:
-        if self.source is None and self.source_weight:
-            raise ValueError("source_weight has no source whose drawings it could weigh. Name one.")
-        if self.source is None and self.freeze:
-            raise ValueError("freeze has no source: what is frozen would stay random. Name one.")
-        return self
 
 
 class ImageGanLearner:
@@ -149,9 +132,8 @@ class ImageGanLearner:
         Raises:
             ValueError: the source is no image-gan, or of another shape, or was learned with other structural options.
         """
-        if self.options.features is not None:
-            named = {name.removeprefix(FEATURES): s for name, s in sources.items() if name.startswith(FEATURES)}
-            self._project(Backbone.of_sources(self.options.features, named))
+        if (backbone := self.options.backbone(sources)) is not None:
+            self._project(backbone)
         if self.options.source is not None:
             self._start_from(sources["source"])
 
@@ -304,26 +286,13 @@ class ImageGanLearner:
         discriminator = identical_at_first(seeded(build, self._seed + 1, self._device))
         self._networks = {"generator": self.generator, "discriminator": discriminator}
         blocks = {f"{part}.{name}": m for part, each in self._networks.items() for name, m in each.named_modules()}
-        for block in options.freeze:
-            if block not in blocks or block.endswith((".", ".conditions")):
-                near = ", ".join(difflib.get_close_matches(block, blocks, 5, 0.0))
-                raise ValueError(f"freeze: {block!r} is no block that could be frozen. Near it: {near}.")
-            blocks[block].requires_grad_(False)
+        options.freeze_in({name: m for name, m in blocks.items() if not name.endswith((".", ".conditions"))})
         settings: dict[str, Any] = {"learning_rate": options.learning_rate, "betas": options.betas, "weight_decay": 0.0}
         self._optimizers = {part: AdamW(network, **settings) for part, network in self._networks.items()}
 
     def _start_from(self, source: Source) -> None:
         """Its average, its discriminator if that has seen the same, its classes, and a sample of what it draws."""
-        name = self.options.source
-        if source.learner != "image-gan":
-            raise ValueError(f"source = {name!r} was learned by {source.learner}, not by image-gan.")
-        if tuple(source.shape) != self._shape:
-            raise ValueError(f"source = {name!r} draws {source.shape}, and this stream has {self._shape}.")
-        theirs = ImageGanOptions.of_version(source.options)
-        for option in SAME:
-            there, here = getattr(theirs, option), getattr(self.options, option)
-            if there != here:
-                raise ValueError(f"{option} is {there} in source = {name!r}, and {here} here. Make them the same.")
+        theirs = self.options.of_source(source, "image-gan", self._shape, SAME)
         network = model(theirs, self._shape, source.meta)
         network.load_state_dict(source.tensors)
         self._grow(self._labels.new(network.classes), None)
@@ -334,10 +303,7 @@ class ImageGanLearner:
             copy_into(discriminator, {key: source.training[f"discriminator/{key}"] for key in discriminator})
             views = self._views.state_dict()
             copy_into(views, {key: source.training[f"views/{key}"] for key in views})
-        count = len(self._sample["source/y"])
-        labels = [network.classes[row % len(network.classes)] if network.classes else None for row in range(count)]
-        sample = {"source/x": network.generate(range(count), labels), "source/y": torch.tensor(network.numbers(labels))}
-        copy_into(self._sample, sample)
+        copy_into(self._sample, drawings(network, len(self._sample["source/y"])))
 
 
 def learner(options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ImageGanLearner:
@@ -354,10 +320,4 @@ def _network(options: ImageGanOptions, shape: tuple[int, ...], classes: Sequence
     )
 
 
-def _sources(options: ImageGanOptions) -> dict[str, Reference]:
-    named = {} if options.source is None else {"source": Reference("version", options.source)}
-    features = {} if options.features is None else references(options.features)
-    return named | {FEATURES + name: reference for name, reference in features.items()}
-
-
-BLUEPRINT = Blueprint(ImageGanOptions, learner, model, "image", _sources)
+BLUEPRINT = Blueprint(ImageGanOptions, learner, model, "image", ImageGanOptions.references)

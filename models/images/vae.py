@@ -26,27 +26,25 @@ named in `freeze` do not learn. Drawings of the source, drawn once, go on as rec
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.generator import DrawingNetwork
-from models.images.backbone import Backbone, BackboneOptions, references
+from models.images.backbone import Backbone
 from models.images.code_moments import CodeMoments
+from models.images.generator_source import SourcedOptions, drawings
 from models.labels import NONE
 from models.learner import (
     Batch,
     Blueprint,
     Frozen,
-    Options,
-    Reference,
     Report,
     Source,
     State,
@@ -63,11 +61,10 @@ GROUPS = 8
 MIN_LOG_SCALE = math.log(1 / 255)  # a Gaussian is never narrower than one step of a pixel
 BLOCKS = ("down", "posterior", "dense", "up", "out")  # what can be frozen, whole or in parts: classes always learn
 SAME = ("likelihood", "latent", "width", "label_dim")  # a model and its source agree in these
-FEATURES = "features_"  # what the names of a backbone's references begin with
 RECORDS_A_STEP = 2  # while it is young
 
 
-class ImageVaeOptions(Options):
+class ImageVaeOptions(SourcedOptions):
     """`width` is the number of channels at half the size, and half of it after that."""
 
     learning_rate: float = Field(3e-3, gt=0)
@@ -85,21 +82,7 @@ class ImageVaeOptions(Options):
     replay_slots: int = structural(2000, ge=0)
     replay_policy: PolicyName = structural("balanced")  # with it each class weighs the same in an update
     replay_draws: int = Field(96, ge=0)  # records replayed in each update
-    source: str | None = structural(None)  # MODEL or MODEL@VERSION: an image-vae
-    freeze: tuple[str, ...] = structural(())  # blocks that do not learn: "down", "posterior", "dense", "up.0", "out"
-    source_weight: float = Field(0.0, ge=0)  # λ
-    source_samples: int = structural(256, ge=0)  # drawings of the source that are kept
-    source_draws: int = Field(16, ge=1)  # of them in each update
-    features: BackboneOptions | None = structural(None)  # whose maps of a picture and its reconstruction are matched
     feature_weight: float = Field(1.0, ge=0)  # f
-
-    @model_validator(mode="after")
-    def _has_a_source(self) -> Self:
-        if self.source is None and self.source_weight:
-            raise ValueError("source_weight has no source whose drawings it could weigh. Name one.")
-        if self.source is None and self.freeze:
-            raise ValueError("freeze has no source: what is frozen would stay random. Name one.")
-        return self
 
 
 class Conditions(nn.Module):
@@ -251,7 +234,7 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
 
     def __init__(self, network: ImageVae, options: ImageVaeOptions, memory: ReplayMemory, device: torch.device) -> None:
         self.options = options
-        _freeze(network, options.freeze)
+        options.freeze_in({name: part for name, part in network.named_modules() if name.split(".")[0] in BLOCKS})
         super().__init__(
             network,
             memory,
@@ -275,9 +258,8 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         Raises:
             ValueError: the source is no image-vae, or of another shape, or was learned with other structural options.
         """
-        if self.options.features is not None:
-            named = {name.removeprefix(FEATURES): s for name, s in sources.items() if name.startswith(FEATURES)}
-            self._features = Backbone.of_sources(self.options.features, named).to(self._device)
+        features = self.options.backbone(sources)
+        self._features = None if features is None else features.to(self._device)
         if self.options.source is not None:
             self._start_from(sources["source"])
 
@@ -376,39 +358,14 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
 
     def _start_from(self, source: Source) -> None:
         """Its weights, its classes, and a sample of what it draws."""
-        name = self.options.source
-        if source.learner != "image-vae":
-            raise ValueError(f"source = {name!r} was learned by {source.learner}, not by image-vae.")
-        if tuple(source.shape) != tuple(self.model.shape):
-            raise ValueError(f"source = {name!r} draws {source.shape}, and this stream has {self.model.shape}.")
-        theirs = ImageVaeOptions.of_version(source.options)
-        for option in SAME:
-            there, here = getattr(theirs, option), getattr(self.options, option)
-            if there != here:
-                raise ValueError(f"{option} is {there} in source = {name!r}, and {here} here. Make them the same.")
-        network = model(theirs, self.model.shape, source.meta)
+        shape = self.model.shape
+        network = model(self.options.of_source(source, "image-vae", shape, SAME), shape, source.meta)
         copy_into(network.state_dict(), source.tensors)
         self._grow(self._labels.new(network.classes), None)
         for each in (self.model, self._learning):
             copy_into(each.state_dict(), network.state_dict())
         if self._sample:
-            seeds = range(self.options.source_samples)
-            labels = [network.classes[seed % len(network.classes)] if network.classes else None for seed in seeds]
-            drawn = {"source/x": network.generate(seeds, labels), "source/y": torch.tensor(network.numbers(labels))}
-            copy_into(self._sample, drawn)
-
-
-def _freeze(network: ImageVae, names: Sequence[str]) -> None:
-    """
-    Raises:
-        ValueError: there is no such block.
-    """
-    blocks = {name: part for name, part in network.named_modules() if name.split(".")[0] in BLOCKS}
-    for name in names:
-        if name not in blocks:
-            near = ", ".join(difflib.get_close_matches(name, blocks, 5, 0.0))
-            raise ValueError(f"freeze: {name!r} is no block that could be frozen. Near it: {near}.")
-        blocks[name].requires_grad_(False)
+            copy_into(self._sample, drawings(network, self.options.source_samples))
 
 
 def learner(options: ImageVaeOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ImageVaeLearner:
@@ -421,10 +378,4 @@ def model(options: ImageVaeOptions, shape: tuple[int, ...], meta: Mapping[str, A
     return module_on(lambda: ImageVae(options, shape, meta["classes"]), torch.device("cpu")).eval()
 
 
-def _sources(options: ImageVaeOptions) -> dict[str, Reference]:
-    named = {} if options.source is None else {"source": Reference("version", options.source)}
-    features = {} if options.features is None else references(options.features)
-    return named | {FEATURES + name: reference for name, reference in features.items()}
-
-
-BLUEPRINT = Blueprint(ImageVaeOptions, learner, model, "image", _sources)
+BLUEPRINT = Blueprint(ImageVaeOptions, learner, model, "image", ImageVaeOptions.references)

@@ -1,0 +1,87 @@
+"""What a generator can start from: a version of another one of the same learner, and a backbone that its loss reads."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.generator import DrawingNetwork
+from models.images.backbone import Backbone, BackboneOptions, references
+from models.learner import Options, Reference, Source, structural
+
+FEATURES = "features_"  # the first letters of the names of a backbone's references
+
+
+class SourcedOptions(Options):
+    """What image generators can be told about what they start from."""
+
+    source: str | None = structural(None)  # MODEL or MODEL@VERSION of the same learner
+    freeze: tuple[str, ...] = structural(())  # blocks that do not learn, such as "up.0" or "generator.dense"
+    source_weight: float = Field(0.0, ge=0)  # λ
+    source_samples: int = structural(256, ge=0)  # drawings of the source that are kept
+    source_draws: int = Field(16, ge=1)  # of them in each update
+    features: BackboneOptions | None = structural(None)  # whose maps of pictures and drawings are compared
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.source is None and self.source_weight:
+            raise ValueError("source_weight has no source whose drawings it could weigh. Name one.")
+        if self.source is None and self.freeze:
+            raise ValueError("freeze has no source: what is frozen would stay random. Name one.")
+        return self
+
+    def references(self) -> dict[str, Reference]:
+        """For a blueprint's `sources`."""
+        named = {} if self.source is None else {"source": Reference("version", self.source)}
+        features = {} if self.features is None else references(self.features)
+        return named | {FEATURES + name: reference for name, reference in features.items()}
+
+    def backbone(self, sources: Mapping[str, Source]) -> Backbone | None:
+        """The backbone of `features`, if one is named."""
+        named = {name.removeprefix(FEATURES): s for name, s in sources.items() if name.startswith(FEATURES)}
+        return None if self.features is None else Backbone.of_sources(self.features, named)
+
+    def freeze_in(self, blocks: Mapping[str, nn.Module]) -> None:
+        """Has the blocks of `freeze` not learn.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        for name in self.freeze:
+            if name not in blocks:
+                near = ", ".join(difflib.get_close_matches(name, blocks, 5, 0.0))
+                raise ValueError(f"freeze: {name!r} is no block that could be frozen. Near it: {near}.")
+            blocks[name].requires_grad_(False)
+
+    def of_source(self, source: Source, learner: str, shape: Sequence[int], same: Sequence[str]) -> Self:
+        """The options of the source.
+
+        Args:
+            same: names of options in which both agree.
+
+        Raises:
+            ValueError: the source is of another learner or shape, or differs in one of these options.
+        """
+        if source.learner != learner:
+            raise ValueError(f"source = {self.source!r} was learned by {source.learner}, not by {learner}.")
+        if tuple(source.shape) != tuple(shape):
+            raise ValueError(f"source = {self.source!r} draws {source.shape}, and this stream has {shape}.")
+        theirs = self.of_version(source.options)
+        for option in same:
+            there, here = getattr(theirs, option), getattr(self, option)
+            if there != here:
+                raise ValueError(
+                    f"{option} is {there} in source = {self.source!r}, and {here} here. Make them the same."
+                )
+        return theirs
+
+
+def drawings(network: DrawingNetwork, count: int) -> dict[str, Tensor]:
+    """A sample of what a network draws, of all its classes in turn: source/x (N, C, H, W) and source/y (N,)."""
+    labels = [network.classes[seed % len(network.classes)] if network.classes else None for seed in range(count)]
+    return {"source/x": network.generate(range(count), labels), "source/y": torch.tensor(network.numbers(labels))}
