@@ -25,23 +25,23 @@ LOOK_S = 1.0  # between two looks for it
 Result = TypeVar("Result")
 
 
-class Places:
-    """So many requests at one time, and no more; half of them, rounded up, of one client."""
+class Admission:
+    """Admits so many requests at one time, and at most half of them, rounded up, of one client."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._held: Counter[str] = Counter()  # by client
         self._lock = threading.Lock()
 
     @contextmanager
-    def place(self, client: str) -> Iterator[None]:
-        """One of the places, held while a request is worked on.
+    def admit(self, client: str) -> Iterator[None]:
+        """Counts a request while it is worked on.
 
         Raises:
-            Full: none is free, or none for this client.
+            Full: there are too many, or too many of this client.
         """
         with self._lock:
-            if self._held.total() >= self._places or self._held[client] >= (self._places + 1) // 2:
+            if self._held.total() >= self._most or self._held[client] >= (self._most + 1) // 2:
                 raise Full
             self._held[client] += 1
         try:
@@ -70,7 +70,7 @@ class Broken(Exception):
 
 
 class Ending(Exception):
-    """The sampler ends, and nothing more is begun."""
+    """The sampler ends, and starts nothing more."""
 
     def __init__(self) -> None:
         super().__init__("The sampler ends. Ask again when it is back.")
@@ -105,7 +105,8 @@ class _Work(Generic[TaskT]):
 class Workers(ABC, Generic[TaskT]):
     """Threads and what waits for them.
 
-    Work that does not end keeps its thread, and another takes its place; its model is given no more until it ends.
+    Work that does not end keeps its thread. Another thread replaces that one. The model gets no more work until its
+    last one has ended.
 
     Args:
         name: of the threads.
@@ -221,7 +222,7 @@ class Workers(ABC, Generic[TaskT]):
         return None
 
     def _look(self) -> None:
-        """Gives up threads whose work does not end, and answers whoever waits too long."""
+        """Gives up threads whose work does not end, and answers clients who wait too long."""
         while not self._ended.wait(LOOK_S):
             with self._wake:
                 settled = [*self._too_late(), *self._give_up()]  # what is both, is too late
@@ -254,9 +255,9 @@ class Workers(ABC, Generic[TaskT]):
 
 
 def contained(work: Callable[..., Result]) -> Callable[..., Result]:
-    """The same, for a thread: whatever it raises is an `Exception`, which whoever waits for it can be given.
+    """Returns the same work, which raises an `Exception` whatever happens: a future can carry that to its waiter.
 
-    A user's own code may raise `SystemExit`; and `StopIteration` never arrives: who waits for it waits for ever.
+    A user's own code may raise `SystemExit`. A future cannot carry `StopIteration`: its waiter would wait for ever.
     """
 
     def run(*arguments: Any) -> Result:
@@ -271,7 +272,7 @@ def contained(work: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def settle(future: Future[Any], outcome: Any) -> None:
-    """What a future comes to, be it an error; nothing where that is settled: work may end after it was given up."""
+    """Sets a future's result or error. One that is settled stays as it is: work may end after it was given up."""
     with suppress(InvalidStateError):
         if isinstance(outcome, Exception):
             future.set_exception(outcome)

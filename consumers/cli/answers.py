@@ -259,7 +259,7 @@ def complete(
         stop=stop,
     ) as pieces:
         if asks.json:
-            print_json({**pieces.standing.model_dump(mode="json"), "seed": pieces.seed, "text": "".join(pieces)})
+            print_json({**pieces.info.model_dump(mode="json"), "seed": pieces.seed, "text": "".join(pieces)})
             return
         for piece in pieces:
             typer.echo(printable(piece, LINES), nl=False)

@@ -157,7 +157,7 @@ def watch(
 
     settings = load_config(config)
     stores = {name: open_store(settings, name) for name in settings.models}
-    heads, told = Heads(), ""
+    heads, problem = Heads(), ""
     live = Live(console=out, auto_refresh=False) if out.is_terminal and not json_ and not once else None
     with live or nullcontext():
         while True:
@@ -166,24 +166,24 @@ def watch(
             except StoreUnavailable as error:
                 if once:
                     raise
-                if str(error) != told:
-                    told = str(error)
+                if str(error) != problem:
+                    problem = str(error)
                     tell(f"{error} Waiting for it.")
             else:
-                told = ""
-                notes = [note for row in rows for note in row.notes()]
+                problem = ""
+                warnings = [line for row in rows for line in row.warnings()]
                 if json_:
                     print_json([row.json() for row in rows])
                 elif live is not None:
-                    live.update(table(rows, "\n".join(notes)), refresh=True)
+                    live.update(table(rows, "\n".join(warnings)), refresh=True)
                 else:
                     for row in rows:
                         typer.echo(plain(row))
-                    for note in notes:
-                        typer.echo(printable(note))
+                    for line in warnings:
+                        typer.echo(printable(line))
             if once:
                 return
-            time.sleep(every)  # a signal ends it at once: it has begun nothing
+            time.sleep(every)  # a signal ends it at once: it has started nothing
 
 
 app.add_typer(cli_local.app)

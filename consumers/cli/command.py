@@ -73,7 +73,7 @@ def open_store(config: Config, model: str) -> Store:
     return Store(client, config.family(model), model, max_bytes=config.sampler.max_model_bytes)
 
 
-def known_store(config: Config, model: str) -> Store:
+def existing_store(config: Config, model: str) -> Store:
     """The same of a model that there is.
 
     Raises:
@@ -88,10 +88,10 @@ def stranger(config: Config, model: str) -> str:
     """A sentence on a name that is neither in the configuration nor in Redis; else nothing."""
     from pipeline.store import connect, models
 
-    known = {*config.models, *(name for _, name in models(connect(config.redis.url)))}
-    if model in known:
+    names = {*config.models, *(name for _, name in models(connect(config.redis.url)))}
+    if model in names:
         return ""
-    return f"There is no model {model} (known: {', '.join(sorted(known)) or 'none'}).{near(model, known)} "
+    return f"There is no model {model} (known: {', '.join(sorted(names)) or 'none'}).{near(model, names)} "
 
 
 def valid_topic(topic: str) -> str:

@@ -225,12 +225,12 @@ def _milliseconds(since: str | None) -> int:
     if since is None:
         return 0
     try:
-        begin = datetime.fromisoformat(since)
+        time = datetime.fromisoformat(since)
     except ValueError:
-        begin = None
-    if begin is None or begin.tzinfo is None:
+        time = None
+    if time is None or time.tzinfo is None:
         raise ConfigError(f"--since {since} is not a time with its zone. Write it as 2026-01-31T12:00:00Z.")
-    return int(begin.timestamp() * 1000)
+    return int(time.timestamp() * 1000)
 
 
 def _line(letter: DeadLetter) -> str:

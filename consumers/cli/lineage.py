@@ -15,7 +15,7 @@ from consumers.cli.command import (
     Json,
     ModelName,
     err,
-    known_store,
+    existing_store,
     load_config,
     moment,
     open_store,
@@ -73,7 +73,7 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
     from pipeline.store import commits
 
     model, ref = _split(version)
-    store = known_store(load_config(config), model)
+    store = existing_store(load_config(config), model)
     try:
         manifest = store.manifest(ref)
     except NotFound:
@@ -180,7 +180,7 @@ def verify(
     from consumers.worker.worker import pick_device
     from pipeline.log import Fetcher
 
-    begin = store.keyframe(store.manifest(start)) if start is not None else None
+    keyframe = store.keyframe(store.manifest(start)) if start is not None else None
     with Fetcher(settings.kafka) as fetcher, Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("learning again", total=None)
         result = verified(
@@ -191,7 +191,7 @@ def verify(
             Replay(fetcher, target.topic_ids),
             Sources(store, settings.family),
             target,
-            begin,
+            keyframe,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     since = "nothing" if result.start is None else f"version {result.start}"
@@ -243,11 +243,11 @@ def _commit_text(commit: Commit) -> str:
 
 def _blame_text(one: Blame) -> str:
     where = f"{one.topic}:{one.partition}:{one.offset}"
-    told = {
+    words = {
         "not yet": "has not been read yet",
         "pending": "has been read and is not learned yet",
         "nothing there": "is no record: a gap, or before the model's start",
     }.get(one.outcome)
-    if told is None:
-        told = f"{one.outcome}: version {one.version}" + (f", update {one.update}" if one.update is not None else "")
-    return f"{where}  {one.model}: {told}"
+    if words is None:
+        words = f"{one.outcome}: version {one.version}" + (f", update {one.update}" if one.update is not None else "")
+    return f"{where}  {one.model}: {words}"

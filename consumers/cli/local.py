@@ -54,7 +54,7 @@ def local(
     Example: headrace local
     """
     from consumers.cli.up import password_of
-    from pipeline.local import Local, noted
+    from pipeline.local import Local, remembered
 
     is_configured = config.exists() or config != DEFAULT_CONFIG
     made_up = secrets.token_urlsafe(16)
@@ -62,13 +62,15 @@ def local(
     with (
         stopping() as stop,
         Local(folder, kafka_port or None, redis_port or None, password=password, say=tell, stop=stop) as servers,
-        nullcontext() if is_configured else noted(servers.redis.port, made_up),
+        nullcontext() if is_configured else remembered(servers.redis.port, made_up),
     ):
         if json_:
             print_json({"kafka": servers.bootstrap_servers, "redis": servers.redis_url, "folder": str(folder)})
         else:
-            known = f"127.0.0.1:{servers.redis.port} with {f'the password of {config}' if password else 'no password'}"
-            where = known if is_configured else f"{servers.redis_url} (a new password, which your own commands find)"
+            by = f"the password of {config}" if password else "no password"
+            where = f"127.0.0.1:{servers.redis.port} with {by}"
+            if not is_configured:
+                where = f"{servers.redis_url} (a new password, which your own commands find)"
             typer.echo(f"Kafka at {servers.bootstrap_servers}, Redis at {where}, data in {folder}. Ctrl-C ends.")
         stop.wait()
 

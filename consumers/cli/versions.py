@@ -14,7 +14,7 @@ from consumers.cli.command import (
     ModelName,
     Yes,
     ask,
-    known_store,
+    existing_store,
     load_config,
     open_store,
     print_json,
@@ -46,7 +46,7 @@ def pull(
 
     if to is not None and to.suffix == ".json":
         raise ConfigError(f"--to {to}: the manifest gets that name. Name the weights {to.with_suffix('.safetensors')}.")
-    store = known_store(load_config(config), model)
+    store = existing_store(load_config(config), model)
     manifest = store.manifest(ref)
     path = to or Path(f"{model}-v{manifest.version}.safetensors")
     path.write_bytes(save(tensors(store.arrays(manifest, "serving")), essentials(manifest)))
@@ -99,7 +99,7 @@ def alias(
 
     Example: headrace alias pictures stable 120
     """
-    store = known_store(load_config(config), model)
+    store = existing_store(load_config(config), model)
     if delete:
         store.delete_alias(name)
     named = None if delete else store.set_alias(name, ref)
@@ -122,7 +122,7 @@ def delete(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONF
 
     Example: headrace delete pictures
     """
-    store = known_store(load_config(config), model)
+    store = existing_store(load_config(config), model)
     ask(f"Delete {model} with {counted(len(store.versions()), 'version')}, aliases and lineage?", yes)
     store.delete()
     typer.echo(f"{model} is deleted.")
@@ -134,7 +134,7 @@ def reset(model: ModelName, yes: Yes = False, config: ConfigPath = DEFAULT_CONFI
 
     Example: headrace reset pictures
     """
-    store = known_store(load_config(config), model)
+    store = existing_store(load_config(config), model)
     ask(f"Remove {counted(len(store.versions()), 'version')} of {model} and start anew?", yes)
     store.reset()
     typer.echo(f"{model} starts anew.")

@@ -46,7 +46,7 @@ class Row:
     freshness_s: float | None = None  # age of the newest learned record
     skipped: int = 0  # records that were not learned, and
     dead_lettered: int = 0  # records that could not be, since its first version
-    worker: Holding | None = None  # who has the writer's place; None: it was given up in peace
+    worker: Holding | None = None  # who holds the writer's lease; None: its worker ended well
     diagnoses: Mapping[str, str] = field(default_factory=dict)  # why it does badly, if it does, and what to do
 
     def json(self) -> dict[str, Any]:
@@ -70,11 +70,11 @@ class Row:
             self._worker(),
         ]
 
-    def notes(self) -> list[str]:
-        """What is to be said of the model, a line each."""
+    def warnings(self) -> list[str]:
+        """What is wrong with the model, a line each."""
         stalled = self.worker.stalled if self.worker is not None and self.worker.alive else None
-        told = [] if stalled is None else [f"its worker has been at {stalled} for too long, and learns nothing."]
-        return [f"{self.model}: {line}" for line in (*told, *self.diagnoses.values())]
+        lines = [] if stalled is None else [f"its worker has been at {stalled} for too long, and learns nothing."]
+        return [f"{self.model}: {line}" for line in (*lines, *self.diagnoses.values())]
 
     def _worker(self) -> str:
         if self.worker is None:
@@ -99,7 +99,7 @@ class Heads:
         held_out: float | None = None,
         worker: Holding | None = None,
     ) -> Row:
-        """The model now; `worker`: who has its writer's place."""
+        """The model now; `worker`: who holds its writer's lease."""
         if manifest is None:
             return Row(model, worker=worker)
         before = self._before.get(model)

@@ -180,9 +180,9 @@ class Demo:
             config = self._config(kafka, redis)
             client = connect(config.redis.url)
             stores = {name: Store(client, config.family(name), name) for name in config.models}
-            begins = {name: store.head() for name, store in stores.items()}
+            heads = {name: store.head() for name, store in stores.items()}
             check = stack.enter_context(self._running(config, stores))
-            return self._watch(config, stores, begins, check)
+            return self._watch(config, stores, heads, check)
 
     # --- what runs ---
 
@@ -234,7 +234,7 @@ class Demo:
         while not all(store.holder() for store in stores.values()) and not self.stop.wait(0.2):
             started.check()
         if self.stop.is_set():
-            raise Stopped("The demo was ended before its workers had begun.")
+            raise Stopped("The demo was ended before its workers had started.")
 
     @property
     def _toml(self) -> Path:
@@ -247,12 +247,12 @@ class Demo:
     # --- what is shown ---
 
     def _watch(
-        self, config: Config, stores: Mapping[str, Store], begins: Mapping[str, Ref | None], check: Callable[[], None]
+        self, config: Config, stores: Mapping[str, Store], starts: Mapping[str, Ref | None], check: Callable[[], None]
     ) -> int:
         torch.set_num_threads(1)
         exams = _exams(config)
         for name, exam in exams.items():
-            self._first(config, stores[name], begins[name], exam)
+            self._first(config, stores[name], starts[name], exam)
         heads, rows = Heads(), [Row(name) for name in exams]
         began_s = sheet_s = said_s = time.monotonic()
         live = Live(table(rows), console=self.console, auto_refresh=False) if self.console.is_terminal else None
@@ -280,7 +280,7 @@ class Demo:
         return self._summary(exams)
 
     def _first(self, config: Config, store: Store, ref: Ref | None, exam: Exam) -> None:
-        """The exam before anything of this run is learned: by the head that it begins with, or untrained."""
+        """The exam before anything of this run is learned: by the head that it starts from, or untrained."""
         settings = config.model(store.model)
         blueprint = resolve_blueprint(settings.learner)
         if ref is None:

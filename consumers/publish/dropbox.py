@@ -58,8 +58,8 @@ class Dropbox:
         self._found: dict[str, tuple[Signature, str | None]] = {}
         self._look()
         if memory is not None and memory.exists():
-            known = _remembered(memory)
-            self._taken = {path: at for path, (at, _) in self._found.items() if known.get(path) == at}
+            before = _remembered(memory)
+            self._taken = {path: at for path, (at, _) in self._found.items() if before.get(path) == at}
             memory.unlink()  # it is written anew, without what is gone
         else:
             self._taken = {path: at for path, (at, _) in self._found.items()}
@@ -162,14 +162,14 @@ def _is_whole(record: Outgoing) -> bool:
 
 def _remembered(memory: Path) -> dict[str, Signature]:
     """What a start before has published, or found there; a line that was not written to its end is left out."""
-    known = {}
+    found = {}
     for line in memory.read_text("utf-8", errors="replace").splitlines():
         try:
             path, *signature = json.loads(line)
-            known[path] = signature
+            found[path] = signature
         except (ValueError, TypeError):
             continue
-    return {path: (at[0], at[1], at[2]) for path, at in known.items() if len(at) == 3}
+    return {path: (at[0], at[1], at[2]) for path, at in found.items() if len(at) == 3}
 
 
 def _once(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -21,7 +21,7 @@ from consumers.publish.dropbox import Dropbox
 from consumers.publish.outgoing import Outgoing, Refused, shown
 from consumers.publish.records import Way, are_lines, entries, from_entries, from_stdin, reading
 from consumers.publish.sending import Sender, Tally, patiently
-from consumers.publish.tries import Try, place
+from consumers.publish.tries import Try, file_of
 from consumers.publish.unlearned import Unlearned, topic_warning
 from pipeline.client import Essence, Mark, mark, sent_since
 from pipeline.config import Config, KafkaConfig
@@ -130,14 +130,14 @@ class Publishing:
 
     def follow(self, folder: Path) -> None:
         """Publishes what is dropped into the folder until `stop`. Raises as `files`."""
-        memory = place(self._topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
+        memory = file_of(self._topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
         self.is_ended = False  # there is no other end than by `stop`
         dropbox = Dropbox(folder, self._way, self._say, memory)
         self._prepare()
         self._send(dropbox.records(self._stop), None, Counter(), dropbox.sent)
 
     def _run(self, outgoing: Records, total: int | None, sources: list[str], *, is_stream: bool = False) -> None:
-        """Publishes, and remembers where it began if it has `sources` that can be read once more.
+        """Publishes, and remembers where it started if it has `sources` that can be read once more.
 
         What comes through a pipe may be there once more only where all of it was read, and a line could not be sent.
         """
@@ -145,14 +145,14 @@ class Publishing:
             outgoing = _named(outgoing, self._id)
         self._prepare()
         with ExitStack() as stack:
-            attempt, begun = self._begin(sources, stack) if sources else (None, None)
-            if attempt is not None and begun is not None and not is_stream:
-                attempt.keep(begun)
+            attempt, start = self._attempt(sources, stack) if sources else (None, None)
+            if attempt is not None and start is not None and not is_stream:
+                attempt.keep(start)
             self._send(outgoing, total, self._before(attempt))
             self.is_ended = self._stop.is_set()
             is_left = self.tally.missing and not self.is_ended if is_stream else self.tally.missing or self.is_ended
-            if attempt is not None and begun is not None:
-                attempt.keep(begun) if is_left else attempt.done()
+            if attempt is not None and start is not None:
+                attempt.keep(start) if is_left else attempt.done()
 
     def _prepare(self) -> None:
         if not self._new_topic:
@@ -162,13 +162,13 @@ class Publishing:
             self._say(warning)
         patiently(lambda: ensure_topics(self._kafka, [self._topic]), self._stop, self._say)
 
-    def _begin(self, sources: list[str], stack: ExitStack) -> tuple[Try | None, Mark | None]:
-        """This try, and where it began: with the one before, if that ended early."""
+    def _attempt(self, sources: list[str], stack: ExitStack) -> tuple[Try | None, Mark | None]:
+        """This try, and where it started: where the one before did, if that ended early."""
         try:
-            attempt = stack.enter_context(Try(place(self._topic, self._kafka.bootstrap_servers, sources, ".json")))
-            if attempt.begun is not None and not self._again:
-                return attempt, attempt.begun
-            attempt.begun = None
+            attempt = stack.enter_context(Try(file_of(self._topic, self._kafka.bootstrap_servers, sources, ".json")))
+            if attempt.start is not None and not self._again:
+                return attempt, attempt.start
+            attempt.start = None
             return attempt, patiently(lambda: mark(self._kafka, self._topic), self._stop, self._say)
         except (OSError, LogError) as error:
             self._say(f"This try cannot be gone on with, should it end early: {error}")
@@ -176,11 +176,11 @@ class Publishing:
 
     def _before(self, attempt: Try | None) -> Counter[Essence]:
         """What the tries before published."""
-        if attempt is None or attempt.begun is None:
+        if attempt is None or attempt.start is None:
             return Counter()
-        begun = attempt.begun
+        start = attempt.start
         self._say("The try before ended early. What it published is left out (--again: published once more).")
-        return patiently(lambda: sent_since(self._kafka, begun, self._stop), self._stop, self._say)
+        return patiently(lambda: sent_since(self._kafka, start, self._stop), self._stop, self._say)
 
     def _send(
         self,
@@ -211,7 +211,7 @@ class Publishing:
     def _progress(self, outgoing: Records, total: int | None) -> Iterator[Outgoing | Refused | None]:
         """The records, while it shows how far it is."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        told = time.monotonic()
+        said_s = time.monotonic()
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
             task = progress.add_task(f"publishing to {self._topic}", total=total)
             number = 0
@@ -221,12 +221,12 @@ class Publishing:
                     continue
                 number += 1
                 progress.advance(task)
-                if not err.is_terminal and time.monotonic() - told >= TELL_S:
-                    told = time.monotonic()
+                if not err.is_terminal and time.monotonic() - said_s >= TELL_S:
+                    said_s = time.monotonic()
                     self._say(f"{number:,} of {total:,} records so far" if total else f"{records(number)} so far")
 
     def _once_more(self, paths: list[Path], number: int) -> Iterator[Outgoing]:
-        """A further pass; what cannot be published was told in the first one."""
+        """A further pass; what cannot be published was named in the first one."""
         seed = None if self._way.seed is None else f"{self._way.seed} {number}"
         way = Way(self._way.limit, self._way.label, seed)
         again = from_entries(entries(paths, way, lambda _: None), way, self._stop)
@@ -238,14 +238,14 @@ def advice(tally: Tally) -> str:
     labels = tally.labels
     if len(labels) == 1:
         return f"All have one label, {next(iter(labels))}: there is nothing to be told apart until others come."
-    told = f"{len(labels):,} labels, of the rarest {records(min(labels.values()))}."
+    text = f"{len(labels):,} labels, of the rarest {records(min(labels.values()))}."
     few = sorted(label for label, number in labels.items() if number < ENOUGH)
     if few:
         named = ", ".join(few[:3]) + (f" and {len(few) - 3:,} more" if len(few) > 3 else "")
-        told += f" A label needs some {ENOUGH} to be told apart, and 100 to be told apart well: {named} fewer."
+        text += f" A label needs some {ENOUGH} to be told apart, and 100 to be told apart well: {named} fewer."
     if tally.turns == len(labels) and tally.published > 2 * len(labels):
-        told += " They came label after label, of which networks forget the first ones: mix the lines (shuf) or files."
-    return told
+        text += " They came label after label, of which networks forget the first ones: mix the lines (shuf) or files."
+    return text
 
 
 def impatient(kafka: KafkaConfig) -> KafkaConfig:

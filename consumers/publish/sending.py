@@ -19,7 +19,7 @@ from pipeline.log import Publisher, Receipt
 RETRY_S = 1.0
 WAIT_S = 2.0  # how long one call waits for Kafka, and so, at the most, an end for the call
 END_S = 10.0  # for what is under way when it is to end
-TOLD = 20  # refused records that are told one by one
+NAMED = 20  # refused records that are named one by one
 
 T = TypeVar("T")
 
@@ -97,9 +97,9 @@ class Sender:
 
     def refuse(self, record: Refused) -> None:
         self.tally.refused += 1
-        if self.tally.refused <= TOLD:
+        if self.tally.refused <= NAMED:
             self._say(str(record))
-        elif self.tally.refused == TOLD + 1:
+        elif self.tally.refused == NAMED + 1:
             self._say("Further records that cannot be published are counted alone.")
 
     def flush(self) -> None:
@@ -206,14 +206,14 @@ def patiently(call: Callable[[], T], stop: Event, say: Callable[[str], None]) ->
     Raises:
         Stopped: it does not, and it is to end.
     """
-    is_told = False
+    has_said = False
     while True:
         try:
             return call()
         except LogUnavailable as error:
             if stop.is_set():
                 raise Stopped(str(error)) from None
-            if not is_told:
+            if not has_said:
                 say(f"{error} Waiting for it; Ctrl-C ends.")
-                is_told = True
+                has_said = True
             stop.wait(RETRY_S)

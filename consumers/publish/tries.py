@@ -1,4 +1,4 @@
-"""A try of publishing: a file remembers where it began until all is published, so that the next one can go on."""
+"""A try of publishing: a file remembers where it started until all is published, so that the next one can go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.folders import private
 FOLDER = Path(".headrace/publish")
 
 
-def place(topic: str, servers: str, sources: Iterable[str], suffix: str) -> Path:
+def file_of(topic: str, servers: str, sources: Iterable[str], suffix: str) -> Path:
     """The file of what is published from these sources to a topic."""
     named = [servers, *(source if source == "-" else str(Path(source).absolute()) for source in sources)]
     digest = hashlib.blake2b(json.dumps(named).encode(), digest_size=8).hexdigest()
@@ -38,7 +38,7 @@ class Try:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.seek(0)
-            self.begun = _mark(self._file.read())  # where one began that ended early
+            self.start = _mark(self._file.read())  # of one that ended early
         except BlockingIOError:
             self._file.close()
             raise OSError("another process publishes the same at this moment.") from None
@@ -47,7 +47,7 @@ class Try:
             raise
 
     def keep(self, mark: Mark) -> None:
-        """From now on this is where it began, until it is done."""
+        """Remembers where it started, until it is done."""
         self._file.truncate(0)
         self._file.write(mark.model_dump_json().encode())
         self._file.flush()

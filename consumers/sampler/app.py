@@ -37,7 +37,7 @@ from consumers.sampler.follower import client
 from consumers.sampler.gate import ERRORS, MOVED, Access, Gate, tell_errors
 from consumers.sampler.service import Service, Serving
 from consumers.stopping import stopping
-from consumers.workers import Places
+from consumers.workers import Admission
 from pipeline import __version__
 from pipeline.errors import ConfigError, Exhausted
 from pipeline.metrics import SamplerMetrics
@@ -61,8 +61,8 @@ ROUTES = (
     routes_texts,
     routes_versions,
 )
-PLACES_PER_BATCH = 4  # requests admitted at one time, in full batches
-PLACES_PER_SLOT = 4  # of those that take long, worked on or waiting
+ADMITTED_PER_BATCH = 4  # requests admitted at one time, in full batches
+ADMITTED_PER_SLOT = 4  # of those that take long, worked on or waiting
 END_S = 5.0  # from the signal to the end of the process, whatever is at work
 GRACE_S = 3  # how long requests that are worked on get of these
 READERS = 32  # who wait for the store at one time; threads are 40
@@ -90,10 +90,10 @@ def create_app(
         Batcher(max_rows=settings.max_batch, threads=settings.threads),
         Sideline("sideline", slots=settings.slots, threads=settings.threads),
         {kind: Sideline("decode", slots=input_.decoders, threads=1) for kind, input_ in KINDS.items()},
-        Places(PLACES_PER_BATCH * settings.max_batch),
-        Places(PLACES_PER_SLOT * settings.slots),
-        Places(READERS),
-        Places(DOWNLOADS),
+        Admission(ADMITTED_PER_BATCH * settings.max_batch),
+        Admission(ADMITTED_PER_SLOT * settings.slots),
+        Admission(READERS),
+        Admission(DOWNLOADS),
         registry,
         clock,
     )
@@ -130,7 +130,7 @@ def _has_failed(record: logging.LogRecord) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Ends once `stop` is set, but not before all has begun: what has begun is ended in order."""
+    """Ends once `stop` is set, but not before it has started: what was started is ended in order."""
 
     def __init__(self, config: uvicorn.Config, service: Service, stop: Event) -> None:
         super().__init__(config)
@@ -159,7 +159,7 @@ class _Server(uvicorn.Server):
         return self._stop.is_set() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """What waits for its turn is told at once, what is worked on has its time."""
+        """Answers at once whoever waits for a turn; what is worked on has its time."""
         self._service.sideline.close()
         for decoders in self._service.decoders.values():
             decoders.close()
@@ -215,7 +215,7 @@ def serve(
 
     Args:
         say: takes one-line messages for people.
-        listens: is told the address once it is bound.
+        listens: takes the address once it is bound.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -249,8 +249,8 @@ def _end_in_time(server: _Server, stop: Event, ended: Event) -> None:
 def _leave(server: _Server, before: set[int | None]) -> None:
     """Ends at once where a thread that came since then works for nobody: the interpreter would wait for it."""
     deadline = time.monotonic() + LAST_S
-    begun = [thread for thread in threading.enumerate() if thread.ident not in before]
-    left = [thread for thread in begun if thread.name.startswith(THREADS) or not thread.daemon]
+    started = [thread for thread in threading.enumerate() if thread.ident not in before]
+    left = [thread for thread in started if thread.name.startswith(THREADS) or not thread.daemon]
     for thread in left:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in left):

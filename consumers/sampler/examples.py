@@ -21,7 +21,7 @@ class Either(dict[str, Any]):
 
 DIGEST = "70f208fc9464f3b8c2f1a7f0cbd2a3f7f4d5f9b6e1c0a8d7e6b5c4d3a2b1c0d9"
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="  # one pixel
-STANDING = {
+INFO = {
     "model": "digits",
     "version": 31,
     "digest": DIGEST,

@@ -53,8 +53,8 @@ class Live(Generic[ModelT]):
     #: digest → bytes of what it was built from: the next one shares most
     objects: Mapping[str, bytes] = field(repr=False)
 
-    def standing(self, now_s: float) -> dict[str, Any]:
-        """The fields of `Standing`."""
+    def info(self, now_s: float) -> dict[str, Any]:
+        """The fields of its `VersionInfo`."""
         manifest = self.manifest
         newest_ms, lag = manifest.newest_timestamp_ms, manifest.metrics.get("lag_records")
         return {
@@ -101,7 +101,7 @@ class Room:
 
     @contextmanager
     def taken(self, manifest: Manifest) -> Iterator[None]:
-        """By a version that takes the place of its model's former one, or not where the context fails.
+        """Counts a version instead of its model's former one; where the context fails, the former one again.
 
         Raises:
             ConfigError: there is not so much left.

@@ -1,4 +1,4 @@
-"""Before any route: whose requests are let in, how large they are, who may write, and how errors are told."""
+"""Before any route: whose requests are let in, how large they are, who may write, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SEND_S = 30.0  # and to take the next piece of an answer
 REQUESTS = 1024  # at one time; half of them of one client
 GONE = 499  # in the metrics: the client went away before it was answered
 BODIES = 32  # of the largest size, that are in memory at one time; half of them of one client
-#: on every answer that does not say otherwise: its type is as told, and no page of another site shows or reads it
+#: on every answer that does not say otherwise: its type is as declared, and no page of another site shows or reads it
 SAFETY = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -48,7 +48,7 @@ SAFETY = (
 )
 
 
-class Told(BaseModel):
+class Problem(BaseModel):
     """What is wrong."""
 
     error: str = Field(description="a constant slug, for programs")
@@ -62,7 +62,7 @@ def described(**headers: str) -> dict[str, Any]:
     }
 
 
-TOLD_BY = {
+HEADERS = {
     401: described(WWW_Authenticate="how to send the token"),
     405: described(Allow="the methods that the route has"),
     503: described(Retry_After="seconds; not where to ask again is of no use"),
@@ -74,9 +74,9 @@ MOVED: dict[int | str, dict[str, Any]] = {
 #: OpenAPI: what any route may answer beside what it is asked for
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
-        "model": Told,
+        "model": Problem,
         "description": description,
-        "headers": TOLD_BY.get(status, {}),
+        "headers": HEADERS.get(status, {}),
         "content": {"application/json": {"example": {"error": slug, "detail": description}}},
     }
     for status, (slug, description) in {
@@ -200,11 +200,11 @@ class Gate:
             return
         # What is answered to GET is answered to HEAD: the server itself leaves the body out.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        started, status, begun = time.perf_counter(), 500, False
+        started, status, started_sending = time.perf_counter(), 500, False
 
         async def guarded(message: Message) -> None:
-            nonlocal status, begun
-            begun = True
+            nonlocal status, started_sending
+            started_sending = True
             if message["type"] == "http.response.start":
                 status = message["status"]
                 said = {name.lower() for name, _ in message["headers"]}
@@ -219,8 +219,8 @@ class Gate:
         except ClientDisconnect:
             status = GONE
         except asyncio.CancelledError:  # the sampler ends, and this took longer than it waits
-            if not begun:
-                answer = _told(503, "ending", str(Ending()), RETRY_AFTER)
+            if not started_sending:
+                answer = _problem(503, "ending", str(Ending()), RETRY_AFTER)
                 await answer(inner, receive, guarded)
         finally:
             route = getattr(inner.get("route"), "path", "other")
@@ -247,16 +247,16 @@ class Gate:
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
         read, whole, is_answered = 0, asyncio.Event(), False
-        known: list[Message] = []
+        no_body: list[Message] = []
         if length in ("", "0") and "transfer-encoding" not in headers:
-            known = [{"type": "http.request"}]  # whoever asks for the body need not wait, which `watching` does
+            no_body = [{"type": "http.request"}]  # whoever asks for the body need not wait, which `watching` does
             whole.set()
         deadline = asyncio.get_running_loop().time() + BODY_S
 
         async def counting() -> Message:
             nonlocal read
             if whole.is_set():
-                return known.pop() if known else await receive()  # which tells when the client goes away
+                return no_body.pop() if no_body else await receive()  # which tells when the client goes away
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -304,7 +304,7 @@ class Gate:
         return refusal(413, "too-large", detail, Connection="close")
 
 
-def _told(status: int, error: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _problem(status: int, error: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": error, "detail": detail}, status, headers)
 
 
@@ -314,7 +314,7 @@ def _response(error: AnyHTTPException, request: Request) -> JSONResponse:
     # The framework's own: no such route, no such method, a body that is no form.
     slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
     detail = f"{request.method} {request.url.path}: {error.detail}. /openapi.json lists what is answered."
-    return _told(error.status_code, slug, detail, dict(error.headers or {}))
+    return _problem(error.status_code, slug, detail, dict(error.headers or {}))
 
 
 def tell_errors(app: FastAPI) -> None:
@@ -327,31 +327,31 @@ def tell_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
         lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}." for item in error.errors()]
-        return _told(422, "invalid", " ".join(lines))
+        return _problem(422, "invalid", " ".join(lines))
 
     @app.exception_handler(RecordError)
     async def _(request: Request, error: RecordError) -> JSONResponse:
-        return _told(
+        return _problem(
             413 if error.reason == "too-large" else 422, error.reason, f"The record cannot be read: {error.detail}"
         )
 
     @app.exception_handler(ConfigError)  # an alias that no alias can have
     async def _(request: Request, error: ConfigError) -> JSONResponse:
-        return _told(422, "invalid", str(error))
+        return _problem(422, "invalid", str(error))
 
     @app.exception_handler(StoreError)
     async def _(request: Request, error: StoreError) -> JSONResponse:
         if isinstance(error, NotFound):
-            return _told(404, "not-found", str(error))
+            return _problem(404, "not-found", str(error))
         if isinstance(error, Corrupt):
-            return _told(502, "corrupt", str(error))
-        return _told(503, "store", str(error), RETRY_AFTER)
+            return _problem(502, "corrupt", str(error))
+        return _problem(503, "store", str(error), RETRY_AFTER)
 
     @app.exception_handler(ClientDisconnect)
     async def _(request: Request, error: ClientDisconnect) -> JSONResponse:
-        return _told(400, "disconnected", "The client went away before its body was read.")
+        return _problem(400, "disconnected", "The client went away before its body was read.")
 
     @app.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> JSONResponse:
         headers = {name.decode(): value.decode() for name, value in SAFETY}  # it is answered outside of the gate
-        return _told(500, "internal", "The sampler failed at this request. Its log says more.", headers)
+        return _problem(500, "internal", "The sampler failed at this request. Its log says more.", headers)

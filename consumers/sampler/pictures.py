@@ -31,7 +31,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def grid(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
-    """(n, C, H, W) → one (C, rows × H, columns × W), as square as it gets; places that stay empty are 0."""
+    """(n, C, H, W) → one (C, rows × H, columns × W), as square as it gets; cells that stay empty are 0."""
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -56,7 +56,7 @@ async def shown(
     columns: int | None = None,
 ) -> Response:
     """(n, C, H, W) uint8 as the answer that was asked for: JSON, or one PNG with the rest as its headers."""
-    fields = {**live.standing(service.clock()), **fields}
+    fields = {**live.info(service.clock()), **fields}
     if format_ == "json":
         files = await service.decoded(live, lambda: [png(image) for image in images])
         return JSONResponse(kind(**fields, images=files).model_dump(mode="json"))

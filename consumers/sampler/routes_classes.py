@@ -14,7 +14,7 @@ import torch
 from fastapi import APIRouter, Request
 
 from consumers.sampler.abilities import CLASSIFY, RECOGNISE
-from consumers.sampler.examples import MODEL, STANDING, Example
+from consumers.sampler.examples import INFO, MODEL, Example
 from consumers.sampler.follower import Live
 from consumers.sampler.service import Service, ServiceOf
 from consumers.sampler.uploads import INPUTS, payload
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from models.capabilities import Classifier, Recogniser
 
-CLASSIFIED = {**STANDING, "label": "7", "probability": 0.96, "probabilities": {"7": 0.96, "1": 0.04}}
+CLASSIFIED = {**INFO, "label": "7", "probability": 0.96, "probabilities": {"7": 0.96, "1": 0.04}}
 EXAMPLES = {
     f"{MODEL}/classify": Example(CLASSIFIED),
     f"{MODEL}/recognise": Example({**CLASSIFIED, "unknown": False}),
@@ -59,8 +59,8 @@ async def _answered(
     request: Request,
     service: Service,
 ) -> Answer:
-    content, content_type = await payload(request)  # before a place is taken: a slow client keeps none
-    with service.place():
+    content, content_type = await payload(request)  # before it is admitted: a slow client keeps nobody out
+    with service.admitted():
         decode = partial(input_array, whole=live.reads_whole)
         x = await service.decoded(live, decode, content, live.input, content_type)
         return await service.batched(run, live, x)
@@ -84,7 +84,7 @@ def classified(live: Live[Classifier], probabilities: Sequence[float], now_s: fl
     """The answer for one record."""
     ranked = sorted(zip(live.model.classes, probabilities, strict=True), key=lambda pair: -pair[1])
     label, probability = ranked[0] if ranked else (None, None)
-    return Classified(**live.standing(now_s), label=label, probability=probability, probabilities=dict(ranked))
+    return Classified(**live.info(now_s), label=label, probability=probability, probabilities=dict(ranked))
 
 
 def recognise(live: Live[Recogniser], xs: Sequence[NDArray[Any]]) -> list[tuple[list[float], bool]]:

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator
 
 from consumers.sampler.abilities import COMPLETE, ENCODE, GENERATE, INTERPOLATE, RECONSTRUCT, STRIP, VARY, able
-from consumers.sampler.examples import MODEL, PNG, STANDING, Either, Example
+from consumers.sampler.examples import INFO, MODEL, PNG, Either, Example
 from consumers.sampler.pictures import described, shown
 from consumers.sampler.routes_texts import WRITTEN, any_seed, seeds_of, write
 from consumers.sampler.service import Service, ServiceOf
@@ -44,13 +44,13 @@ Format = Annotated[Literal["png", "json"], Query(alias="format", description="on
 OR_FEWER = "default: {}, or fewer where the sampler says so"
 UPLOAD = {"requestBody": {"content": PICTURE}}
 REFS = r"^[A-Za-z0-9._-]{1,100}(,[A-Za-z0-9._-]{1,100})*$"
-DRAWN = {**STANDING, "model": "drawings", "images": [PNG], "seed": 7, "label": "7"}
+DRAWN = {**INFO, "model": "drawings", "images": [PNG], "seed": 7, "label": "7"}
 EXAMPLES = {
     f"{MODEL}/generate": Example(Either({"pictures": DRAWN, "texts": WRITTEN})),
     f"{MODEL}/interpolate": Example({**DRAWN, "to": 8}),
     f"{MODEL}/strip": Example({**DRAWN, "versions": [31]}),
     f"{MODEL}/vary": Example(DRAWN),
-    f"{MODEL}/encode": Example({**STANDING, "model": "drawings", "label": "7", "mean": [0.4, -1.2], "std": [0.1, 0.3]}),
+    f"{MODEL}/encode": Example({**INFO, "model": "drawings", "label": "7", "mean": [0.4, -1.2], "std": [0.1, 0.3]}),
 }
 router = APIRouter(tags=["answers"])
 
@@ -71,12 +71,12 @@ async def get_generate(
     Picture or text i depends on version, seed, i and label alone.
     """
     live = service.live(model, GENERATE)
-    service.known(live, label)
+    service.check_label(live, label)
     seed = any_seed(seed)
     if (drawing := able(live, Generator)) is None:
         return JSONResponse((await write(service, COMPLETE.of(live), n, seed)).model_dump(mode="json"))
     n = service.bounded("n", n, 16, service.config.max_samples)
-    with service.place():
+    with service.admitted():
         images = await service.batched(draw, drawing, Drawing(seeds_of(seed, n), label), n)  # (n, C, H, W)
         fields = {"seed": seed, "label": label}
         return await shown(service, live, Drawn, fields, images, format_)
@@ -94,10 +94,10 @@ async def get_interpolate(
 ) -> Response:
     """Draw the way from image 0 of one seed to image 0 of another, as one PNG row or as JSON."""
     live = service.live(model, INTERPOLATE)
-    service.known(live, label)
+    service.check_label(live, label)
     steps = service.bounded("steps", steps, 8, service.config.max_samples)
     seed, to = any_seed(seed), any_seed(to)
-    with service.place():
+    with service.admitted():
         walk = Walk(seeds_of(seed, 1)[0], seeds_of(to, 1)[0], steps, label)
         images = await service.batched(interpolate, live, walk, steps)  # (steps, C, H, W)
         fields = {"seed": seed, "label": label, "to": to}
@@ -117,9 +117,9 @@ async def get_strip(
     seed: Seed = None,
     format_: Format = "png",
 ) -> Response:
-    """Draw a film-strip: the same codes, a row each, by many versions, a column each. The newest one's standing."""
+    """Draw a film-strip: the same codes, a row each, by many versions, a column each. It tells of the newest one."""
     live = service.live(model, STRIP)
-    service.known(live, label)
+    service.check_label(live, label)
     asked = list(dict.fromkeys(versions.split(","))) if versions else []
     most = service.config.max_samples
     given = len(asked) or last
@@ -132,7 +132,7 @@ async def get_strip(
         refs = asked or follower.store.versions()[-columns:]
         return strip(follower, refs, seeds_of(seed, n), label, whole=bool(asked))
 
-    with service.place():
+    with service.admitted():
         newest, images, numbers = await service.aside(live, drawn)
         fields = {"seed": seed, "label": label, "versions": numbers}
         return await shown(service, newest, Strip, fields, images, format_, len(numbers))
@@ -144,7 +144,7 @@ async def post_encode(model: str, request: Request, service: ServiceOf, label: L
     live = service.live(model, ENCODE)
     async with _sight(service, live, request, label) as sight:
         mean, std = await service.batched(encode, live, sight)
-    return Code(**live.standing(service.clock()), label=label, mean=mean.tolist(), std=std.tolist())
+    return Code(**live.info(service.clock()), label=label, mean=mean.tolist(), std=std.tolist())
 
 
 @router.post(
@@ -184,10 +184,10 @@ async def post_vary(
 
 @asynccontextmanager
 async def _sight(service: Service, live: Live[Any], request: Request, label: str | None) -> AsyncIterator[Sight]:
-    """The uploaded picture in the model's size, and a place from when it is there on."""
-    service.known(live, label)
+    """The uploaded picture in the model's size. The request is admitted once the picture is there."""
+    service.check_label(live, label)
     content, content_type = await payload(request)
-    with service.place():
+    with service.admitted():
         yield Sight(await service.decoded(live, input_array, content, live.input, content_type), label)
 
 

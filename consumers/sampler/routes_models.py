@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from consumers.sampler.abilities import ABILITIES, answers
-from consumers.sampler.examples import MODEL, STANDING, Example
+from consumers.sampler.examples import INFO, MODEL, Example
 from consumers.sampler.service import ServiceOf
 from models.capabilities import Restorer
-from pipeline.client import Standing
+from pipeline.client import VersionInfo
 
 if TYPE_CHECKING:
     from consumers.sampler.follower import Follower
@@ -20,7 +20,7 @@ ROUTES = ", ".join(ability.route for ability in ABILITIES)
 STATE = {
     "model": "digits",
     "answers": ["classify"],
-    "standing": STANDING,
+    "standing": INFO,
     "problem": None,
     "created_ms": 1_764_500_000_000,
     "learner": "image-analytic",
@@ -41,7 +41,7 @@ class ModelState(BaseModel):
 
     model: str
     answers: list[str] = Field(description=f"the routes below this model that it answers, of: {ROUTES}")
-    standing: Standing | None
+    standing: VersionInfo | None
     problem: str | None = Field(description="why the newest version is not the live one")
     created_ms: int | None = None
     learner: str | None = None
@@ -76,7 +76,7 @@ def model_state(name: str, follower: Follower, now_s: float) -> ModelState:
     return ModelState(
         model=name,
         answers=answers(live),
-        standing=Standing(**live.standing(now_s)),
+        standing=VersionInfo(**live.info(now_s)),
         problem=follower.problem,
         created_ms=manifest.created_ms,
         learner=manifest.learner,

@@ -44,8 +44,8 @@ async def post_restore(
     """
     live = service.live(model, RESTORE)
     if kind is not None and kind not in live.model.kinds:
-        known = ", ".join(live.model.kinds)
-        raise refusal(422, "kind", f"{model} was taught no such kind of damage. Known: {known}.")
+        kinds = ", ".join(live.model.kinds)
+        raise refusal(422, "kind", f"{model} was taught no such kind of damage. Known: {kinds}.")
     async with _upload(service, live, request) as (x, holes):
         image = await service.aside(live, lambda: restore(live, x, kind, holes))  # (C, H, W)
         return await shown(service, live, Pictures, {}, image[None])
@@ -64,11 +64,11 @@ async def post_restyle(model: str, request: Request, service: ServiceOf) -> Resp
 async def _upload(
     service: Service, live: Live[Any], request: Request
 ) -> AsyncIterator[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]:
-    """The uploaded picture in its own size, and what is missing of it; and a place from when it is there on."""
+    """The uploaded picture in its own size, and what is missing of it. The request is admitted once both are there."""
     if not isinstance(live.input, ImageInput):
         raise refusal(409, "wrong-kind", f"{live.manifest.model} reads texts, and not pictures.")
     content, mask = await picture_and_mask(request)
-    with service.place():
+    with service.admitted():
         yield await service.decoded(live, of_any_size, content, mask, live.input, service.config.max_side)
 
 

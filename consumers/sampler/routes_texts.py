@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from consumers.sampler.abilities import COMPLETE
-from consumers.sampler.examples import MODEL, STANDING, Example
+from consumers.sampler.examples import INFO, MODEL, Example
 from consumers.sampler.service import Service, ServiceOf, ended
 from models.capabilities import Sampling
 from pipeline.client import Completed, Written
@@ -46,10 +46,10 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "headers": Completed.described(),
     }
 }
-WRITTEN = {**STANDING, "model": "verses", "seed": 7, "texts": ["the winter of our discontent"]}
+WRITTEN = {**INFO, "model": "verses", "seed": 7, "texts": ["the winter of our discontent"]}
 EXAMPLES = {
     f"{MODEL}/complete": Example(
-        {**STANDING, "model": "verses", "seed": 7, "text": "the winter of our discontent"},
+        {**INFO, "model": "verses", "seed": 7, "text": "the winter of our discontent"},
         sent={"prompt": "Now is ", "seed": 7, "max_bytes": 100},
     )
 }
@@ -110,14 +110,14 @@ async def post_complete(model: str, asked: Completion, request: Request, service
     accept = request.headers.get("accept", "")
     if "application/json" not in accept or "text/event-stream" in accept:
         return _Events(service, live, seed, pieces)
-    with service.place(), service.place(service.slow_places):
+    with service.admitted(), service.admitted(service.slow_admission):
         async with aclosing(pieces):
             text = []
             async for piece in pieces:
                 if await request.is_disconnected():
                     break
                 text.append(piece)
-    answer = Completed(**live.standing(service.clock()), seed=seed, text="".join(text))
+    answer = Completed(**live.info(service.clock()), seed=seed, text="".join(text))
     return JSONResponse(answer.model_dump(mode="json"))
 
 
@@ -134,10 +134,10 @@ async def write(service: Service, live: Live[TextGenerator], n: int | None, seed
     model, most = live.model, service.config.max_text_bytes
     n = service.bounded("n", n, 1, min(most, service.config.max_samples))
     sampling = Sampling(max_bytes=min(DEFAULT.max_bytes, most // n))
-    with service.place():
+    with service.admitted():
         seeds = seeds_of(seed, n)
         texts = await service.aside(live, lambda: ["".join(model.complete("", s, sampling)) for s in seeds])
-    return Written(**live.standing(service.clock()), seed=seed, texts=texts)
+    return Written(**live.info(service.clock()), seed=seed, texts=texts)
 
 
 async def _pieces(
@@ -176,7 +176,7 @@ async def _pieces(
 
 
 class _Events(StreamingResponse):
-    """The pieces as server-sent events. It has its places from its first byte to its last, or until the client goes."""
+    """The pieces as server-sent events. They are admitted from the first byte to the last, or until the client goes."""
 
     def __init__(self, service: Service, live: Live[Any], seed: int, pieces: AsyncGenerator[str, None]) -> None:
         self._service, self._live, self._seed, self._pieces = service, live, seed, pieces
@@ -185,7 +185,7 @@ class _Events(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        with service.place(), service.place(service.slow_places):
+        with service.admitted(), service.admitted(service.slow_admission):
             async with aclosing(self._pieces):
                 await super().__call__(scope, receive, send)
 
@@ -202,7 +202,7 @@ class _Events(StreamingResponse):
         yield _event(self._answer().model_dump(mode="json", exclude={"text"}), "done")
 
     def _answer(self) -> Completed:
-        return Completed(**self._live.standing(self._service.clock()), seed=self._seed, text="")
+        return Completed(**self._live.info(self._service.clock()), seed=self._seed, text="")
 
 
 def _event(data: Any, name: str | None = None) -> str:

@@ -109,14 +109,14 @@ def get_weights(model: str, ref: Reference, service: ServiceOf) -> Response:
 
 
 class _Download(Response):
-    """Has a place from before its first byte is fetched to its last, or until the client goes."""
+    """Is admitted before its first byte is fetched, and until its last one is sent or the client goes."""
 
     def __init__(self, service: Service, made: Callable[[], Response]) -> None:
         super().__init__()
         self._service, self._made = service, made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._service.place(self._service.downloads):
+        with self._service.admitted(self._service.downloads):
             answer = await run_in_threadpool(self._made)
             await answer(scope, receive, send)
 

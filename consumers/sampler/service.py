@@ -17,7 +17,7 @@ from consumers.sampler.abilities import Ability
 from consumers.sampler.batcher import Batcher, Sideline
 from consumers.sampler.follower import BLOCK_MS, Follower, Live, Room
 from consumers.sampler.gate import RETRY_AFTER, refusal
-from consumers.workers import ANSWER_S, Broken, Ending, Places, Stalled, Workers
+from consumers.workers import ANSWER_S, Admission, Broken, Ending, Stalled, Workers
 from pipeline.config import Config, SamplerConfig
 from pipeline.errors import ConfigError, NotFound
 from pipeline.store import Store, models
@@ -87,8 +87,8 @@ class Serving:
         """
         follower = self._followers.get(name)
         if follower is None:
-            known = ", ".join(sorted(self._followers)) or "none yet"
-            raise NotFound(f"There is no model {name} here. Known: {known}.")
+            names = ", ".join(sorted(self._followers)) or "none yet"
+            raise NotFound(f"There is no model {name} here. Known: {names}.")
         return follower
 
     def _follower(self, name: str, family: str) -> Follower:
@@ -138,11 +138,11 @@ class Service:
     """What the routes work with.
 
     Args:
-        places: requests that are admitted at one time, be their body read, decoded, queued or answered: the bound on
-            the memory that requests take.
+        admission: of requests from their body's last byte to their answer: this bounds the memory that they take.
         decoders: by kind of record, so that a text does not wait for pictures.
-        slow_places: of these, what is on the sideline or waits for it.
-        readers: of the store, on threads that they share with what else is not `async`.
+        slow_admission: of those among them that are on the sideline, or wait for it.
+        readers: admission of those who wait for the store, on threads that they share with all that is not `async`.
+        downloads: admission of downloads of weights.
         client: the address that asks.
     """
 
@@ -151,10 +151,10 @@ class Service:
     batcher: Batcher
     sideline: Sideline
     decoders: Mapping[str, Sideline]
-    places: Places
-    slow_places: Places
-    readers: Places
-    downloads: Places
+    admission: Admission
+    slow_admission: Admission
+    readers: Admission
+    downloads: Admission
     registry: CollectorRegistry
     clock: Callable[[], float]
     client: str = ""
@@ -183,14 +183,14 @@ class Service:
             raise refusal(503, "no-version", f"{model}: {detail}", **RETRY_AFTER)
         return ability.of(live)
 
-    def known(self, live: Live[Any], label: str | None) -> None:
+    def check_label(self, live: Live[Any], label: str | None) -> None:
         """
         Raises:
             HTTPException: 422 where the model has not learned that label.
         """
         if label is not None and label not in live.model.classes:
-            known = ", ".join(live.model.classes[:50]) or "none yet"
-            raise refusal(422, "label", f"{live.manifest.model} has learned no label {label!r}. Known: {known}.")
+            classes = ", ".join(live.model.classes[:50]) or "none yet"
+            raise refusal(422, "label", f"{live.manifest.model} has learned no label {label!r}. Known: {classes}.")
 
     def bounded(self, name: str, value: int | None, default: int, most: int) -> int:
         """What is asked, or else the default, as far as it may be asked.
@@ -203,14 +203,14 @@ class Service:
         return value or min(default, most)
 
     @contextmanager
-    def place(self, places: Places | None = None) -> Iterator[None]:
+    def admitted(self, admission: Admission | None = None) -> Iterator[None]:
         """Admits one request that costs memory and computing time.
 
         Raises:
-            HTTPException: 503 where there is no place, or none for this client.
+            HTTPException: 503 where there are too many, or too many of this client.
         """
         try:
-            with (places or self.places).place(self.client):
+            with (admission or self.admission).admit(self.client):
                 yield
         except Full:
             raise refusal(503, "busy", "Too many requests at one time. Try again in a second.", **RETRY_AFTER) from None
@@ -227,8 +227,8 @@ class Service:
             return await asyncio.wrap_future(self.batcher.submit(self.client, run, live, item, rows))
 
     async def aside(self, live: Live[Any], work: Callable[[], Result]) -> Result:
-        """What the work gives, on the sideline. Raises as `place` and `ended`."""
-        with self.place(self.slow_places), ended():
+        """What the work gives, on the sideline. Raises as `admitted` and `ended`."""
+        with self.admitted(self.slow_admission), ended():
             return await asyncio.wrap_future(self.sideline.submit(self.client, live.manifest.model, work))
 
     async def decoded(self, live: Live[Any], work: Callable[..., Result], *arguments: Any) -> Result:
@@ -265,8 +265,8 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 
 async def _reading(service: ServiceOf) -> AsyncIterator[None]:
-    """A place among those who wait for the store: it may be slow."""
-    with service.place(service.readers):
+    """Admits those who wait for the store: it may be slow."""
+    with service.admitted(service.readers):
         yield
 
 

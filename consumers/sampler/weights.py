@@ -27,18 +27,18 @@ def essentials(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def weights(store: Store, manifest: Manifest, known: Mapping[str, bytes]) -> tuple[Iterator[bytes], int]:
+def weights(store: Store, manifest: Manifest, cached: Mapping[str, bytes]) -> tuple[Iterator[bytes], int]:
     """What serving needs as a safetensors file in pieces, one tensor in memory at a time, and the file's size.
 
     Args:
-        known: digest → objects that need not be fetched.
+        cached: digest → objects that need not be fetched.
 
     Raises:
         StoreError: the first tensor cannot be read; later ones end the pieces.
     """
     shapes = {name: (entry.dtype, entry.shape) for name, entry in manifest.serving.items()}
     head, size = header(shapes, essentials(manifest))
-    arrays = store.each(manifest, "serving", known)
+    arrays = store.each(manifest, "serving", cached)
     first = list(islice(arrays, 1))
     pieces = (
         array.data[start : start + PIECE_BYTES].tobytes()

@@ -177,7 +177,7 @@ def use_threads(stored: object) -> None:
 
 
 def joined(places: Iterable[Place], settings: ModelConfig) -> list[tuple[Place, ...]]:
-    """Places of records as a lineage lists them, each with that of its label where this came later."""
+    """Admission of records as a lineage lists them, each with that of its label where this came later."""
     found: list[tuple[Place, ...]] = []
     for place in places:
         is_label = settings.labels is not None and place.partition.topic == settings.labels.topic

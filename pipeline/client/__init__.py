@@ -11,8 +11,8 @@ from pipeline.client.answers import (
     Interpolated,
     Pictures,
     Recognised,
-    Standing,
     Strip,
+    VersionInfo,
     Written,
 )
 from pipeline.client.client import Client
@@ -31,8 +31,8 @@ __all__ = [
     "Pictures",
     "Recognised",
     "SamplingClient",
-    "Standing",
     "Strip",
+    "VersionInfo",
     "Written",
     "essence",
     "mark",

@@ -27,7 +27,7 @@ Png = Annotated[
 BODY = {"images", "label", "text"}  # what headers do not carry
 
 
-class Standing(BaseModel):
+class VersionInfo(BaseModel):
     """Which version answers, and how new it is."""
 
     model: str
@@ -52,7 +52,7 @@ class Standing(BaseModel):
         }
 
     @classmethod
-    def told(cls, headers: Mapping[str, str], **body: Any) -> Self:
+    def parsed(cls, headers: Mapping[str, str], **body: Any) -> Self:
         """What the headers of an answer said, and what its body carried.
 
         Raises:
@@ -67,7 +67,7 @@ def _header(name: str) -> str:
     return f"X-Headrace-{name.replace('_', '-').title()}"
 
 
-class Classified(Standing):
+class Classified(VersionInfo):
     """One record, classified."""
 
     label: str | None = Field(description="the most probable class; null before any class was learned")
@@ -81,7 +81,7 @@ class Recognised(Classified):
     unknown: bool
 
 
-class Pictures(Standing):
+class Pictures(VersionInfo):
     """One picture or several."""
 
     images: list[Png] = Field(description="PNG files in base64")
@@ -106,7 +106,7 @@ class Strip(Drawn):
     versions: list[int]
 
 
-class Code(Standing):
+class Code(VersionInfo):
     """A picture's latent code, as its posterior distribution."""
 
     label: str | None = None
@@ -114,14 +114,14 @@ class Code(Standing):
     std: list[float]
 
 
-class Written(Standing):
+class Written(VersionInfo):
     """New texts. Text i of a seed is the same, whatever n is."""
 
     seed: int
     texts: list[str]
 
 
-class Completed(Standing):
+class Completed(VersionInfo):
     """What follows a prompt."""
 
     seed: int

@@ -33,8 +33,8 @@ from pipeline.client.answers import (
     Interpolated,
     Pictures,
     Recognised,
-    Standing,
     Strip,
+    VersionInfo,
     Written,
 )
 from pipeline.errors import ConfigError, RecordError, SamplerError, SamplerUnavailable
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pipeline.config import SamplerConfig
 
 Picture = bytes | Path | Image.Image | NDArray[Any]
-Answer = TypeVar("Answer", bound=Standing)
+Answer = TypeVar("Answer", bound=VersionInfo)
 #: dtype, number of axes and length of the last of three: the arrays that are pictures
 ARRAYS = {("uint8", 2), ("uint8", 3, 3), ("uint8", 3, 4), ("uint16", 2)}
 ANSWER_S = 120.0  # the longest that an answer, or the next piece of a text, is waited for
@@ -211,7 +211,7 @@ class SamplingClient:
         top_p: float = 1.0,
         max_bytes: int | None = None,
         stop: str | None = None,
-    ) -> Completion:
+    ) -> TextStream:
         """What follows the prompt, piece by piece, as it is written; to `close` it early ends the work."""
         asked = {
             "prompt": prompt,
@@ -225,7 +225,7 @@ class SamplingClient:
         request = self._http.build_request(
             "POST", f"/models/{_quoted(model)}/complete", json=asked, headers={"Accept": "text/event-stream"}
         )
-        return Completion(self._sent(request, stream=True))
+        return TextStream(self._sent(request, stream=True))
 
     # --- inside ---
 
@@ -282,7 +282,7 @@ class SamplingClient:
         if not sheet:
             return _read(lambda: shape.model_validate_json(answer.content))
         label = {"label": asked["label"]} if "label" in shape.model_fields else {}
-        return _read(lambda: shape.told(answer.headers, images=[answer.content], **label))
+        return _read(lambda: shape.parsed(answer.headers, images=[answer.content], **label))
 
     def _sent(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
         import httpx
@@ -298,14 +298,14 @@ class SamplingClient:
         raise _refused(answer)
 
 
-class Completion(Iterator[str]):
+class TextStream(Iterator[str]):
     """The pieces of a text, as they come."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        told = _read(lambda: Completed.told(response.headers, text=""))
-        self.standing = Standing(**told.model_dump(include=set(Standing.model_fields)))
-        self.seed = told.seed
+        answer = _read(lambda: Completed.parsed(response.headers, text=""))
+        self.info = VersionInfo(**answer.model_dump(include=set(VersionInfo.model_fields)))
+        self.seed = answer.seed
         self._pieces = self._events()
 
     def __next__(self) -> str:
@@ -398,8 +398,8 @@ def _unreachable(host: str, error: Exception) -> SamplerUnavailable:
 
 def _refused(answer: httpx.Response) -> Exception:
     try:
-        told = answer.json()
-        detail, reason = str(told["detail"]), str(told["error"])
+        fault = answer.json()
+        detail, reason = str(fault["detail"]), str(fault["error"])
     except (ValueError, KeyError, TypeError):
         detail, reason = f"{answer.url} answered {answer.status_code}, and not as a sampler does.", "not-a-sampler"
     if answer.status_code in BUSY:

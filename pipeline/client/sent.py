@@ -1,6 +1,6 @@
 """What a topic was sent since a moment: how publishing that ended early is gone on with.
 
-Kafka itself is asked, so that what it took counts, whether or not the publisher was still told.
+Kafka itself is asked, so that what it took counts, whether or not the publisher still heard of it.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def mark(config: KafkaConfig, topic: str) -> Mark:
     return Mark(topic=topic, topic_id=found[topic].id, offsets={at.number: offset for at, offset in ends.items()})
 
 
-def sent_since(config: KafkaConfig, begun: Mark, stop: Event) -> Counter[Essence]:
+def sent_since(config: KafkaConfig, start: Mark, stop: Event) -> Counter[Essence]:
     """How often the topic was sent which record since then; all that it holds, where it was made again.
 
     Raises:
         Stopped: `stop` was set meanwhile.
         TopicMissing, LogUnavailable, LogError: as `Reader`.
     """
-    positions = {Partition(begun.topic, number): offset for number, offset in begun.offsets.items()}
-    ids = {} if begun.topic_id is None else {begun.topic: begun.topic_id}
+    positions = {Partition(start.topic, number): offset for number, offset in start.offsets.items()}
+    ids = {} if start.topic_id is None else {start.topic: start.topic_id}
     found: Counter[Essence] = Counter()
     with Reader(
-        config, [begun.topic], positions=positions, topic_ids=ids, jump=True, group="headrace-publish"
+        config, [start.topic], positions=positions, topic_ids=ids, jump=True, group="headrace-publish"
     ) as reader:
         while any(reader.lag().values()):
             if stop.is_set():
-                raise Stopped(f"What {begun.topic} holds was not read to its end.")
+                raise Stopped(f"What {start.topic} holds was not read to its end.")
             polled = reader.poll(POLL_S)
             found.update(essence(record.headers) for record in (polled.records if polled else ()))
     return found

@@ -1,6 +1,6 @@
 """A Kafka and a Redis of one's own on this machine: for `headrace local`, the demo and the tests."""
 
-from pipeline.local.passwords import noted
+from pipeline.local.passwords import remembered
 from pipeline.local.server import Server
 from pipeline.local.servers import EmbeddedKafka, EmbeddedRedis, Local
 
@@ -9,5 +9,5 @@ __all__ = [
     "EmbeddedRedis",
     "Local",
     "Server",
-    "noted",
+    "remembered",
 ]

@@ -18,8 +18,8 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @contextmanager
-def noted(port: int, password: str, environ: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Has `password_of` find the password of the Redis with this port, until the context or this process ends."""
+def remembered(port: int, password: str, environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Lets `password_of` find the password of the Redis with this port, until the context or this process ends."""
     file = _file(port, environ)
     private(file.parent)
     file.unlink(missing_ok=True)
@@ -32,7 +32,7 @@ def noted(port: int, password: str, environ: Mapping[str, str] = os.environ) -> 
 
 
 def password_of(url: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """What was noted for the Redis at this address, if that runs and the address has no password of its own."""
+    """The remembered password of the Redis at this address, if that runs and the address has none of its own."""
     with suppress(OSError, ValueError):  # no such file, an address that is none, a process that is gone
         at = urlsplit(url)
         if at.scheme == "redis" and at.hostname in LOOPBACK and at.password is None:

@@ -340,7 +340,7 @@ def test_no_query_makes_the_sampler_fail(sampler: Running, route: str, asked: di
 def test_what_takes_long_has_few_places_and_the_rest_goes_on(sampler: Running) -> None:
     with ExitStack() as held:
         for number in range(8):  # 2 slots, 4 places each
-            held.enter_context(sampler.service.slow_places.place(f"client {number}"))
+            held.enter_context(sampler.service.slow_admission.admit(f"client {number}"))
         for path in ("/models/eyes/restyle", "/models/eyes/restore"):
             answer = sampler.client.post(path, content=PICTURE)
             assert (answer.status_code, answer.json()["error"]) == (503, "busy")
@@ -356,7 +356,7 @@ def test_one_client_leaves_the_others_half_of_what_takes_long(sampler: Running, 
     method = "POST" if path.startswith("eyes") else "GET"
     with ExitStack() as held:
         for _ in range(4):
-            held.enter_context(sampler.service.slow_places.place("10.0.0.1"))
+            held.enter_context(sampler.service.slow_admission.admit("10.0.0.1"))
         status = {
             client: sampler.client.request(
                 method, f"/models/{path}", content=PICTURE, headers={"X-Forwarded-For": client}

@@ -13,7 +13,7 @@ import pytest
 
 from consumers.sampler.batcher import STALLED_S, Batcher, Sideline
 from consumers.sampler.follower import Live
-from consumers.workers import ANSWER_S, Places, Stalled
+from consumers.workers import ANSWER_S, Admission, Stalled
 from pipeline.texts import TextInput
 
 WAIT_S = 20.0
@@ -158,14 +158,14 @@ def test_a_request_that_was_given_up_costs_nothing(batcher: Batcher) -> None:
     assert [items for _, items in run.batches] == [[0], [2]]
 
 
-def test_places_are_bounded_shared_and_given_back() -> None:
-    places = Places(4)
-    with places.place("greedy"), places.place("greedy"):
-        with pytest.raises(Full), places.place("greedy"):
+def test_admission_is_bounded_and_shared() -> None:
+    admission = Admission(4)
+    with admission.admit("greedy"), admission.admit("greedy"):
+        with pytest.raises(Full), admission.admit("greedy"):
             pass
-        with places.place("other"), places.place("third"), pytest.raises(Full), places.place("fourth"):
+        with admission.admit("other"), admission.admit("third"), pytest.raises(Full), admission.admit("fourth"):
             pass
-    with places.place("greedy"), Places(1).place("alone"):
+    with admission.admit("greedy"), Admission(1).admit("alone"):
         pass
 
 

@@ -180,7 +180,7 @@ def test_a_number_that_is_none_is_not_known(redis: Redis, redis_url: str, family
     rewritten(redis, store, lag_records=lag)
     with serving(configuration(redis_url, {family: {}}), redis) as (served, _, _said):
         live = live_at(served.follower(family), 2)
-        assert live.standing(0.0)["lag_records"] == (None if lag == "1e999" else int(1e300))
+        assert live.info(0.0)["lag_records"] == (None if lag == "1e999" else int(1e300))
 
 
 @pytest.mark.parametrize("name", ["newest_timestamp_ms", "created_ms", "updates", "learned", "0"])

@@ -135,7 +135,7 @@ def eventually_free(sampler: Running, places: int) -> bool:
         with ExitStack() as held:
             try:
                 for number in range(places):
-                    held.enter_context(sampler.service.slow_places.place(f"client {number}"))
+                    held.enter_context(sampler.service.slow_admission.admit(f"client {number}"))
             except Full:
                 threading.Event().wait(0.01)
             else:

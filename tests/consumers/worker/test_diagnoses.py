@@ -28,7 +28,7 @@ def test_one_class_at_a_time_is_told_to_whoever_looks(kafka: str, redis_url: str
         assert run.metric("headrace_diagnosis_alarms", kind="one-class") in (0, None)  # as long as there was no other
         [row] = Heads().look({topic: run.store})
         assert row.json()["diagnoses"] == head.diagnoses
-        assert f"{topic}: {told}" in row.notes()
+        assert f"{topic}: {told}" in row.warnings()
         assert verified(run, config).same
     with running(serving(redis_url, {topic: {**FAMILIES["picture"], "topics": [topic]}})) as sampler:
         assert sampler.serves(topic, head.version)

@@ -95,7 +95,7 @@ def test_pictures_are_encoded_reconstructed_restored_and_restyled(client: Client
 def test_a_text_comes_piece_by_piece(client: Client) -> None:
     # What splits lines elsewhere (U+0085, U+2028) is a character as any other.
     pieces = client.complete("voice", "\u2028家\n\x85", seed=3, temperature=0.5, max_bytes=30, stop="Samp")
-    assert (pieces.seed, pieces.standing.version) == (3, VERSIONS)
+    assert (pieces.seed, pieces.info.version) == (3, VERSIONS)
     assert list(pieces) == list(f"\x85\n家\u2028 v{VERSIONS} 3 ")
     assert list(pieces) == []
     [one, two] = client.write("voice", 2, seed=1).texts
@@ -142,7 +142,7 @@ def test_refusals_are_errors_that_say_what_is_wrong(client: Client, tmp_path: Pa
 def test_a_busy_sampler_can_be_asked_again(client: Client, sampler: Running) -> None:
     with ExitStack() as held:
         for number in range(8):
-            held.enter_context(sampler.service.slow_places.place(f"client {number}"))
+            held.enter_context(sampler.service.slow_admission.admit(f"client {number}"))
         for ask in (lambda: client.restyle("eyes", PIXELS), lambda: client.complete("voice", "x")):
             with pytest.raises(SamplerUnavailable, match="Too many requests"):
                 ask()
