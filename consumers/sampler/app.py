@@ -1,7 +1,7 @@
 """The sampler: always the newest version of every model, over HTTP.
 
-A file a topic of routes (`routes_*.py`), `gate.py` who is let in, `follower.py` the swaps, `batcher.py` the forward
-passes. A new route is a row in `abilities.py`, and a function in one of those files.
+The files `routes_*.py` have the routes, one file a topic. `gate.py` decides who is let in. `follower.py` swaps
+versions. `batcher.py` runs forward passes. A new route is a row in `abilities.py` and a function in a file of routes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import threading
 import time
 from collections import ChainMap
 from contextlib import asynccontextmanager, contextmanager, suppress
+from importlib import import_module
+from pkgutil import iter_modules
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -21,15 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from consumers.sampler import (
-    routes_classes,
-    routes_drawings,
-    routes_models,
-    routes_operations,
-    routes_restoring,
-    routes_texts,
-    routes_versions,
-)
+from consumers import sampler
 from consumers.sampler.batcher import Batcher, Sideline
 from consumers.sampler.connections import CONNECTIONS, Patient
 from consumers.sampler.examples import add_examples
@@ -52,15 +46,12 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
 
-ROUTES = (
-    routes_operations,
-    routes_models,
-    routes_classes,
-    routes_drawings,
-    routes_restoring,
-    routes_texts,
-    routes_versions,
-)
+#: a file a topic, each with its `router` and its `EXAMPLES`
+ROUTES = [
+    import_module(f"consumers.sampler.{module.name}")
+    for module in iter_modules(sampler.__path__)
+    if module.name.startswith("routes_")
+]
 ADMITTED_PER_BATCH = 4  # requests admitted at one time, in full batches
 ADMITTED_PER_SLOT = 4  # of those that take long, worked on or waiting
 END_S = 5.0  # from the signal to the end of the process, whatever is at work
