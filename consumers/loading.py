@@ -45,7 +45,7 @@ def resolve_blueprint(name: str) -> Blueprint:
 
 
 def blueprint_of(manifest: Manifest, learner: str | None) -> Blueprint:
-    """What made a version: a built-in blueprint, or the one that the configuration names for this model.
+    """The blueprint that made a version: a built-in one, or the one that the configuration names for this model.
 
     Args:
         learner: of the model's table in the configuration, if it has one.
@@ -96,7 +96,7 @@ def load_model(
 
 
 def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint) -> Model:
-    """A version's serving tensors as a model on the CPU, an `nn.Module`: what `Client.pull` brought, ready to use.
+    """Builds a model on the CPU from a version's serving tensors.
 
     Raises:
         ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.

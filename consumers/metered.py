@@ -1,4 +1,4 @@
-"""What a stored version makes its reader allocate is bounded by what is stored of it.
+"""Bounds the memory that a stored version makes its reader allocate.
 
 Options come with a version, and a width of a billion is a few bytes. A model is built from them before its weights
 are compared with theirs, so what it makes on the way is counted, and refused before it is made.
@@ -18,7 +18,7 @@ ITEM_BYTES = 4  # of an element, as most are
 
 
 class Metered(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, this thread makes no more new tensors than so many stored bytes allow.
+    """A context in which this thread can make new tensors of bounded size: a few times the stored bytes.
 
     Raises:
         ValueError: a tensor would be more; it is not made.

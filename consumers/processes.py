@@ -41,7 +41,7 @@ class Processes:
         self._children[name] = Child(name, command, self._say)
 
     def check(self) -> None:
-        """Starts again what was killed or ended by others, or has given up too many threads.
+        """Starts a process again that was killed from outside, or has given up too many threads.
 
         Raises:
             HeadraceError: a process ended with an error of its own, or is killed again and again; with its status.
@@ -123,7 +123,7 @@ def how(status: int) -> str:
 
 @contextmanager
 def processes(config: Path, say: Callable[[str], None]) -> Iterator[Processes]:
-    """None yet; all that are started are ended with the context."""
+    """Starts nothing yet. All that are started end with the context."""
     started = Processes(config, say)
     try:
         yield started

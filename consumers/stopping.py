@@ -1,4 +1,4 @@
-"""What ends a command: SIGINT, SIGTERM or SIGHUP, at any moment, is one line and a clean end."""
+"""A command ends by SIGINT, SIGTERM or SIGHUP at any moment: with one line, and cleanly."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SHOW_CURSOR = "\x1b[?25h"  # what shows progress has hidden it
 
 
 def end(number: int, _: FrameType | None = None) -> None:
-    """Ends this process at once, with the status of the signal: where it has begun nothing that wants an end.
+    """Ends this process at once with the status of the signal: it has started nothing that must end in order.
 
-    No exception: an import, a destructor or C++ code that it met would end otherwise.
+    It raises no exception: an import, a destructor or C++ code could catch it.
     """
     _tell_ended(number)
     signal.signal(number, signal.SIG_DFL)
@@ -50,7 +50,7 @@ class Stop(threading.Event):
 
     @property
     def status(self) -> int:
-        """Of a process that ends before its work is done, as a shell tells it: 130 by Ctrl-C, 143 by SIGTERM."""
+        """The exit status of a process that ends before its work is done: 130 by Ctrl-C, 143 by SIGTERM."""
         return 128 + self.number
 
 

@@ -134,7 +134,7 @@ class Workers(ABC, Generic[TaskT]):
 
     @abstractmethod
     def _take(self) -> list[TaskT]:
-        """Takes from the queue, which is not empty, what one thread does next: of one model."""
+        """Takes the next work of one thread from the queue, which is not empty. All of it is of one model."""
 
     @abstractmethod
     def _run(self, tasks: Sequence[TaskT]) -> None:
@@ -146,7 +146,7 @@ class Workers(ABC, Generic[TaskT]):
 
     @property
     def problem(self) -> str | None:
-        """Why somebody is not answered at this moment."""
+        """Why some requests are not answered at this moment."""
         with self._wake:
             if (broken := self._broken()) is not None:
                 return str(broken)
@@ -159,7 +159,7 @@ class Workers(ABC, Generic[TaskT]):
         return len(self._stalled)
 
     def close(self) -> None:
-        """Has the threads end once nothing waits for them."""
+        """Tells the threads to end once their queue is empty."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
@@ -190,7 +190,7 @@ class Workers(ABC, Generic[TaskT]):
         return None if all(thread.is_alive() for thread in threads) else Broken(None)
 
     def _answer_all(self) -> None:
-        """A thread has failed: nobody waits for what may not come. One that was given up is missed by nobody."""
+        """Answers everybody who waits, because a thread has failed. One that was given up does not count."""
         with self._wake:
             if (broken := self._broken()) is None:
                 return

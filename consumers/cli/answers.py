@@ -278,7 +278,7 @@ def _picture(path: Path) -> Path | bytes:
 
 
 def _record(record: str) -> Path | bytes | str:
-    """What is no file is a text, unless it is written as the name of one.
+    """Returns the path of a file, or else a text. A text that looks like a missing file is refused.
 
     Raises:
         ConfigError: there is no such file.

@@ -65,7 +65,7 @@ def load_config(path: Path) -> Config:
 
 
 def open_store(config: Config, model: str) -> Store:
-    """The model's store, until the process ends."""
+    """Opens the model's store. It is closed when the process ends."""
     from pipeline.store import Store, connect
 
     client = connect(config.redis.url)
@@ -74,7 +74,7 @@ def open_store(config: Config, model: str) -> Store:
 
 
 def existing_store(config: Config, model: str) -> Store:
-    """The same of a model that there is.
+    """Opens the store of a model that exists.
 
     Raises:
         NotFound: it is neither in the configuration nor in Redis.
@@ -85,7 +85,7 @@ def existing_store(config: Config, model: str) -> Store:
 
 
 def stranger(config: Config, model: str) -> str:
-    """A sentence on a name that is neither in the configuration nor in Redis; else nothing."""
+    """A sentence about a name that is neither in the configuration nor in Redis; for other names an empty text."""
     from pipeline.store import connect, models
 
     names = {*config.models, *(name for _, name in models(connect(config.redis.url)))}
@@ -95,7 +95,7 @@ def stranger(config: Config, model: str) -> str:
 
 
 def valid_topic(topic: str) -> str:
-    """As Kafka does, but before Kafka is asked.
+    """Checks the name of a topic as Kafka does, before Kafka is asked.
 
     Raises:
         ConfigError: Kafka has no topic of such a name.
@@ -136,11 +136,11 @@ def moment(ms: int, timespec: str = "seconds") -> str:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Foreign text with nothing in it that a terminal would obey; of what is no character, `kept` stays."""
+    """Foreign text with its control characters escaped, so that none steers the terminal; those in `kept` stay."""
     return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
 
 
 def tell(line: str) -> None:
-    """What is for people alone: results are on standard output."""
+    """Prints a line for people on standard error. Results go to standard output."""
     with suppress(OSError):  # whoever reads it may have gone: a closed terminal, a killed parent
         typer.echo(printable(line, LINES), err=True)

@@ -52,7 +52,7 @@ def up(path: Path, config: Config, folder: Path, stop: Event, say: Callable[[str
 
 
 def missing_servers(config: Config, folder: Path, stop: Event, say: Callable[[str], None]) -> list[Server]:
-    """What the configuration expects on loopback, where nobody listens; not started yet."""
+    """The servers that the configuration expects on loopback, where nobody listens yet. They are not started."""
     found: list[Server] = []
     if urlsplit(config.redis.url).scheme == "redis" and (port := _missing(config.redis.url, 6379)):
         from pipeline.local import EmbeddedRedis
@@ -67,7 +67,7 @@ def missing_servers(config: Config, folder: Path, stop: Event, say: Callable[[st
 
 
 def password_of(config: Config) -> str | None:
-    """Of the configuration's Redis."""
+    """The password of the configuration's Redis."""
     password = urlsplit(config.redis.url).password
     return None if password is None else unquote(password)
 

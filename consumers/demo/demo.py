@@ -108,7 +108,7 @@ class Exam:
 
 
 def loaded(store: Store, ref: Ref, blueprint: Blueprint) -> tuple[Manifest, Model]:
-    """The version, or the newest one where that is retired meanwhile: its worker goes on, however slow this machine is.
+    """Loads a version, or the newest one if that version was retired meanwhile: its worker goes on learning.
 
     Raises:
         NotFound: the model was deleted.

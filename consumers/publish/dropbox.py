@@ -1,4 +1,4 @@
-"""What is dropped into a folder, each file once, as soon as it is whole; files that were there before are not."""
+"""Publishes files that are dropped into a folder: each once, as soon as it is whole. Older files are left out."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _is_whole(record: Outgoing) -> bool:
 
 
 def _remembered(memory: Path) -> dict[str, Signature]:
-    """What a start before has published, or found there; a line that was not written to its end is left out."""
+    """The files that an earlier start published or found, by path. An unfinished line is left out."""
     found = {}
     for line in memory.read_text("utf-8", errors="replace").splitlines():
         try:

@@ -120,7 +120,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _splits(labels: set[str]) -> set[str]:
-    """Those that are parts of one data set. A lone `train` among other kinds is a train."""
+    """The sub-folders that are parts of one data set (train, test, …). A lone `train` is a class: a train."""
     splits = {label for label in labels if label.lower() in SPLITS}
     are_parts = splits == labels or (len(splits) > 1 and any(label.lower() in TRAIN for label in splits))
     return splits if are_parts else set()

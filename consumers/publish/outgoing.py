@@ -1,4 +1,4 @@
-"""A record that is to be published, and one that cannot be: what is known of it before it is sent."""
+"""Records before they are sent: those to publish, and those that cannot be published."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One that cannot be published: it is told, and does not stop the others."""
+    """A record that cannot be published. It is named, and the others go on."""
 
     where: str
     why: str

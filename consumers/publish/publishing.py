@@ -249,7 +249,7 @@ def advice(tally: Tally) -> str:
 
 
 def impatient(kafka: KafkaConfig) -> KafkaConfig:
-    """With which an attempt to connect ends soon, for a caller that tries again."""
+    """Returns settings with which a failed connection is reported soon: the caller tries again itself."""
     client: dict[str, Any] = {"bootstrap_timeout_ms": CONNECT_MS, **kafka.client}
     return kafka.model_copy(update={"client": client})
 

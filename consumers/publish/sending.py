@@ -38,7 +38,7 @@ class Tally:
 
     @property
     def missing(self) -> int:
-        """What a further try would have to publish."""
+        """Records that another try has to publish."""
         return self.refused + self.unknown
 
 
@@ -133,7 +133,7 @@ class Sender:
         return self._patiently(lambda: Publisher(self._kafka, wait_s=WAIT_S))
 
     def _reconnect(self) -> None:
-        """In place of a publisher that takes no more."""
+        """Opens a new publisher where the old one takes no more."""
         with suppress(LogError):
             self._publisher.close(END_S)
         self._publisher = self._connected()
@@ -142,7 +142,7 @@ class Sender:
         return self._patiently(lambda: self._publisher.publish(self._topic, record.value, headers=record.headers))
 
     def _take_words(self) -> None:
-        """What Kafka said of the first ones that wait."""
+        """Counts the oldest records that Kafka has answered."""
         while self._waiting and self._waiting[0][0].is_done:
             if _refusal(self._waiting[0][0], 0) is None:
                 self._acknowledged(self._waiting.popleft()[1])
@@ -163,7 +163,7 @@ class Sender:
                 raise refusal
 
     def _alone(self, record: Outgoing) -> None:
-        """Sends it, and waits for Kafka's word."""
+        """Sends one record, and waits until Kafka has acknowledged or refused it."""
         try:
             self._patiently(partial(self._published(record).result, WAIT_S))
         except TooLarge:

@@ -18,14 +18,14 @@ FOLDER = Path(".headrace/publish")
 
 
 def file_of(topic: str, servers: str, sources: Iterable[str], suffix: str) -> Path:
-    """The file of what is published from these sources to a topic."""
+    """The file that remembers what is published from these sources to a topic."""
     named = [servers, *(source if source == "-" else str(Path(source).absolute()) for source in sources)]
     digest = hashlib.blake2b(json.dumps(named).encode(), digest_size=8).hexdigest()
     return FOLDER / f"{topic[:100]}-{digest}{suffix}"
 
 
 class Try:
-    """Of one process at a time.
+    """One try. Only one process at a time has it.
 
     Raises:
         OSError: the file cannot be written, or another process is at it.

@@ -1,4 +1,4 @@
-"""What no model will learn, told while it is published: the records of a topic, and the models that read it."""
+"""Warns while records are published that no model will learn them."""
 
 from __future__ import annotations
 

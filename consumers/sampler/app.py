@@ -116,7 +116,7 @@ def create_app(
 
 
 def _has_failed(record: logging.LogRecord) -> bool:
-    """Whether a request failed. What else these libraries say, any client can make them say."""
+    """Whether a request failed. Clients can provoke all other lines of these libraries at will."""
     return record.exc_info is not None
 
 
@@ -136,7 +136,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """They are `stop`'s."""
+        """Leaves signals to `stop`."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
@@ -230,7 +230,7 @@ def serve(
 
 
 def _end_in_time(server: _Server, stop: Event, ended: Event) -> None:
-    """A store that hangs keeps no process."""
+    """Ends the process where something hangs, such as the store."""
     stop.wait()
     if not ended.wait(END_S):
         sys.stdout.flush()
@@ -238,7 +238,7 @@ def _end_in_time(server: _Server, stop: Event, ended: Event) -> None:
 
 
 def _leave(server: _Server, before: set[int | None]) -> None:
-    """Ends at once where a thread that came since then works for nobody: the interpreter would wait for it."""
+    """Ends the process at once if a thread started since then still works: the interpreter would wait for it."""
     deadline = time.monotonic() + LAST_S
     started = [thread for thread in threading.enumerate() if thread.ident not in before]
     left = [thread for thread in started if thread.name.startswith(THREADS) or not thread.daemon]

@@ -44,7 +44,7 @@ class _Pass(Task):
 
 
 class Batcher(Workers[_Pass]):
-    """A request is bound to one `Live` when it comes: whatever is swapped meanwhile, no answer mixes versions.
+    """Binds a request to one `Live` when it comes: an answer never mixes versions, whatever is swapped meanwhile.
 
     Args:
         max_rows: rows of one forward pass; a single request may be larger.
@@ -70,7 +70,7 @@ class Batcher(Workers[_Pass]):
         item: Item,
         rows: int = 1,
     ) -> Future[Result]:
-        """The item's result of `run(live, items)`, where other items may keep it company.
+        """The item's result of `run(live, items)`, perhaps in one pass with other items.
 
         Raises:
             Stalled: the model's last pass has not ended.
@@ -110,13 +110,13 @@ class _Piece(Task):
 
 
 class Sideline(Workers[_Piece]):
-    """Threads for what takes long, a piece each; who asked for less comes first."""
+    """Threads for long work, one piece each. The client with the fewest pieces comes first."""
 
     def __init__(self, name: str, *, slots: int, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(name, slots=slots, threads=threads, limit_s=ANSWER_S, clock=clock)
 
     def close(self) -> None:
-        """What has begun ends by itself; what waits comes to `Ending`."""
+        """Lets running work end by itself. Waiting work ends with `Ending`."""
         with self._wake:
             waiting, self._queue = self._queue, deque()
         super().close()

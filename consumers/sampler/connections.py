@@ -1,4 +1,4 @@
-"""Connections that ask for nothing are let go, so that who asks always finds room."""
+"""Closes connections that ask for nothing, so that there is always room for those that ask."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Patient(H11Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered; one whose answer is not taken any more is none."""
+        """Whether it is answering a request. A client that takes no more of its answer does not count."""
         return self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
 
     def _watch(self) -> None:

@@ -92,7 +92,7 @@ def bounded(input: Input, settings: SamplerConfig) -> Input:
 
 
 class Room:
-    """What the versions that are served may take in memory together."""
+    """Bounds the memory that all served versions take together."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -124,7 +124,7 @@ class Room:
             raise
 
     def leave(self, model: str) -> None:
-        """It is not served any more."""
+        """Frees the memory of a model that is served no more."""
         with self._lock:
             self._taken.pop(model, None)
 
@@ -180,12 +180,12 @@ class Follower:
 
     @property
     def stalled(self) -> int | None:
-        """The version that it does not come back from."""
+        """The version that has been loading for too long."""
         loading = self._loading  # once: it ends at any moment
         return loading[0] if loading is not None and self.clock() - loading[1] > STALLED_S else None
 
     def stop(self) -> None:
-        """Has the thread end, within about BLOCK_MS where Redis answers."""
+        """Tells the thread to end: it does within about BLOCK_MS where Redis answers."""
         self._stop.set()
 
     def join(self, timeout_s: float) -> None:
@@ -222,7 +222,7 @@ class Follower:
         return events[-1].id if events else last
 
     def _failed(self, error: BaseException) -> None:
-        """A turn came to nothing; another is made, unless the end is what it came to: its connection is closed then."""
+        """Reports a turn that failed; the next one tries again. At the end a turn fails as the connection is closed."""
         if self._stop.is_set():
             return
         if isinstance(error, StoreError) and error.retriable:
@@ -273,7 +273,7 @@ class Follower:
         return f"version {live.manifest.version} stays live" if live else "nothing is live"
 
     def _forget(self, deleted: bool) -> None:
-        """After a reset or a delete. A Redis that lost its data announces neither, and what is live stays."""
+        """Serves nothing after a reset or a delete. A Redis that lost its data sends neither: what is live stays."""
         if self.store.head() is None:
             self._room.leave(self.store.model)
             self._set(live=None, _problem=None, _refused=None, deleted=deleted)

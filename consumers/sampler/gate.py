@@ -126,7 +126,7 @@ class Access:
 
     @property
     def closed(self) -> str | None:
-        """What nobody may do: it is bound beyond loopback without a token."""
+        """What nobody may do because the sampler is bound beyond loopback without a token."""
         if self._token is not None or self._local:
             return None
         return "the routes that write are closed" if self._reading_open else "all but its health is closed"
@@ -153,7 +153,7 @@ class Access:
             raise refusal(401, "unauthorized", detail, **{"WWW-Authenticate": 'Bearer, Basic realm="headrace"'})
 
     def _check_host(self, host: str) -> None:
-        """A site that lets its own name point here (DNS rebinding) asks by that name."""
+        """Refuses foreign names: a hostile site may let its own name point here (DNS rebinding)."""
         if host in self._hosts or is_loopback(host) or (not self._local and _is_address(host)):
             return
         detail = f"This sampler is not asked by the name {host[:80]!r}. Ask by its address, or set sampler.hosts."

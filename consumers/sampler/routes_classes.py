@@ -72,7 +72,7 @@ def classify(live: Live[Classifier], xs: Sequence[NDArray[Any]]) -> list[list[fl
 
 
 def _alike(xs: Sequence[NDArray[Any]], ask: Callable[[torch.Tensor], Iterable[Answer]]) -> list[Answer]:
-    """What is answered to each record; long texts, which have other shapes, are asked of by themselves."""
+    """Asks once for each shape, and returns the answers in order: long texts differ in shape."""
     found: dict[int, Answer] = {}
     for shape in {x.shape for x in xs}:
         rows = [row for row, x in enumerate(xs) if x.shape == shape]

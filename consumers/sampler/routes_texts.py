@@ -57,7 +57,7 @@ router = APIRouter(tags=["answers"])
 
 
 def any_seed(seed: int | None) -> int:
-    """The seed that is asked for, or else one that nobody can tell before."""
+    """The seed that is asked for, or else a random one."""
     return secrets.randbits(32) if seed is None else seed
 
 

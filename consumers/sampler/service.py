@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 
 class Serving:
-    """The followers: of the models in the configuration, or, if it names none, of all in the store."""
+    """The followers of the models in the configuration. If it names none, of all models in the store."""
 
     def __init__(self, config: Config, redis: Redis, metrics: SamplerMetrics, say: Callable[[str], None]) -> None:
         self._config = config
@@ -67,7 +67,7 @@ class Serving:
 
     @property
     def broken(self) -> bool:
-        """Whether a thread has ended that shall run on."""
+        """Whether one of the threads has failed."""
         return bool(self._discovery.problem or any(follower.broken for follower in self._followers.values()))
 
     @property
@@ -111,7 +111,7 @@ class Serving:
             self._stop.wait(DISCOVER_S)
 
     def _look(self) -> None:
-        """Follows what is new, as far as there is room, and no longer what was deleted.
+        """Follows new models, as far as there is room, and stops following deleted ones.
 
         Raises:
             ConfigError: there are more than may be served.
@@ -193,7 +193,7 @@ class Service:
             raise refusal(422, "label", f"{live.manifest.model} has learned no label {label!r}. Known: {classes}.")
 
     def bounded(self, name: str, value: int | None, default: int, most: int) -> int:
-        """What is asked, or else the default, as far as it may be asked.
+        """The value that is asked for, or else the default, within what one request may ask for.
 
         Raises:
             HTTPException: 422 where more is asked than the configuration allows one request.

@@ -38,7 +38,7 @@ class VersionInfo(BaseModel):
     lag_records: int | None = Field(None, description="records that waited when the version was made")
 
     def headers(self) -> dict[str, str]:
-        """The same for answers that are not JSON: all but what their body carries."""
+        """The same facts as headers, for answers that are not JSON. What the body carries is left out."""
         values = self.model_dump(mode="json", exclude_none=True, exclude=BODY)
         return {_header(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
@@ -53,7 +53,7 @@ class VersionInfo(BaseModel):
 
     @classmethod
     def parsed(cls, headers: Mapping[str, str], **body: Any) -> Self:
-        """What the headers of an answer said, and what its body carried.
+        """Builds the answer from its headers and from what its body carried.
 
         Raises:
             ValidationError: they do not say it.

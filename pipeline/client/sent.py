@@ -1,4 +1,4 @@
-"""What a topic was sent since a moment: how publishing that ended early is gone on with.
+"""What a topic was sent since a moment, so that publishing that ended early can go on.
 
 Kafka itself is asked, so that what it took counts, whether or not the publisher still heard of it.
 """
@@ -37,7 +37,7 @@ class Mark(BaseModel):
 
 
 def mark(config: KafkaConfig, topic: str) -> Mark:
-    """The topic's end of now.
+    """Returns the end of the topic as it is now.
 
     Raises:
         TopicMissing: there is no such topic.
@@ -57,7 +57,7 @@ def mark(config: KafkaConfig, topic: str) -> Mark:
 
 
 def sent_since(config: KafkaConfig, start: Mark, stop: Event) -> Counter[Essence]:
-    """How often the topic was sent which record since then; all that it holds, where it was made again.
+    """Counts each record that the topic was sent since then. If the topic was made again, all that it holds counts.
 
     Raises:
         Stopped: `stop` was set meanwhile.
@@ -78,6 +78,6 @@ def sent_since(config: KafkaConfig, start: Mark, stop: Event) -> Counter[Essence
 
 
 def essence(headers: Iterable[tuple[str, bytes]]) -> Essence:
-    """Of the headers of a record."""
+    """The id and the label of a record, from its headers."""
     named = dict(headers)
     return named.get("id"), named.get("label")

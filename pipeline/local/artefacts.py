@@ -38,7 +38,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def fetch(cache: Path, say: Callable[[str], None], stop: Event, pins: Path | None = None) -> list[Path]:
-    """Kafka's jars in `cache`, digests checked; if none is missing, no registry is asked.
+    """Returns Kafka's jars in `cache`, with checked digests. It asks the registry only for missing ones.
 
     Raises:
         ConfigError: what resolves the jars is not installed.
@@ -96,7 +96,7 @@ def _download(wanted: Mapping[str, str], folder: Path, say: Callable[[str], None
 
 
 def _resolve(scratch: Path, say: Callable[[str], None], stop: Event) -> None:
-    """Has a process of its own fill `scratch`: it can be ended at any moment."""
+    """Fills `scratch` in a child process, which can be ended at any moment."""
     command = [sys.executable, "-P", "-m", "pipeline.local.artefacts", str(scratch)]
     with (scratch / "log").open("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(

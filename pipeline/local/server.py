@@ -63,18 +63,18 @@ class Server(ABC):
 
     @property
     def port(self) -> int:
-        """On 127.0.0.1; known once it has started."""
+        """Its port on 127.0.0.1, once it has started."""
         if self._port is None:
             raise self.error(f"{self.title} in {self.folder} has not been started. Start it first.")
         return self._port
 
     @abstractmethod
     def _command(self) -> Sequence[str]:
-        """What to run, its first item an absolute path; writes the files that it needs."""
+        """Writes the files that the server needs, and returns its command, whose first item is an absolute path."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether it answers a real request by now."""
+        """Whether it answers a real request yet."""
 
     def start(self) -> None:
         """Starts it and waits until it answers.
