@@ -168,7 +168,7 @@ class ModelConfig(Section):
     keyframe_every: int = Field(1, ge=1)  # one in every so many versions holds what going on needs, not only serving
     keep_last: int = Field(20, ge=2)
     keep_every: int | None = Field(None, ge=1)  # one in every M versions is kept for good
-    lease_s: float = Field(10.0, gt=0)  # a silent worker loses its place after this long
+    lease_s: float = Field(10.0, gt=0)  # a silent worker loses its lease after this long
     guard: bool = True  # no loss, weight or other state that is not finite becomes part of a version
     deterministic: bool = (
         False  # on CUDA: the same bits again, for a price; `keyframe_every` and `verify` need it there
@@ -211,9 +211,9 @@ class Config(Section):
             ConfigError: there is none.
         """
         if name not in self.models:
-            known = ", ".join(sorted(self.models)) or "none"
+            names = ", ".join(sorted(self.models)) or "none"
             raise ConfigError(
-                f"models.{name} is not in the configuration (known: {known}).{near(name, self.models)} "
+                f"models.{name} is not in the configuration (known: {names}).{near(name, self.models)} "
                 f"Correct the name, or add a [models.{name}] table."
             )
         return self.models[name]
@@ -261,7 +261,7 @@ def _line(item: ErrorDetails, tree: Mapping[str, Any], source: str, origins: Map
         case "missing":
             return f"{where} is required, and is not there. Set it."
         case "extra_forbidden":
-            advice = unknown_key(str(item["loc"][-1]), _known(item["loc"]))
+            advice = unknown_key(str(item["loc"][-1]), _keys_of(item["loc"]))
         case "string_pattern_mismatch":
             advice = NAMING
         case _:
@@ -287,13 +287,13 @@ def _key(loc: tuple[int | str, ...], tree: Any) -> str:
     return ".".join(parts)
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, names: Iterable[str]) -> str:
     """What to do about a key that is none of those that are known."""
-    return f"there is no such key.{near(key, known)} Correct its name, or remove it"
+    return f"there is no such key.{near(key, names)} Correct its name, or remove it"
 
 
-def _known(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table that this place is in."""
+def _keys_of(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table that `loc` points into."""
     sections: list[Any] = [Config]
     for part in loc[:-1]:
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]

@@ -346,8 +346,8 @@ def _tiff(content: bytes) -> Picture:
     width, height = said(WIDTH), said(HEIGHT)
     compression = said(COMPRESSION, 1)
     if compression not in COMPRESSIONS:
-        known = ", ".join(dict.fromkeys(COMPRESSIONS.values()))
-        raise _undecodable(f"a TIFF with compression {compression}; read are {known}. Publish it with one of them")
+        readable = ", ".join(dict.fromkeys(COMPRESSIONS.values()))
+        raise _undecodable(f"a TIFF with compression {compression}; read are {readable}. Publish it with one of them")
     _check_parts(content, tags, width, height)
     if compression == 7 and content.count(b"\xff\xda") > SCANS + tags.get(STRIPS, tags.get(TILES, (0, 0)))[1]:
         raise RecordError("too-large", f"a TIFF with more than {SCANS} scans of JPEG.")

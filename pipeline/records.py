@@ -156,7 +156,7 @@ class Example:
 
     @property
     def held_out_by(self) -> str:
-        """What decides whether it is held out: its id, or its content where it has none but its place."""
+        """The text that decides whether it is held out: its id, or without one of its own, its content."""
         places = (str(self.record.place), *(v.decode(errors="replace") for n, v in self.record.headers if n == ORIGIN))
         return content_id(self.record.value or b"") if self.id in places else self.id
 
@@ -246,10 +246,10 @@ class RecordDecoder:
         """What the model reads of one that is whole."""
         if example.x.shape == self._input.shape:
             return example
-        beginning = example.x[: self._input.shape[0]].copy()  # else it keeps the rest in memory
+        start = example.x[: self._input.shape[0]].copy()  # else it keeps the rest in memory
         if self._reads_whole:
-            return replace(example, x=beginning, whole=example.x)
-        return replace(example, x=beginning, is_cut=True)
+            return replace(example, x=start, whole=example.x)
+        return replace(example, x=start, is_cut=True)
 
 
 def label_in(record: Record) -> Label:

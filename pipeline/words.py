@@ -13,9 +13,9 @@ BOOTSTRAP = re.compile(r"^Unable to bootstrap from .*", re.DOTALL)  # kafka-pyth
 CONNECTING = re.compile(r"Error -?\d+ connecting to (\S+?)\.? (.+)", re.DOTALL)  # as redis-py does
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def near(word: str, names: Iterable[str]) -> str:
     """ " Did you mean NAME?", where a known name is near; else nothing."""
-    found = get_close_matches(word, list(known), 1, 0.7)
+    found = get_close_matches(word, list(names), 1, 0.7)
     return f" Did you mean {found[0]}?" if found else ""
 
 

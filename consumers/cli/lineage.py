@@ -174,7 +174,7 @@ def verify(
     choose(model, table.model_copy(update={"deterministic": deterministic}), os.environ)
 
     from consumers.loading import resolve_blueprint
-    from consumers.worker.replay import Replay, environment_told, told
+    from consumers.worker.replay import Replay, environment_text, gaps_text
     from consumers.worker.sources import Sources
     from consumers.worker.verify import verify as verified
     from consumers.worker.worker import pick_device
@@ -203,11 +203,11 @@ def verify(
         typer.echo(f"{what}, is the same to the last bit: state {result.stored[:12]}.")
     if not result.same:
         why = (
-            f"Equal bits are promised in the same environment alone: {environment_told(result.environment)}."
+            f"Equal bits are promised in the same environment alone: {environment_text(result.environment)}."
             if result.environment
             else "The environment is the same: look for a learner or decoder whose code has changed."
         )
-        raise NotRepeatable(f"{what}, differs: {told(result.differs)}. {why}")
+        raise NotRepeatable(f"{what}, differs: {gaps_text(result.differs)}. {why}")
 
 
 def _split(version: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What a worker does in the background: it keeps its place, and commits what was captured while the updates go on."""
+"""What a worker does in the background: it renews its lease, and commits versions while the updates go on."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipeline.threads import Background
 
 RETRY_S = 1.0
 FLUSH_S = 30.0
-NOTE_S = 10.0
+NUMBER_S = 10.0
 
 T = TypeVar("T")
 
 
 class Lease:
-    """The writer's place, kept until the end of the context. One begins with `acquire`: restoring may take a while.
+    """Renews the writer's lease until the end of the context. The caller has acquired it: restoring may take a while.
 
     Args:
-        stalled: tells what the worker has been at for too long, for whoever watches.
+        stalled: gives what the worker has been at for too long, for whoever watches.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Lease:
     def check(self) -> None:
         """
         Raises:
-            Fenced: another worker took the place.
+            Fenced: another worker took the lease.
         """
         self._thread.check()
 
@@ -81,7 +81,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one commit needs, copied at one moment between two updates."""
+    """What one commit needs. All of it was copied at one moment between two updates."""
 
     draft: Draft
     positions: dict[Partition, int]  # the watermark, for lag monitors
@@ -91,19 +91,19 @@ class Snapshot:
 
 
 class Committer:
-    """One commit at a time. What a later try can mend is tried again until it is mended, or until `finish` gives up.
+    """Makes one commit at a time. A step that a later try can mend is tried again, until `finish` gives up.
 
-    Each step is repeated by itself: a draft that is committed once more would be a second version.
+    Each step is repeated by itself, so that one draft never becomes two versions.
 
     Args:
-        noted: the highest number that a version may have had; theirs are above it.
+        last_number: the highest number that a version may have had. New ones are above it.
     """
 
     def __init__(
         self,
         store: Store,
         fence: Fence,
-        noted: int,
+        last_number: int,
         reader: Reader | AlignedReader,
         dead_letters: Publisher,
         metrics: WorkerMetrics,
@@ -111,7 +111,7 @@ class Committer:
     ) -> None:
         self._store = store
         self._fence = fence
-        self._writer = store.writer(fence, above=noted)
+        self._writer = store.writer(fence, above=last_number)
         self._dead_letters = dead_letters
         self._reader = reader
         self._metrics = metrics
@@ -139,7 +139,7 @@ class Committer:
             self._wake.notify_all()
 
     def finish(self, patience_s: float) -> None:
-        """Returns when nothing is on its way; what fails is tried again for `patience_s` at most.
+        """Waits for the snapshot that is being committed. What fails is tried again for `patience_s` at most.
 
         Raises:
             HeadraceError: the snapshot did not become a version.
@@ -157,7 +157,7 @@ class Committer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """A snapshot still on its way is given up."""
+        """Gives up a snapshot that is not committed yet."""
         self._stop.set()
         self._notify()
         self._thread.close()
@@ -195,7 +195,7 @@ class Committer:
         started = time.perf_counter()
         self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
         number, positions = str(self._writer.next_version), snapshot.positions
-        self._until_done(lambda: self._reader.note(number, positions, NOTE_S, may_doubt=snapshot.may_doubt))
+        self._until_done(lambda: self._reader.commit_number(number, positions, NUMBER_S, may_doubt=snapshot.may_doubt))
         committed = self._until_done(lambda: self._make_head(snapshot))
         self._metrics.committed(committed, time.perf_counter() - started)
         self._reader.commit(snapshot.positions)
@@ -212,7 +212,7 @@ class Committer:
         self._store.retire(self._fence, snapshot.keep_last, snapshot.keep_every)
 
     def _until_done(self, call: Callable[[], T]) -> T:
-        told = False
+        is_said = False
         while True:
             try:
                 found = call()
@@ -220,9 +220,9 @@ class Committer:
                 if not error.retriable:
                     raise
                 self._metrics.retry()
-                if not told:
+                if not is_said:
                     self._say(f"{error} Trying again every {RETRY_S:.0f} s; learning goes on.")
-                told = True
+                is_said = True
                 if self._stop.wait(RETRY_S) or time.monotonic() >= self._until_s:
                     raise
             else:

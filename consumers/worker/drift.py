@@ -76,7 +76,7 @@ class Drift:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state`; what other settings left in it begins anew."""
+        """Goes on from a `state`; what other settings left in it starts anew."""
         if self._detector is not None and state["detector"] == self._settings.detector:
             self._detector.restore(state["errors"])
         if self._settings.reaction == "flush":

@@ -31,7 +31,7 @@ CHUNK = 128  # records of one pass
 LEARNED = 1000  # records learned last, which drawings are compared with
 
 
-def judge_of(name: str, settings: HoldOutConfig, sources: Sources, device: torch.device) -> Backbone | None:
+def feature_extractor_of(name: str, settings: HoldOutConfig, sources: Sources, device: torch.device) -> Backbone | None:
     """The frozen network whose features drawings are judged by, where one is configured.
 
     Raises:
@@ -49,21 +49,21 @@ def judge_of(name: str, settings: HoldOutConfig, sources: Sources, device: torch
         raise ConfigError(f"{where}: {error}") from None
 
 
-class Examiner:
+class Evaluator:
     """
     Args:
-        judge: for what a generator draws; None: drawings are not judged.
+        extractor: of the features by which drawings are judged; None: they are not.
     """
 
     def __init__(
-        self, settings: HoldOutConfig, judge: Backbone | None, clock: Callable[[], float] = time.monotonic
+        self, settings: HoldOutConfig, extractor: Backbone | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings = settings
-        self._judge = judge
+        self._extractor = extractor
         self._clock = clock
         self._examined_s = clock()
         self._examined_updates = 0
-        self._learned: deque[tuple[Place, NDArray[np.uint8]]] = deque(maxlen=LEARNED if judge else 0)
+        self._learned: deque[tuple[Place, NDArray[np.uint8]]] = deque(maxlen=LEARNED if extractor else 0)
         self.retention = Retention()
 
     def learned(self, examples: Iterable[Example]) -> None:
@@ -92,29 +92,29 @@ class Examiner:
         if isinstance(model, Classifier) and any(labels):
             hits = hits_by_class(model, x, labels)
             found["held_out_accuracy"] = accuracy(hits)
-            known = {label: counts for label, counts in hits.items() if label in model.classes}
-            found |= self.retention.probed(known)
+            learned = {label: counts for label, counts in hits.items() if label in model.classes}
+            found |= self.retention.probed(learned)
         if isinstance(model, Evaluated):
             starts = range(0, len(x), CHUNK)
             chunks = [(x[at : at + CHUNK], labels[at : at + CHUNK]) for at in starts]
-            nats = sum(len(some) * model.evaluate(some, known) for some, known in chunks) / len(x)
+            nats = sum(len(some) * model.evaluate(some, theirs) for some, theirs in chunks) / len(x)
             found["held_out_loss"] = nats
             if fold.settings.input.kind == "image":
                 found["held_out_bits_per_dimension"] = bits_per_dimension(nats, math.prod(x.shape[1:]))
             else:
                 found["held_out_bits_per_byte"] = nats / math.log(2) / mean_bytes(x)
-        if isinstance(model, Generator) and self._judge is not None and self._learned and len(x) > NEIGHBOURS:
-            found |= self._judged(self._judge, model, x, labels)
+        if isinstance(model, Generator) and self._extractor is not None and self._learned and len(x) > NEIGHBOURS:
+            found |= self._judged(self._extractor, model, x, labels)
         return found
 
     def _judged(
-        self, judge: Backbone, model: Generator, x: Tensor, labels: Sequence[str | None]
+        self, extractor: Backbone, model: Generator, x: Tensor, labels: Sequence[str | None]
     ) -> Mapping[str, float]:
         count = self._settings.drawings
         asked = [labels[number % len(labels)] for number in range(count)]
         drawn = model.generate(range(count), [label if label in model.classes else None for label in asked])
         learned = torch.from_numpy(np.stack([x for _, x in self._learned]))
-        return quality(*(features(judge, some) for some in (x, learned, drawn))).metrics()
+        return quality(*(features(extractor, some) for some in (x, learned, drawn))).metrics()
 
 
 def hits_by_class(model: Classifier, x: Tensor, labels: Sequence[str | None]) -> dict[str, tuple[int, int]]:
@@ -136,10 +136,10 @@ def accuracy(hits: Mapping[str, tuple[int, int]]) -> float:
 
 
 @torch.no_grad()
-def features(judge: Backbone, x: Tensor) -> Tensor:
+def features(extractor: Backbone, x: Tensor) -> Tensor:
     """x (N, C, H, W) uint8 → (N, D) float32 on the CPU."""
-    device = next(judge.parameters()).device
-    return torch.cat([judge(pixels(some.to(device))).cpu() for some in torch.split(x, CHUNK)])
+    device = next(extractor.parameters()).device
+    return torch.cat([extractor(pixels(some.to(device))).cpu() for some in torch.split(x, CHUNK)])
 
 
 def mean_bytes(x: Tensor) -> float:

@@ -1,8 +1,8 @@
 """From the log to batches: poll → decode → join → batch, on threads of their own, while the updates run.
 
 Every record that is read leaves the feed in exactly one `Item`: as a row of a batch, as held out, as skipped, as dead,
-or as a label; in the order in which it was read, but where labels come later (`joiner`). Until then it is *pending*: a
-version says so, and the next worker begins with it.
+or as a label. Records leave in the order in which they were read, unless their labels come later (`joiner`). Until it
+leaves, a record is *pending*: a version says so, and the next worker starts with it.
 """
 
 from __future__ import annotations
@@ -113,11 +113,11 @@ class Feed:
     A batch is closed by its size, or when its first record has waited for `max_wait_ms`.
 
     Args:
-        positions: where the reader begins.
+        positions: where the reader starts.
         hold_out: the share of the records that are not learned.
         backlog: records from before those positions that come first.
         joiner: brings records and labels together, where these are in a topic of their own.
-        already: records that a version has although their turn was not yet: they are passed over.
+        already: records that a version learned ahead of their turn. They are passed over.
     """
 
     def __init__(
@@ -179,17 +179,17 @@ class Feed:
 
     @property
     def partitions(self) -> set[Partition]:
-        """Those whose beginning is known."""
+        """Those whose first position is known."""
         with self._lock:
             return set(self._positions)
 
-    def standing(self) -> tuple[dict[Partition, int], Runs]:
-        """The next offsets to read, and what was read before them and not taken yet, in order."""
+    def progress(self) -> tuple[dict[Partition, int], Runs]:
+        """The next offsets to read, and the records before them that were read and not taken yet, in order."""
         with self._lock:
             return dict(self._positions), Runs.of(self._pending)
 
     def close(self) -> None:
-        """Stops the threads; what was not taken is read again by the next feed."""
+        """Stops the threads. The next feed reads again what was not taken."""
         self._stop.set()
         self._thread.close()
 
@@ -233,7 +233,7 @@ class Feed:
             raise self._decode.error
 
     def _joined(self, some: Iterable[Decoded]) -> Iterator[Left | Dead]:
-        """What goes on of these, and of those that waited for them."""
+        """The records that can go on: of these, and of those that waited for them."""
         if self._joiner is None:
             yield from some  # type: ignore[misc]  # labels are decoded for a joiner alone
             return

@@ -49,10 +49,10 @@ def _beside(options: type[Options], loc: Sequence[int | str]) -> Iterable[str]:
     return options.model_fields
 
 
-def _fault(item: ErrorDetails, known: Iterable[str]) -> str:
+def _fault(item: ErrorDetails, names: Iterable[str]) -> str:
     if item["type"] != "extra_forbidden":
         return item["msg"]
-    return f"{unknown_key(str(item['loc'][-1]), known)}; its learner's options are {', '.join(known)}"
+    return f"{unknown_key(str(item['loc'][-1]), names)}; its learner's options are {', '.join(names)}"
 
 
 def shape_of(manifest: Manifest, blueprint: Blueprint) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A model as a fold over its log: everything that a record changes, in one place, live or when it is learned again."""
+"""A model as a fold over its log: everything that a record changes, live or when it is learned again."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Fold:
         self.loss_range = LossRange()
         self.alarms: list[str] = []  # of the last update
         self.drift = Drift(name, settings, self.learner)
-        self.held_out = self._begin_held_out() if settings.hold_out.slots else None
+        self.held_out = self._make_held_out() if settings.hold_out.slots else None
         self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
         self._number_topics()
         self.already: set[tuple[Place, str]] = set()  # read ahead of their turn, each with the id of its topic
@@ -102,8 +102,8 @@ class Fold:
 
     # --- from nothing, or from a version ---
 
-    def begin(self, sources: Mapping[str, Source]) -> None:
-        """Has an untrained learner start from these.
+    def warm_start(self, sources: Mapping[str, Source]) -> None:
+        """Starts an untrained learner from these.
 
         Raises:
             ConfigError: one of them does not fit.
@@ -130,7 +130,7 @@ class Fold:
         self.keep_books(manifest)
 
     def keep_books(self, manifest: Manifest) -> None:
-        """All of a version but what the learner itself is: every version has it, keyframe or not."""
+        """Restores everything of a version but the learner's own state. Keyframes and other versions alike have it."""
         worker = manifest.worker
         self.counts = Counter(manifest.counts)
         self.updates = manifest.updates
@@ -146,7 +146,7 @@ class Fold:
             self.already |= {(place, id_) for place in Runs.model_validate(places)}
 
     def books(self) -> dict[str, Any]:
-        """What `keep_books` needs beside the counters, JSON."""
+        """JSON that `keep_books` restores, beside the counters."""
         ids = {id_ for _, id_ in self.already}
         already = {id_: Runs.of(sorted(place for place, of in self.already if of == id_)) for id_ in ids}
         return {
@@ -160,7 +160,7 @@ class Fold:
         }
 
     def configured(self, settings: ModelConfig) -> Fold:
-        """The same state under other settings, as a restart makes it; the lineage goes along."""
+        """The same state and lineage under other settings, as after a restart."""
         if settings == self.settings:
             return self
         fold = self._copy(settings)
@@ -172,7 +172,7 @@ class Fold:
         return fold
 
     def trial(self) -> Fold:
-        """A copy to try an update on, with books of its own that begin empty."""
+        """A copy to try an update on. Its own books are empty."""
         return self._copy(self.settings)
 
     def _copy(self, settings: ModelConfig) -> Fold:
@@ -187,7 +187,7 @@ class Fold:
         return fold
 
     def send_all(self) -> None:
-        """Has the next versions hold every row: which of them changed is not known."""
+        """Makes the next versions hold every row, for it is not known which rows changed."""
         state = self.capture()
         groups: dict[Group, Mapping[str, Tensor | Rows]] = {"serving": state.serving, "training": state.training}
         for group, tensors in groups.items():
@@ -350,7 +350,7 @@ class Fold:
         if self.held_out is not None and held_out is not None:
             self.held_out.restore(held_out, aside)
 
-    def _begin_held_out(self) -> HeldOut:
+    def _make_held_out(self) -> HeldOut:
         settings = self.settings
         dtype: torch.dtype = getattr(torch, settings.input.dtype)
         policy: PolicyName = "balanced" if self.learner.needs_label else "reservoir"
@@ -362,7 +362,7 @@ class Fold:
         return State(self._rows("serving", state.serving), self._rows("training", state.training), state.meta)
 
     def _captured(self) -> State:
-        """The same, looked through where there is a guard."""
+        """The same. Where there is a guard, it is checked for numbers that are not finite."""
         state = self._state()
         if self.settings.guard:
             for group in (state.serving, state.training):

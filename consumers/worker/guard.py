@@ -19,25 +19,25 @@ Breaks = Callable[[Sequence[Row]], bool]
 
 
 def recover(
-    begin: Callable[[], Fold], updates: Sequence[Sequence[Place]], lineage: Lineage, replay: Replay
+    make_fold: Callable[[], Fold], updates: Sequence[Sequence[Place]], lineage: Lineage, replay: Replay
 ) -> tuple[Fold, list[Row]]:
     """The state after these updates without the rows that break it, and those rows.
 
     Args:
-        begin: makes the fold at the last good version, anew each time.
+        make_fold: makes the fold at the last good version, anew each time.
         lineage: since that version; it has all of the updates but perhaps the last.
 
     Raises:
         Diverged: more than half of a batch breaks it: the weights are at fault, or the settings.
         OffsetsGone, NotRepeatable: as `Replay.learn`.
     """
-    fold, done = begin(), 0
+    fold, done = make_fold(), 0
     left, found = [joined(update, fold.settings) for update in updates], list[Row]()
     while True:
         done += _learned(fold, left[done:], lineage, replay)
         if done == len(left):
             return fold, found
-        fold = begin()  # the other is broken
+        fold = make_fold()  # the other is broken
         _learned(fold, left[:done], lineage, replay)
         culprits = _all_culprits(fold, left[done], replay)
         found += culprits

@@ -44,8 +44,8 @@ class Joiner:
 
     Args:
         read_up_to_ms: tells the stream's time, in ms since the epoch: all up to it has been read.
-        begin_ms: the stream's time so far; what waited before a restart waits on.
-        known: digests of ids of records that went on already. Of the newest ids, as many as `max_records` are known:
+        start_ms: the stream's time so far; what waited before a restart waits on.
+        learned: digests of ids of records that went on already. Of the newest ids, as many as `max_records` are kept:
             a label for one of them is a correction at once, any other waits for its record first.
     """
 
@@ -53,21 +53,21 @@ class Joiner:
         self,
         settings: LabelsConfig,
         read_up_to_ms: Callable[[], float],
-        known: Collection[bytes] = (),
+        learned: Collection[bytes] = (),
         *,
-        begin_ms: float = -math.inf,
+        start_ms: float = -math.inf,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._read_up_to_ms = read_up_to_ms
         self._clock = clock
-        self._stream_ms = begin_ms  # when what had left was last looked for
+        self._stream_ms = start_ms  # when what had left was last looked for
         self._newest_ms: dict[Partition, float] = {}
         self._since_ms: dict[Place, float] = {}  # of what waits, the time that it counts from
         self._window_ms = settings.window_s * 1000
         self._most = settings.max_records
         self._records: OrderedDict[str, Example] = OrderedDict()  # by id, in the order in which they were read
         self._labels: OrderedDict[str, Label] = OrderedDict()
-        self._gone: OrderedDict[bytes, None] = OrderedDict.fromkeys(known)
+        self._gone: OrderedDict[bytes, None] = OrderedDict.fromkeys(learned)
 
     def add(self, one: Example | Label) -> list[Left]:
         """What leaves now that this one has been read."""

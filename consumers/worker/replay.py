@@ -32,8 +32,8 @@ class Replay:
     """Feeds recorded batches to a fold once more.
 
     Args:
-        topic_ids: of the topics that the batches are from, as a version names them. `entries` moves them on.
-        held: the first offsets that the log still holds, where `entries` shall leave out what is gone.
+        topic_ids: the ids of the topics, as the version names them that the batches start from. `entries` updates them.
+        held: the first offsets that the log still holds. Given, `entries` leaves out the records that are gone.
     """
 
     def __init__(
@@ -253,15 +253,15 @@ def at_version(
         if not other and not replay.gone:
             raise NotRepeatable(
                 f"Version {manifest.version} of {manifest.model}, learned again from its keyframe {keyframe.version}, "
-                f"has other weights in the same environment: {told(apart)}. Look for a learner or decoder whose code "
-                f"changed; `headrace verify` tells more, `headrace reset {manifest.model}` starts anew."
+                f"has other weights in the same environment: {gaps_text(apart)}. Look for a learner or decoder whose "
+                f"code changed; `headrace verify` tells more, `headrace reset {manifest.model}` starts anew."
             )
-        why = f"another environment ({environment_told(other)})"
+        why = f"another environment ({environment_text(other)})"
         if replay.gone:
             why = f"{replay.gone} records that it learned after that are gone"
         say(
             f"{manifest.model}: version {manifest.version}, learned again from its keyframe {keyframe.version}, has "
-            f"other weights ({told(apart)}): {why}; going on with these."
+            f"other weights ({gaps_text(apart)}): {why}; going on with these."
         )
         change: Change = {"replayed": {"from": keyframe.version, "differs": apart, "environment": other}}
         if replay.gone:
@@ -287,15 +287,15 @@ def differing(fold: Fold, stored: Mapping[str, Array], group: Group) -> dict[str
     return dict(sorted(apart.items()))
 
 
-def told(apart: Mapping[str, float | None]) -> str:
+def gaps_text(apart: Mapping[str, float | None]) -> str:
     """What `differing` found, for people."""
     return ", ".join(name if gap is None else f"{name} by up to {gap:.3g}" for name, gap in apart.items())
 
 
-def environment_told(other: Mapping[str, Sequence[Any]]) -> str:
+def environment_text(other: Mapping[str, Sequence[Any]]) -> str:
     """What is not as it was, for people."""
-    noted = {key: [value if value is not None else "not noted" for value in values] for key, values in other.items()}
-    return "; ".join(f"{key} was {then}, is {now}" for key, (then, now) in noted.items())
+    shown = {key: [value if value is not None else "not noted" for value in values] for key, values in other.items()}
+    return "; ".join(f"{key} was {then}, is {now}" for key, (then, now) in shown.items())
 
 
 def recorded(manifest: Manifest, now: ModelConfig) -> ModelConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from consumers.worker.committer import Committer, Lease, Snapshot
-from consumers.worker.evaluator import Examiner
+from consumers.worker.evaluator import Evaluator
 from consumers.worker.feed import Feed, Item, Uplink, collate
 from consumers.worker.fold import CUT, HELD_OUT, JOINED, Fold
 from consumers.worker.guard import recover
@@ -36,44 +36,46 @@ class Session:
 
     Args:
         fold: at the version `manifest`.
-        begin: makes the fold at a version, anew each time.
-        examiner: asks the model what it makes of what is held out; None where nothing is.
+        make_fold: makes the fold at a version, anew each time.
+        evaluator: evaluates the model on held-out records; None where none is held out.
     """
 
     def __init__(
         self,
         fold: Fold,
         manifest: Manifest | None,
-        begin: Callable[[Manifest | None], Fold],
+        make_fold: Callable[[Manifest | None], Fold],
         store: Store,
         committer: Committer,
         reader: Reader | AlignedReader,
         letters: Publisher,
         replay: Replay,
-        examiner: Examiner | None,
+        evaluator: Evaluator | None,
         stalls: Stalls,
         metrics: WorkerMetrics,
         say: Callable[[str], None],
     ) -> None:
         self._fold = fold
-        self._begin = begin
+        self._make_fold = make_fold
         self._settings = fold.settings
         self._store = store
         self._committer = committer
         self._reader = reader
         self._letters = letters
         self._replay = replay
-        self._examiner = examiner
+        self._evaluator = evaluator
         self._examined: dict[str, float] = {}  # what was found last
-        if examiner is not None and manifest is not None:
-            examiner.retention.restore(manifest.probes)
+        if evaluator is not None and manifest is not None:
+            evaluator.retention.restore(manifest.probes)
         self._stalls = stalls
         self._metrics = metrics
         self._say = say
         self._trips = 0
         self._dirty = fold.lineage.dirty  # something happened since the last capture
-        self._begun = set(manifest.positions()) if manifest else set()  # partitions whose beginning is in a version
-        self._withheld: set[Partition] = set()  # partitions of which this was told
+        self._started = (
+            set(manifest.positions()) if manifest else set()
+        )  # partitions whose first position is in a version
+        self._withheld: set[Partition] = set()  # partitions of which this was said
         self._ahead: dict[Partition, int] = {}
         self._captured_s = self._watched_s = time.monotonic()
         self._captured_updates = fold.updates
@@ -81,7 +83,7 @@ class Session:
         self._diagnoses = manifest.diagnoses if manifest else {}
         keyframe = store.keyframe(manifest) if manifest else None
         self._versions = manifest.version - keyframe.version if manifest and keyframe else 0  # since the keyframe
-        self._keyframe = _begins(keyframe.positions(), keyframe.pending) if keyframe else {}
+        self._keyframe = _read_from(keyframe.positions(), keyframe.pending) if keyframe else {}
         self._keyframe_due = keyframe is None or replay.gone > 0
         # Else the last version is a keyframe, and nothing is lost but what is in doubt.
         self._may_doubt = self._settings.keyframe_every > 1
@@ -99,13 +101,13 @@ class Session:
                 self._metrics.log_up(self._reader.reachable)
                 item = feed.take(TAKE_S)
                 if item is not None:
-                    with self._stalls.at(partial(_told_of, item)):
+                    with self._stalls.at(partial(_records_text, item)):
                         self._step(item)
                 with self._stalls.at(lambda: "what is held out"):
                     self._examine()
                 self._watch(feed)
-                # Where a partition begins is kept before it has a record: "latest" moves on meanwhile.
-                self._dirty |= not feed.partitions <= self._begun
+                # Where a partition starts is kept before it has a record: "latest" moves on meanwhile.
+                self._dirty |= not feed.partitions <= self._started
                 if self._due() and not self._committer.busy:
                     self._commit(feed)
             self._leave(feed)
@@ -120,8 +122,8 @@ class Session:
             feed.close()
 
     def _doubt(self, feed: Feed) -> bool:
-        """Whether records were read that may be those of a topic that was made again; the lineage says which."""
-        positions, pending = feed.standing()
+        """Returns whether records were read that may be of a topic that was made again. The lineage says which."""
+        positions, pending = feed.progress()
         found = {at: offsets for at, offsets in self._reader.doubtful.items() if positions.get(at, 0) > offsets.start}
         for at, offsets in found.items():
             self._fold.lineage.change(
@@ -134,7 +136,7 @@ class Session:
         return bool(found)
 
     def _leave(self, feed: Feed) -> None:
-        """The last version, from which the next worker begins at once."""
+        """Commits the last version. The next worker can start from it at once."""
         self._committer.finish(self._settings.lease_s)
         if self._dirty or self._versions:
             self._keyframe_due = True
@@ -144,7 +146,7 @@ class Session:
     # --- records ---
 
     def _step(self, item: Item) -> None:
-        """Everything that one item changes, so that a capture between two steps is consistent."""
+        """Makes every change that one item brings, so that a capture between two steps is consistent."""
         if item.batch is not None and (refused := self._fold.learner.refuses(item.batch.labels)):
             item.refuse(refused)
         for dead in item.dead:
@@ -187,8 +189,8 @@ class Session:
                 if alarm != CUT:  # which the next version says at length
                     self._say(f"{self._fold.name}: {alarm} (update {self._fold.updates}).")
                 self._metrics.alarmed()
-        if self._examiner is not None:
-            self._examiner.learned(examples)
+        if self._evaluator is not None:
+            self._evaluator.learned(examples)
         self._recent.add(item.batch.x, item.batch.labels)
         self._metrics.updated(
             time.perf_counter() - started,
@@ -212,11 +214,11 @@ class Session:
             self._metrics.outcome(JOINED)
 
     def _bury(self, error: RecordError, record: Record, label_record: Record | None = None) -> None:
-        """The letter has the label that came later: it may not come again."""
+        """Publishes a dead letter. It has the label that came later, too: that label may not come again."""
         letter = labelled(record, label_record) if label_record else record
         publish_dead_letter(self._letters, letter, error, self._fold.name)
         if error.reason == "stalled":
-            self._say(f"{self._fold.name}: {record.place!s} is dead-lettered: {error.detail} Mend the decoder.")
+            self._say(f"{self._fold.name}: {record.place} is dead-lettered: {error.detail} Mend the decoder.")
         self._outcome(f"dead-lettered/{error.reason}", record)
         if label_record is not None:
             self._outcome(JOINED, label_record)
@@ -226,7 +228,7 @@ class Session:
         self._metrics.outcome(name)
 
     def _recover(self, error: Diverged, failed: Sequence[Place]) -> set[Place]:
-        """Back to the head, and on without the records that break the state: those."""
+        """Goes back to the head, and on without the records that break the state. Returns those records."""
         self._trips += 1
         if self._trips > TRIPS:
             raise Diverged(f"{error} Again and again: lower the learning rate, or look at what is published.")
@@ -236,7 +238,7 @@ class Session:
         manifest = self._store.manifest(head) if head else None
         lineage = self._fold.lineage.build()
         updates = [*lineage.learned(), failed] if failed else list(lineage.learned())
-        self._fold, culprits = recover(lambda: self._begin(manifest), updates, lineage, self._replay)
+        self._fold, culprits = recover(lambda: self._make_fold(manifest), updates, lineage, self._replay)
         self._replay.others(self._fold, lineage)
         for change in lineage.changes:
             if not MADE_AGAIN & change.keys():
@@ -248,14 +250,14 @@ class Session:
         self._metrics.guarded()
         self._say(f"{self._fold.name}: dead-lettered {counted(len(culprits), 'record')}; going on.")
         places = {place for place, *_ in culprits}
-        if self._examiner is not None:
-            self._examiner.unlearned(places)
+        if self._evaluator is not None:
+            self._evaluator.unlearned(places)
         return places
 
     def _examine(self) -> None:
-        if self._examiner is not None and self._examiner.due(self._fold.updates):
-            self._examined = self._examiner.examine(self._fold)
-            self._metrics.examined(self._examined, self._examiner.retention.state())
+        if self._evaluator is not None and self._evaluator.due(self._fold.updates):
+            self._examined = self._evaluator.examine(self._fold)
+            self._metrics.examined(self._examined, self._evaluator.retention.state())
             self._dirty |= bool(self._examined)  # a stream that pauses leaves a version that says it
 
     # --- versions ---
@@ -287,7 +289,7 @@ class Session:
         started = time.perf_counter()
         lag = self._reader.lag()
         self._metrics.lag(lag)
-        positions, pending = feed.standing()
+        positions, pending = feed.progress()
         former, self._diagnoses = self._diagnoses, self._diagnosed()
         for name in self._diagnoses.keys() - former.keys():
             self._say(f"{self._fold.name}: {self._diagnoses[name]} ({name})")
@@ -298,15 +300,15 @@ class Session:
             topic_ids=self._reader.topic_ids,
             lag_records=sum(lag.values()),
             examined=self._examined,
-            probes=self._examiner.retention.state() if self._examiner is not None else {},
+            probes=self._evaluator.retention.state() if self._evaluator is not None else {},
             diagnoses=self._diagnoses,
             keyframe=keyframe,
         )
-        self._dirty, self._begun = False, set(positions)
+        self._dirty, self._started = False, set(positions)
         self._captured_s, self._captured_updates = time.monotonic(), self._fold.updates
         self._versions += 1
         if keyframe:
-            self._versions, self._keyframe_due, self._keyframe = 0, False, _begins(positions, pending)
+            self._versions, self._keyframe_due, self._keyframe = 0, False, _read_from(positions, pending)
         self._metrics.stalled(time.perf_counter() - started)
         return Snapshot(draft, positions, self._settings.keep_last, self._settings.keep_every, self._may_doubt)
 
@@ -332,15 +334,15 @@ class Session:
         return diagnose(seen)
 
     def _watch(self, feed: Feed) -> None:
-        """Has the next version be a keyframe before the log stops reaching back to the last one."""
+        """Makes the next version a keyframe, before the log no longer reaches back to the last keyframe."""
         now = time.monotonic()
         if now - self._watched_s < WATCH_S:
             return
         self._watched_s = now
         self._watch_log()
-        firsts, (positions, pending) = self._reader.firsts(), feed.standing()
+        firsts, (positions, pending) = self._reader.firsts(), feed.progress()
         self._metrics.pending(sum(count for *_, count in pending.runs))
-        left = {at: begin - firsts[at] for at, begin in self._keyframe.items() if at in firsts}
+        left = {at: offset - firsts[at] for at, offset in self._keyframe.items() if at in firsts}
         if left:
             self._metrics.headroom(min(left.values()))
         for at, records in left.items() if self._settings.keyframe_every > 1 else ():
@@ -353,7 +355,7 @@ class Session:
                 )
 
     def _watch_log(self) -> None:
-        """Tells, once, what of the log is no matter of this worker and looks as if it were."""
+        """Says once what keeps records back, or their timestamps ahead, although this worker is all right."""
         lag, withheld, ahead = self._reader.lag(), self._reader.withheld(), self._reader.ahead()
         self._metrics.lag(lag)
         self._metrics.withheld({at: withheld.get(at, 0) for at in lag})
@@ -372,7 +374,7 @@ class Session:
         self._ahead = ahead
 
 
-def _told_of(item: Item) -> str:
+def _records_text(item: Item) -> str:
     """The records of a batch, for people: partition by partition, from the first to the last."""
     offsets: dict[Partition, list[int]] = {}
     for record in item.records:
@@ -382,9 +384,9 @@ def _told_of(item: Item) -> str:
     return f"{counted(len(item.records), 'record')} ({'  '.join(places)})"
 
 
-def _begins(positions: dict[Partition, int], pending: Iterable[Place]) -> dict[Partition, int]:
-    """Where in each partition a worker that starts from a version begins to read."""
-    begins = dict(positions)
+def _read_from(positions: dict[Partition, int], pending: Iterable[Place]) -> dict[Partition, int]:
+    """The offset in each partition from which a worker reads that starts from a version."""
+    offsets = dict(positions)
     for partition, offset in pending:
-        begins[partition] = min(offset, begins.get(partition, offset))
-    return begins
+        offsets[partition] = min(offset, offsets.get(partition, offset))
+    return offsets

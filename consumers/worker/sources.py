@@ -38,7 +38,7 @@ class Sources:
         self._store = store
         self._family = family
 
-    def begin(self, fold: Fold, recorded: Mapping[str, str] | None = None) -> None:
+    def warm_start(self, fold: Fold, recorded: Mapping[str, str] | None = None) -> None:
         """Has an untrained fold start from what its options name.
 
         Args:
@@ -48,12 +48,12 @@ class Sources:
             ConfigError: a source is not there, cannot be read, or does not fit.
             NotRepeatable: a source is not what it was.
         """
-        fold.begin(self.find(fold.blueprint.sources(fold.options), f"models.{fold.name}.options", recorded))
+        fold.warm_start(self.find(fold.blueprint.sources(fold.options), f"models.{fold.name}.options", recorded))
 
     def find(
         self, references: Mapping[str, Reference], where: str, recorded: Mapping[str, str] | None = None
     ) -> dict[str, Source]:
-        """What these lead to; errors name them as keys of `where`. Else as `begin`."""
+        """What these lead to; errors name them as keys of `where`. Else as `warm_start`."""
         found = {}
         for name, reference in references.items():
             before = (recorded or {}).get(name)

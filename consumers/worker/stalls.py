@@ -1,4 +1,4 @@
-"""Work of a worker that does not come to an end: a thread cannot be stopped, but it is told what it is at."""
+"""Work of a worker that comes to no end. Its thread cannot be stopped, but the worker can say what it is at."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stalls:
         self._say = say
         self._clock = clock
         self._at: tuple[Callable[[], str], float] | None = None
-        self._told: str | None = None
+        self._said: str | None = None
 
     @contextmanager
     def at(self, what: Callable[[], str]) -> Iterator[None]:
@@ -42,17 +42,17 @@ class Stalls:
             self._at = None
 
     def look(self) -> str | None:
-        """What has been worked on for too long; told once, and once when it has ended. From another thread."""
+        """What has been worked on for too long. Says so once, and once when it has ended. For another thread."""
         what, since_s = self._at or (str, self._clock())
         lasts_s = self._clock() - since_s
         stalled = what() if lasts_s > STALLED_S else None
         self._metrics.stuck(lasts_s if stalled else 0.0)
-        if stalled != self._told:
+        if stalled != self._said:
             self._say(
                 f"{self._model}: has been at {stalled} for more than {STALLED_S:.0f} s, and nothing else is learned "
                 f"meanwhile. If it never ends, mend the learner, end this worker, and start it again."
                 if stalled
-                else f"{self._model}: {self._told} has ended; going on."
+                else f"{self._model}: {self._said} has ended; going on."
             )
-        self._told = stalled
+        self._said = stalled
         return stalled

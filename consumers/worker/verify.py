@@ -65,13 +65,13 @@ def verify(
 
     Raises:
         StateMismatch: the configuration names another learner.
-        OffsetsGone: the log does not hold what was learned any more; begin at a later version.
-        ConfigError: what the model started from is gone; begin at a version.
+        OffsetsGone: the log does not hold what was learned any more; start from a later version.
+        ConfigError: what the model started from is gone; start from a version.
         NotRepeatable: the history has a gap, or a record does not decode any more.
     """
     if target.learner != settings.learner:
         raise mismatch(target, f"learner = {settings.learner!r}, and it was learned by {target.learner!r}.")
-    begin = start.version if start else 0
+    first = start.version if start else 0
     then, threads = recorded(target, settings), target.environment["threads"]
     for entry in reversed([entry for entry in _between(store, start, target) if entry.lineage.changes]):
         for change in reversed(entry.lineage.changes):
@@ -83,7 +83,7 @@ def verify(
     if start is not None:
         fold = at_version(fold, store, start, replay)
     else:
-        sources.begin(fold, recorded_sources(store))
+        sources.warm_start(fold, recorded_sources(store))
     fold.lineage.build()
     use_threads(threads)
     use_deterministic(bool(target.environment.get("deterministic")))
@@ -109,7 +109,7 @@ def verify(
     return Verification(
         model=store.model,
         version=target.version,
-        start=begin or None,
+        start=first or None,
         versions=versions,
         updates=fold.updates - first_update,
         records=fold.counts["learned"] - first_counts,
@@ -121,7 +121,7 @@ def verify(
 
 
 def recorded_sources(store: Store) -> Mapping[str, str]:
-    """Digests of what the model started from, as its first version noted them."""
+    """Digests of what the model started from, as its first version recorded them."""
     first = next(iter(store.histories()), None)
     changes = first.lineage.changes if first else ()
     return next((change["sources"] for change in changes if "sources" in change), {})

@@ -12,7 +12,7 @@ import torch
 
 from consumers.worker.committer import RETRY_S, Committer, Lease
 from consumers.worker.environment import environment, use_deterministic
-from consumers.worker.evaluator import Examiner, judge_of
+from consumers.worker.evaluator import Evaluator, feature_extractor_of
 from consumers.worker.feed import Feed, Uplink
 from consumers.worker.fitting import config_changes, differences, settled, shape_of, validated_options
 from consumers.worker.fold import Fold
@@ -54,7 +54,7 @@ class Worker:
         blueprint: how its learner is built.
         stop: set by whoever wants the worker to end with a snapshot.
         say: where one-line messages go.
-        jump: whether it may go on at what a topic holds, where that is not what comes next.
+        jump: where the next records are gone, whether it may go on at the first ones that the topic still holds.
     """
 
     def __init__(
@@ -96,15 +96,15 @@ class Worker:
             )
 
     def run(self) -> None:
-        """Takes the model's place, goes on from its head, and returns after the last snapshot once `stop` is set.
+        """Takes the model's lease and goes on from its head. Once `stop` is set, it commits a last version and returns.
 
         Raises:
-            HeadraceError: what an operator has to mend; `Fenced` when another worker took the place.
+            HeadraceError: what an operator has to mend; `Fenced` when another worker took the lease.
         """
         torch.set_num_threads(self._settings.threads)
         use_deterministic(self._settings.deterministic)
         kafka, topics = self._config.kafka, self._settings.read_topics
-        while (fence := self._take_place()) is not None:
+        while (fence := self._take_lease()) is not None:
             try:
                 with Lease(self._store, fence, self._settings.lease_s, self._metrics, self._stalls.look) as lease:
                     ensure_topics(kafka, [*topics, *map(dead_letter_topic, topics)])
@@ -125,9 +125,9 @@ class Worker:
             else:
                 return
 
-    def _take_place(self) -> Fence | None:
-        """The fence, or None if `stop` came while standing by."""
-        told = ""
+    def _take_lease(self) -> Fence | None:
+        """Returns the fence, or None if `stop` was set while this worker stood by."""
+        said = ""
         while not self._stop.is_set():
             try:
                 fence = self._store.acquire(self._owner, self._settings.lease_s)
@@ -136,14 +136,14 @@ class Worker:
                 line = f"{self._store.holder() or 'Another worker'} learns {self._name}; standing by to take over."
             except StoreUnavailable as error:
                 line = f"{error} Standing by."
-            if line != told:
+            if line != said:
                 self._say(line)
-                told = line
+                said = line
             self._stop.wait(self._settings.lease_s / 4)
         return None
 
     def _session(self, fence: Fence, lease: Lease, fetcher: Fetcher) -> None:
-        """From the head on, as long as it is this worker's."""
+        """Learns from the head on, for as long as this worker holds the lease."""
         kafka, settings, name = self._config.kafka, self._settings, self._name
         head = self._store.head()
         manifest = self._store.manifest(head) if head else None
@@ -153,33 +153,33 @@ class Worker:
             config_changes(manifest, settings, self._blueprint)  # before anything is read or learned again
         with ExitStack() as opened:
             reader = self._reader(manifest, opened)
-            noted = int(reader.noted or 0)
-            known = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
+            announced = int(reader.last_number or 0)
+            committed = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
             letters = opened.enter_context(Publisher(kafka, idempotent=False))
             committer = opened.enter_context(
-                Committer(self._store, fence, noted, reader, letters, self._metrics, self._say)
+                Committer(self._store, fence, announced, reader, letters, self._metrics, self._say)
             )
             replay = Replay(fetcher, manifest.topic_ids if manifest else {}, reader.firsts() if self._jump else None)
-            begin = partial(self._at, replay=replay)
-            fold = begin(manifest)
+            make_fold = partial(self._at, replay=replay)
+            fold = make_fold(manifest)
             if manifest is not None:
                 self._say(
                     f"{name}: going on from version {manifest.version} ({manifest.digest[:12]}) on {self._device}."
                 )
-            self._tell_jumps(fold, reader, noted, known)
+            self._tell_jumps(fold, reader, announced, committed)
             backlog = self._backlog(fold, manifest, replay)
             replay.topic_ids |= reader.topic_ids
-            begins = reader.poll(0)  # its first chunk: where each partition begins
+            first = reader.poll(0)  # its first chunk has the first position of each partition
             session = Session(
                 fold,
                 manifest,
-                begin,
+                make_fold,
                 self._store,
                 committer,
                 reader,
                 letters,
                 replay,
-                self._examiner(),
+                self._evaluator(),
                 self._stalls,
                 self._metrics,
                 self._say,
@@ -193,7 +193,7 @@ class Worker:
                 max_wait_ms=settings.max_wait_ms,
                 decode_threads=settings.decode_threads,
                 hold_out=settings.hold_out.share if settings.hold_out.slots else 0.0,
-                positions=(manifest.positions() if manifest else {}) | (begins.positions if begins else {}),
+                positions=(manifest.positions() if manifest else {}) | (first.positions if first else {}),
                 backlog=backlog,
                 joiner=_joiner(fold, reader),
                 already={place for place, id_ in fold.already if reader.topic_ids.get(place[0].topic) == id_},
@@ -201,7 +201,7 @@ class Worker:
             session.run(self._stop, lease, feed)
 
     def _reader(self, manifest: Manifest | None, opened: ExitStack) -> Reader | AlignedReader:
-        """Of the model's topics; labels are read by one of their own, so that they do not run ahead."""
+        """A reader of the model's topics. Labels have a second one, so that they do not run ahead of their records."""
 
         def reading(topics: Sequence[str]) -> Reader:
             reader = Reader(
@@ -218,22 +218,22 @@ class Worker:
         records, labels = reading(self._settings.topics), self._settings.labels
         return records if labels is None else AlignedReader(records, reading([labels.topic]))
 
-    def _tell_jumps(self, fold: Fold, reader: Reader | AlignedReader, noted: int, known: int) -> None:
+    def _tell_jumps(self, fold: Fold, reader: Reader | AlignedReader, announced: int, committed: int) -> None:
         for jump in reader.jumps:
             self._say(
                 f"{self._name}: jumps over what is gone: {jump['topic']} partition {jump['partition']}, "
                 f"from {jump['from']} to {jump['to']}."
             )
             fold.lineage.change({"jump": jump})
-        if noted > known:
+        if announced > committed:
             self._say(
-                f"{self._name}: version {noted} was announced, but Redis knows of none above {known}: it came back "
-                f"older than it was, or a worker was killed right before its commit. The number is not used again."
+                f"{self._name}: version {announced} was announced, but Redis knows of none above {committed}: it came "
+                f"back older than it was, or a worker was killed right before its commit. The number is not used again."
             )
-            fold.lineage.change({"lost": {"above": known, "up_to": noted}})
+            fold.lineage.change({"lost": {"above": committed, "up_to": announced}})
 
     def _backlog(self, fold: Fold, manifest: Manifest | None, replay: Replay) -> list[Record]:
-        """What the version read and did not learn; where the worker may jump, without what is gone."""
+        """The records that the version had read and not learned, but those that are gone where the worker may jump."""
         pending = list(manifest.pending) if manifest else []
         try:
             return list(replay.records(pending))
@@ -251,20 +251,20 @@ class Worker:
                 self._metrics.outcome("skipped/gone")
         return records
 
-    def _examiner(self) -> Examiner | None:
+    def _evaluator(self) -> Evaluator | None:
         settings = self._settings.hold_out
         if not settings.slots:
             return None
         sources = Sources(self._store, self._config.family)
-        return Examiner(settings, judge_of(self._name, settings, sources, self._device))
+        return Evaluator(settings, feature_extractor_of(self._name, settings, sources, self._device))
 
     def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
-        """The state of a version under the settings of now; of none, an untrained learner."""
+        """The fold at a version, under the present settings. Without a version: an untrained learner."""
         shaped = None if manifest is None else shape_of(manifest, self._blueprint)
         settings = self._settings if manifest is None else settled(self._settings, manifest)
         fold = Fold(self._name, settings, self._blueprint, self._device, shaped=shaped)
         if manifest is None:
-            Sources(self._store, self._config.family).begin(fold)
+            Sources(self._store, self._config.family).warm_start(fold)
             return fold
         fold = at_version(fold, self._store, manifest, replay, self._say)
         fold.lineage.change(
@@ -277,10 +277,10 @@ class Worker:
 
 
 def _joiner(fold: Fold, reader: Reader | AlignedReader) -> Joiner | None:
-    """What brings records and labels together, where these are in a topic of their own."""
+    """A joiner of records and labels, where labels have a topic of their own."""
     labels = fold.settings.labels
     if labels is None or isinstance(reader, Reader):
         return None
     newest_ms = fold.newest_timestamp_ms
-    begin_ms = -math.inf if newest_ms is None else newest_ms
-    return Joiner(labels, reader.read_up_to_ms, fold.remembered(), begin_ms=begin_ms)
+    start_ms = -math.inf if newest_ms is None else newest_ms
+    return Joiner(labels, reader.read_up_to_ms, fold.remembered(), start_ms=start_ms)

@@ -1,4 +1,4 @@
-"""Two readers as one that keep step: by the timestamps of their records, none runs ahead of the other by a chunk or so.
+"""Two readers as one. They keep step by the timestamps of their records: none runs ahead by more than a chunk or so.
 
 A topic of small records is read a hundred times faster than one of pictures. Whoever joins the two would have to keep
 what is read ahead; here it waits in the log.
@@ -21,11 +21,11 @@ PATIENCE_S = 5.0  # with a reader that has something to come and gives nothing: 
 
 
 class AlignedReader:
-    """What a `Reader` is for a worker, of two with topics of their own. Whoever opened them closes them.
+    """Does for a worker what a `Reader` does, over two readers with topics of their own. Their opener closes them.
 
     Args:
-        records: waited for where neither has something to come.
-        labels: the other.
+        records: the reader that is waited for where neither has more to come.
+        labels: the other reader.
         clock: in seconds; for `PATIENCE_S` alone.
         now: seconds since the epoch; a timestamp that is ahead of it counts as now.
     """
@@ -42,11 +42,11 @@ class AlignedReader:
         self._now = now
         self._last_ms: defaultdict[Partition, deque[float]] = defaultdict(lambda: deque(maxlen=STEADY))
         self._gave_s = dict.fromkeys(self._readers, clock())
-        begins = Polled()
+        first = Polled()
         for reader in self._readers:
             if (polled := reader.poll(0)) is not None:
-                begins.positions |= polled.positions
-        self._begins: Polled | None = begins
+                first.positions |= polled.positions
+        self._first: Polled | None = first
 
     def poll(self, timeout_s: float) -> Polled | None:
         """The next chunk: of the reader that is behind, if one is; of the first one, where each partition begins.
@@ -54,9 +54,9 @@ class AlignedReader:
         Raises:
             OffsetsGone, TopicReplaced, TopicMissing, LogError: as `Reader.poll`.
         """
-        if self._begins is not None:
-            begins, self._begins = self._begins, None
-            return begins
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
         behind, ahead = sorted(self._readers, key=lambda reader: self._behind_ms(reader.lag()))
         has_more = any(behind.lag().values())
         polled = self._poll(behind, timeout_s if has_more else 0)
@@ -86,10 +86,12 @@ class AlignedReader:
         for reader in self._readers:
             reader.commit(positions)
 
-    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, may_doubt: bool = False) -> None:
-        """As `Reader.note`, with so much time for each of the two."""
+    def commit_number(
+        self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, may_doubt: bool = False
+    ) -> None:
+        """As `Reader.commit_number`, with so much time for each of the two."""
         for reader in self._readers:
-            reader.note(text, positions, timeout_s, may_doubt=may_doubt)
+            reader.commit_number(text, positions, timeout_s, may_doubt=may_doubt)
 
     @property
     def reachable(self) -> bool:
@@ -116,8 +118,8 @@ class AlignedReader:
         return [jump for reader in self._readers for jump in reader.jumps]
 
     @property
-    def noted(self) -> str | None:
-        return max((reader.noted for reader in self._readers if reader.noted), key=int, default=None)
+    def last_number(self) -> str | None:
+        return max((reader.last_number for reader in self._readers if reader.last_number), key=int, default=None)
 
     def _poll(self, reader: Reader, timeout_s: float) -> Polled | None:
         polled = reader.poll(timeout_s)

@@ -68,13 +68,13 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
         LogUnavailable: no broker answers.
         LogError: the broker refuses.
     """
-    known = set().union(*(kind.DEFAULT_CONFIG for kind in (KafkaAdminClient, KafkaConsumer, KafkaProducer)))
+    theirs = set().union(*(kind.DEFAULT_CONFIG for kind in (KafkaAdminClient, KafkaConsumer, KafkaProducer)))
     for key in config.client:
         if key in OURS:
             raise ConfigError(f"kafka.client.{key} is set by headrace and cannot be changed. Remove it.")
-        if key not in known:
+        if key not in theirs:
             raise ConfigError(
-                f"kafka.client.{key} is not a setting of kafka-python.{near(key, known)} Correct or remove it."
+                f"kafka.client.{key} is not a setting of kafka-python.{near(key, theirs)} Correct or remove it."
             )
     settings = {"bootstrap_timeout_ms": CONNECT_MS, "reconnect_backoff_max_ms": RECONNECT_MS, **ours, **config.client}
     with ExitStack() as on_failure:

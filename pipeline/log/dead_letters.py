@@ -234,7 +234,7 @@ def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator
     Raises:
         OffsetsGone: the record that holds it was removed.
         LogUnavailable: Kafka cannot be reached.
-        LogError: Kafka refuses, or has another record at that place now.
+        LogError: Kafka refuses, or has another record there now.
     """
     with Fetcher(config) as fetcher:
         for letter in letters:

@@ -30,7 +30,7 @@ RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value a
 
 @dataclass(slots=True)
 class _Ahead:
-    """What was read of a partition and not handed out yet: all its records from `first` up to `position`."""
+    """The records of a partition that were read and not handed out yet: from offset `first` up to `position`."""
 
     first: int
     position: int  # where the consumer stands
@@ -199,12 +199,12 @@ class Fetcher:
         if not first <= offset < end:
             raise _gone(partition, offset, f"and the partition holds offsets {first} to {end}")
 
-    def _check_id(self, partition: Partition, offset: int, known: str) -> None:
+    def _check_id(self, partition: Partition, offset: int, former_id: str) -> None:
         topic = describe(self._consumer, [partition.topic], self._timeout_s * 1000).get(partition.topic)
-        if topic is not None and topic.id is not None and topic.id != known:
+        if topic is not None and topic.id is not None and topic.id != former_id:
             raise TopicReplaced(
                 f"{partition} offset {offset} is to be read again, but {partition.topic} was deleted and made again "
-                f"(its id was {known} and is {topic.id}). Restore the topic, or go on from a version that does not "
+                f"(its id was {former_id} and is {topic.id}). Restore the topic, or go on from a version that does not "
                 "need its records."
             )
 

@@ -76,8 +76,8 @@ def describe(consumer: Any, names: Iterable[str], timeout_ms: float = CALL_MS) -
             continue
         if topic.error_code:
             raise error(topic.name)
-        known = topic.topic_id is not None and topic.topic_id.int != 0
-        key = base64.urlsafe_b64encode(topic.topic_id.bytes).decode().rstrip("=") if known else None
+        has_id = topic.topic_id is not None and topic.topic_id.int != 0
+        key = base64.urlsafe_b64encode(topic.topic_id.bytes).decode().rstrip("=") if has_id else None
         numbers = sorted(partition.partition_index for partition in topic.partitions)
         found[topic.name] = Topic(key, tuple(Partition(topic.name, number) for number in numbers))
     return found
@@ -128,7 +128,7 @@ def starts(
     return _plain({at: ends[Partition(*at)] if hit is None else hit.offset for at, hit in found.items()})
 
 
-def noted(consumer: Any, partitions: Iterable[Partition]) -> str | None:
+def last_number(consumer: Any, partitions: Iterable[Partition]) -> str | None:
     """The highest number that was committed beside the offsets of the consumer's group, if any."""
     found = [consumer.committed(tp(partition), metadata=True, timeout_ms=CALL_MS) for partition in partitions]
     texts = [at.metadata for at in found if at is not None and at.metadata]
@@ -137,7 +137,7 @@ def noted(consumer: Any, partitions: Iterable[Partition]) -> str | None:
 
 def resume(
     positions: Mapping[Partition, int],
-    known_ids: Mapping[str, str],
+    former_ids: Mapping[str, str],
     topics: Mapping[str, Topic],
     firsts: Mapping[Partition, int],
     ends: Mapping[Partition, int],
@@ -149,7 +149,7 @@ def resume(
 
     Args:
         positions: next offsets to read. A partition that is not there any more goes on at 0.
-        known_ids: the topics that the positions belong to.
+        former_ids: of the topics that the positions belong to.
         jump: go on at the first offset where a position cannot be held, instead of raising.
 
     Returns:
@@ -159,14 +159,14 @@ def resume(
         TopicReplaced: a topic has another id.
         OffsetsGone: a position is not between a partition's first and last offset.
     """
-    begins = {}
+    positions_now = {}
     jumps: list[Jump] = []
     for partition, position in positions.items():
         first, end = firsts.get(partition, 0), ends.get(partition, 0)
-        before, now = known_ids.get(partition.topic), topics[partition.topic].id
+        before, now = former_ids.get(partition.topic), topics[partition.topic].id
         is_replaced = before is not None and now is not None and before != now
         if not is_replaced and first <= position <= end:
-            begins[partition] = position
+            positions_now[partition] = position
             continue
         if not jump:
             if is_replaced:
@@ -183,8 +183,8 @@ def resume(
         if is_replaced:
             entry["ids"] = [before, now]
         jumps.append(entry)
-        begins[partition] = first
-    return begins, jumps
+        positions_now[partition] = first
+    return positions_now, jumps
 
 
 class TopicWatch:
@@ -205,7 +205,7 @@ class TopicWatch:
         self.ids_now: dict[str, str] = {}  # of topics that were made again
         self._seen: defaultdict[Partition, deque[tuple[int, int]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
-    def begin(self) -> dict[str, Topic]:
+    def look_first(self) -> dict[str, Topic]:
         """The topics, whose ids hold from now on."""
         topics = describe(self._consumer, self._names)
         self.ids = {name: topic.id for name, topic in topics.items() if topic.id is not None}

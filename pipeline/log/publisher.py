@@ -56,8 +56,8 @@ class Receipt:
         try:
             metadata = self._future.get(timeout_s)
         except KafkaError as error:
-            told = translated(error, self._config, "acknowledge a record")
-            raise (TooLarge(str(told)) if isinstance(error, TOO_LARGE) else told) from error
+            ours = translated(error, self._config, "acknowledge a record")
+            raise (TooLarge(str(ours)) if isinstance(error, TOO_LARGE) else ours) from error
         return metadata.topic, metadata.partition, metadata.offset
 
 
@@ -156,7 +156,7 @@ class Publisher:
             if isinstance(error, MessageSizeTooLargeError):
                 raise RecordError("too-large", f"a record for {topic}, with its key and headers: {error}.") from None
             if isinstance(error, KafkaError):
-                raise self._told(error, f"take a record for {topic}") from error
+                raise self._translated(error, f"take a record for {topic}") from error
             raise
         future.add_callback(self._delivered, size)
         future.add_errback(self._refused, size, instead)
@@ -272,7 +272,7 @@ class Publisher:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:  # never LogUnavailable: no later call of this publisher can succeed
-            raise LogError(str(self._told(self._failure, "take a record"))) from self._failure
+            raise LogError(str(self._translated(self._failure, "take a record"))) from self._failure
 
     def _answered(self, call: Callable[[], None], doing: str) -> None:
         """Makes a call that kafka-python would wait in without end where no broker answers."""
@@ -284,9 +284,9 @@ class Publisher:
                 raise KafkaTimeoutError(f"no answer in {self._wait_s} s")
             thread.check()
         except KafkaError as error:
-            raise self._told(error, doing) from error
+            raise self._translated(error, doing) from error
 
-    def _told(self, error: KafkaError, doing: str) -> LogError:
+    def _translated(self, error: KafkaError, doing: str) -> LogError:
         causes = (error, *error.args)  # what comes after the first failure is a KafkaError that carries it
         if any(isinstance(cause, ProducerFencedError | InvalidProducerEpochError) for cause in causes):
             return LogError(

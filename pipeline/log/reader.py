@@ -21,7 +21,7 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.log.batches import memory_of
 from pipeline.log.connection import connect, missing_topics, translated
-from pipeline.log.offsets import ASK_MS, Jump, TopicWatch, end_offsets, first_offsets, noted, resume, starts, tp
+from pipeline.log.offsets import ASK_MS, Jump, TopicWatch, end_offsets, first_offsets, last_number, resume, starts, tp
 from pipeline.records import Partition, Record
 from pipeline.threads import Background
 
@@ -42,7 +42,7 @@ class Polled:
 
 
 @dataclass(slots=True)
-class _Note:
+class _NumberCommit:
     text: str
     positions: dict[Partition, int]
     may_doubt: bool
@@ -60,8 +60,8 @@ class Reader:
 
     A broker that is away is waited for. What waits may exceed `max_buffered_bytes` by one fetch.
 
-    kafka-python fetches by a topic's name, so that one that is replaced while running may be read for `refresh_s`;
-    but `note` looks: what was read before one returns is of the topics in `topic_ids`, or may be what is `doubtful`.
+    kafka-python fetches by a topic's name, so that one that is replaced while running may be read for `refresh_s`.
+    `commit_number` looks: what was read before it returns is of the topics in `topic_ids`, or is `doubtful`.
 
     Args:
         topic_ids: the topics that `positions` belong to; their offsets name other records in another topic.
@@ -97,7 +97,7 @@ class Reader:
         self._refresh_s = refresh_s
         self.reachable = True  # whether the broker answered the last refresh
         self.jumps: list[Jump] = []
-        self.noted: str | None = None  # the highest number that was noted for the group before
+        self.last_number: str | None = None  # the highest that was committed for the group before
         self._changed = threading.Condition()  # guards what follows
         self._chunks: deque[tuple[Polled, int]] = deque()  # with their sizes in bytes
         self._buffered_bytes = 0
@@ -107,13 +107,13 @@ class Reader:
         self._withheld: dict[Partition, int] = {}
         self._ahead: Counter[Partition] = Counter()
         self._commits: dict[Partition, int] = {}
-        self._note: _Note | None = None
+        self._asked: _NumberCommit | None = None
         self._error: OffsetsGone | TopicMissing | None = None  # why nothing more is read
         self._stopped = False
         # The thread's own:
         self._read: dict[Partition, int] = {}  # what it has read
         self._committed: dict[Partition, int] = {}  # to Kafka, or where it began
-        self._text = ""  # the note that goes with every commit
+        self._text = ""  # the number that goes with every commit
         self._is_cut = False  # a partition does not go on where it was read to, for a reason to be found
         self._consumer = connect(
             KafkaConsumer,
@@ -134,7 +134,7 @@ class Reader:
         self.doubtful = self._watch.doubtful  # offsets that were read, and may be those of a topic that was made again
         self.again, self.ids_now = self._watch.again, self._watch.ids_now  # those that are, and of which topics
         try:
-            self._begin(positions or {}, topic_ids or {}, start, jump)
+            self._start(positions or {}, topic_ids or {}, start, jump)
         except BaseException as error:
             self._consumer.close(autocommit=False)
             if isinstance(error, KafkaError):
@@ -200,31 +200,33 @@ class Reader:
             self._commits.update(positions)
             self._changed.notify_all()
 
-    def note(self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, may_doubt: bool = False) -> None:
-        """Commits the offsets with `text` beside those of every partition, and returns when Kafka has it.
+    def commit_number(
+        self, text: str, positions: Mapping[Partition, int], timeout_s: float, *, may_doubt: bool = False
+    ) -> None:
+        """Commits the offsets, with `text` as metadata of those of every partition, and returns when Kafka has it.
 
-        From then on `commit` repeats it; the next reader of the group finds it as `noted`, if it is a number. Returns
-        only if the offsets are of the topics that were read, or `may_doubt` and are `doubtful`; notes of topics that
-        are gone go along. It can still be done after records were removed that were not read yet.
+        From then on `commit` repeats it, and the next reader of the group finds it as `last_number`. It returns only
+        if the offsets are of the topics that were read, or `may_doubt` and are `doubtful`. It can still be done after
+        records were removed that were not read yet.
 
         Raises:
             LogUnavailable: not done in time; it may still come to pass.
             TopicReplaced: a topic was made again, and offsets are doubtful.
             LogError: Kafka refuses, or the reader is closed.
         """
-        note = _Note(text, dict(positions), may_doubt)
+        asked = _NumberCommit(text, dict(positions), may_doubt)
         with self._changed:
-            self._note = note
+            self._asked = asked
             self._changed.notify_all()
             self._changed.wait_for(
-                lambda: note.is_done or note.error or self._prevents(note) or self._thread.error or self._stopped,
+                lambda: asked.is_done or asked.error or self._prevents(asked) or self._thread.error or self._stopped,
                 timeout_s,
             )
-            if self._note is note:
-                self._note = None
-            if note.is_done:
+            if self._asked is asked:
+                self._asked = None
+            if asked.is_done:
                 return
-            if error := note.error or self._prevents(note):
+            if error := asked.error or self._prevents(asked):
                 raise error
             self._thread.check()
             if self._stopped:
@@ -234,11 +236,11 @@ class Reader:
             f"{timeout_s:g} s. See that it runs and that its __consumer_offsets topic has a leader."
         )
 
-    def _prevents(self, note: _Note) -> LogError | None:
-        """What ended the reading, if nothing can be noted for it."""
+    def _prevents(self, asked: _NumberCommit) -> LogError | None:
+        """What ended the reading, if no number can be committed for it."""
         if isinstance(self._error, TopicReplaced):
-            doubtful = any(note.positions.get(at, 0) > offsets.start for at, offsets in self.doubtful.items())
-            return self._error if doubtful and not note.may_doubt else None
+            doubtful = any(asked.positions.get(at, 0) > offsets.start for at, offsets in self.doubtful.items())
+            return self._error if doubtful and not asked.may_doubt else None
         return None
 
     def close(self) -> None:
@@ -255,10 +257,10 @@ class Reader:
     ) -> None:
         self.close()
 
-    # Where to begin: in the caller's thread, before the other one runs.
+    # Where to start: in the caller's thread, before the other one runs.
 
-    def _begin(self, positions: Mapping[Partition, int], known_ids: Mapping[str, str], start: str, jump: bool) -> None:
-        topics = self._watch.begin()
+    def _start(self, positions: Mapping[Partition, int], former_ids: Mapping[str, str], start: str, jump: bool) -> None:
+        topics = self._watch.look_first()
         if missing := [name for name in self._topics if name not in topics]:
             raise missing_topics(self._config, missing)
         partitions = [partition for topic in topics.values() for partition in topic.partitions]
@@ -266,28 +268,28 @@ class Reader:
         started = {partition.topic for partition in positions}
         fresh = [partition for partition in partitions if partition.topic not in started]
         positions = {partition: offset for partition, offset in positions.items() if partition.topic in topics}
-        resumed, self.jumps = resume(positions, known_ids, topics, firsts, ends, model=self._model, jump=jump)
-        begins = firsts | starts(self._consumer, fresh, start, firsts, ends) | resumed
-        self.noted = noted(self._consumer, partitions)
-        self._text = self.noted or ""
-        self._assign(begins, firsts, dict.fromkeys(begins, 0) | ends)
+        resumed, self.jumps = resume(positions, former_ids, topics, firsts, ends, model=self._model, jump=jump)
+        starts_at = firsts | starts(self._consumer, fresh, start, firsts, ends) | resumed
+        self.last_number = last_number(self._consumer, partitions)
+        self._text = self.last_number or ""
+        self._assign(starts_at, firsts, dict.fromkeys(starts_at, 0) | ends)
 
     def _assign(
-        self, begins: Mapping[Partition, int], firsts: Mapping[Partition, int], ends: Mapping[Partition, int]
+        self, starts_at: Mapping[Partition, int], firsts: Mapping[Partition, int], ends: Mapping[Partition, int]
     ) -> None:
         """Reads these partitions as well, from these offsets; not those that are gone, whose position is 0."""
         with self._changed:
-            self._polled |= begins
+            self._polled |= starts_at
             self._firsts |= firsts
             self._ends |= ends
-        held = {partition: offset for partition, offset in begins.items() if partition in firsts}
+        held = {partition: offset for partition, offset in starts_at.items() if partition in firsts}
         self._read |= held
         self._watch.sure |= held
         self._committed |= held
         self._consumer.assign([tp(partition) for partition in self._read])
         for partition, offset in held.items():
             self._consumer.seek(tp(partition), offset)
-        self._put(Polled(positions=dict(begins)), 0)
+        self._put(Polled(positions=dict(starts_at)), 0)
 
     # The thread: it alone uses the consumer.
 
@@ -298,7 +300,7 @@ class Reader:
             except (OffsetsGone, TopicMissing) as error:
                 self._error = error
                 self._notify()
-                self._take_last_notes()
+                self._commit_last_numbers()
             if self._commits:
                 with suppress(KafkaError):
                     self._consumer.commit(self._to_commit(self._commits), timeout_ms=1000)
@@ -313,17 +315,17 @@ class Reader:
             with self._changed:
                 self._changed.wait_for(
                     lambda: (
-                        self._stopped or self._commits or self._note or self._buffered_bytes < self._max_buffered_bytes
+                        self._stopped or self._commits or self._asked or self._buffered_bytes < self._max_buffered_bytes
                     ),
                     max(0.0, refresh_at - time.monotonic()),
                 )
                 if self._stopped:
                     return
-                note = self._note
+                asked = self._asked
                 commits, self._commits = self._commits, {}
                 has_room = self._buffered_bytes < self._max_buffered_bytes
-            if note is not None:
-                self._write(note, commits)
+            if asked is not None:
+                self._write(asked, commits)
             elif commits:
                 self._consumer.commit_async(self._to_commit(commits))
             if time.monotonic() >= refresh_at:
@@ -332,15 +334,15 @@ class Reader:
             if has_room:
                 self._fetch()
 
-    def _take_last_notes(self) -> None:
-        """Nothing is read any more; but what was read may have to be noted."""
+    def _commit_last_numbers(self) -> None:
+        """Nothing is read any more; but a number may have to be committed for what was read."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._note)
-                note = self._note
-            if self._stopped or note is None:
+                self._changed.wait_for(lambda: self._stopped or self._asked)
+                asked = self._asked
+            if self._stopped or asked is None:
                 return
-            self._write(note, {})
+            self._write(asked, {})
 
     def _fetch(self) -> None:
         try:
@@ -387,24 +389,24 @@ class Reader:
             self._ends |= ends or {}
             self._changed.notify_all()
 
-    def _write(self, note: _Note, commits: dict[Partition, int]) -> None:
-        """Tries to; a note that is not done is tried again until its caller gives up."""
-        self._text = note.text
-        offsets = self._to_commit(self._committed | commits | note.positions)
+    def _write(self, asked: _NumberCommit, commits: dict[Partition, int]) -> None:
+        """Tries to; one that is not done is tried again until its caller gives up."""
+        self._text = asked.text
+        offsets = self._to_commit(self._committed | commits | asked.positions)
         try:
             there = self._watch.now(self._read, are_others=self._error is not None)
             if self._error is not None:
                 offsets = {at: offset for at, offset in offsets.items() if at.topic in there}
             if self._error is not None or len(there) == len(self._topics):
                 self._consumer.commit(offsets, timeout_ms=ASK_MS)
-                note.is_done = True
+                asked.is_done = True
         except KafkaError as error:
             if not error.retriable:
-                note.error = translated(error, self._config, f"note {note.text} for {self._model}")
+                asked.error = translated(error, self._config, f"note {asked.text} for {self._model}")
         with self._changed:
-            if note.is_done or note.error:
-                if self._note is note:
-                    self._note = None
+            if asked.is_done or asked.error:
+                if self._asked is asked:
+                    self._asked = None
                 self._changed.notify_all()
             else:
                 self._changed.wait_for(lambda: self._stopped, POLL_MS / 1000)

@@ -108,7 +108,7 @@ def _commit(entry: HistoryEntry, before: Counter[str], digest: str | None, alias
 
 
 def blame(store: Store, partition: Partition, offset: int) -> Blame:
-    """What the model did with the record at this place; reads back from the head to the version that accounts for it.
+    """Says what the model did with one record. Reads back from the head to the version that accounts for it.
 
     Where the topic was made again, its newest records count.
     """

@@ -136,7 +136,7 @@ class LineageBuilder:
         return bool(self._updates or self._outcomes or self._changes)
 
     def build(self) -> Lineage:
-        """What was collected; starts anew."""
+        """Returns what was collected, and starts anew."""
         lineage = Lineage.model_construct(
             partitions=tuple(self._numbers),
             updates=tuple(self._updates),

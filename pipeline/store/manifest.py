@@ -192,10 +192,10 @@ class Manifest(About):
         return sum(entry.nbytes for entry in entries) + sum(objects.values())
 
     def check_size(self, group: Group, most: float) -> None:
-        """Before anything of it is fetched: many of its tensors may be one object.
+        """Checks what loading takes before anything is fetched: many tensors may name one object.
 
         Raises:
-            ConfigError: loading takes more than that.
+            ConfigError: it takes more than `most` bytes.
         """
         if (needed := self.loaded_bytes(group)) > most:
             raise ConfigError(
@@ -221,7 +221,7 @@ def watermark_of(positions: Mapping[Partition, int]) -> dict[str, dict[int, int]
 
 
 class HistoryEntry(Stored):
-    """What stays of a version for good, also when retention has removed its manifest."""
+    """The entry of a version in the history. It stays when retention has removed the manifest."""
 
     version: Int64
     parent: Ref | None = None

@@ -70,7 +70,7 @@ class Store:
         return None if counter is None else Fence(int(counter), token)
 
     def renew(self, fence: Fence, lease_s: float, stalled: str | None = None) -> None:
-        """Prolongs the right to write. One that ran out can be prolonged as long as nobody else took it.
+        """Renews the right to write. One that ran out can be renewed as long as nobody else took it.
 
         Args:
             stalled: what the writer has been at for too long, for whoever watches.
@@ -83,7 +83,7 @@ class Store:
             raise self._lost_lease(fence)
 
     def release(self, fence: Fence) -> None:
-        """Gives the right to write up; nothing happens if another took it."""
+        """Gives up the right to write. Nothing happens if another took it."""
         self._keys.run("renew", fence.token, 0, "")
 
     def holder(self) -> str | None:
@@ -237,7 +237,7 @@ class Store:
             raise Corrupt(f"Tensor {name} of version {manifest.version} of {self.model}: {error}") from None
 
     def history(self, version: int) -> HistoryEntry:
-        """What stays of a version for good.
+        """The entry of a version, which is kept for good.
 
         Raises:
             NotFound: there never was such a version, or not since the last reset.
@@ -248,7 +248,7 @@ class Store:
         raise NotFound(f"There is no version {version} of {self.model}. Its last reset may have removed it.")
 
     def histories(self, above: int = 0) -> Iterator[HistoryEntry]:
-        """What stays of all versions with numbers `above` this one, oldest first: each is the parent of the next.
+        """The entries of all versions with numbers `above` this one, oldest first. Each is the parent of the next.
 
         Raises:
             Corrupt: as `history`.
@@ -261,7 +261,7 @@ class Store:
             yield from self._histories(numbers[start : start + HISTORY_BATCH])
 
     def ancestry(self, version: int, batch: int = HISTORY_BATCH) -> Iterator[HistoryEntry]:
-        """What stays of a version and of those before it, each the parent of the one before.
+        """The entries of a version and of its ancestors. Each is the parent of the one before.
 
         Args:
             batch: how many are read at first; then twice as many, up to `HISTORY_BATCH`.
@@ -281,7 +281,7 @@ class Store:
             batch = min(2 * batch, HISTORY_BATCH)
 
     def lineage(self, version: int) -> Lineage:
-        """What a version learned since its parent; also of one that is not kept any more.
+        """What a version learned since its parent. It outlives the version.
 
         Raises:
             NotFound: as `history`.
@@ -298,7 +298,7 @@ class Store:
     # --- administration ---
 
     def set_alias(self, name: str, version: Ref | int | str) -> Ref:
-        """Makes a name of the user's name a version.
+        """Points an alias at a version.
 
         Raises:
             ConfigError: the name could be taken for a number, or has odd characters.
@@ -354,7 +354,7 @@ class Store:
             self._objects.delete(digest.decode() for digest in unnamed)
 
     def _histories(self, numbers: Sequence[int]) -> Iterator[HistoryEntry]:
-        """Those that there are, each checked against its manifest where that is kept."""
+        """The entries that exist. Each is checked against its manifest, where that is kept."""
         for number, (raw, manifest) in zip(numbers, self._keys.entries(numbers), strict=True):
             if raw is None:
                 continue

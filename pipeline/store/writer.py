@@ -54,7 +54,7 @@ class Committed:
 
 @dataclass(slots=True, eq=False)
 class _Prepared:
-    """A draft that is ready to be sent, as often as it takes."""
+    """A draft that is ready to be sent, and to be sent again where a try fails."""
 
     draft: Draft
     manifest: Manifest
@@ -67,8 +67,8 @@ class _Prepared:
 class Writer:
     """Commits one version after the other, from the head on.
 
-    A commit that raised is tried again with the same draft and gives the same version, also if the first try
-    went through and only its answer was lost. No other draft can be committed before.
+    A commit that raised is tried again with the same draft. It gives the same version, even if the first try went
+    through and only its answer was lost. No other draft can be committed before.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Writer:
 
     @property
     def next_version(self) -> int:
-        """The number that the next commit will have: of the draft that has yet to be committed, if there is one."""
+        """The number of the next commit. Where a draft is waiting to be committed, it is that draft's."""
         return self._last_version + 1
 
     def commit(self, draft: Draft) -> Committed:
@@ -226,7 +226,7 @@ class Writer:
         return _Prepared(draft, manifest, history_raw, objects.new, changed)
 
     def _log(self, name: Name, delta: Delta) -> RowLog:
-        """The log that a delta belongs to: a new one for a whole tensor, the one at hand, or one from Redis."""
+        """The log that a delta belongs to: a new one for a whole tensor, else the one in memory or the one in Redis."""
         if delta.is_whole:
             return RowLog(delta.values.dtype, delta.values.shape)
         if name in self._logs:

@@ -54,7 +54,7 @@ def test_a_reader_tells_whoever_polls(kafka_config: KafkaConfig, topic: str, mon
             with pytest.raises(Mistake):
                 reader.poll(PATIENCE_S)
         with pytest.raises(Mistake):
-            reader.note("1", {}, PATIENCE_S)
+            reader.commit_number("1", {}, PATIENCE_S)
 
 
 def test_a_reader_that_nobody_asks_any_more_tells_at_its_end(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from consumers.worker.evaluator import Examiner, accuracy, features, hits_by_class, mean_bytes
+from consumers.worker.evaluator import Evaluator, accuracy, features, hits_by_class, mean_bytes
 from consumers.worker.fold import HELD_OUT, whole
 from models.evaluation.drawings import quality
 from models.images.backbone import Backbone, BackboneOptions
@@ -144,11 +144,11 @@ def test_drawings_are_judged_by_the_features_of_the_judge() -> None:
 
 def test_it_asks_when_it_is_time() -> None:
     now_s = [100.0]
-    examiner = Examiner(HoldOutConfig(slots=4, every_s=60), None, clock=lambda: now_s[0])
-    assert not examiner.due(3)
+    evaluator = Evaluator(HoldOutConfig(slots=4, every_s=60), None, clock=lambda: now_s[0])
+    assert not evaluator.due(3)
     now_s[0] += 60
-    assert examiner.due(3)
-    assert not examiner.due(0)  # nothing was learned
+    assert evaluator.due(3)
+    assert not evaluator.due(0)  # nothing was learned
 
 
 class Always:

@@ -76,7 +76,7 @@ def test_records_come_in_the_order_of_their_partition(
     with feeding(kafka_config, topic, batch_size=16, decode_threads=decode_threads) as feed:
         while sum(len(item.examples) for item in taken) < 400:
             taken += take(feed, 1)
-            positions, pending = feed.standing()
+            positions, pending = feed.progress()
             waiting = list(pending)
             for partition in (0, 1):  # what is before the next offset to read was taken, or is pending: never both
                 at = Partition(topic, partition)
@@ -105,7 +105,7 @@ def test_what_cannot_be_learned_leaves_beside_the_batch(kafka_config: KafkaConfi
     publish(kafka_config, topic, b"first", None, b"\xff", b"last")
     with feeding(kafka_config, topic) as feed:
         items = take(feed, 4)
-        assert feed.standing() == ({Partition(topic, 0): 4}, Runs())
+        assert feed.progress() == ({Partition(topic, 0): 4}, Runs())
     assert offsets(items, 0) == [0, 3]
     assert [(skipped.record.offset, skipped.reason) for item in items for skipped in item.skipped] == [(1, "tombstone")]
     assert [(d.record.offset, d.error.reason) for item in items for d in item.dead] == [(2, "undecodable")]
@@ -127,9 +127,9 @@ def test_a_backlog_comes_first_and_is_pending_until_it_is_taken(kafka_config: Ka
         settings = {"topics": {topic: 0}, "batch_size": 4, "max_wait_ms": 60_000, "decode_threads": 1}
         feed = Feed(reader, decoder, CPU, positions={at: 6}, backlog=chosen, **settings)  # type: ignore[arg-type]
         try:
-            assert list(feed.standing()[1])[:2] == [(at, 4), (at, 1)]
+            assert list(feed.progress()[1])[:2] == [(at, 4), (at, 1)]
             assert offsets(take(feed, 4), 0) == [4, 1, 6, 7]
-            assert feed.standing() == ({at: 8}, Runs())
+            assert feed.progress() == ({at: 8}, Runs())
         finally:
             feed.close()
 
@@ -144,7 +144,7 @@ def test_positions_step_over_the_ends_of_transactions(kafka: str, kafka_config: 
     producer.close()
     examples: list[Example] = []
     with feeding(kafka_config, topic) as feed:
-        while feed.standing()[0].get(Partition(topic, 0), 0) < 4 or not examples:  # two records, two markers
+        while feed.progress()[0].get(Partition(topic, 0), 0) < 4 or not examples:  # two records, two markers
             if (item := feed.take(0.05)) is not None:
                 examples += item.examples
     assert [example.record.value for example in examples] == [b"kept"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from consumers.worker import worker as trainer
-from consumers.worker.evaluator import Examiner
+from consumers.worker.evaluator import Evaluator
 from consumers.worker.guard import Row, _culprits
 from pipeline.config import HoldOutConfig
 from pipeline.errors import Diverged
@@ -172,7 +172,7 @@ def test_the_smallest_sets_of_rows_that_break_it_are_found(sets: list[set[int]])
     assert asked <= 12 * sum(map(len, sets)) + 12
 
 
-class Noting(Examiner):
+class Noting(Evaluator):
     """Notes the records that it may compare drawings with."""
 
     known: ClassVar[list[Place]] = []
@@ -189,7 +189,7 @@ def test_what_was_not_learned_is_not_compared_with(
     kafka: str, redis_url: str, topic: str, bad: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found at its own update, or after others were learned."""
-    monkeypatch.setattr(trainer, "Examiner", Noting)
+    monkeypatch.setattr(trainer, "Evaluator", Noting)
     Noting.known.clear()
     rhythm: dict[str, Any] = {"snapshot_every_updates": 5, "snapshot_every_s": None}
     config = configuration(kafka, redis_url, topic, **FRAGILE, **rhythm, hold_out={"slots": 1, "share": 1e-9})
@@ -202,9 +202,9 @@ def test_what_was_not_learned_is_not_compared_with(
 
 
 def test_an_evaluator_forgets_what_was_not_learned() -> None:
-    judge: Any = torch.nn.Identity()
-    examiner = Examiner(HoldOutConfig(slots=1), judge)
+    extractor: Any = torch.nn.Identity()
+    evaluator = Evaluator(HoldOutConfig(slots=1), extractor)
     record = Record("topic", 0, 7, 0, None, b"")
-    examiner.learned(Example(replace(record, offset=offset), np.zeros(1, np.uint8), None, "") for offset in range(5))
-    examiner.unlearned({Place(Partition("topic", 0), 3)})
-    assert [place[1] for place, _ in examiner._learned] == [0, 1, 2, 4]
+    evaluator.learned(Example(replace(record, offset=offset), np.zeros(1, np.uint8), None, "") for offset in range(5))
+    evaluator.unlearned({Place(Partition("topic", 0), 3)})
+    assert [place[1] for place, _ in evaluator._learned] == [0, 1, 2, 4]

@@ -24,7 +24,7 @@ class Pretended:
         self.read = 0
         self.begins = [Polled(positions={at: 0})]
         self.held_back = False  # counted by the broker, and not given
-        self.noted: str | None = None
+        self.last_number: str | None = None
         self.topic_ids = {at.topic: f"id of {at.topic}"}
         self.jumps = [{"topic": at.topic}]
         self.done: list[Any] = []
@@ -47,7 +47,7 @@ class Pretended:
     def commit(self, positions: dict[Partition, int]) -> None:
         self.done.append(positions)
 
-    def note(self, text: str, positions: dict[Partition, int], timeout_s: float, *, may_doubt: bool) -> None:
+    def commit_number(self, text: str, positions: dict[Partition, int], timeout_s: float, *, may_doubt: bool) -> None:
         self.done.append((text, positions, timeout_s))
 
 
@@ -112,9 +112,9 @@ def test_one_that_gives_nothing_is_waited_for_and_not_for_ever() -> None:
 def test_it_is_one_reader_to_a_worker() -> None:
     records, labels = Pretended(RECORDS, []), Pretended(LABELS, [])
     reader = aligned(records, labels)
-    assert reader.noted is None
-    records.noted, labels.noted = "9", "10"
-    assert reader.noted == "10"
+    assert reader.last_number is None
+    records.last_number, labels.last_number = "9", "10"
+    assert reader.last_number == "10"
     assert reader.reachable
     labels.reachable = False
     assert not reader.reachable
@@ -122,5 +122,5 @@ def test_it_is_one_reader_to_a_worker() -> None:
     assert [jump["topic"] for jump in reader.jumps] == ["labels", "records"]
     assert reader.firsts() == {RECORDS: 0, LABELS: 0}
     reader.commit({RECORDS: 3})
-    reader.note("11", {LABELS: 4}, 2.0)
+    reader.commit_number("11", {LABELS: 4}, 2.0)
     assert records.done == labels.done == [{RECORDS: 3}, ("11", {LABELS: 4}, 2.0)]

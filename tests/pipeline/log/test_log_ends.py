@@ -108,7 +108,7 @@ def test_a_jump_begins_with_the_new_topics_first_record(kafka_config: KafkaConfi
         assert reader.lag() == {Partition(kept, 0): 0, Partition(topic, 0): 9, Partition(topic, 1): 0}
         records, moved = take(reader, 9)
         assert [record.value for record in records] == [b"new"] * 9
-        reader.note("7", first | moved, PATIENCE_S)  # of a partition that is not there
+        reader.commit_number("7", first | moved, PATIENCE_S)  # of a partition that is not there
         after = reader.topic_ids
     with going_on(positions=first | moved, topic_ids=after) as reader:
         assert reader.jumps == []
@@ -142,15 +142,15 @@ def test_what_was_read_of_another_topic_gets_past_no_note(kafka_config: KafkaCon
     publish(kafka_config, topic, *[b"old"] * 3)
     with Reader(kafka_config, [topic], group=GROUP, refresh_s=60) as reader:
         _, positions = take(reader, 3)
-        reader.note("1", positions, PATIENCE_S)
+        reader.commit_number("1", positions, PATIENCE_S)
         replace(topics, topic)
         publish(kafka_config, topic, *[b"new"] * 9)
-        reader.note("2", positions, PATIENCE_S)  # of the old one
+        reader.commit_number("2", positions, PATIENCE_S)  # of the old one
         for at, offsets in reader.doubtful.items():  # none, where offset 3 was out of range for a moment
             assert (at, offsets.start) == (Partition(topic, 0), 3)
             with pytest.raises(TopicReplaced, match=f"{topic} was deleted and made again"):
-                reader.note("3", {at: offsets.stop}, PATIENCE_S)
-            reader.note("3", {at: offsets.stop}, PATIENCE_S, may_doubt=True)
+                reader.commit_number("3", {at: offsets.stop}, PATIENCE_S)
+            reader.commit_number("3", {at: offsets.stop}, PATIENCE_S, may_doubt=True)
 
 
 def test_a_topic_deleted_under_the_reader_ends_it(kafka_config: KafkaConfig, topics: Topics) -> None:
@@ -211,17 +211,17 @@ def test_a_note_is_found_by_the_next_reader(kafka_config: KafkaConfig, topics: T
     topic, group = topics(partitions=2), unique("headrace")
     publish(kafka_config, topic, *[b"x"] * 5, partition=1)
     with Reader(kafka_config, [topic], group=group) as reader:
-        assert reader.noted is None
-        reader.note("9", {}, PATIENCE_S)  # before anything was read
+        assert reader.last_number is None
+        reader.commit_number("9", {}, PATIENCE_S)  # before anything was read
     offsets = topics.admin.list_group_offsets(group)[group]
     assert {at.partition: (found.offset, found.metadata) for at, found in offsets.items()} == {0: (0, "9"), 1: (0, "9")}
     with Reader(kafka_config, [topic], group=group) as reader:
-        assert reader.noted == "9"
+        assert reader.last_number == "9"
         _, positions = take(reader, 5)
-        reader.note("10", positions, PATIENCE_S)
-        reader.note("11", {Partition(topic, 1): 3}, PATIENCE_S)
+        reader.commit_number("10", positions, PATIENCE_S)
+        reader.commit_number("11", {Partition(topic, 1): 3}, PATIENCE_S)
         reader.commit({Partition(topic, 1): 4})
-        assert reader.noted == "9"  # at the start
+        assert reader.last_number == "9"  # at the start
     offsets = topics.admin.list_group_offsets(group)[group]
     assert {at.partition: (found.offset, found.metadata) for at, found in offsets.items()} == {
         0: (0, "11"),
@@ -232,11 +232,11 @@ def test_a_note_is_found_by_the_next_reader(kafka_config: KafkaConfig, topics: T
 def test_a_commit_before_the_first_note_keeps_the_old_one(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic, group = topics(), unique("headrace")
     with Reader(kafka_config, [topic], group=group) as reader:
-        reader.note("12", {}, PATIENCE_S)
+        reader.commit_number("12", {}, PATIENCE_S)
     with Reader(kafka_config, [topic], group=group) as reader:
         reader.commit({Partition(topic, 0): 0})
     with Reader(kafka_config, [topic], group=group) as reader:
-        assert reader.noted == "12"
+        assert reader.last_number == "12"
 
 
 def test_the_highest_note_counts_and_foreign_ones_do_not(kafka: str, kafka_config: KafkaConfig, topics: Topics) -> None:
@@ -246,17 +246,17 @@ def test_the_highest_note_counts_and_foreign_ones_do_not(kafka: str, kafka_confi
     consumer.commit({TopicPartition(topic, n): OffsetAndMetadata(0, text, -1) for n, text in enumerate(texts)})
     consumer.close()
     with Reader(kafka_config, [topic], group=group) as reader:
-        assert reader.noted == "10"
+        assert reader.last_number == "10"
 
 
 def test_a_note_that_kafka_refuses_is_told(kafka_config: KafkaConfig, topic: str) -> None:
     with Reader(kafka_config, [topic], group=GROUP) as reader:
         with pytest.raises(LogError, match=r"could not note 1{9}.* for digits .*OffsetMetadataTooLarge"):
-            reader.note("1" * 5000, {}, PATIENCE_S)
+            reader.commit_number("1" * 5000, {}, PATIENCE_S)
         begin(reader)
         assert reader.poll(0) is None  # it reads on
     with pytest.raises(LogError, match="7 was not noted for digits: its reader is closed"):
-        reader.note("7", {}, PATIENCE_S)
+        reader.commit_number("7", {}, PATIENCE_S)
 
 
 # A broker that is merely away.
@@ -280,12 +280,12 @@ def test_a_broker_that_is_away_is_waited_for_but_not_without_end(
         while reader.reachable:
             assert reader.poll(0.05) is None
         with pytest.raises(LogUnavailable, match=r"did not take the note 1 for digits within 0\.2 s"):
-            reader.note("1", {}, 0.2)
+            reader.commit_number("1", {}, 0.2)
         with pytest.raises(LogUnavailable, match="did not give kept partition 0 offset 1 within 5 s"):
             list(fetcher.records([(Partition("kept", 0), 1)]))
         with EmbeddedKafka(tmp_path) as server:
             assert server.bootstrap_servers == config.bootstrap_servers
-            reader.note("2", {}, PATIENCE_S)
+            reader.commit_number("2", {}, PATIENCE_S)
             publish(config, "kept", b"after")
             assert [record.value for record in take(reader, 1)[0]] == [b"after"]
             assert [record.value for record in fetcher.records([(Partition("kept", 0), 1)])] == [b"after"]
