@@ -141,8 +141,13 @@ class Workers(ABC, Generic[TaskT]):
         """Settles the tasks' futures."""
 
     def start(self) -> None:
-        for thread in [*self._crew, self._watch]:
+        for thread in self.threads:
             thread.start()
+
+    @property
+    def threads(self) -> list[Background]:
+        """All that shall run until the end, but not those that were given up."""
+        return [*self._crew, self._watch]
 
     @property
     def problem(self) -> str | None:
@@ -184,10 +189,9 @@ class Workers(ABC, Generic[TaskT]):
         return task.future
 
     def _broken(self) -> Broken | None:
-        threads = [*self._crew, self._watch]
-        if problem := next((thread.problem for thread in threads if thread.problem), None):
+        if problem := next((thread.problem for thread in self.threads if thread.problem), None):
             return Broken(problem)
-        return None if all(thread.is_alive() for thread in threads) else Broken(None)
+        return None if all(thread.is_alive() for thread in self.threads) else Broken(None)
 
     def _answer_all(self) -> None:
         """Answers everybody who waits, because a thread has failed. One that was given up does not count."""

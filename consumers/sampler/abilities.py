@@ -1,4 +1,4 @@
-"""What a model can be asked: a row here for each route below a model, and what a model must be able to do for it."""
+"""What a model can be asked: each route below a model has a row here, with what the model must be able to do."""
 
 from __future__ import annotations
 
@@ -12,31 +12,28 @@ T = TypeVar("T")
 
 
 def able(live: Live[Any], *kinds: type[T]) -> Live[T] | None:
-    """The same version, where its model is one of these."""
+    """The same version, if its model is of one of these kinds."""
     return cast("Live[T]", live) if isinstance(live.model, kinds) else None
 
 
 class Ability(Generic[T]):
-    """A route below a model, which a model answers that is one of these."""
+    """A route below a model, and the kinds of models that answer it."""
 
     def __init__(self, route: str, *kinds: type[T]) -> None:
         self.route = route
-        self._kinds = kinds
+        self.kinds = kinds
 
     def of(self, live: Live[Any]) -> Live[T]:
-        """The same version.
+        """The same version, whose model is known to answer.
 
         Raises:
             HTTPException: 409 where the model does something else.
         """
-        if (found := able(live, *self._kinds)) is None:
+        if (found := able(live, *self.kinds)) is None:
             can = " or ".join(answers(live)) or "ask for its versions alone"
             detail = f"{live.manifest.model} does not {self.route}. What it does: {can}."
             raise refusal(409, "wrong-kind", detail)
         return found
-
-    def __contains__(self, live: Live[Any]) -> bool:
-        return isinstance(live.model, self._kinds)
 
 
 #: in the order in which a model tells what it answers
@@ -57,4 +54,4 @@ ABILITIES: tuple[Ability[Any], ...] = (
 
 def answers(live: Live[Any]) -> list[str]:
     """The routes that this model answers."""
-    return [ability.route for ability in ABILITIES if live in ability]
+    return [ability.route for ability in ABILITIES if isinstance(live.model, ability.kinds)]

@@ -123,9 +123,11 @@ def _has_failed(record: logging.LogRecord) -> bool:
 class _Server(uvicorn.Server):
     """Ends once `stop` is set, but not before it has started: what was started is ended in order."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, stop: Event) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, stop: Event, say: Callable[[str], None]) -> None:
         super().__init__(config)
         self._service = service
+        self._say = say
+        self._said: set[str] = set()
         self._stop = stop
         self.exhausted: Exhausted | None = None
 
@@ -140,7 +142,11 @@ class _Server(uvicorn.Server):
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end, asked ten times a second."""
+        """Whether to end, asked ten times a second. Says it when a thread has failed."""
+        broken = self._service.broken
+        for line in broken - self._said:
+            self._say(f"{line}. Start the sampler again.")
+        self._said |= broken
         if self.exhausted is None and self._service.given_up >= GIVEN_UP:
             self.exhausted = Exhausted(
                 f"{self._service.given_up} threads came to no end at a model or a record: the sampler ends, so that "
@@ -191,7 +197,7 @@ def open_server(config: Config, say: Callable[[str], None], stop: Event | None =
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=[str(proxy) for proxy in settings.proxies],
     )
-    return _Server(options, app.state.service, stop or Event()), listener
+    return _Server(options, app.state.service, stop or Event(), say), listener
 
 
 def _to_stderr(line: str) -> None:

@@ -156,21 +156,16 @@ class Follower:
         self._loading: tuple[int, float] | None = None  # a version, and since when
         self._refused: tuple[str, str] | None = None  # a version that could not be loaded, and why: it is tried once
         self._changed = threading.Condition()
-        self._thread = Background(self._loop, f"follow-{store.model}", self._set)
+        self.thread = Background(self._loop, f"follow-{store.model}", self._set)
 
     def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def broken(self) -> str | None:
-        """What ended the thread: no other version goes live."""
-        return self._thread.problem
+        self.thread.start()
 
     @property
     def problem(self) -> str | None:
         """Why the newest version is not the live one."""
-        if self.broken is not None:
-            return f"{self.broken}, {self._stays}. Start the sampler again."
+        if self.thread.problem is not None:
+            return f"{self.thread.problem}, {self._stays}. Start the sampler again."
         if (version := self.stalled) is None:
             return self._problem
         return (
@@ -189,7 +184,7 @@ class Follower:
         self._stop.set()
 
     def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
+        self.thread.join(timeout_s)
 
     def wait_for(self, predicate: Callable[[Follower], bool], timeout_s: float) -> bool:
         """Waits for what a swap, a failure or an outage brings; False if it did not come in time."""

@@ -71,7 +71,7 @@ async def readyz(service: ServiceOf) -> JSONResponse:
     stalled = " ".join(dict.fromkeys(filter(None, stalls)))
     problem = stalled or service.serving.problem
     loads = any(follower.stalled for follower in followers.values())
-    ready = bool(models) and all(lives.values()) and not (stalled or loads or service.serving.broken)
+    ready = bool(models) and all(lives.values()) and not (stalled or loads or service.broken)
     content = {"ready": ready, "store": since or "reachable", "problem": problem, "models": models}
     return JSONResponse(content, 200 if ready else 503)
 

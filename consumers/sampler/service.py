@@ -66,9 +66,9 @@ class Serving:
             follower.join(2 * BLOCK_MS / 1000)
 
     @property
-    def broken(self) -> bool:
-        """Whether one of the threads has failed."""
-        return bool(self._discovery.problem or any(follower.broken for follower in self._followers.values()))
+    def threads(self) -> list[Background]:
+        """All that shall run until the end."""
+        return [self._discovery, *(follower.thread for follower in self._followers.values())]
 
     @property
     def problem(self) -> str | None:
@@ -163,6 +163,12 @@ class Service:
     def workers(self) -> list[Workers[Any]]:
         """All that models and decoders run on."""
         return [self.batcher, self.sideline, *self.decoders.values()]
+
+    @property
+    def broken(self) -> set[str]:
+        """What ended threads that shall run until the end."""
+        threads = [*self.serving.threads, *(thread for workers in self.workers for thread in workers.threads)]
+        return {thread.problem for thread in threads if thread.problem}
 
     @property
     def given_up(self) -> int:

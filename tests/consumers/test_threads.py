@@ -145,6 +145,8 @@ def not_ready(at: Running, *words: str) -> None:
     assert ready.status_code == 503
     for word in ("has ended by Mistake: on purpose", "Start the sampler again", *words):
         assert word in ready.text
+    while not any("has ended by Mistake: on purpose. Start the sampler again." in line for line in at.said):
+        pass
 
 
 @pytest.mark.parametrize("threads", [Batcher, Sideline], ids=["inference", "decode"])
@@ -180,7 +182,7 @@ def test_a_follower_that_has_ended_is_told(redis: Redis, redis_url: str, family:
         assert at.serves(family, 1)
         for name in ("_turn", "_failed"):  # the second one: else it goes on
             monkeypatch.setattr(Follower, name, mistake)
-        assert at.follower(family).wait_for(lambda follower: follower.broken is not None, PATIENCE_S)
+        assert at.follower(family).wait_for(lambda follower: follower.thread.error is not None, PATIENCE_S)
         not_ready(at, f"follow-{family}", "version 1 stays live")
         assert at.client.post(f"/models/{family}/classify", content=b"x").status_code == 200
 
