@@ -223,7 +223,7 @@ class AcquaintedModel:
 
 
 class Acquainted(Wrapped[L]):
-    """A classifier's learner, and what it has met."""
+    """A classifier's learner, and how familiar records are to it."""
 
     def __init__(self, learner: L, familiar: Familiar, unknown: float) -> None:
         super().__init__(learner)
@@ -285,13 +285,13 @@ class AcquaintedNetwork(Acquainted[R], WrappedClassifier[R]):
 
 
 def parted(state: Mapping[str, Any], prefix: str = PREFIX) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What has the prefix, without it, and what has not."""
+    """Splits a state by a prefix of its names → those with it, whose prefix is cut off, and the others."""
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return own, {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
 def acquainted(blueprint: Blueprint) -> Blueprint:
-    """The same, and where its options are `AcquaintedOptions` with a share that may be called unknown, acquainted."""
+    """A blueprint whose learners are `Acquainted` where the option `unknown` is above 0; else the blueprint itself."""
     kind = KINDS.get(blueprint.input)
     if kind is None or not issubclass(blueprint.options, AcquaintedOptions):
         return blueprint

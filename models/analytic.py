@@ -72,7 +72,7 @@ class Sums:
         self.counts = torch.zeros(0, dtype=torch.float64)  # n
 
     def grow(self, classes: int) -> None:
-        """Room for so many more classes."""
+        """Adds so many classes, with sums of zero."""
         self.by_class = widened(self.by_class, classes)
         self.counts = widened(self.counts, classes)
 
@@ -122,7 +122,7 @@ class Sums:
         return Solved(weight.float(), -0.5 * (weight * means).sum(1).float())
 
     def copy(self) -> Sums:
-        """The sums of now, which later records do not change."""
+        """A copy of the present sums."""
         made = Sums(0, self.gram.device)
         made.width, made.gram = self.width, self.gram.clone()
         made.by_class, made.counts = self.by_class.clone(), self.counts.clone()

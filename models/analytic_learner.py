@@ -42,7 +42,7 @@ PREFIX = "learning/"  # of the head that predicts the next records
 
 
 class AnalyticOptions(Options):
-    """What all of them can be told."""
+    """Options of every classifier in closed form."""
 
     head: HeadName = "ridge"
     ridge: float | None = Field(10.0, gt=0)  # λ, in records; none: what the sums tell
@@ -134,7 +134,7 @@ class AnalyticModel(nn.Module):
 
 
 class AnalyticLearner:
-    """Adds what is incoming to the sums, and solves the head now and then. A subclass may add to sums of its own."""
+    """Adds records to the sums, and solves the head from them now and then. A subclass may keep further sums."""
 
     needs_label = True
     replay_capacity = 0
@@ -242,7 +242,7 @@ class AnalyticLearner:
 
     @torch.no_grad()
     def forget(self, batch: Batch) -> None:
-        """Takes out records that were learned: the head is that of the others, but for rounding.
+        """Takes out records that were learned. The head becomes that of the other records, but for rounding.
 
         Raises:
             ValueError: with a forgetting factor it is not known how much of a record is left; or a label is unknown.
@@ -361,7 +361,7 @@ class AnalyticLearner:
 
 
 def lowest(places: Sequence[float], losses: Sequence[float]) -> float:
-    """Where the parabola through the least loss and its neighbours is lowest; places, each twice the one before."""
+    """Where the parabola through the least loss and its neighbours is lowest. Each place is twice the one before."""
     at = min(range(len(losses)), key=losses.__getitem__)
     if not 0 < at < len(losses) - 1:
         return places[at]

@@ -98,7 +98,7 @@ class AutoModel(nn.Module):
         self.head.classes, self.network.classes = names, list(names)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """A head may be stored otherwise than it is held."""
+        """A stored head may lack what is computed from the rest of it: `AnalyticModel.completed` adds it."""
         head, network = parted(state_dict, "head.")
         completed = {f"head.{name}": value for name, value in self.head.completed(head).items()}
         return super().load_state_dict({**network, **completed}, *args, **kwargs)
@@ -129,7 +129,7 @@ Part = AnalyticLearner | ClassifierLearner[Any]
 
 
 class AutoLearner:
-    """Both learn the same updates, so that a class has the same number in both; of evidence see above."""
+    """Has both parts learn the same updates, so that a class has the same number in both."""
 
     needs_label = True
 
@@ -160,7 +160,7 @@ class AutoLearner:
 
     @property
     def model(self) -> AutoModel:
-        """Waits for the head that is being solved."""
+        """The live model, once the head that is being solved is there."""
         head = self._head.model
         if self._model is None or self._model.head is not head:  # over a backbone it is there from `warm_start` on
             self._model = AutoModel(head, self._network.model, self._network_reads).to(head.weight.device)
@@ -197,7 +197,7 @@ class AutoLearner:
     def _report(
         self, labels: Sequence[str | None], classes: Sequence[str], weights: Tensor, both: Sequence[Sequence[Tensor]]
     ) -> Report:
-        """Of what both said of each record, with what was known and the weights of before."""
+        """The report of an update, from the log-probabilities, classes and weights of before it."""
         numbers = {label: number for number, label in enumerate(self._head.classes)}
         every = [[F.pad(said, (0, len(numbers) - len(said)), value=FLOOR) for said in logs] for logs in both]
         answers = [pooled(torch.stack(said), weights).log_softmax(0) for said in zip(*every, strict=True)]
@@ -284,7 +284,7 @@ class AutoLearner:
         return rest, once
 
     def _weigh(self) -> None:
-        """Finds the weights anew, by what both say of the evidence."""
+        """Fits the weights to what both parts say of the evidence."""
         x, y = self._evidence.records()
         self._fresh, self._weighed = 0, len(self._head.classes)
         if len(y):
@@ -294,7 +294,7 @@ class AutoLearner:
 
 
 def answered(part: Part, batch: Batch, rows: Sequence[int], rng: torch.Generator) -> list[Tensor]:
-    """Has a part learn these rows of a batch → of each of its records the logarithms (K,) of what it said before."""
+    """Has a part learn these rows of a batch → the log-probabilities (K,) that it gave to each record before."""
     others = [row for row in range(len(batch)) if row not in rows]
     said: dict[int, Tensor] = {}
     if others:
@@ -314,7 +314,7 @@ def log_probabilities(part: Part, x: Tensor) -> Tensor:
 
 
 def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], dtype: torch.dtype) -> Blueprint:
-    """Of both parts, and the type of its records."""
+    """A blueprint of both parts; `dtype` is that of its records."""
 
     def learner(options: AutoOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AutoLearner:
         first: Any = head.learner(options.head, shape, seed, device)

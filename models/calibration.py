@@ -23,14 +23,14 @@ SLOTS, SHARE = 200, 1 / 20  # of the evidence: a single number needs little
 
 
 class Calibration:
-    """The evidence of one learner, of records of one shape, and when it is asked."""
+    """Keeps the evidence of one learner, and says when and how t is fitted to it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self._evidence = Evidence(shape, dtype, SLOTS, SHARE)
         self._fresh = 0  # records that came since t was found
 
     def rest(self, batch: Batch, y: Sequence[int], seen: Mapping[int, int], learned: Collection[bytes]) -> list[int]:
-        """The rows of a batch that are to be learned; the others are evidence.
+        """Takes some rows of a batch as evidence → the rows that are to be learned.
 
         Args:
             y: their classes' numbers.
@@ -46,11 +46,11 @@ class Calibration:
         return id_ in self.remembered() or (may_be and self._evidence.takes(batch.rows([row]), number))
 
     def due(self, records: int) -> bool:
-        """Whether t is to be found, after so many records in all."""
+        """Whether it is time to fit t anew, after so many records in all."""
         return self._fresh >= min(EVERY, max(FEW, AGAIN * records))
 
     def found(self, log_probabilities: Callable[[Tensor], Tensor]) -> Tensor:
-        """t (1,), by the logarithms of probabilities (B, K) that a network tells of records (B, ...)."""
+        """Fits t (1,) to the evidence, by a function of records (B, ...) → log-probabilities (B, K)."""
         self._fresh = 0
         x, y = self._evidence.records()
         if not len(y):
@@ -65,7 +65,7 @@ class Calibration:
         self._evidence.relabel(id_, y)
 
     def flush(self, y: int) -> None:
-        """Drops the records of a class: what they were it is no longer."""
+        """Drops the records of a class, since the class has changed."""
         self._evidence.flush(y)
 
     def capture(self) -> tuple[dict[str, Rows], dict[str, Any]]:

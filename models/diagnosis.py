@@ -195,7 +195,7 @@ def one_class(seen: Measured) -> str | None:
 
 
 def in_order(seen: Measured) -> str | None:
-    """A class comes after the other, and the learner minds."""
+    """Records come one class at a time, and the learner forgets the earlier ones."""
     if seen.replay_draws is None or not _is_ordered(seen):
         return None
     return (
@@ -210,7 +210,7 @@ def _is_ordered(seen: Measured) -> bool:
 
 
 def at_chance(seen: Measured) -> str | None:
-    """What is told before it is learned is no better than always the same."""
+    """Predictions are no better than always the most frequent class."""
     chance = seen.largest + NEAR_CHANCE * (1 - seen.largest)
     few = seen.last < SOME or seen.records < ENOUGH_EACH * seen.classes
     if few or seen.accuracy is None or seen.accuracy > chance or seen.largest > LOPSIDED or _is_ordered(seen):
@@ -223,7 +223,7 @@ def at_chance(seen: Measured) -> str | None:
 
 
 def silent_units(seen: Measured) -> str | None:
-    """Units that no record moves, and that learn no more."""
+    """Units behind a ReLU that are 0 for every record, and therefore learn no more."""
     for layer in seen.layers:
         if layer.silent > SILENT * layer.units:
             share = "all" if layer.silent == layer.units else f"{layer.silent:,} of {layer.units:,}"

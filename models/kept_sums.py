@@ -44,7 +44,7 @@ class KeptSums(Sums):
             self._stored -= {*PER_CLASS}
 
     def keep(self) -> None:
-        """Those of now are the ones to start from."""
+        """Makes the present sums the stored ones."""
         self.base, self._stored = self._now(), set()
 
     def capture(self) -> dict[str, Tensor | Rows]:

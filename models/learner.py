@@ -108,7 +108,7 @@ class Report:
     loss: float  # mean over the incoming records, in nats
     predicted: Sequence[str | None] | None = None  # B; None for learners that do not classify
     metrics: Mapping[str, float] = field(default_factory=dict)  # further means over the incoming records, by name
-    alarms: Sequence[str] = ()  # what an operator should look at; told when it begins
+    alarms: Sequence[str] = ()  # what an operator should look at; reported once, when it starts
     logs: Tensor | None = None  # (B, K) of a classifier: logarithms of probabilities, new classes among them
 
 

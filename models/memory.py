@@ -103,7 +103,7 @@ class Balanced:
 
     From then on the class is *full* and keeps a reservoir of its own: of n_c records seen, one is kept with
     probability m_c / n_c, where m_c is the class's number of slots. Records without a label are one class. Each
-    class has a list of its slots and each slot its place in that list, so that a slot is found, taken and given in
+    class has a list of its slots and each slot its index in that list, so that a slot is found, taken and given in
     O(1); finding the largest class, for a record of a class that is not full, is O(classes).
     """
 
@@ -179,7 +179,7 @@ class Balanced:
         return {"place": Rows(self._index_in_class, self._changed.take())}
 
     def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
-        """Rebuilds the lists from the places: once, so it may cost O(slots)."""
+        """Rebuilds the lists of slots from the stored indices. It costs O(slots), once."""
         copy_into({"place": self._index_in_class}, tensors)
         self._changed.take()
         self._seen = dict(meta["seen_of_class"])

@@ -94,7 +94,7 @@ class ClassHits:
         self._looks: dict[str, int] = {}  # class → at how many of its next predictions it is looked at
 
     def update(self, labels: Iterable[str | None], hits: Iterable[bool], alarm: bool) -> list[str]:
-        """Takes predictions; the classes that fell, in the order in which that was seen."""
+        """Takes predictions → the classes whose accuracy fell, in the order in which that was seen."""
         fallen = []
         for label, hit in zip(labels, hits, strict=True):
             if label is None:

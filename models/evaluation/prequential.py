@@ -86,7 +86,7 @@ class Prequential:
         return {name: mean.value for name, mean in self._means.items() if name != "loss"}
 
     def metrics(self) -> dict[str, float]:
-        """What there is of all of them, by name: prequential_…"""
+        """All figures that there are, by name: prequential_…"""
         found = {"accuracy": self.accuracy, "loss": self.loss, **self.own()}
         return {f"prequential_{name}": value for name, value in found.items() if value is not None}
 

@@ -109,7 +109,7 @@ class ImageAnalytic(AnalyticModel):
 
 
 class ImageAnalyticLearner(AnalyticLearner):
-    """Over a backbone it has a model from `warm_start` or `restore` on: before, there is nothing to build."""
+    """Learns an `ImageAnalytic`. Over a backbone there is a model from `warm_start` or `restore` on."""
 
     _model: ImageAnalytic
     options: ImageAnalyticOptions
@@ -171,12 +171,12 @@ class ImageAnalyticLearner(AnalyticLearner):
 
 
 def fixed(options: ImageAnalyticOptions, shape: tuple[int, ...]) -> tuple[Wavelets, Patches | None]:
-    """What is seen of pictures of a shape (C, H, W) without a backbone."""
+    """What extracts features of pictures (C, H, W) where there is no backbone."""
     return Wavelets(shape), Patches(shape, options.width * 2 // 3) if options.patches else None
 
 
 def alike(one: Wavelets | BackboneFeatures, other: Wavelets | BackboneFeatures) -> bool:
-    """Whether two of the same size give the same."""
+    """Whether two extractors of the same size give the same features."""
     if not (isinstance(one, BackboneFeatures) and isinstance(other, BackboneFeatures)):
         return type(one) is type(other)
     ours, theirs = one.state_dict(), other.state_dict()

@@ -85,7 +85,7 @@ class BackboneOptions(Options):
 
     @property
     def has_backbone(self) -> bool:
-        """Whether one is named."""
+        """Whether the options name a backbone."""
         return self.weights is not None or self.source is not None
 
 
@@ -139,12 +139,12 @@ class Backbone(nn.Module):
 
     @classmethod
     def described(cls, description: Mapping[str, Any]) -> Backbone:
-        """The architecture of `describe`, on the CPU, with weights that are about to be replaced."""
+        """Builds the architecture that `describe` gave, on the CPU. Its weights are to be loaded next."""
         return module_on(lambda: cls(description), CPU)
 
     @classmethod
     def of_sources(cls, options: BackboneOptions, sources: Mapping[str, Source]) -> Backbone:
-        """What the options name, with its weights, on the CPU.
+        """Builds the network that the options name, with its weights, on the CPU.
 
         Raises:
             ValueError: the source does not fit: names the tensor, or says what it is instead.
@@ -200,7 +200,7 @@ class Backbone(nn.Module):
         return [_as_map(found[name], name, self._description["architecture"]).float() for name in layers]
 
     def _size(self, x: Tensor) -> tuple[int, int]:
-        """What a torchvision network is given."""
+        """The height and width to which pictures are resized for a torchvision network."""
         height, width = x.shape[2:]
         least: int = self._description["least"]
         if least == SIDES[-1]:
@@ -218,7 +218,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _tried(self) -> dict[str, Any]:
-        """What only a pass can tell: the least side, D, the places of the maps."""
+        """Finds by a pass what the architecture does not say: the least side, D, the layers and their channels."""
         channels, *own_size = self._description["shape"]
         for side in SIDES:
             blank = torch.zeros(1, channels, *(own_size if self._own else (side, side)))
@@ -268,7 +268,7 @@ def head_name(network: nn.Module) -> str:
 
 
 def torchvision_network(name: str, **settings: Any) -> nn.Module:
-    """One of its classifiers, untrained.
+    """An untrained classifier of torchvision's.
 
     Raises:
         ValueError: torchvision is not installed, or has no such architecture.

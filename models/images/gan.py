@@ -263,7 +263,7 @@ class ImageGanLearner:
         return {f"{part}/{name}" for part, each in named.items() for name, p in each if p.requires_grad}
 
     def _grow(self, labels: Sequence[str], rng: torch.Generator | None) -> None:
-        """Random vectors for new classes; without `rng` they are about to be replaced."""
+        """Adds classes with random vectors; without `rng` they are about to be replaced."""
         if not labels:
             return
         for network, width in (("generator", self.options.label_dim), ("discriminator", self.options.hidden)):
@@ -291,7 +291,7 @@ class ImageGanLearner:
         self._optimizers = {part: AdamW(network, **settings) for part, network in self._networks.items()}
 
     def _start_from(self, source: Source) -> None:
-        """Its average, its discriminator if that has seen the same, its classes, and a sample of what it draws."""
+        """Takes the source's average, classes and drawings, and its discriminator if the features are the same."""
         theirs = self.options.of_source(source, "image-gan", self._shape, SAME)
         network = model(theirs, self._shape, source.meta)
         network.load_state_dict(source.tensors)

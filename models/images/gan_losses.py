@@ -104,7 +104,7 @@ class Spread:
         return [[label, pairs, *means.tolist()] for label, (pairs, means) in self._of.items()]
 
     def restore(self, meta: Sequence[Sequence[Any]]) -> None:
-        """Versions of before had one trait: they begin anew."""
+        """Takes what `meta` gave. Older versions had one trait alone: they start anew."""
         of_traits = [row for row in meta if isinstance(row[2], list)]
         self._of = {label: (pairs, torch.tensor(means, dtype=torch.float64)) for label, pairs, *means in of_traits}
 

@@ -117,7 +117,7 @@ class Halved(nn.Module):
 
 
 def identical_at_first(module: M) -> M:
-    """The same module, each of its blocks the identity (Zhang et al. 2019, "Fixup initialization")."""
+    """Makes each block of a module the identity (Zhang et al. 2019, "Fixup initialization")."""
     for part in module.modules():
         if isinstance(part, GanBlock):
             nn.init.zeros_(part.last[1].get_parameter("weight"))

@@ -71,7 +71,7 @@ class ImageRecogniserOptions(BackboneOptions):
 
 
 class Moduli(nn.Module):
-    """What is seen of pictures of one shape (C, H, W) without a backbone; buffers are never stored."""
+    """Features of pictures of one shape (C, H, W), without a backbone. Buffers are never stored."""
 
     signs: Tensor
 
@@ -257,7 +257,7 @@ class ImageRecogniserLearner:
         return self._report(logs, unknown, numbers, predicted)
 
     def _report(self, logs: Tensor, unknown: Tensor, numbers: Sequence[int], predicted: Sequence[str | None]) -> Report:
-        """A record of a class that is new counts as an even guess among all classes that there are then."""
+        """The report of an update. A record of a new class counts as an even guess among all classes of now."""
         even = -math.log(len(self.model.classes))
         old = [row for row, number in enumerate(numbers) if number < logs.shape[1]]
         chances = [even] * (len(numbers) - len(old)) + [logs[row, numbers[row]].item() for row in old]
@@ -361,7 +361,7 @@ class ImageRecogniserLearner:
 
 
 def described(meta: Mapping[str, Any], shape: tuple[int, ...]) -> Backbone | Moduli:
-    """What a captured state sees of pictures of this shape."""
+    """What extracts features of pictures of this shape, as the meta of a state describes it."""
     return Moduli(shape) if meta["backbone"] is None else Backbone.described(meta["backbone"])
 
 

@@ -54,7 +54,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What answers need."""
+    """What `fit` finds: all that answers are computed from."""
 
     whitener: Tensor  # (D, D) float32, with which Mahalanobis distances are Euclidean ones
     means: Tensor  # (K, D) float32, whitened

@@ -71,7 +71,7 @@ class SourceTask:
         return {**{f"source/{name}": tensor for name, tensor in self._records.items()}, **head}
 
     def to(self, device: torch.device) -> SourceTask:
-        """Moves it, and is it."""
+        """Moves its tensors to a device, in place → itself"""
         self._head.to(device)
         self._records = {name: tensor.to(device) for name, tensor in self._records.items()}
         return self

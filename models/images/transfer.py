@@ -76,7 +76,7 @@ class ImageTransferOptions(BackboneOptions, WarpedOptions):
 
 
 class ImageTransfer(ClassifierNetwork):
-    """The network; `backbone` is set by what builds it, since its weights come from elsewhere."""
+    """The network. Whoever builds it sets `backbone`, whose weights come from elsewhere."""
 
     backbone: Backbone
 
@@ -219,7 +219,7 @@ def blocks(network: nn.Module) -> dict[str, list[str]]:
 
 
 def _children(module: nn.Module) -> list[str]:
-    """Those with something learned in them."""
+    """Names of the children that have weights."""
     return [name for name, child in module.named_children() if child.state_dict()]
 
 
@@ -263,7 +263,7 @@ def learner(
 
 
 def started(options: ImageTransferOptions, start: Mapping[str, Source] | State) -> tuple[Backbone, SourceTask | None]:
-    """What sources lead to, or what is described in a state, whose weights are to be loaded."""
+    """Builds the backbone, and the source's task if it is used, from sources, or from a state that is loaded next."""
     if isinstance(start, State):
         task = SourceTask(start.meta["source_task"]) if "source_task" in start.meta else None
         return Backbone.described(start.meta["backbone"]), task

@@ -86,7 +86,7 @@ class ImageVaeOptions(SourcedOptions):
 
 
 class Conditions(nn.Module):
-    """A vector for "no label" (row 0, begun at zero) and one a class (begun at random, so that it counts at once)."""
+    """A vector for "no label" (row 0, at first zero) and one a class (at first random, so that it counts at once)."""
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()

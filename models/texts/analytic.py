@@ -152,7 +152,7 @@ class TextAnalytic(AnalyticModel):
         self.lengths = widened(self.lengths, classes)
 
     def completed(self, serving: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
-        """The sums of now, of those of some time before and what came since."""
+        """Adds the log of the last texts to the stored sums C: the present sums."""
         found = {name: value for name, value in serving.items() if name not in logged(serving)}
         if "counts" not in serving:
             return found
@@ -172,7 +172,7 @@ def hashes(x: Tensor) -> Found:
 
 
 def all_parts(x: Tensor, whole: Mapping[int, Tensor]) -> Iterator[Tensor]:
-    """The `parts` of x (B, L), in whose place a text of `whole` is a part by itself."""
+    """The `parts` of x (B, L). A text that `whole` has is a part of its own, all of it."""
     start = 0
     for row in sorted(whole):
         yield from parts(x[start:row])
@@ -337,20 +337,20 @@ class TextAnalyticLearner(TextLearner):
         self._keep()
 
     def _grow(self, labels: Sequence[str]) -> None:
-        """C of before has all classes, too: what a version takes in memory is what is stored of it."""
+        """The stored C gets the new classes, too, so that a version has one shape in memory and in the store."""
         super()._grow(labels)
         if labels and self._sums.base is not None:
             before = self._base if self._base.numel() else self._base.new_zeros(len(self._model.counts), 0)
             self._base, self._is_stored = F.pad(before, (0, len(labels))), False
 
     def _keep(self) -> None:
-        """The sums of now are the ones to start from."""
+        """Makes the present sums the stored ones, and empties the log."""
         self._recent.clear()
         self._sums.keep()
         self._base, self._is_stored = self._model.counts.clone(), False
 
     def _widen(self, most: float) -> None:
-        """Has C hold numbers up to this one."""
+        """Gives C a type that holds numbers up to this one."""
         counts = self._model.counts
         if not counts.is_floating_point() and most > torch.iinfo(counts.dtype).max:
             self._model.counts = counts.to(narrowest(most))

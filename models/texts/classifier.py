@@ -150,7 +150,7 @@ class TextClassifier(ClassifierNetwork):
 
 
 class Thinned(Shown):
-    """What is in texts, and of replayed ones a share left out: incoming ones are whole, so that they are predicted."""
+    """What is in texts. Of replayed ones a share is left out; incoming ones stay whole: the pass predicts them."""
 
     def __init__(self, network: TextClassifier, dropout: float) -> None:
         self._network, self._dropout = network, dropout

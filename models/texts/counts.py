@@ -205,7 +205,7 @@ class TextCountsLearner(TextLearner):
         self._changed = Changed()
 
     def _widen(self, records: float) -> None:
-        """Has C hold as many records of a class."""
+        """Gives C a type that holds so many records of a class."""
         counts = self._model.counts
         if not counts.is_floating_point() and records > torch.iinfo(counts.dtype).max:
             self._model.counts = counts.to(narrowest(records))

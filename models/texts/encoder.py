@@ -75,7 +75,7 @@ class TextEncoderOptions(ClassifierOptions):
 
 
 def transformers() -> Any:
-    """The library, which asks no hub for anything: all that an encoder needs is in its files.
+    """Imports the library, offline: all that an encoder needs is in its files.
 
     Raises:
         ValueError: the extra is not installed.
@@ -205,7 +205,7 @@ class Top(ClassifierNetwork):
 
 
 class TextEncoder(nn.Module):
-    """What is served. Its parts come with a folder or with a state; before either it knows no class."""
+    """What is served. `equip` builds its parts from the files of a folder or of a state; before, it has none."""
 
     encoder: Encoder
     top: ClassifierNetwork | None
@@ -291,7 +291,7 @@ def files_of(state: Mapping[str, Tensor | Rows]) -> dict[str, bytes]:
 
 
 class TextEncoderLearner(WrappedClassifier[ClassifierLearner[Top]]):
-    """A classifier of embeddings, which `inner` is, given texts."""
+    """A learner of texts: embeds them, and hands the embeddings to `inner`, a classifier."""
 
     def __init__(self, model: TextEncoder, inner: ClassifierLearner[Top]) -> None:
         super().__init__(inner)

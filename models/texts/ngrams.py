@@ -107,7 +107,7 @@ def contexts(data: Tensor) -> Tensor:
 
 
 class Histories(NamedTuple):
-    """What the slots hold, for T nodes in K contexts."""
+    """What the slots of T nodes in K contexts hold."""
 
     history: Tensor  # (T, K) int64; 0: nothing
     p: Tensor  # (T, K) float32, the average bit

@@ -25,7 +25,7 @@ PREFIX = "recent/"
 
 
 class RecentTexts:
-    """The log."""
+    """The log of the last texts: their features and classes."""
 
     def __init__(self) -> None:
         self._texts = torch.zeros(TEXTS, 2, dtype=torch.int32)  # the class of each, and how many features it has
@@ -38,7 +38,7 @@ class RecentTexts:
         return int(self._count)
 
     def could_hold(self, rows: Tensor, y: Tensor) -> bool:
-        """Whether there is room for texts where there are no others."""
+        """Whether an empty log would have room for these texts."""
         return len(y) <= TEXTS and len(rows) <= BLOCKS * BLOCK
 
     def has_room(self, rows: Tensor, y: Tensor) -> bool:
@@ -100,7 +100,7 @@ def logged(state: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
 
 
 def of_state(state: Mapping[str, Tensor | Rows]) -> tuple[Tensor, Tensor]:
-    """What is in the log of a captured state, as `Recent.read` gives it.
+    """What is in the log of a captured state, as `RecentTexts.read` gives it.
 
     Raises:
         ValueError: a tensor is missing or does not fit.
