@@ -22,7 +22,7 @@ class Background(threading.Thread):
         super().__init__(target=work, name=name, daemon=True)
         self.error: BaseException | None = None
         self._failed = failed
-        self._is_told = False
+        self._is_raised = False
 
     def run(self) -> None:
         try:
@@ -40,7 +40,7 @@ class Background(threading.Thread):
     def check(self) -> None:
         """Raises what ended the thread."""
         if self.error is not None:
-            self._is_told = True
+            self._is_raised = True
             raise self.error
 
     def close(self, timeout_s: float = END_S) -> None:
@@ -56,5 +56,5 @@ class Background(threading.Thread):
             raise HeadraceError(
                 f"The thread {self.name} did not end within {timeout_s:.0f} s. Start the process again."
             )
-        if not self._is_told:
+        if not self._is_raised:
             self.check()

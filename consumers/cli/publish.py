@@ -146,8 +146,8 @@ def _tell_end(run: Publishing, interrupted: int) -> None:
         tell("It ended early. The same command publishes the rest.")
     if tally.missing:
         typer.secho(
-            f"headrace: {records(tally.missing)} not published. Mend what is told above, and give the same command: it "
-            "publishes these alone.",
+            f"headrace: {records(tally.missing)} not published. Mend what is named above, and give the same command: "
+            "it publishes these alone.",
             fg="red",
             err=True,
         )

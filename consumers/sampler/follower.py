@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 BLOCK_MS = 500  # the longest that a follower listens at a stretch, and so the longest that it takes to end
 BACKOFF_S = (0.1, 2.0)  # the first and the longest wait before Redis is tried again
-STALLED_S = 60.0  # a version that is loaded for longer is told
+STALLED_S = 60.0  # a version that loads for longer is reported
 
 ModelT = TypeVar("ModelT", covariant=True)
 
