@@ -208,11 +208,13 @@ class Feed:
             wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self._clock()))
             polled = self._reader.poll(wait_s)
             if polled is not None:
-                records = [record for record in polled.records if record.place not in self._already]
+                new = {record.place: record for record in polled.records}
+                for place in new.keys() & self._already:
+                    del new[place]
                 with self._lock:
-                    self._pending |= dict.fromkeys(record.place for record in records)
+                    self._pending |= dict.fromkeys(new)
                     self._positions |= polled.positions
-                for one in self._joined(self._decode(records)):
+                for one in self._joined(self._decode(list(new.values()))):
                     item.add(one, self._hold_out)
                     if len(item.examples) == self._batch_size:
                         self._close(item)
