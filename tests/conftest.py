@@ -20,6 +20,8 @@ from pipeline.config import KafkaConfig
 from pipeline.local.servers import EmbeddedKafka, EmbeddedRedis
 from tests.services import Topics, unique
 
+pytest.register_assert_rewrite("models.checks")  # before a test imports it: its assertions say what they compared
+
 # Whoever starts the tests may ignore these (nohup, a job in the background), and what they start would, too.
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) is signal.SIG_IGN:
