@@ -224,7 +224,7 @@ class Config(Section):
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """Reads the file and lays the environment over it: `HEADRACE__REDIS__URL=…` is the key redis.url.
+    """Reads the file, and overrides it by the environment: `HEADRACE__REDIS__URL=…` sets the key redis.url.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a value does not fit: one line for each.

@@ -315,7 +315,7 @@ class SamplerMetrics:
 
 @contextmanager
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Iterator[str]:
-    """Serves `/metrics` on a thread while the context lasts; gives its address. Port 0: a free one.
+    """Serves `/metrics` on a thread while the context lasts, and returns its address. Port 0: a free port.
 
     Raises:
         ConfigError: the address cannot be bound.

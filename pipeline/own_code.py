@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 
 
 def own(key: str, name: str, advice: str) -> Any:
-    """What "module:attribute" is, from a package that is installed or a file in this folder.
+    """Imports "module:attribute" from an installed package or from a file in this folder.
 
     Only ever call it with a name that the operator wrote: importing runs code.
 

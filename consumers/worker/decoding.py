@@ -29,7 +29,7 @@ Decoded = Example | Label | Skipped | Dead
 
 
 class Decoding:
-    """Decodes chunks of records, each part of one on a thread that is given up where a record comes to no end.
+    """Decodes chunks of records. Each part of a chunk has a thread, which is given up where a record comes to no end.
 
     Args:
         threads: parts of a chunk.

@@ -1,4 +1,4 @@
-"""Asks a model, now and then, what it makes of the records that it never learns: accuracy, likelihood, what it draws.
+"""Evaluates a model now and then on records that it never learns: accuracy, likelihood, quality of its drawings.
 
 It runs between two updates, on the thread that learns: `every_s` says how often. What it finds stands in the metrics
 and in the next versions' manifests. It is no part of the learned state: learning again does not ask again.

@@ -20,7 +20,7 @@ UNSHAPED = {"max_bytes", "max_pixels"}  # bounds of what is let in; all else of 
 def validated_options(
     name: str, settings: ModelConfig, blueprint: Blueprint, shaped: Mapping[str, Any] | None = None
 ) -> Options:
-    """The learner's own options; where the file is silent, those that a version was `shaped` by.
+    """Validates the learner's own options. Where the file sets none, those apply that a version was `shaped` by.
 
     Raises:
         ConfigError: a line for each that does not fit.
@@ -90,7 +90,7 @@ def settled(settings: ModelConfig, manifest: Manifest) -> ModelConfig:
 
 
 def config_changes(manifest: Manifest, settings: ModelConfig, blueprint: Blueprint) -> dict[str, list[Any]]:
-    """What the file says differently from the head: key → [before, now]. The file wins.
+    """Where the file differs from the head: key → [before, now]. The file wins.
 
     Raises:
         StateMismatch: a change that the learned state cannot follow.

@@ -21,7 +21,7 @@ Breaks = Callable[[Sequence[Row]], bool]
 def recover(
     make_fold: Callable[[], Fold], updates: Sequence[Sequence[Place]], lineage: Lineage, replay: Replay
 ) -> tuple[Fold, list[Row]]:
-    """The state after these updates without the rows that break it, and those rows.
+    """Returns the state after these updates without the rows that break it, and those rows.
 
     Args:
         make_fold: makes the fold at the last good version, anew each time.

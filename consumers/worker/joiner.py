@@ -38,7 +38,7 @@ T = TypeVar("T", Example, Label)
 
 
 class Joiner:
-    """Takes records and labels in the order in which they are read, and gives what does not wait any more.
+    """Takes records and labels as they are read, in order, and returns those that wait no longer.
 
     Ids name one record each: of two that wait under the same one, records or labels, the later stays.
 

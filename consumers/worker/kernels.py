@@ -1,4 +1,4 @@
-"""Which kernels torch takes: environment variables that are read once, so they are set before torch is imported.
+"""Chooses torch's kernels by environment variables. They are read once, so they are set before torch is imported.
 
 Kernels differ in the order in which they add, and so in their last bits. torch, oneDNN and MKL choose among theirs by
 the processor's vector units, and MKL by its maker, too.

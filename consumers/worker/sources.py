@@ -39,7 +39,7 @@ class Sources:
         self._family = family
 
     def warm_start(self, fold: Fold, recorded: Mapping[str, str] | None = None) -> None:
-        """Has an untrained fold start from what its options name.
+        """Starts an untrained fold from the sources that its options name.
 
         Args:
             recorded: the digests that it started from the first time, by name.

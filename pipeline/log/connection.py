@@ -59,7 +59,7 @@ class Untrusted(KafkaError):  # type: ignore[misc]  # kafka-python has no types
 
 
 def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
-    """A connected `client`, a class of kafka-python (which has no types); passes `config.client` through.
+    """Connects a `client`, a class of kafka-python (which has no types), with the settings of `config.client`.
 
     A consumer gives our records (see `pipeline.log.batches`).
 
@@ -133,7 +133,7 @@ def missing_topics(config: KafkaConfig, topics: Iterable[str]) -> TopicMissing:
 
 
 def _network(**of_client: Any) -> Any:
-    """A client's thread and sockets; takes what the client passes to its `kafka_client`.
+    """Makes a client's thread and sockets of what the client passes to its `kafka_client`.
 
     Raises:
         ValueError: a file that its ssl settings name cannot be read.
@@ -148,7 +148,7 @@ def _network(**of_client: Any) -> Any:
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python has no types
-    """Ends the first connecting with the reason for which a broker, any of them, was not to be had.
+    """Ends the first connection with the reason for which a broker refused it.
 
     Later it goes on trying, as for a broker that is away: credentials may be changed on both sides while all runs.
     """

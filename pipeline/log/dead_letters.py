@@ -129,7 +129,7 @@ def dead_letter(record: Record, error: RecordError, model: str) -> DeadLetter:
 
 
 def parse(record: Record) -> DeadLetter:
-    """The dead letter, or the resolution of one, that is in a record of a dead-letter topic.
+    """Reads a record of a dead-letter topic: a dead letter, or the resolution of one.
 
     Raises:
         RecordError: "undecodable": somebody else wrote it.
@@ -153,7 +153,7 @@ def parse(record: Record) -> DeadLetter:
 
 
 def publish_dead_letter(publisher: Publisher, record: Record, error: RecordError, model: str) -> None:
-    """Sends the record to its dead-letter topic; it is there once the publisher is flushed.
+    """Sends the record to its dead-letter topic. It is safe once the publisher is flushed.
 
     Raises:
         LogUnavailable: Kafka does not take it in time, or the topic does not exist.
@@ -193,7 +193,7 @@ def read_dead_letters(
     since_ms: int = 0,
     resolved: bool = False,
 ) -> list[DeadLetter]:
-    """The open dead letters of `topic`, oldest first, without their values; what others wrote there is passed over.
+    """The open dead letters of `topic`, oldest first, without their values. Records that are none are passed over.
 
     It reads up to what is the end of the dead-letter topic when it is called.
 
@@ -229,7 +229,7 @@ def read_dead_letters(
 
 
 def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator[DeadLetter]:
-    """Letters that were listed, each with the original's value, one at a time.
+    """Adds the originals' values to letters that were listed, one at a time.
 
     Raises:
         OffsetsGone: the record that holds it was removed.
@@ -280,7 +280,7 @@ def resolve(
     resolution: Resolution,
     headers: Mapping[tuple[str, str], tuple[tuple[str, bytes], ...]] | None = None,
 ) -> list[DeadLetter]:
-    """Requeues or drops dead letters of `topic`; gives those that were still open, which alone it touched.
+    """Requeues or drops dead letters of `topic` that are still open, and returns those.
 
     Each is resolved and, if requeued, published in one transaction (of up to `TRANSACTION_LETTERS`). Another
     call for the same topic, wherever it runs, takes over: the earlier one fails, and what it had not committed
@@ -351,7 +351,7 @@ def _publish_resolution(publisher: Publisher, letter: DeadLetter) -> None:
 
 
 def committed(config: KafkaConfig, topic: str) -> Generator[Record]:
-    """The committed records of a topic up to its end of now, in the order of each partition; none if it is missing.
+    """The committed records of a topic up to its present end, in the order of each partition; none if it is missing.
 
     A `Reader` goes on for ever; this one ends.
     """

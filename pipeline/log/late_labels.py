@@ -15,7 +15,7 @@ Headers = tuple[tuple[str, bytes], ...]
 
 
 def late_headers(config: Config, letters: Iterable[DeadLetter]) -> dict[tuple[str, str], Headers]:
-    """What requeued records need beside their own headers, by the keys of their letters.
+    """The headers that requeued records need beside their own, by the keys of their letters.
 
     Where a model gets its labels from a topic of their own, that is the last label in that topic which the record would
     have been joined with, and the id that it had by its place.

@@ -53,7 +53,7 @@ class Topic:
 
 
 def describe(consumer: Any, names: Iterable[str], timeout_ms: float = CALL_MS) -> dict[str, Topic]:
-    """The topics that exist, as a broker sees them now, not as the consumer remembers them.
+    """Asks a broker which topics exist. The consumer may remember older answers.
 
     Raises:
         KafkaError: no broker answers in time, or one refuses.
@@ -145,7 +145,7 @@ def resume(
     model: str,
     jump: bool,
 ) -> tuple[dict[Partition, int], list[Jump]]:
-    """Where reading goes on, and the jumps that this takes.
+    """Decides where reading goes on, and which jumps that takes.
 
     Args:
         positions: next offsets to read. A partition that is not there any more goes on at 0.
@@ -206,7 +206,7 @@ class TopicWatch:
         self._seen: defaultdict[Partition, deque[tuple[int, int]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def look_first(self) -> dict[str, Topic]:
-        """The topics, whose ids hold from now on."""
+        """Returns the topics, and remembers their ids."""
         topics = describe(self._consumer, self._names)
         self.ids = {name: topic.id for name, topic in topics.items() if topic.id is not None}
         return topics
@@ -238,7 +238,7 @@ class TopicWatch:
         return topics
 
     def _read_again(self) -> None:
-        """Finds out what of the doubtful is of the new topic; nothing else is read any more."""
+        """Finds out which doubtful records the new topic holds. Nothing else is read any more."""
         deadline = time.monotonic() + AGAIN_S
         with suppress(KafkaError):
             for partition, offsets in self.doubtful.items():
@@ -252,7 +252,7 @@ class TopicWatch:
                             self.again[partition].add(record.offset)
 
     def look(self, read: Mapping[Partition, int]) -> dict[str, Topic]:
-        """As `now`, from time to time.
+        """The same as `now`. Call it from time to time.
 
         Raises:
             TopicMissing: a topic was not there the last time either: it is not just being made again.
@@ -269,13 +269,13 @@ class TopicWatch:
         return first_offsets(self._consumer, partitions, ASK_MS), end_offsets(self._consumer, partitions, ASK_MS)
 
     def withheld(self, written: Mapping[Partition, int], ends: dict[Partition, int]) -> dict[Partition, int]:
-        """What is written behind the readable ends now, and was at the last look: most transactions take no time."""
+        """Records behind the readable ends that were there at the last look, too: most transactions end at once."""
         before, self._ends = self._ends, ends
         found = {at: written.get(at, 0) - end for at, end in ends.items() if end == before.get(at)}
         return {at: records for at, records in found.items() if records > 0}
 
     def explain_cut(self, read: Mapping[Partition, int]) -> None:
-        """Raises what has happened; not while the broker is away, or the topic, which `look` finds."""
+        """Raises an error that says what happened. Returns where the broker or the topic is away: `look` finds that."""
         try:
             if len(self.now(read)) < len(self._names):
                 return

@@ -124,7 +124,7 @@ class Publisher:
         partition: int | None = None,
         instead: Callable[[], object] | None = None,
     ) -> Receipt:
-        """Hands a record over; the receipt tells when it is safe. None as value, with a key, is a tombstone.
+        """Takes a record; its receipt says when it is safe. A record with a key and None as value is a tombstone.
 
         Args:
             instead: what `flush` does where the topic does not take a record of this size; else that is a failure.
@@ -164,7 +164,7 @@ class Publisher:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is published inside can be read all together once the block ends, or, if it raises, never.
+        """Makes one transaction: what is published inside can be read once the block ends, or never if it raises.
 
         A publisher whose transaction failed is of no further use.
 
@@ -210,7 +210,7 @@ class Publisher:
             self._instead.popleft()()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Sends what waits, and ends.
+        """Sends the records that wait, and ends.
 
         Raises:
             LogUnavailable: Kafka did not acknowledge all in time; what it did not may be lost.

@@ -53,10 +53,10 @@ class _NumberCommit:
 class Reader:
     """Reads committed records of `topics`. A thread fetches ahead until `max_buffered_bytes` wait for `poll`.
 
-    A partition in `positions` goes on there. Any other begins at `start`: "earliest", "latest", or an ISO
-    8601 time; unless its topic has positions already: then it is new, and begins at its first record, like
-    the partitions that appear while running. The first chunk names where every partition begins, so that a
-    watermark made of the chunks' positions is complete from the start.
+    A partition in `positions` goes on there. Any other starts at `start`: "earliest", "latest", or an ISO 8601
+    time. Where its topic has positions already, the partition is new: it starts at its first record, as do those
+    that appear while running. The first chunk has the first position of every partition, so that a watermark made
+    of the chunks' positions is complete from the start.
 
     A broker that is away is waited for. What waits may exceed `max_buffered_bytes` by one fetch.
 
@@ -144,7 +144,7 @@ class Reader:
         self._thread.start()
 
     def poll(self, timeout_s: float) -> Polled | None:
-        """The next chunk, or None if there is none in time.
+        """Returns the next chunk, or None if there is none in time.
 
         Raises:
             OffsetsGone: records that were not read yet have been deleted.

@@ -17,7 +17,7 @@ TOPIC_EXISTS = 36  # Kafka's error code
 
 
 def _missing_of(config: KafkaConfig, topics: Iterable[str]) -> list[str]:
-    """Those that do not exist; none is made by asking.
+    """Returns the topics that do not exist. Asking makes none.
 
     Raises:
         LogError: Kafka refuses.
@@ -67,7 +67,7 @@ def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
 
 
 def refuse_typo(config: Config, topic: str, *, of_labels: bool = False) -> None:
-    """Lets a producer make no topic that nobody would read.
+    """Refuses a topic that nobody would read: a producer would make it by a typo.
 
     Raises:
         TopicMissing: it does not exist, and models read other topics, or `of_labels`, and not this one.
