@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from models.classifier import ClassifierOptions
 from tests.models.contract import Case, LearnerContract, digits
 
 PAGE = Path(__file__).parents[2] / "docs" / "learners" / "your-own.md"
-[CODE] = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+CODE, TEST = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,12 @@ class TestContract(LearnerContract):
     @pytest.fixture
     def case(self, linear: str) -> Case:
         return Case(resolve_blueprint(linear), ClassifierOptions(replay_slots=24, replay_draws=4), *digits())
+
+
+def test_its_test_passes(linear: str, tmp_path: Path) -> None:
+    """The page's second block, beside the first."""
+    (tmp_path / "test_linear.py").write_text(TEST, "utf-8")
+    runpy.run_path(str(tmp_path / "test_linear.py"))["test_it_keeps_the_contract"]()
 
 
 def test_it_is_thirty_lines() -> None:
