@@ -88,7 +88,7 @@ def test_evidence_is_learned_by_the_head_alone() -> None:
     kept = set(learner._evidence.remembered())
     assert kept
     assert not kept & set(learner._network.remembered())
-    assert sum(learner._network._seen) == 8 * 60 - len(kept)
+    assert learner._network._seen.total() == 8 * 60 - len(kept)
     assert learner._head.counts.sum() == 8 * 60
     assert all(is_held_out(id_.hex(), 0.1) for id_ in kept)
 
