@@ -19,10 +19,10 @@ from pipeline.records import as_input
 from pipeline.words import near
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Mapping
 
     from models.capabilities import Model
-    from pipeline.store import Array, Manifest, Store
+    from pipeline.store import Array, Manifest
 
 
 def resolve_blueprint(name: str) -> Blueprint:
@@ -77,22 +77,6 @@ def module(manifest: Manifest, arrays: Mapping[str, Array], learner: str | None)
             f"Version {manifest.version} of {manifest.model} gives no model: {type(error).__name__}: {error}. "
             f"Pull another version."
         ) from error
-
-
-def load_model(
-    store: Store, manifest: Manifest, blueprint: Blueprint, objects: MutableMapping[str, bytes] | None = None
-) -> Model:
-    """The version as a model on the CPU; every byte is checked against the digests of the manifest.
-
-    Args:
-        objects: digest → bytes that need not be fetched; afterwards exactly what this version was built from.
-
-    Raises:
-        Corrupt: an object is not what the manifest says.
-        StoreUnavailable: Redis cannot be reached.
-        ValueError, KeyError, RuntimeError: the weights do not fit the model that the manifest describes.
-    """
-    return build(manifest, store.arrays(manifest, "serving", objects), blueprint)
 
 
 def build(manifest: Manifest, arrays: Mapping[str, Array], blueprint: Blueprint) -> Model:

@@ -27,7 +27,7 @@ from rich.live import Live
 
 from consumers.cli.watch import Heads, Row, plain, table
 from consumers.demo import data as demo_data
-from consumers.loading import load_model, resolve_blueprint
+from consumers.loading import build, resolve_blueprint
 from consumers.processes import Processes, processes
 from consumers.sampler.pictures import grid, png
 from models.capabilities import Classifier, Evaluated, Generator, Model
@@ -116,7 +116,7 @@ def loaded(store: Store, ref: Ref, blueprint: Blueprint) -> tuple[Manifest, Mode
     while True:
         try:
             manifest = store.manifest(ref)
-            return manifest, load_model(store, manifest, blueprint)
+            return manifest, build(manifest, store.arrays(manifest, "serving"), blueprint)
         except NotFound:
             newer = store.head()
             if newer is None or newer == ref:

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from consumers.loading import blueprint_of, load_model
+from consumers.loading import blueprint_of, build
 from models.capabilities import Model
 from pipeline.errors import ConfigError, Corrupt, HeadraceError, NotFound, StoreError
 from pipeline.images import ImageInput
@@ -158,9 +158,6 @@ class Follower:
         self._changed = threading.Condition()
         self.thread = Background(self._loop, f"follow-{store.model}", self._set)
 
-    def start(self) -> None:
-        self.thread.start()
-
     @property
     def problem(self) -> str | None:
         """Why the newest version is not the live one."""
@@ -182,9 +179,6 @@ class Follower:
     def stop(self) -> None:
         """Tells the thread to end: it does within about BLOCK_MS where Redis answers."""
         self._stop.set()
-
-    def join(self, timeout_s: float) -> None:
-        self.thread.join(timeout_s)
 
     def wait_for(self, predicate: Callable[[Follower], bool], timeout_s: float) -> bool:
         """Waits for what a swap, a failure or an outage brings; False if it did not come in time."""
@@ -284,7 +278,7 @@ class Follower:
         input_ = bounded(as_input(manifest.input), self._settings)
         blueprint = blueprint_of(manifest, self._learner)
         reads_whole = blueprint.reads_whole(blueprint.options.of_version(manifest.options))
-        model = load_model(self.store, manifest, blueprint, objects)
+        model = build(manifest, self.store.arrays(manifest, "serving", objects), blueprint)
         return Live(manifest, manifest.digest, model, input_, reads_whole, objects)
 
     def _set(self, **attributes: Any) -> None:

@@ -51,7 +51,7 @@ class Serving:
 
     def start(self) -> None:
         for follower in self._followers.values():
-            follower.start()
+            follower.thread.start()
         if not self._config.models:
             self._discovery.start()
 
@@ -63,7 +63,7 @@ class Serving:
         for follower in self._followers.values():
             follower.stop()
         for follower in self._followers.values():
-            follower.join(2 * BLOCK_MS / 1000)
+            follower.thread.join(2 * BLOCK_MS / 1000)
 
     @property
     def threads(self) -> list[Background]:
@@ -124,7 +124,7 @@ class Serving:
         new, most = [name for name in found if name not in self._followers], self._config.sampler.max_models
         for name in new[: max(0, most - len(self._followers))]:
             follower = self._follower(name, found[name])
-            follower.start()
+            follower.thread.start()
             self._followers = {**self._followers, name: follower}
         if len(found) > most:
             raise ConfigError(

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from consumers.loading import load_model
+from consumers.loading import build
 from consumers.sampler.routes_texts import seeds_of
 from models.capabilities import Autoencoder
 from models.generator import between
@@ -148,7 +148,9 @@ def test_a_film_strip_shows_the_same_codes_by_many_versions(
     seeds = seeds_of(9, 2)
     columns = []
     for version in (1, 2, 3):
-        model: Any = load_model(store, store.manifest(version), BUILTIN["image-vae"])
+        model: Any = build(
+            store.manifest(version), store.arrays(store.manifest(version), "serving"), BUILTIN["image-vae"]
+        )
         columns.append(model.generate(seeds, ["left"] * 2).numpy()[:, 0])  # (2, H, W)
     assert not np.array_equal(columns[0], columns[2])
     cells = np.stack(columns, 1).reshape(-1, 8, 8)

@@ -113,7 +113,7 @@ def test_what_is_larger_than_it_may_be_is_not_fetched(redis: Redis, redis_url: s
     with running(configuration(redis_url, {family: {}})) as at:
         assert at.serves(family, 1)
         at.follower(family).stop()  # it is to see the next version once that is damaged
-        at.follower(family).join(PATIENCE_S)
+        at.follower(family).thread.join(PATIENCE_S)
         version = step(maker)
         part = store.manifest(version).serving["first"].parts[0]
         name = f"tensor:{part.digest}" if what == "object" else f"model:{family}:manifest:{version}"

@@ -323,7 +323,7 @@ def test_an_end_while_redis_hangs_says_nothing_of_it(tmp_path: Path) -> None:
                 server.process.send_signal(signal.SIGSTOP)
                 service = at.service
             for follower in service.serving.followers().values():
-                follower.join(PATIENCE_S)
+                follower.thread.join(PATIENCE_S)
             service.serving.close()
             server.process.send_signal(signal.SIGCONT)
             assert at.said == []

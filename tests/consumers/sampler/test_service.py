@@ -15,7 +15,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
-from consumers.loading import load_model
+from consumers.loading import build
 from consumers.sampler.follower import Follower, Live, bounded, client
 from consumers.sampler.service import Serving
 from models.capabilities import Classifier
@@ -228,7 +228,7 @@ def test_bounds_of_a_stored_version_are_within_the_operators(redis: Redis, redis
     maker.commit(input={**PICTURE, **hostile})
     with serving(configuration(redis_url, {}, max_pixels=1000, max_upload_bytes=2000), redis) as (served, _, _said):
         follower = served._follower(family, family)
-        follower.start()
+        follower.thread.start()
         live = live_at(follower, 1)
         assert isinstance(live.input, ImageInput)
         assert (live.input.max_pixels, live.input.max_bytes) == (1000, 2000)
@@ -236,7 +236,7 @@ def test_bounds_of_a_stored_version_are_within_the_operators(redis: Redis, redis
         assert follower.wait_for(lambda f: f.problem is not None, PATIENCE_S)
         assert "over sampler.max_pixels = 1000" in (follower.problem or "")
         follower.stop()
-        follower.join(PATIENCE_S)
+        follower.thread.join(PATIENCE_S)
 
 
 def test_texts_of_a_stored_version_are_within_the_operators_bounds() -> None:
@@ -330,7 +330,7 @@ def test_names_of_models_that_are_none_are_read_over_and_deleted_ones_are_follow
         maker.store.release(maker.fence)
         maker.store.delete()
         assert follower.wait_for(lambda f: f.deleted, PATIENCE_S)
-        follower.join(PATIENCE_S)
+        follower.thread.join(PATIENCE_S)
         assert not served.followers()
         assert served.problem is None
 
@@ -367,6 +367,6 @@ def test_a_version_is_loaded_from_store_and_blueprint_alone(redis: Redis, family
     maker = marked(store)
     step(maker)
     step(maker)
-    model = load_model(store, store.manifest(1), blueprint)
+    model = build(store.manifest(1), store.arrays(store.manifest(1), "serving"), blueprint)
     assert isinstance(model, Classifier)
     assert model.classify(torch.full((1, 8), 2**20, dtype=torch.int32)).tolist() == [[1 / 1024, 1 / 1024, 0.5]]
