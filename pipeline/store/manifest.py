@@ -133,14 +133,19 @@ class About(Stored):
     diagnoses: dict[str, str] = {}  # what is wrong, by name: what is seen, and what to do
 
 
-class Manifest(About):
-    """One version of a model."""
+class Named(Stored):
+    """Which version it is, of which model. In front of `About` in the JSON of a manifest."""
 
     model: str
     family: str
     version: Int64
     parent: Ref | None = None
     created_ms: Int64
+
+
+class Manifest(About, Named):
+    """One version of a model."""
+
     keyframe: Ref | None = None  # None: training is in here; else the ancestor that learning goes on from
     lineage: str  # SHA-256 of the version's entry in the history
     serving: dict[str, TensorEntry]
