@@ -323,7 +323,7 @@ def load_decoder(path: str) -> PayloadDecoder:
         try:
             return _checked(function(record), path)
         except RecordError as error:
-            raise _known(error) from None
+            raise _limited(error) from None
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code ends its record, not the worker
@@ -343,7 +343,7 @@ def _checked(payload: object, path: str) -> Payload:
     return payload
 
 
-def _known(error: RecordError) -> RecordError:
+def _limited(error: RecordError) -> RecordError:
     """A reason is a label of a metric: one of few."""
     if error.reason in REASONS:
         return RecordError(error.reason, str(error.detail))
