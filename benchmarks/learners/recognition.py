@@ -108,7 +108,7 @@ def turned(records: Set, seed: int) -> Set:
     return Set(x, labels)
 
 
-def begun(source: Source) -> ImageRecogniserLearner:
+def started(source: Source) -> ImageRecogniserLearner:
     """An untrained recogniser over it."""
     options = image_recogniser.ImageRecogniserOptions.model_validate(OPTIONS)
     learner = image_recogniser.learner(options, SHAPE, 0, CPU)
@@ -119,7 +119,7 @@ def begun(source: Source) -> ImageRecogniserLearner:
 def on_split(source: Source, train: Set, test: Set, strange: Set, taught: str) -> dict[int, Runs]:
     """Shots → what was found in each draw."""
     asked = test.take([row for row, label in enumerate(test.labels) if label not in taught])
-    empty = begun(source)
+    empty = started(source)
     untrained = empty.capture()
     looks = {"asked": features(empty.model, asked.x), "strange": features(empty.model, strange.x)}
     found: dict[int, Runs] = {shots: [] for shots in SHOTS}
@@ -202,7 +202,7 @@ def spread(runs: Runs, name: str) -> str:
 def pair(source: Source, train: Set) -> tuple[float, float]:
     """Records/s of CPU time of the learner and of a plain loop over the same 960 records, one after the other."""
     records, size = train.take(range(960)), 32
-    learner, other = begun(source), begun(source)
+    learner, other = started(source), started(source)
     given = list(batches(records, size))
     started_s = time.process_time()
     for update, batch in enumerate(given):

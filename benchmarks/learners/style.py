@@ -51,7 +51,7 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     right = recognised(judge, held.x, held.labels)
     say(f"the judge is right about {right:.1%} of {len(held)} held-out tiles")
 
-    learner = begun(source)
+    learner = started(source)
     model = taught(learner, styles, contents, say)
     restyled = model.restyle(asked.x)
     raw: dict[str, Any] = {"judge, held-out tiles": right, "styles": len(styles), "contents asked": len(asked)}
@@ -108,7 +108,7 @@ def classifier(records: Set, passes: int, seed: int, options: Mapping[str, Any])
     return Source("", serving, {}, {}, "image-classifier", made.model_dump(mode="json"), SHAPE, state.meta)
 
 
-def begun(source: Source) -> ImageRestylerLearner:
+def started(source: Source) -> ImageRestylerLearner:
     """An untrained restyler whose loss looks through this version."""
     options = image_restyler.ImageRestylerOptions.model_validate(OPTIONS)
     learner = image_restyler.learner(options, SHAPE, 0, CPU)
@@ -171,7 +171,7 @@ def sheet(styles: Tensor, asked: Set, restyled: Tensor, path: Path) -> None:
 
 def pair(source: Source, styles: Tensor, contents: Set) -> tuple[float, float]:
     """Records/s of the learner and of a plain loop over the same contents, one right after the other."""
-    learner, other = begun(source), begun(source)
+    learner, other = started(source), started(source)
     for each in (learner, other):
         each.learn(next(batches(Set(styles, ["style"] * len(styles)), len(styles))), update_generator(0, 0))
     given = list(batches(contents, BATCH))

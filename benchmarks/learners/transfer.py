@@ -127,7 +127,7 @@ def learned(
     """A learner after so many passes over the records, each in another order."""
     learner: Learner
     if "source" in options:
-        learner = begun(before, options, seed)
+        learner = started(before, options, seed)
     else:
         scratch = image_classifier.ImageClassifierOptions.model_validate(options)
         learner = image_classifier.learner(scratch, SHAPE, seed, CPU)
@@ -138,7 +138,7 @@ def learned(
     return learner
 
 
-def begun(before: Source, options: Mapping[str, Any], seed: int) -> WarmStarted[Any]:
+def started(before: Source, options: Mapping[str, Any], seed: int) -> WarmStarted[Any]:
     """A learner over the backbone, untrained."""
     transfer = image_transfer.learner(image_transfer.ImageTransferOptions.model_validate(options), SHAPE, seed, CPU)
     transfer.warm_start({"source": copy.copy(before)})
@@ -147,7 +147,7 @@ def begun(before: Source, options: Mapping[str, Any], seed: int) -> WarmStarted[
 
 def pair(before: Source, options: Mapping[str, Any], records: Set) -> tuple[float, float]:
     """Records/s of CPU time of the learner and of a plain loop over the same records, one right after the other."""
-    learner, other = begun(before, options, 0), begun(before, options, 0)
+    learner, other = started(before, options, 0), started(before, options, 0)
     given = list(batches(records, BATCH))
     started_s = time.process_time()
     for update, batch in enumerate(given):

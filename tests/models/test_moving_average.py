@@ -140,10 +140,10 @@ def test_a_vaes_new_class_begins_alike_in_both() -> None:
     ours = one.learned(4)
     assert isinstance(ours, ImageVaeLearner)
     ours.learn(one.batch(32, labels=[*"abcdabc", "new"]), update_generator(SEED, 4))
-    begun = torch.randn(1, 4, generator=update_generator(SEED, 4))[0]
+    started = torch.randn(1, 4, generator=update_generator(SEED, 4))[0]
     decay = 5 / 14
     served, learned = (network.conditions.weight[-1] for network in (ours.model, ours._learning))
-    torch.testing.assert_close(served, decay * begun + (1 - decay) * learned)
+    torch.testing.assert_close(served, decay * started + (1 - decay) * learned)
     assert not served.requires_grad
     assert len(ours.model.codes.counts) == 6
 

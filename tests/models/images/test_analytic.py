@@ -55,7 +55,7 @@ def file() -> Source:
     return Source("digest", module_on(lambda: torchvision_network(NAME, num_classes=7), CPU).state_dict())
 
 
-def begun(features: Mapping[str, Any] = VERSION, updates: int = 30, **options: object) -> Case:
+def started(features: Mapping[str, Any] = VERSION, updates: int = 30, **options: object) -> Case:
     made = ImageAnalyticOptions.model_validate({"width": 64, "features": features, **options})
     return Case(BLUEPRINT, made, *digits(), sources={"source": version(updates), "weights": file()})
 
@@ -65,8 +65,8 @@ class TestContract(LearnerContract):
     def case(self, request: pytest.FixtureRequest) -> Case:
         cases: Mapping[str, Case] = {
             "wavelets alone": a_case(patches=False),
-            "over a version": begun(),
-            "over its maps": begun(MAPS, width=96),
+            "over a version": started(),
+            "over its maps": started(MAPS, width=96),
         }
         return cases.get(request.param) or a_case(head=request.param)
 
@@ -333,7 +333,7 @@ def known(features: Mapping[str, Any] | None, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("features", [None, VERSION, MAPS, FILE], ids=["wavelets", "version", "maps", "file"])
 def test_features_are_random_ones_of_what_is_known(features: Mapping[str, Any] | None) -> None:
-    case = a_case(patches=False) if features is None else begun(features)
+    case = a_case(patches=False) if features is None else started(features)
     learner = case.learned()
     state = cloned(learner.capture())
     served = BLUEPRINT.model(case.options, (1, 8, 8), state.meta)
@@ -351,7 +351,7 @@ def test_features_are_random_ones_of_what_is_known(features: Mapping[str, Any] |
 
 
 def test_a_backbone_is_given_once_and_needed_once() -> None:
-    case = begun(FILE)
+    case = started(FILE)
     ours = case.learned()
     first, later = ours.capture().serving, ours.capture().serving
     names = [name for name in first if name.startswith("extractor.") and isinstance(first[name], Rows)]
@@ -366,14 +366,14 @@ def test_a_backbone_is_given_once_and_needed_once() -> None:
 
 def test_only_learners_over_the_same_backbone_merge() -> None:
     rows = sorted(range(400), key=lambda row: digits()[1][row])
-    case = begun()
+    case = started()
     whole, first, second = (learned(case, some) for some in (rows, rows[:200], rows[200:]))
     first.merge(second)
     torch.testing.assert_close(first._sums.gram, whole._sums.gram, rtol=1e-5, atol=1e-4)
-    for one, other in ((begun(), begun(updates=3)), (begun(FILE), begun({**FILE, "side": 64}))):
+    for one, other in ((started(), started(updates=3)), (started(FILE), started({**FILE, "side": 64}))):
         with pytest.raises(ValueError, match="same backbone"):
             learned(one, rows[:8]).merge(learned(other, rows[:8]))
-    for size in (a_case(), begun(MAPS)):
+    for size in (a_case(), started(MAPS)):
         with pytest.raises(ValueError, match="can be merged"):
             first.merge(learned(size, rows[:8]))
 

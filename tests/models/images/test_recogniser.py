@@ -52,7 +52,7 @@ def file() -> Source:
     )
 
 
-def begun(**options: object) -> Case:
+def started(**options: object) -> Case:
     made = ImageRecogniserOptions.model_validate({**SMALL, **options})
     return Case(BLUEPRINT, made, *digits(), sources={"source": version(), "weights": file()})
 
@@ -60,8 +60,8 @@ def begun(**options: object) -> Case:
 BARE = Case(BLUEPRINT, ImageRecogniserOptions(calibration_pictures=3), *digits())
 CASES = {
     "no backbone": BARE,
-    "version": begun(),
-    "version, its features, no statistics": begun(cells=0, shift_pixels=0, source_statistics=False, half=True),
+    "version": started(),
+    "version, its features, no statistics": started(cells=0, shift_pixels=0, source_statistics=False, half=True),
 }
 
 
@@ -227,7 +227,7 @@ def test_the_background_is_a_gaussian_around_all_of_it() -> None:
 
 def test_features_are_means_of_five_places() -> None:
     x = digits()[0][:6]
-    still, moved = learner_of(begun(shift_pixels=0)).model, learner_of(begun(shift_pixels=2)).model
+    still, moved = learner_of(started(shift_pixels=0)).model, learner_of(started(shift_pixels=2)).model
     wide = F.pad(x.float(), (2, 2, 2, 2), mode="replicate").to(torch.uint8)
     places = [wide[:, :, 2 + down : 10 + down, 2 + right : 10 + right] for down, right in FIVE]
     expected = torch.stack([still.features(place) for place in places]).mean(0)
@@ -236,7 +236,7 @@ def test_features_are_means_of_five_places() -> None:
 
 
 def test_the_order_of_records_and_their_batches_do_not_matter() -> None:
-    one = begun()
+    one = started()
     rows = [row for label in "56789" for row in rows_of(label, 9)]
     first, x = enrolled(one, rows), digits()[0][900:1000]
     for seed, size in ((1, 7), (2, 1), (3, 45)):
@@ -251,7 +251,7 @@ def test_the_order_of_records_and_their_batches_do_not_matter() -> None:
 
 
 def test_one_to_five_pictures_enrol_a_class_at_once() -> None:
-    one = begun(cells=2)
+    one = started(cells=2)
     ours = enrolled(one, NEW)
     assert isinstance(ours.model, Classifier)
     assert isinstance(ours.model, Recogniser)
@@ -265,7 +265,7 @@ def test_one_to_five_pictures_enrol_a_class_at_once() -> None:
 
 
 def test_what_resembles_none_is_unknown_and_what_is_enrolled_is_not() -> None:
-    one = begun(cells=2)
+    one = started(cells=2)
     ours = enrolled(one, NEW)
     test = [row for label in "56789" for row in rows_of(label, 40, after=20)]
     _, rejected = ours.model.recognise(digits()[0][test])
@@ -276,7 +276,7 @@ def test_what_resembles_none_is_unknown_and_what_is_enrolled_is_not() -> None:
 
 
 def test_a_class_of_one_picture_competes_fairly() -> None:
-    ours = enrolled(begun(), [*NEW, *rows_of("0", 1)])
+    ours = enrolled(started(), [*NEW, *rows_of("0", 1)])
     u = ours.model.features(digits()[0][:50])
     d = distances(u, ours.model.whitener, ours.model.means) - ours.model.surplus
     assert ours.model.surplus[-1] == pytest.approx(5 * ours.model.surplus[0].item())
@@ -284,7 +284,7 @@ def test_a_class_of_one_picture_competes_fairly() -> None:
 
 
 def test_nothing_is_unknown_before_there_are_two_pictures() -> None:
-    one = begun()
+    one = started()
     ours = learner_of(one)
     assert ours.model.recognise(one.x[:2])[1].all()  # without a class there is none to resemble
     ours.learn(batch_of(one, [5]), update_generator(SEED, 0))
@@ -294,7 +294,7 @@ def test_nothing_is_unknown_before_there_are_two_pictures() -> None:
     assert ours.model.threshold < NEVER / 2  # each is what the other is not
 
 
-@pytest.mark.parametrize("case", [begun(), BARE], ids=["over a version", "no backbone"])
+@pytest.mark.parametrize("case", [started(), BARE], ids=["over a version", "no backbone"])
 def test_one_picture_each_tells_classes_apart(case: Case) -> None:
     """Five digits; chance is 0.2."""
     names = "56789"
@@ -329,7 +329,7 @@ def test_without_a_backbone_five_pictures_each_do_better_than_pixels() -> None:
 
 
 def test_the_records_kept_are_a_sample_that_does_not_depend_on_the_order() -> None:
-    one = begun(calibration_pictures=4)
+    one = started(calibration_pictures=4)
     rows = rows_of("3", 12)
     states = [cloned(enrolled(one, order).capture()).training for order in (rows, rows[::-1], rows + rows[:5])]
     digests = sorted(bytes(digest) for digest in batch_of(one, rows).ids.tolist())[:4]
@@ -339,7 +339,7 @@ def test_the_records_kept_are_a_sample_that_does_not_depend_on_the_order() -> No
 
 
 def test_the_report_is_from_before_the_update() -> None:
-    one = begun()
+    one = started()
     ours = enrolled(one, NEW)
     batch = batch_of(one, [*rows_of("5", 3, after=30), *rows_of("0", 1)])
     p, unknown = ours.model.recognise(batch.x)
@@ -352,7 +352,7 @@ def test_the_report_is_from_before_the_update() -> None:
 
 
 def test_a_backbone_and_what_a_source_tells_are_given_once() -> None:
-    one = begun()
+    one = started()
     ours = enrolled(one, NEW)
     ours.capture()
     state = ours.capture()
@@ -364,7 +364,7 @@ def test_a_backbone_and_what_a_source_tells_are_given_once() -> None:
 
 
 def test_weights_from_a_file_are_needed_once() -> None:
-    one = begun(source=None, architecture="shufflenet_v2_x0_5", weights="w.pth", layers=("maxpool",), half=True)
+    one = started(source=None, architecture="shufflenet_v2_x0_5", weights="w.pth", layers=("maxpool",), half=True)
     ours = enrolled(one, NEW[:10])
     assert BLUEPRINT.sources(one.options) == {"weights": Reference("file", "w.pth")}
     state = cloned(ours.capture())
@@ -378,7 +378,7 @@ def test_weights_from_a_file_are_needed_once() -> None:
 
 
 def test_a_label_beyond_the_limit_is_refused() -> None:
-    one = begun(max_classes=1)
+    one = started(max_classes=1)
     ours = learner_of(one)
     assert list(ours.refuses(["a", "b", "a"])) == [1]
     with pytest.raises(ValueError, match="max_classes"):
@@ -387,7 +387,7 @@ def test_a_label_beyond_the_limit_is_refused() -> None:
 
 
 def test_what_it_needs_is_named() -> None:
-    assert BLUEPRINT.sources(begun().options) == {"source": Reference("version", "before")}
+    assert BLUEPRINT.sources(started().options) == {"source": Reference("version", "before")}
     with pytest.raises(ValidationError, match="Name their architecture"):
         ImageRecogniserOptions(weights="w.pth")
     assert BLUEPRINT.sources(BARE.options) == {}
@@ -396,11 +396,11 @@ def test_what_it_needs_is_named() -> None:
 def test_a_source_without_a_memory_is_refused_unless_its_statistics_are_not_wanted() -> None:
     bare = replace(version(), training={})
     with pytest.raises(ValueError, match="no replay memory"):
-        replace(begun(), sources={"source": bare}).learner()
-    replace(begun(source_statistics=False), sources={"source": bare}).learner()
+        replace(started(), sources={"source": bare}).learner()
+    replace(started(source_statistics=False), sources={"source": bare}).learner()
 
 
 def test_a_backbone_with_too_many_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_recogniser, "MAX_DIM", 20)
     with pytest.raises(ValueError, match="fewer layers or cells"):
-        learner_of(begun())
+        learner_of(started())

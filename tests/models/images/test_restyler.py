@@ -66,13 +66,13 @@ def version(channels: int) -> Source:
     return Source("digest", serving, {}, {}, "image-classifier", settings, tuple(case.x.shape[1:]), state.meta)
 
 
-def begun(channels: int = 1, **options: object) -> Case:
+def started(channels: int = 1, **options: object) -> Case:
     made = ImageRestylerOptions.model_validate({**SMALL, **options})
     x, labels = coloured(channels), digits()[1][:200]
     return Case(BLUEPRINT, made, x, labels, has_classes=False, sources={"source": version(channels)})
 
 
-CASES = {"grey": begun(half=True), "colour with alpha": begun(4, style_window=5, replay_policy="balanced")}
+CASES = {"grey": started(half=True), "colour with alpha": started(4, style_window=5, replay_policy="balanced")}
 
 
 class TestContract(LearnerContract):
@@ -151,7 +151,7 @@ def test_variation_is_the_mean_difference_of_neighbours_and_falls_when_noise_is_
 
 def test_an_untrained_network_is_the_identity() -> None:
     for channels in (1, 3, 4):
-        model = learner_of(begun(channels)).model
+        model = learner_of(started(channels)).model
         assert isinstance(model, Restyler)
         every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, channels, 1, 1)
         for x in (every, coloured(channels)[:4]):
@@ -159,7 +159,7 @@ def test_an_untrained_network_is_the_identity() -> None:
 
 
 def test_it_takes_the_style_and_keeps_the_content() -> None:
-    one = begun(width=8, learning_rate=5e-3, replay_draws=0)
+    one = started(width=8, learning_rate=5e-3, replay_draws=0)
     ours, found = taught(one, stripes(), 70)
     assert found[0]["content_loss"] < 0.01  # it began as the identity
     assert found[-1]["style_loss"] < 0.5 * found[0]["style_loss"]
@@ -172,7 +172,7 @@ def test_it_takes_the_style_and_keeps_the_content() -> None:
 
 
 def test_without_a_style_it_goes_on_reproducing() -> None:
-    one = begun()
+    one = started()
     ours = learner_of(one)
     for update in range(6):
         report = ours.learn(one.batch(8 * update, 8, [None] * 8), update_generator(SEED, update))
@@ -181,7 +181,7 @@ def test_without_a_style_it_goes_on_reproducing() -> None:
 
 
 def test_the_target_is_the_mean_gram_matrix_of_all_styles_in_any_batches() -> None:
-    one = begun(4)
+    one = started(4)
     styles = [row for row, label in enumerate(one.labels) if label == "3"][:7]
     maps = learner_of(one)._backbone.maps(pixels(one.x[styles]))
     small = [torch.nn.functional.adaptive_avg_pool2d(pixels(one.x[styles])[:, 3:], m.shape[2]) for m in maps]
@@ -200,7 +200,7 @@ def test_the_target_is_the_mean_gram_matrix_of_all_styles_in_any_batches() -> No
 
 
 def test_the_mean_follows_styles_that_change() -> None:
-    one = begun(style_window=10)
+    one = started(style_window=10)
     ours = learner_of(one)
     for shade, count in ((255, 30), (51, 30)):
         plain = torch.full((1, 1, 16, 16), shade, dtype=torch.uint8)
@@ -211,7 +211,7 @@ def test_the_mean_follows_styles_that_change() -> None:
 
 
 def test_alpha_and_what_is_transparent_stay_as_they_are() -> None:
-    one = begun(4, learning_rate=1e-2)
+    one = started(4, learning_rate=1e-2)
     ours, _ = taught(one, stripes(channels=4), 8)
     restyled = ours.model.restyle(one.x[:20])
     assert torch.equal(restyled[:, 3], one.x[:20, 3])
@@ -227,7 +227,7 @@ def test_alpha_and_what_is_transparent_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 30), (21, 64)])
 def test_any_size_is_restyled_each_picture_by_itself(size: tuple[int, int]) -> None:
-    ours, _ = taught(begun(depth=2), stripes(), 3)
+    ours, _ = taught(started(depth=2), stripes(), 3)
     x = (255 * uniform(3, 1, *size)).to(torch.uint8)
     together = ours.model.restyle(x)
     assert (together.shape, together.dtype) == (x.shape, torch.uint8)
@@ -237,7 +237,7 @@ def test_any_size_is_restyled_each_picture_by_itself(size: tuple[int, int]) -> N
 
 
 def test_the_report_is_of_the_incoming_contents_before_the_update() -> None:
-    one = begun(replay_draws=7)
+    one = started(replay_draws=7)
     ours, _ = taught(one, stripes(), 3)
     twin, _ = taught(one, stripes(), 3)
     batch = one.batch(50, labels=[None, "3", "5", None, "3", None, "7", None])
@@ -262,7 +262,7 @@ def test_the_report_is_of_the_incoming_contents_before_the_update() -> None:
 
 
 def test_styles_are_never_replayed_as_contents() -> None:
-    one = begun(replay_slots=200)
+    one = started(replay_slots=200)
     ours = learner_of(one)
     for update in range(4):
         ours.learn(one.batch(50 * update, 50), update_generator(SEED, update))
@@ -275,7 +275,7 @@ def test_styles_are_never_replayed_as_contents() -> None:
 
 
 def test_a_backbone_is_for_training_alone_and_stored_once() -> None:
-    ours, _ = taught(begun(), stripes(), 1)
+    ours, _ = taught(started(), stripes(), 1)
     first = ours.capture()
     assert not any("features" in name for name in first.serving)
     later = ours.capture().training
@@ -288,7 +288,7 @@ def test_a_backbone_is_for_training_alone_and_stored_once() -> None:
 
 
 def test_what_it_needs_is_named() -> None:
-    assert BLUEPRINT.sources(begun().options) == {"source": Reference("version", "before")}
+    assert BLUEPRINT.sources(started().options) == {"source": Reference("version", "before")}
     from_file = ImageRestylerOptions(architecture="vgg16", weights="vgg16.pth")
     assert BLUEPRINT.sources(from_file) == {"weights": Reference("file", "vgg16.pth")}
     with pytest.raises(ValidationError, match="backbone is needed"):

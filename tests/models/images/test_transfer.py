@@ -44,12 +44,12 @@ def file() -> Source:
     return Source("digest", module_on(lambda: torchvision_network(NAME, num_classes=7), CPU).state_dict())
 
 
-def begun(**options: object) -> Case:
+def started(**options: object) -> Case:
     made = ImageTransferOptions.model_validate({**SMALL, **options})
     return Case(BLUEPRINT, made, *digits(), sources={"source": version()})
 
 
-def begun_from_file(**options: object) -> Case:
+def started_from_file(**options: object) -> Case:
     from_file = {**SMALL, "source": None, "architecture": NAME, "weights": "w.pth", **options}
     generator = torch.Generator().manual_seed(0)
     records = {
@@ -61,12 +61,12 @@ def begun_from_file(**options: object) -> Case:
 
 
 CASES = {
-    "frozen": begun(layers=("0", "2"), grid=2),
-    "unfrozen from a layer on, source sample": begun(unfreeze_from="blocks.1", **SAMPLE),
-    "unfrozen gradually, averaged, warped, half": begun(
+    "frozen": started(layers=("0", "2"), grid=2),
+    "unfrozen from a layer on, source sample": started(unfreeze_from="blocks.1", **SAMPLE),
+    "unfrozen gradually, averaged, warped, half": started(
         unfreeze_every_updates=2, average=0.9, augment={"shift_pixels": 1}, augment_incoming=False, half=True, steps=2
     ),
-    "unfrozen gradually, pulled back, half": begun(unfreeze_every_updates=4, source_loss="l2-sp", half=True),
+    "unfrozen gradually, pulled back, half": started(unfreeze_every_updates=4, source_loss="l2-sp", half=True),
 }
 
 
@@ -88,7 +88,7 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[st
 
 
 def test_a_frozen_backbone_is_given_once_and_never_again() -> None:
-    one = begun()
+    one = started()
     ours = one.learner()
     names = [f"backbone.network.{name}" for name in backbone_of(ours)]
     first = ours.capture().serving
@@ -115,9 +115,9 @@ def test_a_restart_needs_no_source(case: Case) -> None:
 
 def test_only_what_is_unfrozen_learns() -> None:
     for case, learns in [
-        (begun(), set()),
-        (begun(unfreeze_from="blocks.1"), {"blocks.1", "blocks.2", "dense"}),
-        (begun(unfreeze_from="dense"), {"dense"}),
+        (started(), set()),
+        (started(unfreeze_from="blocks.1"), {"blocks.1", "blocks.2", "dense"}),
+        (started(unfreeze_from="dense"), {"dense"}),
     ]:
         ours = case.learner()
         before = backbone_of(ours)
@@ -127,7 +127,7 @@ def test_only_what_is_unfrozen_learns() -> None:
 
 
 def test_one_more_block_from_the_top_is_unfrozen_every_so_many_updates() -> None:
-    case = begun(unfreeze_every_updates=2)
+    case = started(unfreeze_every_updates=2)
     ours = case.learner()
     assert isinstance(ours, WarmStarted)
     order = list(reversed(blocks(ours.model.backbone.network)))
@@ -153,7 +153,7 @@ def test_blocks_are_children_and_where_they_are_few_the_largest_is_opened() -> N
 
 def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
     def steps(**options: object) -> tuple[float, float]:
-        case = begun(unfreeze_from="dense", weight_decay=0.0, replay_slots=0, **options)  # an update is one step
+        case = started(unfreeze_from="dense", weight_decay=0.0, replay_slots=0, **options)  # an update is one step
         ours = case.learner()
         assert isinstance(ours, WarmStarted)
         before = ours.model.backbone.network.get_parameter("dense.bias").clone()
@@ -182,7 +182,7 @@ def gradients(case: Case, updates: int = 4) -> dict[str, Tensor]:
 
 def test_the_pull_to_the_source_is_the_distance_to_where_it_began() -> None:
     options: dict[str, Any] = {"unfreeze_from": "blocks.2", "backbone_learning_rate": 1e-3, "replay_draws": 0}
-    pulled = begun(source_loss="l2-sp", target_weight=3.0, **options)
+    pulled = started(source_loss="l2-sp", target_weight=3.0, **options)
     ours = pulled.learned(4)
     assert isinstance(ours, WarmStarted)
     state = cloned(ours.capture())
@@ -205,7 +205,7 @@ def test_a_sample_of_the_source_keeps_what_it_knew() -> None:
     """Trained far from its source, the old head on the new features still knows the old task."""
 
     def accuracy(**options: object) -> float:
-        case = begun(unfreeze_from="blocks.0", backbone_learning_rate=2e-2, learning_rate=1e-2, **options)
+        case = started(unfreeze_from="blocks.0", backbone_learning_rate=2e-2, learning_rate=1e-2, **options)
         rows = [row for row, label in enumerate(case.labels) if label >= "5"]
         others = Case(
             case.blueprint, case.options, 255 - case.x[rows], [case.labels[r] for r in rows], True, case.sources
@@ -225,14 +225,14 @@ def test_a_sample_of_the_source_keeps_what_it_knew() -> None:
 
 
 def test_the_sources_records_and_head_come_with_the_version_or_with_a_file() -> None:
-    ours = begun(unfreeze_from="dense", **SAMPLE).learner()
+    ours = started(unfreeze_from="dense", **SAMPLE).learner()
     training = ours.capture().training
     memory = version().training["memory/x"]
     assert training["source/x"].tensor.shape == (10, 1, 8, 8)  # type: ignore[union-attr]
     assert torch.equal(training["source/x"].tensor[0], memory[0])  # type: ignore[union-attr]
     assert torch.equal(training["source/head.weight"].tensor, version().tensors["head.weight"])  # type: ignore[union-attr]
 
-    case = begun_from_file(unfreeze_from="conv5", source_records="r.safetensors", half=True, **SAMPLE)
+    case = started_from_file(unfreeze_from="conv5", source_records="r.safetensors", half=True, **SAMPLE)
     assert BLUEPRINT.sources(case.options) == {
         "weights": Reference("file", "w.pth"),
         "source_records": Reference("file", "r.safetensors"),
@@ -253,7 +253,7 @@ def test_the_sources_records_and_head_come_with_the_version_or_with_a_file() -> 
 
 
 def test_frozen_norms_keep_their_statistics() -> None:
-    case = begun_from_file(unfreeze_from="conv5")
+    case = started_from_file(unfreeze_from="conv5")
     ours = case.learner()
     before = backbone_of(ours)
     case.learn(ours, range(3))
@@ -264,7 +264,7 @@ def test_frozen_norms_keep_their_statistics() -> None:
 @pytest.mark.parametrize("unfreeze_every_updates", [0, 4], ids=["frozen", "unfrozen gradually"])
 def test_it_learns_all_digits_from_what_half_of_them_taught(unfreeze_every_updates: int) -> None:
     rates = {"learning_rate": 1e-2, "backbone_learning_rate": 2e-3}
-    case = begun(top_layers=(32,), unfreeze_every_updates=unfreeze_every_updates, replay_slots=0, **rates)
+    case = started(top_layers=(32,), unfreeze_every_updates=unfreeze_every_updates, replay_slots=0, **rates)
     ours = case.learner()
     for update in range(60):
         ours.learn(case.batch(16 * update, 16), update_generator(SEED, update))
@@ -275,7 +275,7 @@ def test_it_learns_all_digits_from_what_half_of_them_taught(unfreeze_every_updat
 
 
 def test_features_of_named_layers_are_their_maps_on_a_grid() -> None:
-    ours = begun(layers=("0", "2"), grid=2, top_layers=()).learner()
+    ours = started(layers=("0", "2"), grid=2, top_layers=()).learner()
     assert isinstance(ours, WarmStarted)
     x = digits()[0][:3]
     shallow, deep = ours.model.backbone.maps(x / 255)
@@ -303,13 +303,13 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 
 def test_sources_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'blocks\.9' is no module with weights.*blocks\.0"):
-        begun(unfreeze_from="blocks.9").learner()
-    case = begun(unfreeze_from="dense", **SAMPLE)
+        started(unfreeze_from="blocks.9").learner()
+    case = started(unfreeze_from="dense", **SAMPLE)
     source = version()
     bare = Source("d", source.tensors, {}, {}, source.learner, source.options, source.shape, source.meta)
     with pytest.raises(ValueError, match="no replay memory in this version"):
         Case(case.blueprint, case.options, case.x, case.labels, True, {"source": bare}).learner()
-    case = begun_from_file(unfreeze_from="conv5", source_records="r.safetensors", **SAMPLE)
+    case = started_from_file(unfreeze_from="conv5", source_records="r.safetensors", **SAMPLE)
     x = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     for records, message in [
         ({"x": x}, "must hold x"),
@@ -326,7 +326,7 @@ def test_sources_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_state_that_lacks_the_sources_sample_is_refused() -> None:
-    case = begun(unfreeze_from="dense", **SAMPLE)
+    case = started(unfreeze_from="dense", **SAMPLE)
     state = cloned(case.learned(2).capture())
     training = {name: value for name, value in state.training.items() if name != "source/x"}
     with pytest.raises(ValueError, match="source/x"):
@@ -334,7 +334,7 @@ def test_a_state_that_lacks_the_sources_sample_is_refused() -> None:
 
 
 def test_an_average_follows_what_is_unfrozen_from_then_on() -> None:
-    case = begun(unfreeze_every_updates=2, average=0.3, replay_slots=0)  # an update is one step
+    case = started(unfreeze_every_updates=2, average=0.3, replay_slots=0)  # an update is one step
     ours = case.learner()
     assert isinstance(ours, WarmStarted)
     mean = {name: value.clone() for name, value in ours.model.state_dict().items() if not name.startswith("head")}

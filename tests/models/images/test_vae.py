@@ -89,7 +89,7 @@ def transferred(source: Source, **options: object) -> Case:
     return Case(BLUEPRINT, made, *digits(), sources={"source": source, "features_source": classifier()})
 
 
-def begun(source: Source, **options: object) -> ImageVaeLearner:
+def started(source: Source, **options: object) -> ImageVaeLearner:
     ours = transferred(source, **options).learner()
     assert isinstance(ours, ImageVaeLearner)
     return ours
@@ -277,7 +277,7 @@ def test_kl_is_reported_in_nats() -> None:
 
 
 def test_transfer_begins_with_the_sources_weights_and_classes() -> None:
-    ours = begun(vae(), young_updates=0)
+    ours = started(vae(), young_updates=0)
     assert ours.model.classes == vae().meta["classes"] == ["0", "1", "2", "3", "4"]
     assert all(torch.equal(value, vae().tensors[name]) for name, value in ours.model.state_dict().items())
     seeds = range(6)
@@ -291,7 +291,7 @@ def test_transfer_begins_with_the_sources_weights_and_classes() -> None:
 
 
 def test_frozen_blocks_neither_learn_nor_have_moments_nor_move() -> None:
-    ours = begun(vae(), freeze=("down", "posterior", "up.0"))
+    ours = started(vae(), freeze=("down", "posterior", "up.0"))
     first = cloned(ours.capture())
     one = transferred(vae())
     one.learn(ours, range(4))
@@ -308,8 +308,8 @@ def test_frozen_blocks_neither_learn_nor_have_moments_nor_move() -> None:
 def test_the_loss_is_that_of_the_target_the_source_and_the_features() -> None:
     """Gradients of one update, against the equation, picture by picture."""
     settings = {"source_weight": 0.7, "feature_weight": 0.3, "features": {"source": "clothes"}, "beta": 1.5}
-    ours = begun(vae(), **settings, label_dropout=0.0, replay_draws=4, young_updates=0)
-    twin = begun(vae(), **settings)
+    ours = started(vae(), **settings, label_dropout=0.0, replay_draws=4, young_updates=0)
+    twin = started(vae(), **settings)
     one = transferred(vae())
     one.learn(ours, range(3))
     twin.restore(cloned(ours.capture()))
@@ -369,7 +369,7 @@ def test_a_source_that_stays_in_the_loss_is_not_forgotten() -> None:
 
 
 def test_a_backbone_is_for_training_alone_and_stored_once() -> None:
-    ours = begun(vae(), features={"source": "clothes", "half": True})
+    ours = started(vae(), features={"source": "clothes", "half": True})
     first = ours.capture()
     assert not any("feature" in name for name in first.serving)
     features = {name: value for name, value in first.training.items() if name.startswith("features/")}
@@ -399,13 +399,13 @@ def test_what_it_needs_is_named() -> None:
 )
 def test_a_source_that_does_not_fit_is_refused(source: Source, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        begun(source)
+        started(source)
 
 
 def test_a_block_that_is_none_is_refused() -> None:
     for name in ("conditions", "dawn", ""):
         with pytest.raises(ValueError, match="no block that could be frozen"):
-            begun(vae(), freeze=(name,))
+            started(vae(), freeze=(name,))
 
 
 @pytest.mark.parametrize("options", [{"source_weight": 1.0}, {"freeze": ["up"]}, {"features": {}}])

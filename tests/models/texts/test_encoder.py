@@ -42,7 +42,7 @@ def source(path: Path, **others: Any) -> Source:
     return Source("0", load_file(path / "model.safetensors"), files=files | others)
 
 
-def begun(path: Path) -> Blueprint:
+def over_folder(path: Path) -> Blueprint:
     def started(options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> Learner:
         found = learner(options, shape, seed, device)
         found.warm_start({"folder": source(path)})
@@ -57,7 +57,7 @@ def options(path: Path, **others: Any) -> TextEncoderOptions:
 
 
 def a_case(path: Path, **others: Any) -> Case:
-    return Case(begun(path), options(path, **others), *texts())
+    return Case(over_folder(path), options(path, **others), *texts())
 
 
 class TestContract(LearnerContract):

@@ -215,21 +215,21 @@ def test_held_back_is_what_may_still_become_the_stop_text() -> None:
 def test_every_allowed_byte_is_one_that_python_decodes() -> None:
     """Python's own strict decoder is the oracle: for every prefix of a character, which bytes may follow?"""
     for lead in range(256):
-        assert bool(Utf8().allowed(4)[lead]) == _begins(bytes([lead]))
+        assert bool(Utf8().allowed(4)[lead]) == _starts(bytes([lead]))
     for lead in (0xC2, 0xDF, 0xE0, 0xE4, 0xED, 0xEF, 0xF0, 0xF1, 0xF4):
         state = Utf8()
         state.take(lead)
         prefix = bytes([lead])
         while not state.whole:
             mask = state.allowed(1)
-            assert [bool(mask[byte]) for byte in range(256)] == [_begins(prefix + bytes([b])) for b in range(256)]
+            assert [bool(mask[byte]) for byte in range(256)] == [_starts(prefix + bytes([b])) for b in range(256)]
             byte = int(mask.nonzero()[-1])
             state.take(byte)
             prefix += bytes([byte])
         assert len(prefix.decode()) == 1
 
 
-def _begins(data: bytes) -> bool:
+def _starts(data: bytes) -> bool:
     """Whether more bytes can make one character of these."""
     for tail in (
         b"",
