@@ -129,7 +129,7 @@ class Shown:
         return x
 
 
-class Part:
+class OwnUpdate:
     """Weights of the network that the learner's AdamW does not update: none. A subclass updates some in its own way."""
 
     def loss(self, loss: Tensor, rng: torch.Generator) -> Tensor:
@@ -175,7 +175,7 @@ class ClassifierLearner(ReplayingLearner[C]):
         device: torch.device,
         *,
         shown: Shown | None = None,
-        part: Callable[[C], Part] | None = None,
+        part: Callable[[C], OwnUpdate] | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -188,7 +188,7 @@ class ClassifierLearner(ReplayingLearner[C]):
         )
         self.options = options
         self._shown = shown or Shown()
-        self._part = part(self.model) if part else Part()
+        self._part = part(self.model) if part else OwnUpdate()
         self._rate_factor = 1.0
         self._updates = 0  # of the average
         self._seen: Counter[int] = Counter()  # records of each class

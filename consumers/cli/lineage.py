@@ -131,7 +131,7 @@ def blame(
     if (place is None) == (id_ is None):
         raise ConfigError("Name one record: headrace blame TOPIC:PARTITION:OFFSET, or headrace blame --id ID.")
     read = sorted({topic for table in settings.models.values() for topic in table.read_topics})
-    topic, number, offset = ("", 0, 0) if place is None else _place(place)
+    topic, number, offset = ("", 0, 0) if place is None else _parsed(place)
     if id_ is not None:
         places = [found for topic in read for found in places_of(settings.kafka, topic, id_)]
     else:
@@ -215,7 +215,7 @@ def _split(version: str) -> tuple[str, str]:
     return model, ref or "latest"
 
 
-def _place(text: str) -> tuple[str, int, int]:
+def _parsed(text: str) -> tuple[str, int, int]:
     topic, number, offset = [*text.rsplit(":", 2), "", ""][:3]
     if not (topic and number.isdecimal() and offset.isdecimal()):
         raise ConfigError(f"{text!r} is no place of a record. Write TOPIC:PARTITION:OFFSET, such as pictures:0:1234.")

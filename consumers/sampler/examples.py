@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Example(NamedTuple):
+class RouteExample(NamedTuple):
     """Of one path, in JSON: what is answered with 200, and what is sent."""
 
     answered: Any = None
@@ -65,10 +65,10 @@ ANSWERED: dict[str, Any] = {"application/json": {"type": "object"}}
 PARAMETERS: dict[str, Any] = {"model": "digits", "ref": "latest", "alias": "stable", "label": "7", "seed": 7, "n": 4}
 
 
-def add_examples(document: dict[str, Any], examples: Mapping[str, Example]) -> None:
+def add_examples(document: dict[str, Any], examples: Mapping[str, RouteExample]) -> None:
     """Shows an example wherever something is sent or answered; `examples` are by path."""
     for path, operations in document["paths"].items():
-        example = examples.get(path, Example())
+        example = examples.get(path, RouteExample())
         sent = BODIES if example.sent is None else {**BODIES, "application/json": example.sent}
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):

@@ -14,7 +14,7 @@ import torch
 from fastapi import APIRouter, Request
 
 from consumers.sampler.abilities import CLASSIFY, RECOGNISE
-from consumers.sampler.examples import INFO, MODEL, Example
+from consumers.sampler.examples import INFO, MODEL, RouteExample
 from consumers.sampler.follower import Live
 from consumers.sampler.service import Service, ServiceOf
 from consumers.sampler.uploads import INPUTS, payload
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 CLASSIFIED = {**INFO, "label": "7", "probability": 0.96, "probabilities": {"7": 0.96, "1": 0.04}}
 EXAMPLES = {
-    f"{MODEL}/classify": Example(CLASSIFIED),
-    f"{MODEL}/recognise": Example({**CLASSIFIED, "unknown": False}),
+    f"{MODEL}/classify": RouteExample(CLASSIFIED),
+    f"{MODEL}/recognise": RouteExample({**CLASSIFIED, "unknown": False}),
 }
 Answer = TypeVar("Answer")
 ModelT = TypeVar("ModelT")

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator
 
 from consumers.sampler.abilities import COMPLETE, ENCODE, GENERATE, INTERPOLATE, RECONSTRUCT, STRIP, VARY, able
-from consumers.sampler.examples import INFO, MODEL, PNG, Either, Example
+from consumers.sampler.examples import INFO, MODEL, PNG, Either, RouteExample
 from consumers.sampler.pictures import described, shown
 from consumers.sampler.routes_texts import WRITTEN, any_seed, seeds_of, write
 from consumers.sampler.service import Service, ServiceOf
@@ -46,11 +46,13 @@ UPLOAD = {"requestBody": {"content": PICTURE}}
 REFS = r"^[A-Za-z0-9._-]{1,100}(,[A-Za-z0-9._-]{1,100})*$"
 DRAWN = {**INFO, "model": "drawings", "images": [PNG], "seed": 7, "label": "7"}
 EXAMPLES = {
-    f"{MODEL}/generate": Example(Either({"pictures": DRAWN, "texts": WRITTEN})),
-    f"{MODEL}/interpolate": Example({**DRAWN, "to": 8}),
-    f"{MODEL}/strip": Example({**DRAWN, "versions": [31]}),
-    f"{MODEL}/vary": Example(DRAWN),
-    f"{MODEL}/encode": Example({**INFO, "model": "drawings", "label": "7", "mean": [0.4, -1.2], "std": [0.1, 0.3]}),
+    f"{MODEL}/generate": RouteExample(Either({"pictures": DRAWN, "texts": WRITTEN})),
+    f"{MODEL}/interpolate": RouteExample({**DRAWN, "to": 8}),
+    f"{MODEL}/strip": RouteExample({**DRAWN, "versions": [31]}),
+    f"{MODEL}/vary": RouteExample(DRAWN),
+    f"{MODEL}/encode": RouteExample(
+        {**INFO, "model": "drawings", "label": "7", "mean": [0.4, -1.2], "std": [0.1, 0.3]}
+    ),
 }
 router = APIRouter(tags=["answers"])
 

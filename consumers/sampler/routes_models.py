@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from consumers.sampler.abilities import ABILITIES, answers
-from consumers.sampler.examples import INFO, MODEL, Example
+from consumers.sampler.examples import INFO, MODEL, RouteExample
 from consumers.sampler.service import ServiceOf
 from models.capabilities import Restorer
 from pipeline.client import VersionInfo
@@ -32,7 +32,7 @@ STATE = {
     "metrics": {"prequential_accuracy": 0.972, "prequential_loss": 0.0725},
     "diagnoses": {},
 }
-EXAMPLES = {"/models": Example([STATE]), MODEL: Example(STATE)}
+EXAMPLES = {"/models": RouteExample([STATE]), MODEL: RouteExample(STATE)}
 router = APIRouter(tags=["models"])
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from consumers.sampler.examples import Example
+from consumers.sampler.examples import RouteExample
 from consumers.sampler.service import ServiceOf
 
 PAGE = files("consumers.sampler").joinpath("page.html").read_text("utf-8")
@@ -22,8 +22,8 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 EXAMPLES = {
-    "/healthz": Example({"status": "alive"}),
-    "/readyz": Example(
+    "/healthz": RouteExample({"status": "alive"}),
+    "/readyz": RouteExample(
         {
             "ready": True,
             "store": "reachable",

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from consumers.sampler.examples import Example
+    from consumers.sampler.examples import RouteExample
     from consumers.sampler.follower import Live
     from models.capabilities import Restorer, Restyler
 
 UPLOAD = {"requestBody": {"content": PICTURE}}
-EXAMPLES: dict[str, Example] = {}  # a PNG is shown as any file is
+EXAMPLES: dict[str, RouteExample] = {}  # a PNG is shown as any file is
 router = APIRouter(tags=["answers"])
 
 

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from consumers.sampler.abilities import COMPLETE
-from consumers.sampler.examples import INFO, MODEL, Example
+from consumers.sampler.examples import INFO, MODEL, RouteExample
 from consumers.sampler.service import Service, ServiceOf, ended
 from models.capabilities import Sampling
 from pipeline.client import Completed, Written
@@ -48,7 +48,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 }
 WRITTEN = {**INFO, "model": "verses", "seed": 7, "texts": ["the winter of our discontent"]}
 EXAMPLES = {
-    f"{MODEL}/complete": Example(
+    f"{MODEL}/complete": RouteExample(
         {**INFO, "model": "verses", "seed": 7, "text": "the winter of our discontent"},
         sent={"prompt": "Now is ", "seed": 7, "max_bytes": 100},
     )

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from consumers.sampler.examples import DIGEST, MODEL, Example
+from consumers.sampler.examples import DIGEST, MODEL, RouteExample
 from consumers.sampler.gate import described
 from consumers.sampler.service import READS, Service, ServiceOf
 from consumers.sampler.weights import weights
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 OF_MANIFEST = "SHA-256 of the version's manifest"
 EXAMPLES = {
-    f"{MODEL}/versions": Example([{"version": 31, "digest": DIGEST, "aliases": ["stable"]}]),
-    f"{MODEL}/versions/{{ref}}": Example({"format": 1, "model": "digits", "version": 31, "learner": "image-analytic"}),
-    f"{MODEL}/aliases/{{alias}}": Example(sent={"version": 31}),
+    f"{MODEL}/versions": RouteExample([{"version": 31, "digest": DIGEST, "aliases": ["stable"]}]),
+    f"{MODEL}/versions/{{ref}}": RouteExample(
+        {"format": 1, "model": "digits", "version": 31, "learner": "image-analytic"}
+    ),
+    f"{MODEL}/aliases/{{alias}}": RouteExample(sent={"version": 31}),
 }
 Reference = Annotated[
     str,

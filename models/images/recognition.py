@@ -44,7 +44,7 @@ SURE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Background:
+class SourceMoments:
     """What a source tells of its features: the scatter within its classes, and all of them as one Gaussian."""
 
     within: Tensor  # (D, D) float64: S₀
@@ -63,7 +63,7 @@ class Fit:
     threshold: Tensor  # () float32: t; `NEVER` while nothing tells it
 
 
-def background(features: Tensor, y: Tensor, shrinkage: float) -> Background:
+def background(features: Tensor, y: Tensor, shrinkage: float) -> SourceMoments:
     """Of a source's records.
 
     Args:
@@ -76,7 +76,7 @@ def background(features: Tensor, y: Tensor, shrinkage: float) -> Background:
     mean = u.mean(0)
     total = shrunk((u - mean).T @ (u - mean) / len(u), shrinkage)
     whitener = _whitener(total)
-    return Background(within, (whitener @ mean).float(), whitener.float())
+    return SourceMoments(within, (whitener @ mean).float(), whitener.float())
 
 
 def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.classifier import ClassifierLearner, ClassifierNetwork, Part
+from models.classifier import ClassifierLearner, ClassifierNetwork, OwnUpdate
 from models.images.backbone import Backbone, BackboneOptions, references, resized
 from models.images.source_task import SourceTask
 from models.images.warping import WarpedOptions
@@ -108,7 +108,7 @@ def width(backbone: Backbone, options: ImageTransferOptions, shape: tuple[int, .
         return features_of(backbone, blank, options.grid if options.layers else None).shape[1]
 
 
-class FineTuning(Part):
+class FineTuning(OwnUpdate):
     """What of the backbone learns, and from when on: with optimisers of its own, and with the source in the loss.
 
     Args:

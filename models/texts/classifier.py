@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions, Part, Shown
+from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions, OwnUpdate, Shown
 from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
 from models.memory import Changed
 from models.moving_average import PREFIX
@@ -62,7 +62,7 @@ class HashTable(nn.Module):
         return F.embedding_bag(places[rows], self.values, starts, mode="mean")
 
 
-class RowRms(Part):
+class RowRms(OwnUpdate):
     """Updates the touched rows of a `HashTable`: Adam without momentum, with one second moment a row.
 
         v_r ← β v_r + (1 - β) mean(g_r²),   w_r ← w_r - η g_r / (√(v_r / (1 - β^{t_r})) + ε)

@@ -87,7 +87,7 @@ class Lost(TypedDict, total=False):
 
 
 @with_config(OPEN)
-class Replayed(_Since, total=False):
+class HeadDiffered(_Since, total=False):
     """Learned again from a keyframe, the head came out with other weights."""
 
     differs: dict[str, float | None]  # tensor → largest difference
@@ -110,7 +110,7 @@ class Change(TypedDict, total=False):
     jump: Jump  # of a reader, over what is gone
     loss: FarAbove
     lost: Lost
-    replayed: Replayed
+    replayed: HeadDiffered
     sources: dict[str, str]  # what an untrained learner started from: name → digest
 
 

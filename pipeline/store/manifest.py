@@ -33,13 +33,13 @@ Size = Annotated[int, Field(ge=0, lt=2**63)]
 Metric = Annotated[float | None, AfterValidator(_finite)]  # None: not a number; 1e999 is none
 
 
-class Frozen(BaseModel):
+class Immutable(BaseModel):
     """Base of what is stored: values never change, fields of a later headrace are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Ref(Frozen):
+class Ref(Immutable):
     """A version, named so that it cannot be taken for another one. As text: "17:9f2c…"."""
 
     version: Int64
@@ -60,7 +60,7 @@ class Ref(Frozen):
         raise Corrupt(f"Redis names a version {text[:80]!r}, which is not NUMBER:DIGEST. Restore Redis from a backup.")
 
 
-class Part(Frozen):
+class Part(Immutable):
     """One object of a tensor: rows from `first` on, or (None) rows whose numbers are in the object."""
 
     digest: str
@@ -68,7 +68,7 @@ class Part(Frozen):
     first: Size | None = None
 
 
-class TensorEntry(Frozen):
+class TensorEntry(Immutable):
     """A tensor is its parts, applied in order: where rows are in several of them, the last one counts."""
 
     dtype: str
@@ -81,7 +81,7 @@ class TensorEntry(Frozen):
         return ITEM_BYTES.get(self.dtype, 0) * math.prod(self.shape)
 
 
-class Stored(Frozen):
+class Stored(Immutable):
     """Base of the JSON documents in Redis."""
 
     format: int = FORMAT
