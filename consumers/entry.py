@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import suppress
 
-from consumers.stopping import end_by_signals
+from consumers.shadows import shadowed
 
 #: what is said before the imports, which alone take seconds; results of all but `up` are on standard output
 STARTING = {
@@ -18,6 +18,10 @@ STARTING = {
 
 def main() -> None:
     """Runs the command line."""
+    if problem := shadowed():
+        sys.exit(f"headrace: {problem}")
+    from consumers.stopping import end_by_signals
+
     end_by_signals()
     to, what = STARTING.get("".join(sys.argv[1:2]), (0, ""))
     if to and "--help" not in sys.argv:

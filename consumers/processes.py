@@ -37,7 +37,7 @@ class Processes:
         """Starts `headrace ARGUMENTS --config …`, known as `name`."""
         self._kills[name] = deque(maxlen=KILLS)
         # -P: the current folder may hold a `models` of its own.
-        command = [sys.executable, "-P", "-m", "headrace_start", *arguments, "--config", str(self._config)]
+        command = [sys.executable, "-P", "-m", "consumers.entry", *arguments, "--config", str(self._config)]
         self._children[name] = Child(name, command, self._say)
 
     def check(self) -> None:

@@ -15,6 +15,7 @@ from tests.consumers.answering import commit, maker
 ROOT = Path(__file__).resolve().parent.parent
 HEADRACE = Path(sys.executable).with_name("headrace")
 PACKAGES = ("pipeline", "models", "consumers")
+NAMED = ("pipeline", "models")  # a foreign `consumers` keeps the command itself from being found
 CLIENT = "from pipeline.client import Client"
 
 
@@ -31,7 +32,7 @@ def stranger(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("command", ["--version", "init", "train", "serve", "publish"])
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", NAMED)
 def test_a_command_names_the_package_that_shadows_ours(tmp_path: Path, name: str, command: str) -> None:
     found = stranger(tmp_path, name)
     done = ended([HEADRACE, command], tmp_path, tmp_path)
@@ -39,14 +40,6 @@ def test_a_command_names_the_package_that_shadows_ours(tmp_path: Path, name: str
     [line] = done.stderr.splitlines()
     assert line.startswith(f"headrace: Python finds a package {name} that is not headrace's: {found}.")
     assert f"Ours is {ROOT / name / '__init__.py'}. Rename or uninstall the other one" in line
-
-
-@pytest.mark.parametrize("name", ["models", "consumers"])
-def test_the_client_names_the_package_that_shadows_ours(tmp_path: Path, name: str) -> None:
-    found = stranger(tmp_path, name)
-    done = ended([sys.executable, "-c", CLIENT], tmp_path)  # the folder that it is started in comes first
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"ImportError: Python finds a package {name} that is not headrace's: {found}.")
 
 
 @pytest.mark.parametrize("command", [["--version"], ["init"], ["publish", "--help"], ["train", "--help"]])
@@ -62,9 +55,10 @@ def test_a_distribution_that_was_written_over_ours_is_named(tmp_path: Path) -> N
     for name in PACKAGES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_bytes((ROOT / name / "__init__.py").read_bytes())
-    (tmp_path / "headrace_start.py").write_bytes((ROOT / "headrace_start.py").read_bytes())
+    for file in ("shadows.py", "entry.py"):
+        (tmp_path / "consumers" / file).write_bytes((ROOT / "consumers" / file).read_bytes())
     (tmp_path / "models/__init__.py").write_text("", "utf-8")
-    done = ended([sys.executable, "-m", "headrace_start"], tmp_path, tmp_path)
+    done = ended([sys.executable, "-m", "consumers.entry"], tmp_path, tmp_path)
     assert "a package models that is not headrace's" in done.stderr
     assert done.returncode == 1
 
@@ -81,6 +75,16 @@ with Client(load(Path("headrace.toml"), {})) as client:
     assert isinstance(model, torch.nn.Module), model
     print(*model.state_dict())
 """
+
+
+MODULE = "from consumers.shadows import module; module(None, {}, None)"
+
+
+def test_who_builds_a_model_is_told_of_the_package_that_shadows_ours(tmp_path: Path) -> None:
+    found = stranger(tmp_path, "models")
+    done = ended([sys.executable, "-c", MODULE], tmp_path)  # the folder that it is started in comes first
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: Python finds a package models that is not headrace's: {found}.")
 
 
 @pytest.mark.parametrize(
