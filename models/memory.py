@@ -244,7 +244,8 @@ class ReplayMemory:
 
     Args:
         slots: the most records that are kept; 0 keeps none.
-        shape, dtype: of one record.
+        shape: of one record.
+        dtype: of one record.
         logits: of so many classes the logits that a record came with are kept; 0: of none.
     """
 

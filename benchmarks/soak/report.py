@@ -38,7 +38,7 @@ def _page(found: Mapping[str, Any]) -> list[str]:
         "Written by `make soak`: workers of six models learn from two topics of three partitions, one of them with",
         "labels and corrections from a third topic. They are killed with `kill -9` at random moments, some of them",
         "inside a commit, where a proxy cuts or stalls the connection to Redis or Kafka at a random byte. Two workers",
-        "of one model take the place from each other. Servers are killed, cut off, slow, and full. Then a checker that",
+        "of one model take the lease from each other. Servers are killed, cut off, slow, and full. Then a checker that",
         "shares no code with headrace (`soak/checker.py`) recounts every record from what is in Redis and Kafka, and",
         "`verify` learns every model again from nothing.",
         "",
