@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGED = ROOT / "build" / "docs"
+CONFIG = ROOT / "build" / "zensical.toml"  # beside them, since a site lies below its configuration
 GITHUB = "https://github.com/headrace/headrace/blob/main"
 LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)\s#]+)")
 KINDS = (".md", ".png", ".svg")
@@ -51,6 +52,8 @@ def stage() -> None:
     """Writes every page of the site into `STAGED`."""
     shutil.rmtree(STAGED, ignore_errors=True)
     where = pages()
+    CONFIG.parent.mkdir(exist_ok=True)
+    shutil.copyfile(ROOT / "docs" / CONFIG.name, CONFIG)
     for path, to in where.items():
         (STAGED / to).parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
@@ -62,4 +65,4 @@ def stage() -> None:
 if __name__ == "__main__":
     stage()
     zensical = Path(sys.executable).with_name("zensical")
-    sys.exit(subprocess.call([zensical, "build", "--clean", "--strict"], cwd=ROOT))
+    sys.exit(subprocess.call([zensical, "build", "--clean", "--strict", "--config-file", CONFIG], cwd=ROOT))
