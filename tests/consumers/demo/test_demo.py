@@ -19,7 +19,6 @@ from consumers.demo import data as demo_data
 from consumers.demo.demo import AHEAD_S, MARGINS, Exam, Stream, loaded, read_by_all
 from pipeline.config import validate
 from pipeline.process import tied
-from pipeline.records import Partition
 from pipeline.store.store import Store
 from tests.consumers.cli import test_cli as shared
 from tests.consumers.cli.test_cli import Headrace, line
@@ -146,9 +145,9 @@ def test_its_slowest_reader_counts(redis: Redis, family: str) -> None:
     stores = {name: Store(redis, family, name) for name in "ab"}
     makers = {name: marked(store) for name, store in stores.items()}
     assert read_by_all(config, stores) == {"one": 0}
-    makers["a"].commit(positions={Partition("one", 0): 7, Partition("one", 1): 5, Partition("other", 0): 99})
+    makers["a"].commit(watermark={"one": {0: 7, 1: 5}, "other": {0: 99}})
     assert read_by_all(config, stores) == {"one": 0}
-    makers["b"].commit(positions={Partition("one", 0): 6, Partition("one", 1): 4})
+    makers["b"].commit(watermark={"one": {0: 6, 1: 4}})
     assert read_by_all(config, stores) == {"one": 10}
 
 
