@@ -85,18 +85,20 @@ def change_hands(
         _wait(partial(_holds, stage, handle, name))
         standby, next_name = handle.start(), f"{handle.name}-{handle.starts}"
         _wait(partial(_grew, stage, handle, stage.head(handle.name)), LEARN_S)
-        kill = change % 3 == 0
-        os.kill(holder.pid or 0, signal.SIGKILL if kill else signal.SIGSTOP)
+        lost = not _holds(stage, handle, name)  # by a machine that stood still for as long as the lease
+        kill = change % 3 == 0 and not lost
+        if not lost:
+            os.kill(holder.pid or 0, signal.SIGKILL if kill else signal.SIGSTOP)
         if not _wait(partial(_holds, stage, handle, next_name)):
             problems.append(f"change of hands {change}: {next_name} did not take over")
-        if not kill:
+        if not kill and not lost:
             os.kill(holder.pid or 0, signal.SIGCONT)
         holder.join(60)
         wanted = -signal.SIGKILL if kill else 5
         if holder.exitcode != wanted:
             problems.append(f"change of hands {change}: {name} ended with {holder.exitcode}, not {wanted}")
             holder.kill()
-        done["killed" if kill else "stopped and awake again"] += 1
+        done["killed" if kill else "by itself" if lost else "stopped and awake again"] += 1
         holder, name = standby, next_name
         ticker.tick()
     return done, problems

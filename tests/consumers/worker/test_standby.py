@@ -25,7 +25,7 @@ from tests.services import unique
 
 CHANGES = 10
 EACH = 20  # records before every change
-QUICK: dict[str, Any] = {"lease_s": 0.4, "snapshot_every_updates": 1, "keep_last": 1000, "keyframe_every": 2}
+QUICK: dict[str, Any] = {"lease_s": 1.0, "snapshot_every_updates": 1, "keep_last": 1000, "keyframe_every": 2}
 
 
 def until(true: Callable[[], object], why: str) -> None:
