@@ -124,8 +124,8 @@ class Serving:
         new, most = [name for name in found if name not in self._followers], self._config.sampler.max_models
         for name in new[: max(0, most - len(self._followers))]:
             follower = self._follower(name, found[name])
-            follower.thread.start()
             self._followers = {**self._followers, name: follower}
+            follower.thread.start()
         if len(found) > most:
             raise ConfigError(
                 f"Redis lists at least {len(found)} models, over sampler.max_models = {most}: some are not served. "
