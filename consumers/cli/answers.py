@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consumers.cli.command import DEFAULT_CONFIG, LINES, ConfigPath, Json, load_config, print_json, printable, tell
+from consumers.cli.command import (
+    DEFAULT_CONFIG,
+    LINES,
+    ConfigPath,
+    Json,
+    load_config,
+    print_json,
+    print_result,
+    printable,
+    tell,
+)
 from pipeline.errors import ConfigError
 from pipeline.words import near
 
@@ -103,9 +113,7 @@ def recognise(asks: Asks, model: ModelName, record: RecordArgument) -> None:
     Example: headrace recognise faces visitor.jpg
     """
     answer = asks.sampler.recognise(model, _record(record))
-    if answer.unknown and not asks.json:
-        typer.echo("unknown")
-    _ranked(answer, asks.json)
+    _ranked(answer, asks.json, *["unknown"] * answer.unknown)
 
 
 @asking
@@ -126,11 +134,7 @@ def generate(
         _shown(asks.sampler.generate(model, n, label=label, seed=seed, sheet=sheet), output, asks.json)
         return
     written = asks.sampler.write(model, n, seed=seed)
-    if asks.json:
-        print_json(written.model_dump(mode="json"))
-        return
-    for text in written.texts:
-        typer.echo(printable(text, LINES))
+    print_result(asks.json, written.model_dump(mode="json"), *(printable(text, LINES) for text in written.texts))
 
 
 @drawing
@@ -174,11 +178,8 @@ def encode(asks: Asks, model: ModelName, picture: PictureArgument, label: Label 
     Example: headrace encode drawings seven.png --json
     """
     code = asks.sampler.encode(model, _picture(picture), label=label)
-    if asks.json:
-        print_json(code.model_dump(mode="json"))
-        return
-    for mean, std in zip(code.mean, code.std, strict=True):
-        typer.echo(f"{mean:.6g} {std:.6g}")
+    lines = (f"{mean:.6g} {std:.6g}" for mean, std in zip(code.mean, code.std, strict=True))
+    print_result(asks.json, code.model_dump(mode="json"), *lines)
 
 
 @drawing
@@ -299,13 +300,10 @@ def _record(record: str) -> Path | bytes | str:
     return record
 
 
-def _ranked(answer: "Classified", json_: bool) -> None:
-    if json_:
-        print_json(answer.model_dump(mode="json"))
-        return
-    for label, probability in list(answer.probabilities.items())[:SHOWN]:
-        typer.echo(f"{probability:6.1%}  {printable(label)}")
-    if not answer.probabilities:
+def _ranked(answer: "Classified", json_: bool, *before: str) -> None:
+    ranked = (f"{p:6.1%}  {printable(label)}" for label, p in list(answer.probabilities.items())[:SHOWN])
+    print_result(json_, answer.model_dump(mode="json"), *before, *ranked)
+    if not (json_ or answer.probabilities):
         tell(f"{answer.model} has not learned a class yet.")
 
 
@@ -331,8 +329,6 @@ def _shown(answer: "Pictures", output: Path | None, json_: bool) -> None:
         return
     output.write_bytes(answer.images[0])
     about: dict[str, Any] = answer.model_dump(mode="json", exclude={"images"})
-    if json_:
-        print_json({**about, "file": str(output)})
-        return
     seed = f", seed {about['seed']}" if "seed" in about else ""
-    typer.echo(f"Wrote {output}: {answer.model}, version {answer.version}{seed}.")
+    line = f"Wrote {output}: {answer.model}, version {answer.version}{seed}."
+    print_result(json_, {**about, "file": str(output)}, line)

@@ -127,6 +127,15 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def print_result(json_: bool, value: Any, *lines: str) -> None:
+    """What a command found: as JSON for programs, or in lines for people."""
+    if json_:
+        print_json(value)
+        return
+    for line in lines:
+        typer.echo(line)
+
+
 def moment(ms: int, timespec: str = "seconds") -> str:
     """The local time of milliseconds since the epoch; producers may write any number."""
     try:

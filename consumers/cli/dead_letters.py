@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from consumers.cli.command import (
     ask,
     load_config,
     moment,
-    print_json,
+    print_result,
     printable,
     valid_topic,
 )
@@ -24,10 +24,12 @@ from pipeline.errors import ConfigError, LogError, RecordError
 from pipeline.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from pipeline.client import Client
     from pipeline.log import DeadLetter
+
+    Resolve = Callable[[Client, list[DeadLetter]], list[DeadLetter]]
 
 PREVIEW_CHARS = 500
 PREVIEW_BYTES = 32
@@ -76,13 +78,8 @@ def list_(
     """
     with _client(config) as client:
         letters = client.dead_letters(topic, model, reason, since_ms=_milliseconds(since), resolved=all_)
-    if json_:
-        print_json([letter.json() for letter in letters[:limit]])
-        return
-    for letter in letters[:limit]:
-        typer.echo(_line(letter))
     more = f", {limit} shown" if len(letters) > limit else ""
-    typer.echo(f"{counted(len(letters), 'dead letter')} of {topic}{more}.")
+    _report(letters[:limit], f"{counted(len(letters), 'dead letter')} of {topic}{more}.", json_)
 
 
 @letters_app.command()
@@ -109,63 +106,71 @@ def show(
     content = letter.record.value or b""
     if to is not None:
         to.write_bytes(content)
-    if json_:
-        print_json({**letter.json(), "bytes": len(content), "preview": _preview(content)})
-        return
-    typer.echo(_line(letter))
+    lines = [_line(letter)]
     for name, ms in (("published", letter.record.timestamp_ms), ("sent here", letter.sent_ms or 0)):
-        typer.echo(f"{name}: {moment(ms, 'milliseconds')}")
+        lines.append(f"{name}: {moment(ms, 'milliseconds')}")
+    foreign = [(f"header {name}", value) for name, value in letter.record.headers]
     if letter.record.key is not None:
-        typer.echo(f"key: {printable(letter.record.key.decode(errors='backslashreplace'))}")
-    for name, value in letter.record.headers:
-        typer.echo(f"header {printable(name)}: {printable(value.decode(errors='backslashreplace'))}")
-    typer.echo(f"{counted(len(content), 'byte')}{'' if to is None else f', written to {to}'}:\n{_preview(content)}")
+        foreign.insert(0, ("key", letter.record.key))
+    lines += [printable(f"{name}: {value.decode(errors='backslashreplace')}") for name, value in foreign]
+    preview = _preview(content)
+    lines.append(f"{counted(len(content), 'byte')}{'' if to is None else f', written to {to}'}:\n{preview}")
+    print_result(json_, {**letter.json(), "bytes": len(content), "preview": preview}, *lines)
 
 
-@letters_app.command()
-def requeue(
-    topic: Topic,
-    origins: Origins = None,
-    model: OfModel = None,
-    reason: OfReason = None,
-    since: Since = None,
-    all_: Every = False,
-    yes: Yes = False,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+def resolving(done: str) -> Callable[[Resolve], None]:
+    """A command that asks which letters are meant. Its function resolves them, and gives those that were open."""
+
+    def command(resolve: Resolve) -> None:
+        def run(
+            topic: Topic,
+            origins: Origins = None,
+            model: OfModel = None,
+            reason: OfReason = None,
+            since: Since = None,
+            all_: Every = False,
+            yes: Yes = False,
+            config: ConfigPath = DEFAULT_CONFIG,
+            json_: Json = False,
+        ) -> None:
+            if not (origins or model or reason or since or all_):
+                raise ConfigError(
+                    f"Nothing is chosen. Name origins as `headrace dead-letters list {topic}` prints them, "
+                    "or use --model, --reason, --since or --all."
+                )
+            with _client(config) as client:
+                letters = client.dead_letters(topic, model, reason, since_ms=_milliseconds(since))
+                for origin in origins or ():
+                    if all(letter.origin != origin for letter in letters):
+                        raise _unknown(origin, topic)
+                letters = [letter for letter in letters if not origins or letter.origin in origins]
+                if len(letters) > 1:
+                    ask(f"{resolve.__name__.title()} {counted(len(letters), 'dead letter')} of {topic}?", yes)
+                letters = resolve(client, letters)
+            _report(letters, f"{counted(len(letters), 'dead letter')} of {topic} {done}.", json_)
+
+        run.__doc__ = resolve.__doc__
+        letters_app.command(resolve.__name__)(run)
+
+    return command
+
+
+@resolving("requeued")
+def requeue(client: Client, letters: list[DeadLetter]) -> list[DeadLetter]:
     """Publish the originals again, each for the model that could not learn it; the others skip them.
 
     Example: headrace dead-letters requeue pictures --reason decoder
     """
-    with _client(config) as client:
-        letters = _chosen(client, topic, origins, model, reason, since, all_)
-        if _agreed("Requeue", topic, letters, yes):
-            letters = client.requeue(*letters)
-    _report("requeued", topic, letters, json_)
+    return client.requeue(*letters)
 
 
-@letters_app.command()
-def drop(
-    topic: Topic,
-    origins: Origins = None,
-    model: OfModel = None,
-    reason: OfReason = None,
-    since: Since = None,
-    all_: Every = False,
-    yes: Yes = False,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json_: Json = False,
-) -> None:
+@resolving("dropped")
+def drop(client: Client, letters: list[DeadLetter]) -> list[DeadLetter]:
     """Give dead letters up: they are listed only with --all from now on.
 
     Example: headrace dead-letters drop pictures pictures:0:17
     """
-    with _client(config) as client:
-        letters = _chosen(client, topic, origins, model, reason, since, all_)
-        if _agreed("Drop", topic, letters, yes):
-            letters = client.drop(*letters)
-    _report("dropped", topic, letters, json_)
+    return client.drop(*letters)
 
 
 def _client(config: Path) -> Client:
@@ -174,43 +179,8 @@ def _client(config: Path) -> Client:
     return Client(load_config(config))
 
 
-def _chosen(
-    client: Client,
-    topic: str,
-    origins: Sequence[str] | None,
-    model: str | None,
-    reason: str | None,
-    since: str | None,
-    all_: bool,
-) -> list[DeadLetter]:
-    """The open letters that the user means."""
-    if not (origins or model or reason or since or all_):
-        raise ConfigError(
-            f"Nothing is chosen. Name origins as `headrace dead-letters list {topic}` prints them, "
-            "or use --model, --reason, --since or --all."
-        )
-    letters = client.dead_letters(topic, model, reason, since_ms=_milliseconds(since))
-    if not origins:
-        return letters
-    for origin in origins:
-        if all(letter.origin != origin for letter in letters):
-            raise _unknown(origin, topic)
-    return [letter for letter in letters if letter.origin in origins]
-
-
-def _agreed(verb: str, topic: str, letters: list[DeadLetter], yes: bool) -> bool:
-    if len(letters) > 1:
-        ask(f"{verb} {counted(len(letters), 'dead letter')} of {topic}?", yes)
-    return bool(letters)
-
-
-def _report(done: Literal["requeued", "dropped"], topic: str, letters: list[DeadLetter], json_: bool) -> None:
-    if json_:
-        print_json([letter.json() for letter in letters])
-        return
-    for letter in letters:
-        typer.echo(_line(letter))
-    typer.echo(f"{counted(len(letters), 'dead letter')} of {topic} {done}.")
+def _report(letters: list[DeadLetter], summary: str, json_: bool) -> None:
+    print_result(json_, [letter.json() for letter in letters], *map(_line, letters), summary)
 
 
 def _unknown(origin: str, topic: str) -> LogError:

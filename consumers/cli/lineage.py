@@ -19,7 +19,7 @@ from consumers.cli.command import (
     load_config,
     moment,
     open_store,
-    print_json,
+    print_result,
     printable,
     stranger,
     tell,
@@ -55,12 +55,9 @@ def log(
 
     settings = load_config(config)
     found = commits(open_store(settings, model), limit)
-    if json_:
-        print_json([commit.json() for commit in found])
-        return
-    if found:
-        typer.echo(printable("\n\n".join(map(_commit_text, found)), LINES))
-    else:
+    text = printable("\n\n".join(map(_commit_text, found)), LINES)
+    print_result(json_, [commit.json() for commit in found], *[text] * bool(found))
+    if not (json_ or found):
         tell(f"{stranger(settings, model)}{model} has no version yet.")
 
 
@@ -80,15 +77,9 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
         retired = commits(store, 1, int(ref)) if ref.isascii() and ref.isdecimal() else []
         if not retired:
             raise
-        print_json(retired[0].json()) if json_ else typer.echo(
-            printable(_commit_text(retired[0]), LINES)
-        )  # what stays for good
+        print_result(json_, retired[0].json(), printable(_commit_text(retired[0]), LINES))  # what stays for good
         return
     [commit] = commits(store, 1, manifest.version)
-    if json_:
-        print_json({**commit.json(), "manifest": manifest.model_dump(mode="json")})
-        return
-    typer.echo(printable(_commit_text(commit), LINES))
     size = {
         group: sum(part.bytes for entry in tensors.values() for part in entry.parts)
         for group, tensors in (("serving", manifest.serving), ("training", manifest.training))
@@ -107,8 +98,9 @@ def show(version: Version, config: ConfigPath = DEFAULT_CONFIG, json_: Json = Fa
     if manifest.probes:
         each = (f"{label} {kept['now']:.1%} (best {kept['best']:.1%})" for label, kept in manifest.probes.items())
         lines["held out"] = "  ".join(each)
-    for name, value in (*lines.items(), *manifest.diagnoses.items()):
-        typer.echo(printable(f"{name:<10} {value}", LINES))
+    facts = [f"{name:<10} {value}" for name, value in (*lines.items(), *manifest.diagnoses.items())]
+    about = {**commit.json(), "manifest": manifest.model_dump(mode="json")}
+    print_result(json_, about, printable("\n".join([_commit_text(commit), *facts]), LINES))
 
 
 @app.command()
@@ -142,12 +134,8 @@ def blame(
         for name, table in settings.models.items()
         if partition.topic in table.read_topics
     ]
-    if json_:
-        print_json([one.json() for one in found])
-        return
-    for one in found:
-        typer.echo(printable(_blame_text(one), LINES))
-    if not found:
+    print_result(json_, [one.json() for one in found], *(printable(_blame_text(one), LINES) for one in found))
+    if not (json_ or found):
         tell(
             f"No model of {config} reads {topic} (read: {', '.join(read) or 'nothing'}).{near(topic, read)}"
             if id_ is None
@@ -197,10 +185,8 @@ def verify(
     since = "nothing" if result.start is None else f"version {result.start}"
     done = f"{counted(result.updates, 'update')}, {counted(result.records, 'record')}"
     what = f"{model} {result.version}, learned again from {since} ({done})"
-    if json_:
-        print_json(result.json())
-    elif result.same:
-        typer.echo(f"{what}, is the same to the last bit: state {result.stored[:12]}.")
+    same = f"{what}, is the same to the last bit: state {result.stored[:12]}."
+    print_result(json_, result.json(), *[same] * result.same)
     if not result.same:
         why = (
             f"Equal bits are promised in the same environment alone: {environment_text(result.environment)}."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.cli.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, print_json, tell, valid_topic
+from consumers.cli.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, print_result, tell, valid_topic
 from consumers.stopping import stopping
 from pipeline.errors import ConfigError, RecordError
 
@@ -73,10 +73,7 @@ def publish(
             run.lines()
         else:
             run.files([Path(source) for source in named], repeat)
-    if json_:
-        print_json({"topic": topic, **run.json()})
-    else:
-        typer.echo(f"{records(run.tally.published)} published to {topic}.")
+    print_result(json_, {"topic": topic, **run.json()}, f"{records(run.tally.published)} published to {topic}.")
     if follow is None:
         _tell_end(run, stop.status)
 
@@ -113,10 +110,7 @@ def label(
         is_published = True
     if not is_published:
         raise typer.Exit(stop.status)
-    if json_:
-        print_json({"topic": topic, "id": id_, "label": text})
-    else:
-        typer.echo(f"{id_} is {text}: published to {topic}.")
+    print_result(json_, {"topic": topic, "id": id_, "label": text}, f"{id_} is {text}: published to {topic}.")
 
 
 def _named(kind: str, text: str | None) -> str | None:

@@ -17,7 +17,7 @@ from consumers.cli.command import (
     existing_store,
     load_config,
     open_store,
-    print_json,
+    print_result,
     stranger,
     tell,
 )
@@ -52,19 +52,15 @@ def pull(
     path.write_bytes(save(tensors(store.arrays(manifest, "serving")), essentials(manifest)))
     beside = path.with_suffix(".json")
     beside.write_bytes(manifest.raw)
-    if json_:
-        print_json(
-            {
-                "model": model,
-                "version": manifest.version,
-                "digest": manifest.digest,
-                "weights": str(path),
-                "manifest": str(beside),
-                "metrics": manifest.metrics,
-            }
-        )
-    else:
-        typer.echo(f"Wrote {path} and {beside}.")
+    written = {
+        "model": model,
+        "version": manifest.version,
+        "digest": manifest.digest,
+        "weights": str(path),
+        "manifest": str(beside),
+        "metrics": manifest.metrics,
+    }
+    print_result(json_, written, f"Wrote {path} and {beside}.")
 
 
 @app.command()
@@ -77,12 +73,8 @@ def versions(model: ModelName, config: ConfigPath = DEFAULT_CONFIG, json_: Json 
 
     settings = load_config(config)
     rows = kept_versions(open_store(settings, model))
-    if json_:
-        print_json(rows)
-        return
-    for row in rows:
-        typer.echo(version_line(row))
-    if not rows:
+    print_result(json_, rows, *map(version_line, rows))
+    if not (json_ or rows):
         tell(f"{stranger(settings, model)}{model} has no version yet.")
 
 
@@ -103,17 +95,8 @@ def alias(
     if delete:
         store.delete_alias(name)
     named = None if delete else store.set_alias(name, ref)
-    if json_:
-        print_json(
-            {
-                "model": model,
-                "alias": name,
-                "version": named and named.version,
-                "digest": named and named.digest,
-            }
-        )
-    else:
-        typer.echo(f"{model}: {name} is {f'version {named.version}' if named else 'removed'}.")
+    about = {"model": model, "alias": name, "version": named and named.version, "digest": named and named.digest}
+    print_result(json_, about, f"{model}: {name} is {f'version {named.version}' if named else 'removed'}.")
 
 
 @app.command()

@@ -7,11 +7,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from pipeline.client import Mark
+from pipeline.closing import Closing
 from pipeline.folders import private
 
 FOLDER = Path(".headrace/publish")
@@ -24,7 +25,7 @@ def file_of(topic: str, servers: str, sources: Iterable[str], suffix: str) -> Pa
     return FOLDER / f"{topic[:100]}-{digest}{suffix}"
 
 
-class Try:
+class Try(Closing):
     """One try. Only one process at a time has it.
 
     Raises:
@@ -56,10 +57,8 @@ class Try:
         """Nothing is left for another try."""
         self._path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Lets another process have it."""
         self._file.close()
 
 

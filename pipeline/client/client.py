@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.client.sampling import Picture, SamplingClient, encoded
 from pipeline.errors import RecordError, StoreError
-from pipeline.log.dead_letters import DeadLetter, read_dead_letters, resolve, with_values
+from pipeline.log.dead_letters import DeadLetter, Resolution, read_dead_letters, resolve, with_values
 from pipeline.log.late_labels import late_headers
 from pipeline.log.publisher import Publisher
 from pipeline.log.topics import ensure_topics, refuse_typo
@@ -282,19 +282,21 @@ class Client(SamplingClient):
         """
         for model in dict.fromkeys(letter.model for letter in letters):
             self._check_accounted(model, [letter for letter in letters if letter.model == model])
-        return [
-            letter
-            for topic, those in _by_topic(letters).items()
-            for letter in resolve(self._config.kafka, topic, those, "requeued", late_headers(self._config, those))
-        ]
+        return self._resolved("requeued", letters)
 
     def drop(self, *letters: DeadLetter) -> list[DeadLetter]:
         """Gives letters up: they are not listed any more. Returns and raises as `requeue`, but needs no version."""
-        return [
-            letter
-            for topic, those in _by_topic(letters).items()
-            for letter in resolve(self._config.kafka, topic, those, "dropped")
-        ]
+        return self._resolved("dropped", letters)
+
+    def _resolved(self, resolution: Resolution, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+        by_topic: dict[str, list[DeadLetter]] = {}
+        for letter in letters:
+            by_topic.setdefault(letter.record.topic, []).append(letter)
+        done: list[DeadLetter] = []
+        for topic, those in by_topic.items():
+            headers = late_headers(self._config, those) if resolution == "requeued" else {}
+            done += resolve(self._config.kafka, topic, those, resolution, headers)
+        return done
 
     def _check_accounted(self, model: str, letters: list[DeadLetter]) -> None:
         store = self._store(model)
@@ -350,10 +352,3 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise RecordError("undecodable", f"the text holds half a character at {error.start}. Write it whole.") from None
-
-
-def _by_topic(letters: Iterable[DeadLetter]) -> dict[str, list[DeadLetter]]:
-    topics: dict[str, list[DeadLetter]] = {}
-    for letter in letters:
-        topics.setdefault(letter.record.topic, []).append(letter)
-    return topics

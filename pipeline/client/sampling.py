@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Generator, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -37,12 +37,12 @@ from pipeline.client.answers import (
     VersionInfo,
     Written,
 )
+from pipeline.closing import Closing
 from pipeline.errors import ConfigError, RecordError, SamplerError, SamplerUnavailable
 from pipeline.words import said
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     import httpx
 
@@ -69,7 +69,7 @@ def address(config: SamplerConfig) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
 
 
-class SamplingClient:
+class SamplingClient(Closing):
     """Asks a sampler, by its URL and token or as the configuration has it; connects when it is first asked.
 
     Pictures are given as for `publish_image`, and come as PNG files. Every answer says which version gave it and how
@@ -86,14 +86,6 @@ class SamplingClient:
         self._sampler = sampler
         self._token = token if isinstance(sampler, str) else sampler.token
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Disconnects."""
         if "_http" in vars(self):
@@ -108,11 +100,11 @@ class SamplingClient:
 
     def classify(self, model: str, record: Picture | str) -> Classified:
         """The classes of a picture or a text (`str`), by probability."""
-        return self._asked(Classified, model, "classify", record)
+        return self._answer(Classified, model, "classify", record)
 
     def recognise(self, model: str, record: Picture | str) -> Recognised:
         """The same, or `unknown` where it resembles none of the classes."""
-        return self._asked(Recognised, model, "recognise", record)
+        return self._answer(Recognised, model, "recognise", record)
 
     # --- drawings ---
 
@@ -161,7 +153,7 @@ class SamplingClient:
 
     def encode(self, model: str, picture: Picture, *, label: str | None = None) -> Code:
         """The latent code of a picture: mean and standard deviation of its posterior."""
-        return self._asked(Code, model, "encode", picture, label=label)
+        return self._answer(Code, model, "encode", picture, label=label)
 
     def reconstruct(self, model: str, picture: Picture, *, label: str | None = None) -> Pictures:
         """One picture: what the model draws from the mean of the code."""
@@ -197,8 +189,7 @@ class SamplingClient:
 
     def write(self, model: str, n: int | None = None, *, seed: int | None = None) -> Written:
         """n new texts, or one."""
-        answer = self._get(model, "generate", {"n": n, "seed": seed})
-        return _read(lambda: Written.model_validate_json(answer.content))
+        return self._answer(Written, model, "generate", n=n, seed=seed)
 
     def complete(
         self,
@@ -246,24 +237,11 @@ class SamplingClient:
         except httpx.InvalidURL as error:
             raise ConfigError(f"{url} is no URL: {said(error)}. Give one such as http://127.0.0.1:8080.") from None
 
-    def _get(self, model: str, route: str, asked: dict[str, Any]) -> httpx.Response:
-        given = {name: value for name, value in asked.items() if value is not None}
-        return self._sent(self._http.build_request("GET", f"/models/{_quoted(model)}/{route}", params=given))
-
-    def _post(
-        self, model: str, route: str, record: Picture | str, mask: Picture | None, asked: dict[str, Any]
-    ) -> httpx.Response:
-        content, kind = (record.encode(), "text/plain") if isinstance(record, str) else encoded(record)
-        if mask is not None:
-            body: dict[str, Any] = {"files": {"image": content, "mask": encoded(mask)[0]}}
-        else:
-            body = {"content": content, "headers": {} if kind is None else {"Content-Type": kind}}
-        given = {name: value for name, value in asked.items() if value is not None}
-        return self._sent(self._http.build_request("POST", f"/models/{_quoted(model)}/{route}", params=given, **body))
-
-    def _asked(self, kind: type[Answer], model: str, route: str, record: Picture | str, **asked: Any) -> Answer:
-        answer = self._post(model, route, record, None, asked)
-        return _read(lambda: kind.model_validate_json(answer.content))
+    def _answer(
+        self, shape: type[Answer], model: str, route: str, record: Picture | str | None = None, **asked: Any
+    ) -> Answer:
+        answer = self._call(model, route, record, None, asked)
+        return _read(lambda: shape.model_validate_json(answer.content))
 
     def _drawn(
         self,
@@ -277,12 +255,24 @@ class SamplingClient:
         **asked: Any,
     ) -> Answer:
         if not sheet:
-            asked["format"] = "json"
-        answer = self._get(model, route, asked) if picture is None else self._post(model, route, picture, mask, asked)
-        if not sheet:
-            return _read(lambda: shape.model_validate_json(answer.content))
+            return self._answer(shape, model, route, picture, format="json", **asked)
+        answer = self._call(model, route, picture, mask, asked)
         label = {"label": asked["label"]} if "label" in shape.model_fields else {}
         return _read(lambda: shape.parsed(answer.headers, images=[answer.content], **label))
+
+    def _call(
+        self, model: str, route: str, record: Picture | str | None, mask: Picture | None, asked: dict[str, Any]
+    ) -> httpx.Response:
+        """Posts a record, or gets what needs none. What is None in `asked` is left out."""
+        body: dict[str, Any] = {}
+        if record is not None:
+            content, kind = (record.encode(), "text/plain") if isinstance(record, str) else encoded(record)
+            body = {"content": content, "headers": {} if kind is None else {"Content-Type": kind}}
+            if mask is not None:
+                body = {"files": {"image": content, "mask": encoded(mask)[0]}}
+        given = {name: value for name, value in asked.items() if value is not None}
+        url = f"/models/{_quoted(model)}/{route}"
+        return self._sent(self._http.build_request("POST" if body else "GET", url, params=given, **body))
 
     def _sent(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
         import httpx
@@ -298,7 +288,7 @@ class SamplingClient:
         raise _refused(answer)
 
 
-class TextStream(Iterator[str]):
+class TextStream(Closing, Iterator[str]):
     """The pieces of a text, as they come."""
 
     def __init__(self, response: httpx.Response) -> None:
@@ -315,12 +305,6 @@ class TextStream(Iterator[str]):
             SamplerError: the model failed.
         """
         return next(self._pieces)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the work where it is not done: there are no further pieces."""

@@ -6,12 +6,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
+from pipeline.closing import Closing
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogUnavailable, OffsetsGone, TopicReplaced
 from pipeline.log.batches import memory_of
@@ -54,7 +53,7 @@ class _Ahead:
         self.size_bytes = 0
 
 
-class Fetcher:
+class Fetcher(Closing):
     """Hands out committed records by their places, over one connection of its own, for one thread.
 
     Partitions are read on in order, in chunks; it seeks only where a place is behind what was read last, or far
@@ -112,14 +111,6 @@ class Fetcher:
     def close(self) -> None:
         """Ends the connection."""
         self._consumer.close(autocommit=False, timeout_ms=1000)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _record(self, partition: Partition, offset: int) -> Record:
         ahead = self._ahead.get(partition)

@@ -11,12 +11,12 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
+from pipeline.closing import Closing
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.log.batches import memory_of
@@ -50,7 +50,7 @@ class _NumberCommit:
     error: LogError | None = None
 
 
-class Reader:
+class Reader(Closing):
     """Reads committed records of `topics`. A thread fetches ahead until `max_buffered_bytes` wait for `poll`.
 
     A partition in `positions` goes on there. Any other starts at `start`: "earliest", "latest", or an ISO 8601
@@ -248,14 +248,6 @@ class Reader:
         self._stopped = True
         self._notify()
         self._thread.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # Where to start: in the caller's thread, before the other one runs.
 
