@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import Exhausted, HeadraceError
@@ -19,6 +20,7 @@ NAME_WIDTH = 10
 KILLS, WITHIN_S = 3, 60.0  # what was killed so often within this time would be killed again
 
 
+@dataclass(eq=False)
 class Processes:
     """The children; they end with this process, also with one that is killed (pipeline/process.py).
 
@@ -27,9 +29,10 @@ class Processes:
         say: takes the log, a line at a time, with the process's name in front; called on several threads.
     """
 
-    def __init__(self, config: Path, say: Callable[[str], None]) -> None:
-        self._config = config
-        self._say = say
+    config: Path
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self._children: dict[str, Child] = {}
         self._kills: dict[str, deque[float]] = {}  # when, the last ones
 
@@ -37,8 +40,8 @@ class Processes:
         """Starts `headrace ARGUMENTS --config …`, known as `name`."""
         self._kills[name] = deque(maxlen=KILLS)
         # -P: the current folder may hold a `models` of its own.
-        command = [sys.executable, "-P", "-m", "consumers.entry", *arguments, "--config", str(self._config)]
-        self._children[name] = Child(name, command, self._say)
+        command = [sys.executable, "-P", "-m", "consumers.entry", *arguments, "--config", str(self.config)]
+        self._children[name] = Child(name, command, self.say)
 
     def check(self) -> None:
         """Starts a process again that was killed from outside, or has given up too many threads.
@@ -56,8 +59,8 @@ class Processes:
             failed = status > 0 and status != Exhausted.exit_status
             if failed or (len(kills) == KILLS and kills[-1] - kills[0] < WITHIN_S):
                 raise child.failed(status)
-            self._say(f"{name} {how(status)}; started again.")
-            self._children[name] = Child(name, child.command, self._say)
+            self.say(f"{name} {how(status)}; started again.")
+            self._children[name] = Child(name, child.command, self.say)
 
     def end(self) -> None:
         """SIGTERM for all, and SIGKILL for those that do not end in time."""

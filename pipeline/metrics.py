@@ -24,11 +24,22 @@ if TYPE_CHECKING:
 
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300, 3600)
+PARTITION = ("topic", "partition")  # labels
 BATCH_RECORDS = tuple(2**i for i in range(13))  # 1 … 4096
 
 
+class Measure:
+    """A gauge of one model: it is there once it was set."""
+
+    def __init__(self, gauge: Gauge, model: str) -> None:
+        self._gauge, self._model = gauge, model
+
+    def set(self, value: float, *labels: object) -> None:
+        self._gauge.labels(self._model, *labels).set(value)
+
+
 class WorkerMetrics:
-    """One worker's metrics; every one carries the label `model`."""
+    """One worker's metrics; every one carries the label `model`. What is a single value has no method here."""
 
     def __init__(self, registry: CollectorRegistry, model: str, *, clock: Callable[[], float] = time.time) -> None:
         self._is_waited_for = False  # by a call that is made again and again
@@ -38,8 +49,8 @@ class WorkerMetrics:
         def counter(name: str, text: str) -> Counter:
             return Counter(name, text, ["model"], registry=registry).labels(model)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, ["model"], registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Measure:
+            return Measure(Gauge(name, text, ["model", *labels], registry=registry), model)
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(name, text, ["model"], buckets=buckets, registry=registry).labels(model)
@@ -51,20 +62,14 @@ class WorkerMetrics:
             registry=registry,
         )
         self._learned = self._records.labels(model, "learned", "")
-        self._stuck = gauge("headrace_stalled_seconds", "How long the worker has been at work that takes too long.")
-        self._lag = Gauge(
-            "headrace_lag_records",
-            "Records in the partition that were not yet read.",
-            ["model", "topic", "partition"],
-            registry=registry,
-        )
-        self._withheld = Gauge(
+        self.stuck = gauge("headrace_stalled_seconds", "How long the worker has been at work that takes too long.")
+        self._lag = gauge("headrace_lag_records", "Records in the partition that were not yet read.", *PARTITION)
+        self._withheld = gauge(
             "headrace_withheld_records",
             "Of the lag, records behind a producer's transaction that has been open for long.",
-            ["model", "topic", "partition"],
-            registry=registry,
+            *PARTITION,
         )
-        self._ahead = counter(
+        self.ahead = counter(
             "headrace_future_records_total", "Records whose timestamps were ahead of the worker's clock."
         )
         self._batch = histogram("headrace_batch_records", "Records of an update.", BATCH_RECORDS)
@@ -73,49 +78,43 @@ class WorkerMetrics:
         self._accuracy = gauge(
             "headrace_prequential_accuracy_ratio", "Share predicted right before learning, recent records."
         )
-        self._means = Gauge(
+        self._means = gauge(
             "headrace_prequential_mean",
             "A learner's own mean before learning, recent records; `metric` names it with its unit.",
-            ["model", "metric"],
-            registry=registry,
+            "metric",
         )
-        self._held_out = Gauge(
+        self._held_out = gauge(
             "headrace_held_out_mean",
             "What the model makes of records that it never learns; `metric` names it with its unit.",
-            ["model", "metric"],
-            registry=registry,
+            "metric",
         )
-        self._held_out_class = Gauge(
-            "headrace_held_out_class_accuracy_ratio",
-            "Accuracy on the held-out records of a class.",
-            ["model", "class"],
-            registry=registry,
+        self._held_out_class = gauge(
+            "headrace_held_out_class_accuracy_ratio", "Accuracy on the held-out records of a class.", "class"
         )
-        self._alarms = counter("headrace_learner_alarms_total", "Alarms of the learner's own; its log says which.")
-        self._diagnoses = Gauge(
+        self.alarms = counter("headrace_learner_alarms_total", "Alarms of the learner's own; its log says which.")
+        self._diagnoses = gauge(
             "headrace_diagnosis_alarms",
             "Whether `kind` tells why the model does badly, as far as that is seen; its log says more.",
-            ["model", "kind"],
-            registry=registry,
+            "kind",
         )
-        self._drift = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
-        self._far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
-        self._guarded = counter("headrace_guard_events_total", "Times that a number was not finite, and was undone.")
+        self.drifts = counter("headrace_drift_events_total", "Times that the prequential error rose for good.")
+        self.far_above = counter("headrace_loss_alarms_total", "Times that a loss was far above its recent range.")
+        self.guarded = counter("headrace_guard_events_total", "Times that a number was not finite, and was undone.")
         self._replay = gauge("headrace_replay_records", "Records in the replay memory.")
-        self._pending = gauge("headrace_pending_records", "Records that were read and wait: for room, or a label.")
+        self.pending = gauge("headrace_pending_records", "Records that were read and wait: for room, or a label.")
         self._version = gauge("headrace_head_version", "Number of the newest version that was committed.")
         self._keyframes = counter("headrace_keyframes_total", "Versions that hold all that going on needs.")
-        self._headroom = gauge(
+        self.headroom = gauge(
             "headrace_keyframe_headroom_records", "Offsets that the log still holds before what a restart needs."
         )
-        self._moves = counter("headrace_head_moves_total", "Times that the head was not where this worker left it.")
+        self.head_moves = counter("headrace_head_moves_total", "Times that the head was not where this worker left it.")
         self._changed = counter("headrace_snapshot_changed_bytes_total", "Bytes that changed between versions.")
         self._moved = counter("headrace_snapshot_moved_bytes_total", "Bytes sent to the store.")
         self._commit = histogram("headrace_snapshot_seconds", "Time from a capture to the new head.", STEP_S)
         self._stall = histogram("headrace_snapshot_stall_seconds", "Time that a capture holds up updates.", STEP_S)
         self._retries = counter("headrace_store_retries_total", "Calls to the store that failed and are retried.")
         self._store_up = gauge("headrace_store_up", "Whether the last call to the store succeeded.")
-        self._log_up = gauge("headrace_log_up", "Whether the last read of the log succeeded.")
+        self.log_up = gauge("headrace_log_up", "Whether the last read of the log succeeded.")
         self._to_learned = histogram(
             "headrace_publish_to_learned_seconds", "Time from a record's timestamp to its update.", AGE_S
         )
@@ -135,12 +134,12 @@ class WorkerMetrics:
         self._learned.inc(len(timestamps_ms))
         self._batch.observe(len(timestamps_ms))
         self._step.observe(step_s)
-        self._loss.labels(self._model).set(loss)
+        self._loss.set(loss)
         if accuracy is not None:
-            self._accuracy.labels(self._model).set(accuracy)
+            self._accuracy.set(accuracy)
         for name, mean in means.items():
-            self._means.labels(self._model, name).set(mean)
-        self._replay.labels(self._model).set(replay_records)
+            self._means.set(mean, name)
+        self._replay.set(replay_records)
         for timestamp_ms in timestamps_ms:
             self._to_learned.observe(_age_s(now, timestamp_ms))
 
@@ -149,65 +148,29 @@ class WorkerMetrics:
         outcome, _, reason = name.partition("/")
         self._records.labels(self._model, outcome, reason).inc()
 
-    def stuck(self, seconds: float) -> None:
-        """The worker has been at one piece of work for so long; 0 where that is no matter."""
-        self._stuck.labels(self._model).set(seconds)
-
     def lag(self, lag: Mapping[Partition, int]) -> None:
         """Records not yet read, per partition."""
         for partition, records in lag.items():
-            self._lag.labels(self._model, partition.topic, partition.number).set(records)
+            self._lag.set(records, *partition)
 
     def withheld(self, withheld: Mapping[Partition, int]) -> None:
         """Records that wait behind an open transaction, per partition."""
         for partition, records in withheld.items():
-            self._withheld.labels(self._model, partition.topic, partition.number).set(records)
-
-    def ahead(self, records: int) -> None:
-        """So many records more had timestamps ahead of this machine's clock."""
-        self._ahead.inc(records)
-
-    def pending(self, records: int) -> None:
-        """So many records were read, and are neither learned nor anything else yet."""
-        self._pending.labels(self._model).set(records)
-
-    def drifted(self) -> None:
-        """The drift detector has raised its alarm."""
-        self._drift.inc()
-
-    def far_above(self) -> None:
-        """A loss was far above its recent range."""
-        self._far_above.inc()
-
-    def alarmed(self) -> None:
-        """The learner has raised an alarm of its own."""
-        self._alarms.inc()
+            self._withheld.set(records, *partition)
 
     def examined(self, means: Mapping[str, float], probes: Mapping[str, Mapping[str, float]]) -> None:
         """The model was asked what it makes of the records that are held out, and of those of each class."""
         for name, mean in means.items():
-            self._held_out.labels(self._model, name).set(mean)
+            self._held_out.set(mean, name)
         for label, kept in probes.items():
-            self._held_out_class.labels(self._model, label).set(kept["now"])
+            self._held_out_class.set(kept["now"], label)
 
     def diagnosed(self, names: Iterable[str], former: Iterable[str]) -> None:
         """What is wrong with the model now, and what else was before."""
         for name in former:
-            self._diagnoses.labels(self._model, name).set(0)
+            self._diagnoses.set(0, name)
         for name in names:
-            self._diagnoses.labels(self._model, name).set(1)
-
-    def guarded(self) -> None:
-        """Something was not finite, and learning went back to the last version."""
-        self._guarded.inc()
-
-    def head_moved(self) -> None:
-        """The head is not where a worker left it."""
-        self._moves.inc()
-
-    def headroom(self, records: int) -> None:
-        """How many offsets more the log still holds, before the first one that the keyframe needs."""
-        self._headroom.labels(self._model).set(records)
+            self._diagnoses.set(1, name)
 
     def stalled(self, seconds: float) -> None:
         """A capture has held up the updates."""
@@ -215,7 +178,7 @@ class WorkerMetrics:
 
     def committed(self, committed: Committed, seconds: float) -> None:
         """A version has become the head."""
-        self._version.labels(self._model).set(committed.version)
+        self._version.set(committed.version)
         if committed.keyframe:
             self._keyframes.inc()
         self._changed.inc(committed.bytes_changed)
@@ -235,11 +198,7 @@ class WorkerMetrics:
 
     def store_up(self, up: bool) -> None:
         """Whether the store answers; one that takes no version is not up, whatever else it does."""
-        self._store_up.labels(self._model).set(up and not self._is_waited_for)
-
-    def log_up(self, up: bool) -> None:
-        """Whether the log can be read."""
-        self._log_up.labels(self._model).set(up)
+        self._store_up.set(up and not self._is_waited_for)
 
 
 class SamplerMetrics:
@@ -248,13 +207,11 @@ class SamplerMetrics:
     def __init__(self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._newest_ms: dict[str, int] = {}  # model → timestamp of the newest record in the version served
-        self._requests = Histogram(
-            "headrace_request_seconds",
-            "Time to answer a request.",
-            ["route", "status"],
-            buckets=STEP_S,
-            registry=registry,
-        )
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
+        self._requests = histogram("headrace_request_seconds", "Time to answer a request.", STEP_S, "route", "status")
         self._version = Gauge(
             "headrace_served_version", "Number of the version in service.", ["model"], registry=registry
         )
@@ -264,19 +221,17 @@ class SamplerMetrics:
             ["model"],
             registry=registry,
         )
-        self._to_served = Histogram(
+        self._to_served = histogram(
             "headrace_publish_to_served_seconds",
             "Time from the timestamp of a version's newest record to the version's service.",
-            ["model"],
-            buckets=AGE_S,
-            registry=registry,
+            AGE_S,
+            "model",
         )
-        self._swap = Histogram(
+        self._swap = histogram(
             "headrace_swap_seconds",
             "Time to fetch, check and build a version that was put in service.",
-            ["model"],
-            buckets=STEP_S,
-            registry=registry,
+            STEP_S,
+            "model",
         )
         self._failures = Counter(
             "headrace_swap_failures_total",

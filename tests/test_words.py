@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,12 @@ def retired(tree: ast.AST) -> dict[str, str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_retired_words_stay_out(module: str) -> None:
     assert retired(parse(MODULES[module])) == {}
+
+
+def test_names_of_tests_have_no_retired_word() -> None:
+    files = [path for room in ("pipeline", "consumers") for path in (Path(__file__).parent / room).rglob("test_*.py")]
+    assert len(files) > 50
+    assert [name for path in files for name in retired(parse(path)) if name.startswith("test_")] == []
 
 
 @pytest.mark.parametrize("source", ["def begin(): ...", "lost_place = 1", "class Standing: ...", "self._noted = 1"])

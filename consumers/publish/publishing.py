@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -43,6 +43,7 @@ def records(number: int) -> str:
     return counted(number, "record")
 
 
+@dataclass(eq=False)
 class Publishing:
     """Publishes to a topic until all is sent, or `stop`; `tally` and `is_ended` tell how it went.
 
@@ -52,30 +53,21 @@ class Publishing:
         new_topic: the topic is made, also where no model reads it.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        topic: str,
-        way: Way,
-        stop: Event,
-        say: Callable[[str], None],
-        *,
-        id: str | None = None,
-        again: bool = False,
-        new_topic: bool = False,
-    ) -> None:
+    config: Config
+    topic: str
+    way: Way
+    stop: Event
+    say: Callable[[str], None]
+    _: KW_ONLY
+    id: str | None = None
+    again: bool = False
+    new_topic: bool = False
+
+    def __post_init__(self) -> None:
         self.tally = Tally()
         self.is_ended = True  # before all was sent
-        self.unlearned = Unlearned(config, topic, say)
-        self._config = config
-        self._kafka = impatient(config.kafka)
-        self._topic = topic
-        self._way = way
-        self._stop = stop
-        self._say = say
-        self._id = id
-        self._again = again
-        self._new_topic = new_topic
+        self.unlearned = Unlearned(self.config, self.topic, self.say)
+        self._kafka = impatient(self.config.kafka)
 
     def json(self) -> dict[str, Any]:
         """What became of the records, for programs."""
@@ -92,7 +84,7 @@ class Publishing:
     @property
     def is_shown(self) -> bool:
         """Whether the labels are those of a set, and not one that was given for all."""
-        return self._way.label is None and self.tally.published > 1
+        return self.way.label is None and self.tally.published > 1
 
     def files(self, paths: list[Path], repeat: int = 1) -> None:
         """Publishes files and what is in folders, `repeat` times, in another order each time.
@@ -103,10 +95,10 @@ class Publishing:
             Stopped: it is away, and the command is to end.
         """
         with err.status("looking through the folders") if err.is_terminal else ExitStack():
-            found = entries(paths, self._way, self._say)
+            found = entries(paths, self.way, self.say)
         total = None if any(map(are_lines, found)) else repeat * len(found)
         passes = (
-            from_entries(found, self._way, self._stop),
+            from_entries(found, self.way, self.stop),
             *(self._once_more(paths, number) for number in range(1, repeat)),
         )
         sources = [] if total == 1 else [str(path) for path in paths]
@@ -118,60 +110,60 @@ class Publishing:
         if isinstance(record, Outgoing) and record.content_type.startswith("text/"):
             lines = record.value.strip().count(b"\n") + 1
             if lines >= MANY_LINES:
-                self._say(
+                self.say(
                     f"{shown(record.where)} is one record. Its {lines:,} lines are one each with "
-                    f"`headrace publish {self._topic} - < FILE`."
+                    f"`headrace publish {self.topic} - < FILE`."
                 )
         return record
 
     def lines(self) -> None:
         """Publishes the lines of standard input. Raises as `files`."""
-        self._run(from_stdin(reading(STDIN_FILENO, self._stop), self._way), None, [STDIN], is_stream=_is_stream())
+        self._run(from_stdin(reading(STDIN_FILENO, self.stop), self.way), None, [STDIN], is_stream=_is_stream())
 
     def follow(self, folder: Path) -> None:
         """Publishes what is dropped into the folder until `stop`. Raises as `files`."""
-        memory = file_of(self._topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
+        memory = file_of(self.topic, self._kafka.bootstrap_servers, [str(folder)], ".seen")
         self.is_ended = False  # there is no other end than by `stop`
-        dropbox = Dropbox(folder, self._way, self._say, memory)
+        dropbox = Dropbox(folder, self.way, self.say, memory)
         self._prepare()
-        self._send(dropbox.records(self._stop), None, Counter(), dropbox.sent)
+        self._send(dropbox.records(self.stop), None, Counter(), dropbox.sent)
 
     def _run(self, outgoing: Records, total: int | None, sources: list[str], *, is_stream: bool = False) -> None:
         """Publishes, and remembers where it started if it has `sources` that can be read once more.
 
         What comes through a pipe may be there once more only where all of it was read, and a line could not be sent.
         """
-        if self._id is not None:
-            outgoing = _named(outgoing, self._id)
+        if self.id is not None:
+            outgoing = _named(outgoing, self.id)
         self._prepare()
         with ExitStack() as stack:
             attempt, start = self._attempt(sources, stack) if sources else (None, None)
             if attempt is not None and start is not None and not is_stream:
                 attempt.keep(start)
             self._send(outgoing, total, self._before(attempt))
-            self.is_ended = self._stop.is_set()
+            self.is_ended = self.stop.is_set()
             is_left = self.tally.missing and not self.is_ended if is_stream else self.tally.missing or self.is_ended
             if attempt is not None and start is not None:
                 attempt.keep(start) if is_left else attempt.done()
 
     def _prepare(self) -> None:
-        if not self._new_topic:
-            config = self._config.model_copy(update={"kafka": self._kafka})
-            patiently(lambda: refuse_typo(config, self._topic), self._stop, self._say)
-        if warning := topic_warning(self._config, self._topic):
-            self._say(warning)
-        patiently(lambda: ensure_topics(self._kafka, [self._topic]), self._stop, self._say)
+        if not self.new_topic:
+            config = self.config.model_copy(update={"kafka": self._kafka})
+            patiently(lambda: refuse_typo(config, self.topic), self.stop, self.say)
+        if warning := topic_warning(self.config, self.topic):
+            self.say(warning)
+        patiently(lambda: ensure_topics(self._kafka, [self.topic]), self.stop, self.say)
 
     def _attempt(self, sources: list[str], stack: ExitStack) -> tuple[Try | None, Mark | None]:
         """This try, and where it started: where the one before did, if that ended early."""
         try:
-            attempt = stack.enter_context(Try(file_of(self._topic, self._kafka.bootstrap_servers, sources, ".json")))
-            if attempt.start is not None and not self._again:
+            attempt = stack.enter_context(Try(file_of(self.topic, self._kafka.bootstrap_servers, sources, ".json")))
+            if attempt.start is not None and not self.again:
                 return attempt, attempt.start
             attempt.start = None
-            return attempt, patiently(lambda: mark(self._kafka, self._topic), self._stop, self._say)
+            return attempt, patiently(lambda: mark(self._kafka, self.topic), self.stop, self.say)
         except (OSError, LogError) as error:
-            self._say(f"This try cannot be gone on with, should it end early: {error}")
+            self.say(f"This try cannot be gone on with, should it end early: {error}")
             return None, None
 
     def _before(self, attempt: Try | None) -> Counter[Essence]:
@@ -179,8 +171,8 @@ class Publishing:
         if attempt is None or attempt.start is None:
             return Counter()
         start = attempt.start
-        self._say("The try before ended early. What it published is left out (--again: published once more).")
-        return patiently(lambda: sent_since(self._kafka, start, self._stop), self._stop, self._say)
+        self.say("The try before ended early. What it published is left out (--again: published once more).")
+        return patiently(lambda: sent_since(self._kafka, start, self.stop), self.stop, self.say)
 
     def _send(
         self,
@@ -189,7 +181,7 @@ class Publishing:
         before: Counter[Essence],
         sent: Callable[[Outgoing], None] = lambda _: None,
     ) -> None:
-        sender = Sender(self._kafka, self._topic, self._stop, self._say, before, sent)
+        sender = Sender(self._kafka, self.topic, self.stop, self.say, before, sent)
         self.tally = sender.tally
         try:
             for record in self._progress(outgoing, total):
@@ -199,11 +191,11 @@ class Publishing:
                     sender.flush()
                 else:
                     sender.send(record)
-                if self._stop.is_set():
+                if self.stop.is_set():
                     break
             sender.flush()
         except LogError:
-            self._say(f"{records(self.tally.published)} published to {self._topic} before it failed.")
+            self.say(f"{records(self.tally.published)} published to {self.topic} before it failed.")
             raise
         finally:
             sender.close()
@@ -213,7 +205,7 @@ class Publishing:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         said_s = time.monotonic()
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-            task = progress.add_task(f"publishing to {self._topic}", total=total)
+            task = progress.add_task(f"publishing to {self.topic}", total=total)
             number = 0
             for record in outgoing:
                 yield record
@@ -223,13 +215,13 @@ class Publishing:
                 progress.advance(task)
                 if not err.is_terminal and time.monotonic() - said_s >= TELL_S:
                     said_s = time.monotonic()
-                    self._say(f"{number:,} of {total:,} records so far" if total else f"{records(number)} so far")
+                    self.say(f"{number:,} of {total:,} records so far" if total else f"{records(number)} so far")
 
     def _once_more(self, paths: list[Path], number: int) -> Iterator[Outgoing]:
         """A further pass; what cannot be published was named in the first one."""
-        seed = None if self._way.seed is None else f"{self._way.seed} {number}"
-        way = Way(self._way.limit, self._way.label, seed)
-        again = from_entries(entries(paths, way, lambda _: None), way, self._stop)
+        seed = None if self.way.seed is None else f"{self.way.seed} {number}"
+        way = Way(self.way.limit, self.way.label, seed)
+        again = from_entries(entries(paths, way, lambda _: None), way, self.stop)
         yield from (record for record in again if isinstance(record, Outgoing))
 
 

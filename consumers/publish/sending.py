@@ -42,6 +42,7 @@ class Tally:
         return self.refused + self.unknown
 
 
+@dataclass(eq=False)
 class Sender:
     """Publishes to one topic, for one thread.
 
@@ -51,22 +52,15 @@ class Sender:
         sent: hears of every record that Kafka has.
     """
 
-    def __init__(
-        self,
-        kafka: KafkaConfig,
-        topic: str,
-        stop: Event,
-        say: Callable[[str], None],
-        before: Counter[Essence],
-        sent: Callable[[Outgoing], None] = lambda _: None,
-    ) -> None:
+    kafka: KafkaConfig
+    topic: str
+    stop: Event
+    say: Callable[[str], None]
+    before: Counter[Essence]
+    sent: Callable[[Outgoing], None] = lambda _: None
+
+    def __post_init__(self) -> None:
         self.tally = Tally()
-        self._kafka = kafka
-        self._topic = topic
-        self._stop = stop
-        self._say = say
-        self._before = before
-        self._sent = sent
         self._waiting: deque[tuple[Receipt, Outgoing]] = deque()  # for Kafka's word, in order
         self._label: str | None = None  # the one before
         self._publisher = self._connected()
@@ -82,8 +76,8 @@ class Sender:
             self.refuse(record)
             return
         key = essence(record.headers)
-        if self._before[key] > 0:
-            self._before[key] -= 1
+        if self.before[key] > 0:
+            self.before[key] -= 1
             self.tally.before += 1
             return
         try:
@@ -98,9 +92,9 @@ class Sender:
     def refuse(self, record: Refused) -> None:
         self.tally.refused += 1
         if self.tally.refused <= NAMED:
-            self._say(str(record))
+            self.say(str(record))
         elif self.tally.refused == NAMED + 1:
-            self._say("Further records that cannot be published are counted alone.")
+            self.say("Further records that cannot be published are counted alone.")
 
     def flush(self) -> None:
         """Returns when Kafka has all, or it is to end. Raises as `send`."""
@@ -108,7 +102,7 @@ class Sender:
             try:
                 self._publisher.flush(WAIT_S)
             except LogUnavailable:
-                if self._stop.is_set():
+                if self.stop.is_set():
                     return
             except LogError:
                 self._recover()
@@ -127,10 +121,10 @@ class Sender:
                 self.tally.unknown += 1
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        return patiently(call, self._stop, self._say)
+        return patiently(call, self.stop, self.say)
 
     def _connected(self) -> Publisher:
-        return self._patiently(lambda: Publisher(self._kafka, wait_s=WAIT_S))
+        return self._patiently(lambda: Publisher(self.kafka, wait_s=WAIT_S))
 
     def _reconnect(self) -> None:
         """Opens a new publisher where the old one takes no more."""
@@ -139,7 +133,7 @@ class Sender:
         self._publisher = self._connected()
 
     def _published(self, record: Outgoing) -> Receipt:
-        return self._patiently(lambda: self._publisher.publish(self._topic, record.value, headers=record.headers))
+        return self._patiently(lambda: self._publisher.publish(self.topic, record.value, headers=record.headers))
 
     def _take_words(self) -> None:
         """Counts the oldest records that Kafka has answered."""
@@ -167,7 +161,7 @@ class Sender:
         try:
             self._patiently(partial(self._published(record).result, WAIT_S))
         except TooLarge:
-            why = f"larger than {self._topic} takes. Make it smaller, or raise the topic's max.message.bytes."
+            why = f"larger than {self.topic} takes. Make it smaller, or raise the topic's max.message.bytes."
             self.refuse(Refused(record.where, why))
             self._reconnect()
         except RecordError as error:
@@ -182,7 +176,7 @@ class Sender:
             self.tally.turns += record.label != self._label
             self.tally.labels[record.label] += 1
             self._label = record.label
-        self._sent(record)
+        self.sent(record)
 
 
 def _refusal(receipt: Receipt, timeout_s: float) -> LogError | None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Self, TypeVar
 
 from pipeline.errors import HeadraceError, StoreUnavailable
@@ -24,6 +24,7 @@ NUMBER_S = 10.0
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Lease:
     """Renews the writer's lease until the end of the context. The caller has acquired it: restoring may take a while.
 
@@ -31,19 +32,13 @@ class Lease:
         stalled: gives what the worker has been at for too long, for whoever watches.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        fence: Fence,
-        lease_s: float,
-        metrics: WorkerMetrics,
-        stalled: Callable[[], str | None] = lambda: None,
-    ) -> None:
-        self._store = store
-        self._fence = fence
-        self._lease_s = lease_s
-        self._metrics = metrics
-        self._stalled = stalled
+    store: Store
+    fence: Fence
+    lease_s: float
+    metrics: WorkerMetrics
+    stalled: Callable[[], str | None] = lambda: None
+
+    def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._thread = Background(self._run, "lease")
 
@@ -64,16 +59,16 @@ class Lease:
             self._thread.close()
         finally:
             with suppress(StoreUnavailable):  # then the lease runs out by itself
-                self._store.release(self._fence)
+                self.store.release(self.fence)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._lease_s / 3):
+        while not self._stop.wait(self.lease_s / 3):
             try:
-                self._store.renew(self._fence, self._lease_s, self._stalled())
+                self.store.renew(self.fence, self.lease_s, self.stalled())
             except StoreUnavailable:  # one that ran out can be prolonged as long as nobody else took it
-                self._metrics.store_up(False)
+                self.metrics.store_up(False)
             else:
-                self._metrics.store_up(True)
+                self.metrics.store_up(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +82,7 @@ class Snapshot:
     may_doubt: bool = False  # some of it may be of a topic that was made again
 
 
+@dataclass(eq=False)
 class Committer:
     """Makes one commit at a time. A step that a later try can mend is tried again, until `finish` gives up.
 
@@ -96,23 +92,16 @@ class Committer:
         last_number: the highest number that a version may have had. New ones are above it.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        fence: Fence,
-        last_number: int,
-        reader: Reader | AlignedReader,
-        dead_letters: Publisher,
-        metrics: WorkerMetrics,
-        say: Callable[[str], None],
-    ) -> None:
-        self._store = store
-        self._fence = fence
-        self._writer = store.writer(fence, above=last_number)
-        self._dead_letters = dead_letters
-        self._reader = reader
-        self._metrics = metrics
-        self._say = say
+    store: Store
+    fence: Fence
+    last_number: InitVar[int]
+    reader: Reader | AlignedReader
+    dead_letters: Publisher
+    metrics: WorkerMetrics
+    say: Callable[[str], None]
+
+    def __post_init__(self, last_number: int) -> None:
+        self._writer = self.store.writer(self.fence, above=last_number)
         self._stop = threading.Event()
         self._until_s = math.inf  # when trying again ends
         self._wake = threading.Condition()
@@ -188,12 +177,12 @@ class Committer:
         never names another content, should Redis come back older.
         """
         started = time.perf_counter()
-        self._until_done(lambda: self._dead_letters.flush(FLUSH_S))
+        self._until_done(lambda: self.dead_letters.flush(FLUSH_S))
         number, positions = str(self._writer.next_version), snapshot.positions
-        self._until_done(lambda: self._reader.commit_number(number, positions, NUMBER_S, may_doubt=snapshot.may_doubt))
+        self._until_done(lambda: self.reader.commit_number(number, positions, NUMBER_S, may_doubt=snapshot.may_doubt))
         committed = self._until_done(lambda: self._make_head(snapshot))
-        self._metrics.committed(committed, time.perf_counter() - started)
-        self._reader.commit(snapshot.positions)
+        self.metrics.committed(committed, time.perf_counter() - started)
+        self.reader.commit(snapshot.positions)
         self._until_done(lambda: self._retire(snapshot))
 
     def _make_head(self, snapshot: Snapshot) -> Committed:
@@ -204,7 +193,7 @@ class Committer:
             raise
 
     def _retire(self, snapshot: Snapshot) -> None:
-        self._store.retire(self._fence, snapshot.keep_last, snapshot.keep_every)
+        self.store.retire(self.fence, snapshot.keep_last, snapshot.keep_every)
 
     def _until_done(self, call: Callable[[], T]) -> T:
         is_said = False
@@ -214,12 +203,12 @@ class Committer:
             except HeadraceError as error:
                 if not error.retriable:
                     raise
-                self._metrics.retry()
+                self.metrics.retry()
                 if not is_said:
-                    self._say(f"{error} Trying again every {RETRY_S:.0f} s; learning goes on.")
+                    self.say(f"{error} Trying again every {RETRY_S:.0f} s; learning goes on.")
                 is_said = True
                 if self._stop.wait(RETRY_S) or time.monotonic() >= self._until_s:
                     raise
             else:
-                self._metrics.retried()
+                self.metrics.retried()
                 return found

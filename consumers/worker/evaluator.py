@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -49,21 +50,21 @@ def feature_extractor_of(name: str, settings: HoldOutConfig, sources: Sources, d
         raise ConfigError(f"{where}: {error}") from None
 
 
+@dataclass(eq=False)
 class Evaluator:
     """
     Args:
         extractor: of the features by which drawings are judged; None: they are not.
     """
 
-    def __init__(
-        self, settings: HoldOutConfig, extractor: Backbone | None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._settings = settings
-        self._extractor = extractor
-        self._clock = clock
-        self._examined_s = clock()
+    settings: HoldOutConfig
+    extractor: Backbone | None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._examined_s = self.clock()
         self._examined_updates = 0
-        self._learned: deque[tuple[Place, NDArray[np.uint8]]] = deque(maxlen=LEARNED if extractor else 0)
+        self._learned: deque[tuple[Place, NDArray[np.uint8]]] = deque(maxlen=LEARNED if self.extractor else 0)
         self.retention = Retention()
 
     def learned(self, examples: Iterable[Example]) -> None:
@@ -78,12 +79,12 @@ class Evaluator:
 
     def due(self, updates: int) -> bool:
         """Whether it is time, and the model has learned since it was asked last."""
-        waited = self._clock() - self._examined_s >= self._settings.every_s
+        waited = self.clock() - self._examined_s >= self.settings.every_s
         return waited and updates != self._examined_updates
 
     def examine(self, fold: Fold) -> dict[str, float]:
         """What there is to say of the model at this moment, by name with the unit; empty while nothing is held out."""
-        self._examined_s, self._examined_updates = self._clock(), fold.updates
+        self._examined_s, self._examined_updates = self.clock(), fold.updates
         if fold.held_out is None or not len(fold.held_out):
             return {}
         x, labels = fold.held_out.records()
@@ -103,14 +104,14 @@ class Evaluator:
                 found["held_out_bits_per_dimension"] = bits_per_dimension(nats, math.prod(x.shape[1:]))
             else:
                 found["held_out_bits_per_byte"] = nats / math.log(2) / mean_bytes(x)
-        if isinstance(model, Generator) and self._extractor is not None and self._learned and len(x) > NEIGHBOURS:
-            found |= self._judged(self._extractor, model, x, labels)
+        if isinstance(model, Generator) and self.extractor is not None and self._learned and len(x) > NEIGHBOURS:
+            found |= self._judged(self.extractor, model, x, labels)
         return found
 
     def _judged(
         self, extractor: Backbone, model: Generator, x: Tensor, labels: Sequence[str | None]
     ) -> Mapping[str, float]:
-        count = self._settings.drawings
+        count = self.settings.drawings
         asked = [labels[number % len(labels)] for number in range(count)]
         drawn = model.generate(range(count), [label if label in model.classes else None for label in asked])
         learned = torch.from_numpy(np.stack([x for _, x in self._learned]))

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -107,6 +107,7 @@ def collate(examples: Sequence[Example], topics: Mapping[str, int], uplink: Upli
     )
 
 
+@dataclass(eq=False)
 class Feed:
     """Reads, decodes and batches in the background; `take` hands out items in order.
 
@@ -120,39 +121,28 @@ class Feed:
         already: records that a version learned ahead of their turn. They are passed over.
     """
 
-    def __init__(
-        self,
-        reader: Reader | AlignedReader,
-        decoder: RecordDecoder,
-        uplink: Uplink,
-        *,
-        topics: Mapping[str, int],
-        batch_size: int,
-        max_wait_ms: int,
-        decode_threads: int,
-        hold_out: float = 0.0,
-        positions: Mapping[Partition, int],
-        backlog: Sequence[Record] = (),
-        joiner: Joiner | None = None,
-        already: Collection[Place] = (),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._reader = reader
-        self._uplink = uplink
-        self._topics = topics
-        self._batch_size = batch_size
-        self._max_wait_s = max_wait_ms / 1000
-        self._hold_out = hold_out
-        self._joiner = joiner
-        self._already = already
-        self._clock = clock
+    reader: Reader | AlignedReader
+    decoder: RecordDecoder
+    uplink: Uplink
+    _: KW_ONLY
+    topics: Mapping[str, int]
+    batch_size: int
+    max_wait_ms: int
+    decode_threads: int
+    hold_out: float = 0.0
+    positions: Mapping[Partition, int]
+    backlog: Sequence[Record] = ()
+    joiner: Joiner | None = None
+    already: Collection[Place] = ()
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows
-        self._positions = dict(positions)  # next offset to read
-        self._pending = dict.fromkeys(record.place for record in backlog)  # read and not taken, in order
-        self._backlog = list(backlog)
+        self._positions = dict(self.positions)  # next offset to read
+        self._pending = dict.fromkeys(record.place for record in self.backlog)  # read and not taken, in order
         self._items: queue.Queue[Item | None] = queue.Queue(DEPTH)  # None: the thread has failed
         self._stop = threading.Event()
-        self._decode = Decoding(decoder, decode_threads, self._stop)
+        self._decode = Decoding(self.decoder, self.decode_threads, self._stop)
         self._thread = Background(self._loop, "feed", lambda: self._put(None))
         self._thread.start()
 
@@ -174,7 +164,7 @@ class Feed:
             for record in item.records:
                 del self._pending[record.place]
         if item.batch is not None:
-            self._uplink.arrive(item.batch.x)
+            self.uplink.arrive(item.batch.x)
         return item
 
     @property
@@ -196,31 +186,31 @@ class Feed:
     def _loop(self) -> None:
         item = Item()
         deadline: float | None = None  # when the open item must go out
-        for one in self._joined(self._decode(self._backlog)):
-            item.add(one, self._hold_out)
-            if len(item.examples) == self._batch_size:
+        for one in self._joined(self._decode(self.backlog)):
+            item.add(one, self.hold_out)
+            if len(item.examples) == self.batch_size:
                 self._close(item)
                 item = Item()
         self._check(item)
         while not self._stop.is_set():
             if item.records and deadline is None:
-                deadline = self._clock() + self._max_wait_s
-            wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self._clock()))
-            polled = self._reader.poll(wait_s)
+                deadline = self.clock() + self.max_wait_ms / 1000
+            wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self.clock()))
+            polled = self.reader.poll(wait_s)
             if polled is not None:
                 new = {record.place: record for record in polled.records}
-                for place in new.keys() & self._already:
+                for place in new.keys() & self.already:
                     del new[place]
                 with self._lock:
                     self._pending |= dict.fromkeys(new)
                     self._positions |= polled.positions
                 for one in self._joined(self._decode(list(new.values()))):
-                    item.add(one, self._hold_out)
-                    if len(item.examples) == self._batch_size:
+                    item.add(one, self.hold_out)
+                    if len(item.examples) == self.batch_size:
                         self._close(item)
                         item, deadline = Item(), None
                 self._check(item)
-            if item.records and deadline is not None and self._clock() >= deadline:
+            if item.records and deadline is not None and self.clock() >= deadline:
                 self._close(item)
                 item, deadline = Item(), None
 
@@ -236,21 +226,21 @@ class Feed:
 
     def _joined(self, some: Iterable[Decoded]) -> Iterator[Left | Dead]:
         """The records that can go on: of these, and of those that waited for them."""
-        if self._joiner is None:
+        if self.joiner is None:
             yield from some  # type: ignore[misc]  # labels are decoded for a joiner alone
             return
         for one in some:
             if isinstance(one, Example | Label):
-                yield from self._joiner.add(one)
+                yield from self.joiner.add(one)
             else:
                 yield one
-        yield from self._joiner.fallen()
+        yield from self.joiner.fallen()
 
     def _close(self, item: Item) -> None:
         if item.examples:
             # By partition, each in its order: then the lineage of a batch is as short as a run for each of them.
             item.examples.sort(key=lambda example: (example.record.topic, example.record.partition))
-            item.batch = collate(item.examples, self._topics, self._uplink)
+            item.batch = collate(item.examples, self.topics, self.uplink)
         self._put(item)
 
     def _put(self, item: Item | None) -> None:

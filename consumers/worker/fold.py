@@ -54,6 +54,7 @@ class Update:
     alarms: Sequence[str]  # the learner's own that were not there before
 
 
+@dataclass(eq=False)
 class Fold:
     """What a model is between two commits: its learner, what watches it, and the lineage since the last version.
 
@@ -68,24 +69,25 @@ class Fold:
         ConfigError: the learner cannot be built from these settings.
     """
 
-    def __init__(
-        self,
-        name: str,
-        settings: ModelConfig,
-        blueprint: Blueprint,
-        device: torch.device,
-        clock: Callable[[], float] = time.time,
-        shaped: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._clock, self.shaped = clock, shaped
-        self.name, self.settings, self.blueprint, self.device = name, settings, blueprint, device
-        self.options = validated_options(name, settings, blueprint, shaped)
+    name: str
+    settings: ModelConfig
+    blueprint: Blueprint
+    device: torch.device
+    clock: Callable[[], float] = time.time
+    shaped: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.options = validated_options(self.name, self.settings, self.blueprint, self.shaped)
         try:
-            self.learner: Learner = blueprint.learner(self.options, settings.input.shape, settings.seed, device)
+            self.learner: Learner = self.blueprint.learner(
+                self.options, self.settings.input.shape, self.settings.seed, self.device
+            )
         except ValueError as error:  # a learner that cannot take records of this shape
-            raise ConfigError(f"models.{name}: {error} Change its input or its options.") from None
-        if settings.labels is not None and not self.learner.needs_label:
-            raise ConfigError(f"models.{name}.labels: {settings.learner} does not wait for labels. Remove the table.")
+            raise ConfigError(f"models.{self.name}: {error} Change its input or its options.") from None
+        if self.settings.labels is not None and not self.learner.needs_label:
+            raise ConfigError(
+                f"models.{self.name}.labels: {self.settings.learner} does not wait for labels. Remove the table."
+            )
         self.lineage = LineageBuilder()
         self.counts: Counter[str] = Counter()
         self.updates = 0
@@ -93,8 +95,8 @@ class Fold:
         self.prequential = Prequential()
         self.loss_range = LossRange()
         self.alarms: list[str] = []  # of the last update
-        self.drift = Drift(name, settings, self.learner)
-        self.held_out = self._make_held_out() if settings.hold_out.slots else None
+        self.drift = Drift(self.name, self.settings, self.learner)
+        self.held_out = self._make_held_out() if self.settings.hold_out.slots else None
         self.topics: dict[str, int] = {}  # numbers of the topics in the replay memory's origins: never reused
         self._number_topics()
         self.already: set[tuple[Place, str]] = set()  # read ahead of their turn, each with the id of its topic
@@ -177,7 +179,7 @@ class Fold:
 
     def _copy(self, settings: ModelConfig) -> Fold:
         """Another learner in the same state."""
-        fold = Fold(self.name, settings, self.blueprint, self.device, self._clock, self.shaped)
+        fold = Fold(self.name, settings, self.blueprint, self.device, self.clock, self.shaped)
         state = self._state()
         meta = self.held_out.meta() if self.held_out is not None else None
         fold._restore(State(whole(state.serving), whole(state.training), state.meta), meta)
@@ -213,7 +215,7 @@ class Fold:
         self.lineage.learned([record.place for example in examples for record in example.records])
         self._count("learned", examples)
         newest = max(example.record.timestamp_ms for example in examples)
-        newest = min(newest, int(self._clock() * 1000))  # a producer's clock that is ahead makes nothing fresh for good
+        newest = min(newest, int(self.clock() * 1000))  # a producer's clock that is ahead makes nothing fresh for good
         self.newest_timestamp_ms = max(newest, self.newest_timestamp_ms or newest)
         hits = None
         if report.predicted is not None:

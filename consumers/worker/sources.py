@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ SMALL = {".json", ".txt", ".model"}  # what else than weights is read of a folde
 MAX_SMALL_BYTES = 64 << 20  # and how much of one file
 
 
+@dataclass(eq=False)
 class Sources:
     """Finds what options name.
 
@@ -34,9 +36,8 @@ class Sources:
         family: a model's name → the family that holds its keys.
     """
 
-    def __init__(self, store: Store, family: Callable[[str], str]) -> None:
-        self._store = store
-        self._family = family
+    store: Store
+    family: Callable[[str], str]
 
     def warm_start(self, fold: Fold, recorded: Mapping[str, str] | None = None) -> None:
         """Starts an untrained fold from the sources that its options name.
@@ -79,7 +80,7 @@ class Sources:
 
     def _version(self, name: str, before: str | None) -> Source:
         model, _, version = name.partition("@")
-        store = self._store.sibling(self._family(model), model)
+        store = self.store.sibling(self.family(model), model)
         manifest = store.manifest(before or version or "latest")
         training = tensors(store.arrays(manifest, "training")) if manifest.is_keyframe else {}
         return Source(
@@ -88,14 +89,9 @@ class Sources:
             training,
             learner=manifest.learner,
             options=manifest.options,
-            shape=_shape(manifest.input),
+            shape=as_input(manifest.input).shape,
             meta=manifest.meta,
         )
-
-
-def _shape(described: Mapping[str, Any]) -> tuple[int, ...]:
-
-    return as_input(described).shape
 
 
 def read_folder(path: Path) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from threading import Event
 
@@ -46,6 +47,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+@dataclass(eq=False)
 class Worker:
     """Learns one model from its topics until it is stopped.
 
@@ -57,42 +59,32 @@ class Worker:
         jump: where the next records are gone, whether it may go on at the first ones that the topic still holds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: Config,
-        blueprint: Blueprint,
-        store: Store,
-        metrics: WorkerMetrics,
-        *,
-        stop: Event,
-        say: Callable[[str], None],
-        owner: str,
-        jump: bool = False,
-    ) -> None:
-        self._name = name
-        self._config = config
-        self._settings = config.model(name)
-        self._blueprint = blueprint
-        self._store = store
-        self._metrics = metrics
-        self._stop = stop
-        self._say = say
-        self._owner = owner
-        self._jump = jump
-        validated_options(name, self._settings, blueprint)
-        self._stalls = Stalls(name, metrics, say)
+    name: str
+    config: Config
+    blueprint: Blueprint
+    store: Store
+    metrics: WorkerMetrics
+    _: KW_ONLY
+    stop: Event
+    say: Callable[[str], None]
+    owner: str
+    jump: bool = False
+
+    def __post_init__(self) -> None:
+        self._settings = self.config.model(self.name)
+        validated_options(self.name, self._settings, self.blueprint)
+        self._stalls = Stalls(self.name, self.metrics, self.say)
         self._device = pick_device(self._settings.device)
         pinned, units = self._settings.cpu_isa, torch.backends.cpu.get_cpu_capability()
         if pinned is not None and pinned.upper() != units:
             raise ConfigError(
-                f'models.{name}.cpu_isa = "{pinned}", and torch was loaded with {units} kernels. They are chosen when '
-                f"a process starts: use `headrace train {name}`."
+                f'models.{self.name}.cpu_isa = "{pinned}", and torch was loaded with {units} kernels. They are chosen '
+                f"when a process starts: use `headrace train {self.name}`."
             )
         if self._device.type == "cuda" and self._settings.keyframe_every > 1 and not self._settings.deterministic:
             raise ConfigError(
-                f"models.{name}.keyframe_every = {self._settings.keyframe_every}: on CUDA, learning again gives equal "
-                f"bits in the deterministic mode alone. Set deterministic = true, or keyframe_every = 1."
+                f"models.{self.name}.keyframe_every = {self._settings.keyframe_every}: on CUDA, learning again gives "
+                f"equal bits in the deterministic mode alone. Set deterministic = true, or keyframe_every = 1."
             )
 
     def run(self) -> None:
@@ -103,67 +95,67 @@ class Worker:
         """
         torch.set_num_threads(self._settings.threads)
         use_deterministic(self._settings.deterministic)
-        kafka, topics = self._config.kafka, self._settings.read_topics
+        kafka, topics = self.config.kafka, self._settings.read_topics
         while (fence := self._take_lease()) is not None:
             try:
-                with Lease(self._store, fence, self._settings.lease_s, self._metrics, self._stalls.look) as lease:
+                with Lease(self.store, fence, self._settings.lease_s, self.metrics, self._stalls.look) as lease:
                     ensure_topics(kafka, [*topics, *map(dead_letter_topic, topics)])
                     with Fetcher(kafka) as fetcher:
                         self._session(fence, lease, fetcher)
             except HeadMoved as error:
-                self._say(str(error))
-                self._metrics.head_moved()
+                self.say(str(error))
+                self.metrics.head_moves.inc()
             except (LogUnavailable, StoreUnavailable) as error:  # while it starts: a commit is tried again by itself
-                if self._stop.is_set():
+                if self.stop.is_set():
                     raise
-                self._say(f"{error} Starting again from the head when it is back.")
+                self.say(f"{error} Starting again from the head when it is back.")
                 if isinstance(error, StoreUnavailable):
-                    self._metrics.store_up(False)
+                    self.metrics.store_up(False)
                 else:
-                    self._metrics.log_up(False)
-                self._stop.wait(RETRY_S)
+                    self.metrics.log_up.set(False)
+                self.stop.wait(RETRY_S)
             else:
                 return
 
     def _take_lease(self) -> Fence | None:
         """Returns the fence, or None if `stop` was set while this worker stood by."""
         said = ""
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             try:
-                fence = self._store.acquire(self._owner, self._settings.lease_s)
+                fence = self.store.acquire(self.owner, self._settings.lease_s)
                 if fence is not None:
                     return fence
-                line = f"{self._store.holder() or 'Another worker'} learns {self._name}; standing by to take over."
+                line = f"{self.store.holder() or 'Another worker'} learns {self.name}; standing by to take over."
             except StoreUnavailable as error:
                 line = f"{error} Standing by."
             if line != said:
-                self._say(line)
+                self.say(line)
                 said = line
-            self._stop.wait(self._settings.lease_s / 4)
+            self.stop.wait(self._settings.lease_s / 4)
         return None
 
     def _session(self, fence: Fence, lease: Lease, fetcher: Fetcher) -> None:
         """Learns from the head on, for as long as this worker holds the lease."""
-        kafka, settings, name = self._config.kafka, self._settings, self._name
-        head = self._store.head()
-        manifest = self._store.manifest(head) if head else None
+        kafka, settings, name = self.config.kafka, self._settings, self.name
+        head = self.store.head()
+        manifest = self.store.manifest(head) if head else None
         if manifest is None:
-            self._say(f"{name}: no version yet; beginning at {settings.start} on {self._device}.")
+            self.say(f"{name}: no version yet; beginning at {settings.start} on {self._device}.")
         else:
-            config_changes(manifest, settings, self._blueprint)  # before anything is read or learned again
+            config_changes(manifest, settings, self.blueprint)  # before anything is read or learned again
         with ExitStack() as opened:
             reader = self._reader(manifest, opened)
             announced = int(reader.last_number or 0)
-            committed = self._store.writer(fence).next_version - 1  # the highest number that Redis knows of
+            committed = self.store.writer(fence).next_version - 1  # the highest number that Redis knows of
             letters = opened.enter_context(Publisher(kafka, idempotent=False))
             committer = opened.enter_context(
-                Committer(self._store, fence, announced, reader, letters, self._metrics, self._say)
+                Committer(self.store, fence, announced, reader, letters, self.metrics, self.say)
             )
-            replay = Replay(fetcher, manifest.topic_ids if manifest else {}, reader.firsts() if self._jump else None)
+            replay = Replay(fetcher, manifest.topic_ids if manifest else {}, reader.firsts() if self.jump else None)
             make_fold = partial(self._at, replay=replay)
             fold = make_fold(manifest)
             if manifest is not None:
-                self._say(
+                self.say(
                     f"{name}: going on from version {manifest.version} ({manifest.digest[:12]}) on {self._device}."
                 )
             self._tell_jumps(fold, reader, announced, committed)
@@ -174,15 +166,15 @@ class Worker:
                 fold,
                 manifest,
                 make_fold,
-                self._store,
+                self.store,
                 committer,
                 reader,
                 letters,
                 replay,
                 self._evaluator(),
                 self._stalls,
-                self._metrics,
-                self._say,
+                self.metrics,
+                self.say,
             )
             feed = Feed(
                 reader,
@@ -198,20 +190,20 @@ class Worker:
                 joiner=_joiner(fold, reader),
                 already={place for place, id_ in fold.already if reader.topic_ids.get(place[0].topic) == id_},
             )
-            session.run(self._stop, lease, feed)
+            session.run(self.stop, lease, feed)
 
     def _reader(self, manifest: Manifest | None, opened: ExitStack) -> Reader | AlignedReader:
         """A reader of the model's topics. Labels have a second one, so that they do not run ahead of their records."""
 
         def reading(topics: Sequence[str]) -> Reader:
             reader = Reader(
-                self._config.kafka,
+                self.config.kafka,
                 topics,
                 positions=manifest.positions() if manifest else {},
                 topic_ids=manifest.topic_ids if manifest else {},
                 start=self._settings.start,
-                jump=self._jump,
-                group=f"headrace-{self._name}",
+                jump=self.jump,
+                group=f"headrace-{self.name}",
             )
             return opened.enter_context(reader)
 
@@ -220,14 +212,14 @@ class Worker:
 
     def _tell_jumps(self, fold: Fold, reader: Reader | AlignedReader, announced: int, committed: int) -> None:
         for jump in reader.jumps:
-            self._say(
-                f"{self._name}: jumps over what is gone: {jump['topic']} partition {jump['partition']}, "
+            self.say(
+                f"{self.name}: jumps over what is gone: {jump['topic']} partition {jump['partition']}, "
                 f"from {jump['from']} to {jump['to']}."
             )
             fold.lineage.change({"jump": jump})
         if announced > committed:
-            self._say(
-                f"{self._name}: version {announced} was announced, but Redis knows of none above {committed}: it came "
+            self.say(
+                f"{self.name}: version {announced} was announced, but Redis knows of none above {committed}: it came "
                 f"back older than it was, or a worker was killed right before its commit. The number is not used again."
             )
             fold.lineage.change({"lost": {"above": committed, "up_to": announced}})
@@ -238,9 +230,9 @@ class Worker:
         try:
             return list(replay.records(pending))
         except OffsetsGone as error:
-            if not self._jump:
+            if not self.jump:
                 raise type(error)(
-                    f"{error} `headrace train {self._name} --jump` goes on without what is gone."
+                    f"{error} `headrace train {self.name} --jump` goes on without what is gone."
                 ) from None
         records: list[Record] = []
         for place in pending:
@@ -248,28 +240,28 @@ class Worker:
                 records += replay.records([place])
             except OffsetsGone:
                 fold.outcome("skipped/gone", place)
-                self._metrics.outcome("skipped/gone")
+                self.metrics.outcome("skipped/gone")
         return records
 
     def _evaluator(self) -> Evaluator | None:
         settings = self._settings.hold_out
         if not settings.slots:
             return None
-        sources = Sources(self._store, self._config.family)
-        return Evaluator(settings, feature_extractor_of(self._name, settings, sources, self._device))
+        sources = Sources(self.store, self.config.family)
+        return Evaluator(settings, feature_extractor_of(self.name, settings, sources, self._device))
 
     def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
         """The fold at a version, under the present settings. Without a version: an untrained learner."""
-        shaped = None if manifest is None else shape_of(manifest, self._blueprint)
+        shaped = None if manifest is None else shape_of(manifest, self.blueprint)
         settings = self._settings if manifest is None else settled(self._settings, manifest)
-        fold = Fold(self._name, settings, self._blueprint, self._device, shaped=shaped)
+        fold = Fold(self.name, settings, self.blueprint, self._device, shaped=shaped)
         if manifest is None:
-            Sources(self._store, self._config.family).warm_start(fold)
+            Sources(self.store, self.config.family).warm_start(fold)
             return fold
-        fold = at_version(fold, self._store, manifest, replay, self._say)
+        fold = at_version(fold, self.store, manifest, replay, self.say)
         fold.lineage.change(
             {
-                "config": config_changes(manifest, self._settings, self._blueprint),
+                "config": config_changes(manifest, self._settings, self.blueprint),
                 "environment": differences(manifest.environment, environment(self._device)),
             }
         )

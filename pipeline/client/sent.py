@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from threading import Event
 
 from kafka import KafkaConsumer
-from kafka.errors import KafkaError
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import Stopped
-from pipeline.log.connection import connect, missing_topics, translated
+from pipeline.log.connection import connected, missing_topics
 from pipeline.log.offsets import describe, end_offsets
 from pipeline.log.reader import Reader
 from pipeline.records import Partition
@@ -43,17 +42,12 @@ def mark(config: KafkaConfig, topic: str) -> Mark:
         TopicMissing: there is no such topic.
         LogUnavailable, LogError: Kafka cannot be reached, or lets nobody read.
     """
-    consumer = connect(KafkaConsumer, config, group_id=None, isolation_level="read_committed", metrics_enabled=False)
-    try:
-        found = describe(consumer, [topic])
-        if topic not in found:
+    with connected(KafkaConsumer, config, f"tell the offsets of {topic}") as consumer:
+        found = describe(consumer, [topic]).get(topic)
+        if found is None:
             raise missing_topics(config, [topic])
-        ends = end_offsets(consumer, found[topic].partitions)
-    except KafkaError as error:
-        raise translated(error, config, f"tell the offsets of {topic}") from error
-    finally:
-        consumer.close(autocommit=False)
-    return Mark(topic=topic, topic_id=found[topic].id, offsets={at.number: offset for at, offset in ends.items()})
+        ends = end_offsets(consumer, found.partitions)
+    return Mark(topic=topic, topic_id=found.id, offsets={at.number: offset for at, offset in ends.items()})
 
 
 def sent_since(config: KafkaConfig, start: Mark, stop: Event) -> Counter[Essence]:

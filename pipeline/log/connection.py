@@ -7,8 +7,8 @@ up, and then says no more than that.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,15 @@ OURS = {
     "value_deserializer",
     "value_serializer",
 }
+DEFAULTS = {
+    "bootstrap_timeout_ms": CONNECT_MS,
+    "reconnect_backoff_max_ms": RECONNECT_MS,
+    "allow_auto_create_topics": False,
+    "enable_auto_commit": False,
+    "group_id": None,
+    "isolation_level": "read_committed",
+    "metrics_enabled": False,
+}
 REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
 
@@ -76,7 +85,7 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
             raise ConfigError(
                 f"kafka.client.{key} is not a setting of kafka-python.{near(key, theirs)} Correct or remove it."
             )
-    settings = {"bootstrap_timeout_ms": CONNECT_MS, "reconnect_backoff_max_ms": RECONNECT_MS, **ours, **config.client}
+    settings = {**DEFAULTS, **ours, **config.client}
     with ExitStack() as on_failure:
 
         def closing(**of_client: Any) -> Any:
@@ -103,6 +112,22 @@ def connect(client: Any, config: KafkaConfig, **ours: Any) -> Any:
                 PartitionRecords, most_bytes=config.max_bytes + BATCH_OVERHEAD
             )
         return connected
+
+
+@contextmanager
+def connected(client: Any, config: KafkaConfig, doing: str, **ours: Any) -> Iterator[Any]:
+    """The same, until the end of the context.
+
+    Raises:
+        LogUnavailable, LogError: as `translated`, for what fails meanwhile.
+    """
+    made = connect(client, config, **ours)
+    try:
+        yield made
+    except KafkaError as error:
+        raise translated(error, config, doing) from error
+    finally:
+        made.close()
 
 
 def translated(error: KafkaError, config: KafkaConfig, doing: str) -> LogError:

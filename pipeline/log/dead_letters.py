@@ -36,10 +36,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from kafka import KafkaConsumer
-from kafka.errors import KafkaError
 
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, RecordError
-from pipeline.log.connection import connect, translated
+from pipeline.log.connection import connected
 from pipeline.log.fetcher import Fetcher
 from pipeline.log.offsets import describe, end_offsets, first_offsets, tp
 from pipeline.log.publisher import Publisher
@@ -355,17 +354,8 @@ def committed(config: KafkaConfig, topic: str) -> Generator[Record]:
 
     A `Reader` goes on for ever; this one ends.
     """
-    consumer = connect(
-        KafkaConsumer,
-        config,
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",  # retention may be faster
-        isolation_level="read_committed",
-        allow_auto_create_topics=False,
-        metrics_enabled=False,
-    )
-    try:
+    # "earliest": retention may be faster.
+    with connected(KafkaConsumer, config, f"read {topic}", auto_offset_reset="earliest") as consumer:
         found = describe(consumer, [topic]).get(topic)
         partitions = found.partitions if found else ()
         firsts, ends = first_offsets(consumer, partitions), end_offsets(consumer, partitions)
@@ -387,7 +377,3 @@ def committed(config: KafkaConfig, topic: str) -> Generator[Record]:
                     f"Kafka at {config.bootstrap_servers} gave no record of {topic} for {SILENCE_S:g} s. "
                     "See that it runs, then try again."
                 )
-    except KafkaError as error:
-        raise translated(error, config, f"read {topic}") from error
-    finally:
-        consumer.close(autocommit=False)

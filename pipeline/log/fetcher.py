@@ -72,16 +72,11 @@ class Fetcher(Closing):
         self._consumer = connect(
             KafkaConsumer,
             config,
-            group_id=None,
-            enable_auto_commit=False,
             auto_offset_reset="none",
-            isolation_level="read_committed",
-            allow_auto_create_topics=False,
             fetch_max_wait_ms=FETCH_WAIT_MS,
             fetch_max_bytes=FETCH_BYTES,
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
             max_poll_records=CHUNK_RECORDS,
-            metrics_enabled=False,
         )
 
     def records(

@@ -100,8 +100,6 @@ class Publisher:
             max_request_size=config.max_bytes + BATCH_OVERHEAD,
             max_block_ms=int(wait_s * 1000),
             delivery_timeout_ms=(1 << 31) - 1,  # what waits for a broker stays; `flush` and `publish` say how long
-            allow_auto_create_topics=False,
-            metrics_enabled=False,
             transactional_id=transactional_id,
             transaction_timeout_ms=TRANSACTION_MS,
         )

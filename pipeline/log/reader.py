@@ -119,16 +119,12 @@ class Reader(Closing):
             KafkaConsumer,
             config,
             group_id=group,
-            enable_auto_commit=False,
             auto_offset_reset="none",
-            isolation_level="read_committed",
-            allow_auto_create_topics=False,
             metadata_max_age_ms=max(1, int(refresh_s * 1000)),
             fetch_max_wait_ms=FETCH_WAIT_MS,
             fetch_max_bytes=max_buffered_bytes,
             max_partition_fetch_bytes=max(1, max_buffered_bytes // 4),
             max_poll_records=CHUNK_RECORDS,
-            metrics_enabled=False,
         )
         self._watch = TopicWatch(self._consumer, self._topics, self._model)
         self.doubtful = self._watch.doubtful  # offsets that were read, and may be those of a topic that was made again

@@ -7,11 +7,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
 
 from pipeline.config import Config, KafkaConfig
 from pipeline.errors import LogError, TopicMissing
-from pipeline.log.connection import BATCH_OVERHEAD, connect, missing_topics, translated
+from pipeline.log.connection import BATCH_OVERHEAD, connected, missing_topics
 
 TOPIC_EXISTS = 36  # Kafka's error code
 
@@ -23,13 +22,8 @@ def _missing_of(config: KafkaConfig, topics: Iterable[str]) -> list[str]:
         LogError: Kafka refuses.
         LogUnavailable: Kafka cannot be reached.
     """
-    admin = connect(KafkaAdminClient, config)
-    try:
+    with connected(KafkaAdminClient, config, "describe topics") as admin:
         return _missing(admin, topics)
-    except KafkaError as error:
-        raise translated(error, config, "describe topics") from error
-    finally:
-        admin.close()
 
 
 def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
@@ -40,8 +34,7 @@ def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
         LogError: Kafka refuses to create one.
         LogUnavailable: Kafka cannot be reached.
     """
-    admin = connect(KafkaAdminClient, config)
-    try:
+    with connected(KafkaAdminClient, config, "describe or create topics") as admin:
         missing = _missing(admin, topics)
         if not missing:
             return
@@ -60,10 +53,6 @@ def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
                     "Change kafka.partitions, kafka.replication_factor or the name, or create it yourself."
                 )
         admin.wait_for_topics(missing)
-    except KafkaError as error:
-        raise translated(error, config, "describe or create topics") from error
-    finally:
-        admin.close()
 
 
 def refuse_typo(config: Config, topic: str, *, of_labels: bool = False) -> None:

@@ -23,43 +23,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Bytes of one element, by safetensors' name of the dtype.
-ITEM_BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "U16": 2,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "U32": 4,
-    "I32": 4,
-    "F32": 4,
-    "U64": 8,
-    "I64": 8,
-    "F64": 8,
-}
 #: numpy's dtypes of the names that numpy knows (it has no bfloat16), little-endian.
 NUMPY = {
-    name: np.dtype(code)
-    for name, code in {
-        "BOOL": "?",
-        "U8": "u1",
-        "I8": "i1",
-        "U16": "<u2",
-        "I16": "<i2",
-        "F16": "<f2",
-        "U32": "<u4",
-        "I32": "<i4",
-        "F32": "<f4",
-        "U64": "<u8",
-        "I64": "<i8",
-        "F64": "<f8",
-    }.items()
+    "BOOL": np.dtype("?"),
+    **{f"{kind}{8 * size}": np.dtype(f"<{kind.lower()}{size}") for kind in "UI" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
 }
 NAMES = {dtype: name for name, dtype in NUMPY.items()}
+#: Bytes of one element, by safetensors' name of the dtype.
+ITEM_BYTES = {**{name: dtype.itemsize for name, dtype in NUMPY.items()}, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -64,6 +64,7 @@ class _Prepared:
     sent: int = 0
 
 
+@dataclass(eq=False)
 class Writer:
     """Commits one version after the other, from the head on.
 
@@ -71,30 +72,22 @@ class Writer:
     through and only its answer was lost. No other draft can be committed before.
     """
 
-    def __init__(
-        self,
-        keys: Keyspace,
-        objects: Objects,
-        fence: Fence,
-        parent: Manifest | None,
-        keyframe: Manifest | None,
-        last_version: int,
-        clock: Callable[[], float],
-    ) -> None:
-        self._keys = keys
-        self._objects = objects
-        self._fence = fence
-        self._parent = parent
-        self._keyframe = keyframe  # the parent, or the ancestor that it goes back to
-        self._last_version = last_version  # also where there is no parent: a number is never used twice
-        self._clock = clock
+    keys: Keyspace
+    objects: Objects
+    fence: Fence
+    parent: Manifest | None
+    keyframe: Manifest | None  # the parent, or the ancestor that it goes back to
+    last_version: int  # also where there is no parent: a number is never used twice
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._logs: dict[Name, RowLog] = {}  # where the parent, or for training the keyframe, had a delta
         self._prepared: _Prepared | None = None
 
     @property
     def next_version(self) -> int:
         """The number of the next commit. Where a draft is waiting to be committed, it is that draft's."""
-        return self._last_version + 1
+        return self.last_version + 1
 
     def commit(self, draft: Draft) -> Committed:
         """Makes the draft the head.
@@ -116,9 +109,9 @@ class Writer:
             raise ValueError(f"The draft of version {prepared.manifest.version} has to be committed first.")
         self._send(prepared)
         manifest = prepared.manifest
-        self._parent, self._last_version, self._prepared = manifest, manifest.version, None
+        self.parent, self.last_version, self._prepared = manifest, manifest.version, None
         if manifest.is_keyframe:
-            self._keyframe = manifest
+            self.keyframe = manifest
         return Committed(manifest.version, manifest.digest, prepared.changed, prepared.sent, manifest.is_keyframe)
 
     # --- sending ---
@@ -126,11 +119,11 @@ class Writer:
     def _send(self, prepared: _Prepared) -> None:
         manifest = prepared.manifest
         ref = str(manifest.ref)
-        prepared.sent += self._objects.put_if_absent(prepared.objects)
+        prepared.sent += self.objects.put_if_absent(prepared.objects)
         for _ in range(TRIES):
-            answer, *missing = self._keys.run(
+            answer, *missing = self.keys.run(
                 "commit",
-                self._fence.token,
+                self.fence.token,
                 manifest.model,
                 _text(manifest.parent),
                 ref,
@@ -152,22 +145,22 @@ class Writer:
                     f"ones, is gone. Give Redis maxmemory-policy noeviction, and restore it from a backup, or start "
                     f"anew with `headrace reset`."
                 )
-            prepared.sent += self._objects.put_if_absent({digest: prepared.objects[digest] for digest in digests})
+            prepared.sent += self.objects.put_if_absent({digest: prepared.objects[digest] for digest in digests})
         raise StoreError(f"Objects of {ref} are taken as soon as they are uploaded. Check what else writes to Redis.")
 
     def _lost_lease(self) -> Fenced | HeadMoved:
-        if error := self._keys.lost_lease(self._fence):
+        if error := self.keys.lost_lease(self.fence):
             return error
         return HeadMoved(
-            f"The head of {self._keys.model} is {self._keys.head() or 'gone'}, but this worker left "
-            f"{self._parent.ref if self._parent else 'none'} there: Redis came back older than it was, or was changed "
+            f"The head of {self.keys.model} is {self.keys.head() or 'gone'}, but this worker left "
+            f"{self.parent.ref if self.parent else 'none'} there: Redis came back older than it was, or was changed "
             f"by hand. The worker starts again from what is there."
         )
 
     # --- preparing ---
 
     def _prepare(self, draft: Draft) -> _Prepared:
-        if draft.training is None and self._keyframe is None:
+        if draft.training is None and self.keyframe is None:
             raise ValueError("The first version has no training state to go back to. Give it its own.")
         tensors: dict[Name, Array | Delta] = {("serving", name): value for name, value in draft.serving.items()}
         tensors |= {("training", name): value for name, value in (draft.training or {}).items()}
@@ -176,9 +169,9 @@ class Writer:
         logs = {name: self._log(name, delta) for name, delta in deltas.items()}
         kept = {name: log for name, log in self._logs.items() if name[0] == "training"}
         self._logs = logs if draft.training is not None else kept | logs
-        version = self._last_version + 1
-        created_ms = int(self._clock() * 1000)
-        parent = self._parent.ref if self._parent else None
+        version = self.last_version + 1
+        created_ms = int(self.clock() * 1000)
+        parent = self.parent.ref if self.parent else None
         history = HistoryEntry(
             version=version,
             parent=parent,
@@ -190,7 +183,7 @@ class Writer:
         )
         history_raw = history.model_dump_json(exclude_none=True).encode()
 
-        objects = _New(self._parent, self._keyframe)
+        objects = _New(self.parent, self.keyframe)
         entries: dict[Name, TensorEntry] = {}
         for name, value in tensors.items():
             if isinstance(value, Array):
@@ -199,7 +192,7 @@ class Writer:
         changed = objects.new_bytes
         partial = [delta for delta in deltas.values() if not delta.is_whole]
         changed += sum(delta.values.data.nbytes for delta in partial)
-        before = self._parent if draft.training is None else self._keyframe
+        before = self.parent if draft.training is None else self.keyframe
         overhead = len(history_raw) + (len(before.raw) if before else 0)
         overhead += sum(delta.index_bytes for delta in partial)
         spare = max(0.0, (MAY_MOVE - 1) * changed - overhead)
@@ -213,12 +206,12 @@ class Writer:
 
         manifest = Manifest(
             **dict(draft.about),
-            model=self._keys.model,
-            family=self._keys.family,
+            model=self.keys.model,
+            family=self.keys.family,
             version=version,
             parent=parent,
             created_ms=created_ms,
-            keyframe=self._keyframe.ref if self._keyframe and draft.training is None else None,
+            keyframe=self.keyframe.ref if self.keyframe and draft.training is None else None,
             lineage=sha256(history_raw),
             serving={n: entry for (group, n), entry in entries.items() if group == "serving"},
             training={n: entry for (group, n), entry in entries.items() if group == "training"},
@@ -232,11 +225,11 @@ class Writer:
         if name in self._logs:
             return self._logs[name]
         group, tensor = name
-        before = self._parent if group == "serving" else self._keyframe
+        before = self.parent if group == "serving" else self.keyframe
         entry = before.tensors(group).get(tensor) if before else None
         if before is None or entry is None:
             raise ValueError(f"There is no {group} tensor {tensor} before this version. Send it whole first.")
-        return RowLog.load(entry, fetch(self._objects, self._keys, {tensor: entry}, before.ref))
+        return RowLog.load(entry, fetch(self.objects, self.keys, {tensor: entry}, before.ref))
 
 
 class _New:

@@ -44,7 +44,7 @@ def told(fold: Fold) -> list[str]:
     return list(fold.learn(batch, [example]).alarms)
 
 
-def test_texts_that_are_cut_are_counted_and_told(kafka: str, redis_url: str, topic: str) -> None:
+def test_texts_that_are_cut_are_counted_and_reported(kafka: str, redis_url: str, topic: str) -> None:
     config = configuration(kafka, redis_url, topic, batch_size=4, input={"kind": "text", "max_chars": 4})
     with working(config) as run:
         publish(config, topic, *[b"1", b"2", b"3", b"1234"] * 2)
@@ -61,7 +61,7 @@ def test_texts_that_are_cut_are_counted_and_told(kafka: str, redis_url: str, top
         assert verified(run, config).same
 
 
-def test_an_alarm_is_told_once_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alarm_is_reported_once_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     fold = begun([(), ("collapse",), ("collapse",), (), ("collapse",)], monkeypatch)
     assert [told(fold) for _ in range(5)] == [[], ["collapse"], [], [], ["collapse"]]
     noted = [change["alarm"]["update"] for change in fold.lineage.build().changes if "alarm" in change]

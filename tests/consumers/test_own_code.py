@@ -77,7 +77,7 @@ def test_a_command_runs_nothing_that_lies_in_its_folder(folder: Path, arguments:
     assert not (folder / "ran").exists()
 
 
-def test_what_the_configuration_names_is_found_and_its_faults_are_told(folder: Path) -> None:
+def test_what_the_configuration_names_is_found_and_its_faults_are_reported(folder: Path) -> None:
     config = folder / "headrace.toml"
     for source, why in {
         "blueprint = 3\n": "is a int, not a Blueprint",

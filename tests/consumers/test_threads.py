@@ -175,7 +175,7 @@ def test_the_watch_over_stalls_is_missed(redis: Redis, redis_url: str, family: s
         assert at.client.post(f"/models/{family}/classify", content=b"x").status_code == 503
 
 
-def test_a_follower_that_has_ended_is_told(redis: Redis, redis_url: str, family: str, monkeypatch: Patch) -> None:
+def test_a_follower_that_has_ended_is_reported(redis: Redis, redis_url: str, family: str, monkeypatch: Patch) -> None:
     maker = marked(Store(redis, family, family))
     step(maker)
     with running(sampler_configuration(redis_url, {family: {}})) as at:
@@ -187,7 +187,7 @@ def test_a_follower_that_has_ended_is_told(redis: Redis, redis_url: str, family:
         assert at.client.post(f"/models/{family}/classify", content=b"x").status_code == 200
 
 
-def test_a_discovery_that_has_ended_is_told(redis_url: str, monkeypatch: Patch) -> None:
+def test_a_discovery_that_has_ended_is_reported(redis_url: str, monkeypatch: Patch) -> None:
     with running(sampler_configuration(redis_url, {})) as at:
         monkeypatch.setattr(at.service.serving, "_say", mistake)
         monkeypatch.setattr(Serving, "_look", mistake)

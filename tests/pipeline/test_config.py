@@ -115,7 +115,7 @@ def test_a_token_that_looks_like_a_number_is_a_text(tmp_path: Path, token: str) 
         ("redis = 3", {"HEADRACE__REDIS__URL": "x"}, ["HEADRACE__REDIS__URL", "redis is a value"]),
     ],
 )
-def test_a_message_names_the_place_the_key_the_value_and_the_fix(
+def test_a_message_names_the_source_the_key_the_value_and_the_fix(
     tmp_path: Path, text: str, environment: dict[str, str], named: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -155,7 +155,7 @@ def test_a_model_that_would_never_be_kept_is_refused() -> None:
     )
 
 
-def test_an_unknown_model_names_those_that_are_known(tmp_path: Path) -> None:
+def test_an_unknown_model_names_those_that_are_configured(tmp_path: Path) -> None:
     config = load(write(tmp_path, MODEL), {})
     assert config.model("digits").learner == "image-classifier"
     with pytest.raises(ConfigError, match=r"models\.letters .*known: digits.*\[models\.letters\]"):

@@ -149,7 +149,7 @@ def test_a_transparent_value_of_16_bit_grey() -> None:
 
 
 @pytest.mark.parametrize("mode", ["I", "F", "LAB"])
-def test_values_without_a_known_range_or_meaning_are_refused(mode: str) -> None:
+def test_values_of_unknown_range_or_meaning_are_refused(mode: str) -> None:
     assert refusal(encoded(Image.new(mode, (8, 6)), "TIFF"), GREY).reason == "undecodable"
 
 

@@ -48,22 +48,22 @@ def worker(registry: CollectorRegistry) -> WorkerMetrics:
     """One that has gone through everything a worker does."""
     metrics = WorkerMetrics(registry, "digits", clock=lambda: NOW_S)
     metrics.updated(0.02, [NOW_MS - 300, NOW_MS - 700], loss=1.5, accuracy=0.75, replay_records=2, means={})
-    metrics.alarmed()
+    metrics.alarms.inc()
     metrics.updated(0.03, [NOW_MS + 5000], loss=1.25, accuracy=None, replay_records=3, means={"psnr_db": 21.5})
     metrics.outcome("skipped/unlabelled")
     metrics.outcome("skipped/unlabelled")
     metrics.outcome("dead-lettered/too-large")
     metrics.lag({Partition("digits", 0): 7, Partition("digits", 1): 8})
     metrics.lag({Partition("digits", 0): 5})
-    metrics.drifted()
+    metrics.drifts.inc()
     metrics.stalled(0.004)
-    metrics.log_up(True)
+    metrics.log_up.set(True)
     metrics.retry()
     metrics.store_up(True)
     assert not registry.get_sample_value("headrace_store_up", {"model": "digits"})  # as long as a version waits
     metrics.retried()
     metrics.withheld({Partition("digits", 0): 4})
-    metrics.ahead(2)
+    metrics.ahead.inc(2)
     metrics.committed(Committed(12, "ab" * 32, bytes_changed=1000, bytes_moved=1100, keyframe=True), 0.2)
     return metrics
 
@@ -171,7 +171,7 @@ def test_names_follow_the_conventions(registry: CollectorRegistry, make: Callabl
             assert sample.name.endswith("_total") == (family.type == "counter" and not sample.name.endswith("_created"))
 
 
-def test_what_is_not_known_yet_is_not_zero(registry: CollectorRegistry) -> None:
+def test_what_has_no_value_yet_is_not_zero(registry: CollectorRegistry) -> None:
     metrics = WorkerMetrics(registry, "faces", clock=lambda: NOW_S)
     metrics.updated(0.02, [NOW_MS], loss=1.5, accuracy=None, replay_records=1, means={})
     names = {sample.name for family in registry.collect() for sample in family.samples}

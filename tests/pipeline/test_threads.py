@@ -37,7 +37,7 @@ def test_what_nobody_asked_for_is_raised_at_the_end() -> None:
         failing(ValueError("no"), threading.Event()).close()
 
 
-def test_a_thread_that_does_not_end_is_told_in_time() -> None:
+def test_a_thread_that_does_not_end_is_reported_in_time() -> None:
     go_on = threading.Event()
     thread = Background(go_on.wait, "worker")
     thread.start()

@@ -223,7 +223,7 @@ def test_train_ends_with_a_snapshot(
     assert (dead["origin"], dead["model"], dead["reason"]) == (f"{topic}:0:1", model, "undecodable")
 
 
-def test_train_that_lost_its_place_ends_with_a_status_of_its_own(
+def test_train_that_lost_its_lease_ends_with_a_status_of_its_own(
     folder: Path, redis: Redis, model: str, headrace: Headrace
 ) -> None:
     store = Store(redis, model, model)
@@ -336,7 +336,7 @@ def test_reset_and_delete_ask_first(
     assert "Stop it first" in line(headrace("delete", model, "--yes"), 4)
 
 
-def test_servers_that_do_not_answer_are_told(headrace: Headrace, folder: Path, model: str, topic: str) -> None:
+def test_servers_that_do_not_answer_are_reported(headrace: Headrace, folder: Path, model: str, topic: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
     with pytest.MonkeyPatch.context() as environ:

@@ -57,7 +57,7 @@ def test_a_version_is_shown(headrace: Headrace, history: list[int], model: str, 
     assert "99 names no version" in line(headrace("show", f"{model}@99"), 4)
 
 
-def test_a_version_that_is_not_kept_is_still_told(
+def test_a_version_that_is_not_kept_is_still_shown(
     headrace: Headrace, history: list[int], folder: Path, model: str
 ) -> None:
     config = load(folder / "headrace.toml", {})

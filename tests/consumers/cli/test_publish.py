@@ -225,7 +225,7 @@ def test_a_label_for_all(headrace: Headrace, folder: Path, topic: str, log: Log)
     assert log.labels(topic) == {"de": 4}
 
 
-def test_a_file_of_lines_is_told_to_be_one_record(headrace: Headrace, folder: Path, topic: str) -> None:
+def test_a_file_of_lines_is_said_to_be_one_record(headrace: Headrace, folder: Path, topic: str) -> None:
     lines, letter = folder / "lines.txt", folder / "letter.txt"
     lines.write_text("one more line\n" * 30, "utf-8")
     letter.write_text("Dear reader,\n\nwith kind regards\n", "utf-8")
@@ -274,7 +274,7 @@ def test_a_try_is_forgotten_where_the_topic_was_made_again_and_by_again(
     assert log.values(topic) == [b"a"]
 
 
-def test_what_no_model_learns_is_told(headrace: Headrace, folder: Path, topic: str) -> None:
+def test_what_no_model_learns_is_reported(headrace: Headrace, folder: Path, topic: str) -> None:
     (folder / "flat").mkdir()
     for number in range(3):
         (folder / "flat" / f"{number}.png").write_bytes(png(number))
@@ -309,7 +309,7 @@ def test_no_topic_is_made_by_a_typo(headrace: Headrace, folder: Path, topic: str
     assert headrace("publish", f"{topic}z", "-", stdin=b"a\n").status == 0  # there is no model yet
 
 
-def test_a_topic_that_no_model_reads_is_told(headrace: Headrace, topic: str) -> None:
+def test_a_topic_that_no_model_reads_is_reported(headrace: Headrace, topic: str) -> None:
     assert headrace("publish", f"{topic}s", "-", "--new-topic", stdin=b"a\n").status == 0
     done = headrace("publish", f"{topic}s", "-", stdin=b"a\n")
     assert f"No model of the configuration reads {topic}s" in done.err
@@ -330,7 +330,7 @@ def test_a_label(headrace: Headrace, topic: str, log: Log) -> None:
     assert headrace("label", labels, "1", "cat", "--json").json() == {"topic": labels, "id": "1", "label": "cat"}
 
 
-def test_programs_are_told_what_became_of_the_records(headrace: Headrace, folder: Path, topic: str) -> None:
+def test_programs_read_what_became_of_the_records(headrace: Headrace, folder: Path, topic: str) -> None:
     fill(folder / "photos", cat=2, dog=1)
     (folder / "photos" / "dog" / "empty.png").write_bytes(b"")
     done = headrace("publish", topic, "photos", "--json")
@@ -349,7 +349,7 @@ def test_programs_are_told_what_became_of_the_records(headrace: Headrace, folder
     )
 
 
-def test_the_built_in_learners_that_need_no_label_are_known() -> None:
+def test_the_built_in_learners_that_need_no_label_are_listed() -> None:
     others = {name: each for name, each in BUILTIN.items() if not issubclass(each.options, AcquaintedOptions)}
     made = {name: blueprint.learner for name, blueprint in others.items()}  # those are classifiers
     kinds: dict[str, Any] = {

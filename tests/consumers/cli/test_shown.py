@@ -47,7 +47,9 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("command", "url"), ASKED)
-def test_an_address_of_redis_that_is_none_is_told_without_its_password(tmp_path: Path, command: str, url: str) -> None:
+def test_an_address_of_redis_that_is_none_is_reported_without_its_password(
+    tmp_path: Path, command: str, url: str
+) -> None:
     (tmp_path / "headrace.toml").write_text(f'[redis]\nurl = "{url}"\n[sampler]\nport = 0\n')
     shown = said(tmp_path, *command.split())
     assert shown.returncode == 2, shown.stderr

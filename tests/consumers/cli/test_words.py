@@ -214,7 +214,7 @@ def test_names_that_nobody_knows_are_no_silence(headrace: Headrace, folder: Path
     assert f"(read: {topic}). Did you mean {topic}?" in headrace("blame", f"{topic}x:0:0").err
 
 
-def test_the_version_and_the_completion_are_told(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_and_the_completion_are_printed(headrace: Headrace, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline import __version__
 
     assert headrace("--version") == (0, f"headrace {__version__}\n", "")

@@ -131,7 +131,7 @@ def test_a_file_that_is_made_empty_is_waited_for(tmp_path: Path) -> None:
     assert (values, said) == ([png(0)], [])
 
 
-def test_one_that_cannot_be_published_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
+def test_one_that_cannot_be_published_is_reported_once_and_ends_nothing(tmp_path: Path) -> None:
     def drop() -> None:
         (tmp_path / "big.png").write_bytes(b"1" * 10_001)
         (tmp_path / "latin.txt").write_bytes(b"gr\xfc\xdf")

@@ -59,7 +59,7 @@ def test_linked_folders_and_files_are_what_they_lead_to(tmp_path: Path) -> None:
     }
 
 
-def test_links_in_circles_and_to_nothing_are_told(tmp_path: Path) -> None:
+def test_links_in_circles_and_to_nothing_are_reported(tmp_path: Path) -> None:
     said: list[str] = []
     photos = made(tmp_path, "cat/1.png", "dog/2.png")
     (photos / "cat" / "self").symlink_to(photos / "cat")
@@ -117,7 +117,7 @@ def test_folders_in_folders_without_end(tmp_path: Path) -> None:
             deep = deep.parent
 
 
-def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_reported(tmp_path: Path) -> None:
     [refused] = listing(tmp_path / "gone", print)
     assert isinstance(refused, Refused)
     assert "gone: No such file" in str(refused)

@@ -127,7 +127,7 @@ def test_a_folders_name_that_is_no_text_is_no_label(tmp_path: Path) -> None:
     assert len(fine(published(tmp_path, way=Way(LIMIT, "green")))) == 2
 
 
-def test_pictures_and_texts_are_told_by_their_names() -> None:
+def test_pictures_and_texts_are_recognised_by_their_names() -> None:
     for suffix in ("png", "JPG", "webp", "gif", "bmp", "tiff", "jfif"):
         assert str(content_type_of(f"a.{suffix}")).startswith("image/")
     for suffix in ("txt", "MD", "csv", "text"):

@@ -94,7 +94,7 @@ def test_what_resembles_no_class_is_unknown(sampler: Running, shade: int, label:
 # --- codes ---
 
 
-def test_the_way_between_two_seeds_begins_and_ends_at_what_they_draw(sampler: Running, vae: Autoencoder) -> None:
+def test_the_way_between_two_seeds_starts_and_ends_at_what_they_draw(sampler: Running, vae: Autoencoder) -> None:
     url = "/models/drawings/interpolate"
     ask: dict[str, Any] = {"seed": 1, "to": 2, "steps": 5, "label": "left"}
     way = listed(sampler.client.get(url, params={**ask, "format": "json"}))
@@ -293,7 +293,7 @@ PICTURE = file(photo(16, 16))
         ("POST", "/models/eyes/restore", {"files": dict.fromkeys("abc", PICTURE)}, 400, "bad-request"),
     ],
 )
-def test_bad_requests_are_told_what_is_wrong(
+def test_bad_requests_hear_what_is_wrong(
     sampler: Running, method: str, path: str, body: dict[str, Any], status: int, error: str
 ) -> None:
     answer = sampler.client.request(method, path, **body)

@@ -141,7 +141,7 @@ def test_a_pass_that_does_not_end_holds_its_own_model_alone(batcher: Batcher) ->
     assert hung.batches == [(live, [0])]
 
 
-def test_a_thread_that_has_ended_is_told(batcher: Batcher) -> None:
+def test_a_thread_that_has_ended_is_reported(batcher: Batcher) -> None:
     assert batcher.problem is None
     batcher.close()
     assert batcher.problem == "A thread that models run on has ended. Start the sampler again."

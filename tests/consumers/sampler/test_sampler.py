@@ -199,7 +199,7 @@ def test_a_grid_holds_the_same_images_as_json(sampler: Running) -> None:
     np.testing.assert_array_equal(cells, [*single, np.zeros((8, 8))])
 
 
-def test_a_seed_that_was_not_given_is_told_and_draws_the_same_again(sampler: Running) -> None:
+def test_a_seed_that_was_not_given_is_answered_and_draws_the_same_again(sampler: Running) -> None:
     url = "/models/squares/generate"
     answer = sampler.client.get(url, params={"n": 2, "format": "json"})
     again = sampler.client.get(url, params={"n": 2, "format": "json", "seed": answer.json()["seed"]})
@@ -302,7 +302,7 @@ def test_an_alias_is_set_served_and_removed(sampler: Running) -> None:
         ("PUT", "/models/sides/aliases/a", {"content": b"[" * 10_000}, 422, "invalid"),
     ],
 )
-def test_bad_requests_are_told_what_is_wrong(
+def test_bad_requests_hear_what_is_wrong(
     sampler: Running, method: str, path: str, body: dict[str, Any], status: int, error: str
 ) -> None:
     answer = sampler.client.request(method, path, **body)

@@ -127,7 +127,7 @@ def test_a_signal_ends_it_while_a_version_is_loaded(redis_url: str, redis: Redis
     assert said.splitlines()[1:] == ["headrace: ending, by SIGTERM."]
 
 
-def test_a_signal_ends_it_whatever_thread_a_model_has_begun(redis_url: str, redis: Redis, family: str) -> None:
+def test_a_signal_ends_it_whatever_thread_a_model_has_started(redis_url: str, redis: Redis, family: str) -> None:
     step(Maker(Store(redis, family, family), f"{MARKED}lingering", lingering, TEXT))
     command = [sys.executable, "-c", BLOCKING, redis_url, family, f"{MARKED}lingering", "1000"]
     with subprocess.Popen(tied(command), stderr=subprocess.PIPE, text=True) as process:

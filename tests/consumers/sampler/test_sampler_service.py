@@ -270,7 +270,7 @@ def test_a_model_that_never_returns_on_the_sideline_keeps_no_other_from_its_slot
         assert ready.json()["problem"].startswith(f"{hung} has been at one piece of work")
 
 
-def test_a_version_that_is_never_loaded_is_told(
+def test_a_version_that_is_never_loaded_is_reported(
     redis_url: str, redis: Redis, family: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     learner = f"{MARKED}unending"

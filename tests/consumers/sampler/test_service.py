@@ -120,7 +120,7 @@ def test_a_damaged_version_is_refused_and_the_next_good_one_is_served(
 
 
 @pytest.mark.parametrize("head", [b"garbage", b"1" * 5000, b"1:", b"\xff:\xff", b"1" * 5000 + b":" + b"0" * 64, b""])
-def test_a_damaged_head_is_told_and_the_next_good_one_is_served(
+def test_a_damaged_head_is_reported_and_the_next_good_one_is_served(
     redis: Redis, redis_url: str, family: str, head: bytes
 ) -> None:
     maker = marked(Store(redis, family, family))
@@ -174,7 +174,7 @@ def rewritten(redis: Redis, store: Store, **changes: str) -> None:
 
 
 @pytest.mark.parametrize("lag", ["1e999", "1e300"])
-def test_a_number_that_is_none_is_not_known(redis: Redis, redis_url: str, family: str, lag: str) -> None:
+def test_a_number_that_is_none_is_not_found(redis: Redis, redis_url: str, family: str, lag: str) -> None:
     store = Store(redis, family, family)
     step(marked(store))
     rewritten(redis, store, lag_records=lag)

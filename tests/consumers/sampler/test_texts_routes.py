@@ -115,7 +115,7 @@ def test_one_version_writes_the_whole_text(made: tuple[Running, dict[str, Maker]
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
-def test_a_client_that_goes_away_ends_the_work_and_frees_its_place(sampler: Running, accept: str) -> None:
+def test_a_client_that_goes_away_ends_the_work_and_frees_its_slot(sampler: Running, accept: str) -> None:
     address = urlsplit(sampler.url)
     for _ in range(6):  # more than there are slots and places
         with stepping() as steps:
@@ -156,7 +156,7 @@ def test_a_text_waits_for_its_slot_and_is_given_up_with_its_client(sampler: Runn
         assert not never.begun.is_set()
 
 
-def test_a_model_that_fails_is_told(sampler: Running) -> None:
+def test_a_model_that_fails_is_reported(sampler: Running) -> None:
     told: list[tuple[str, Any]] = []
     with (
         sampler.client.stream("POST", URL, json={"prompt": "fail"}) as answer,
@@ -219,7 +219,7 @@ def test_a_text_has_a_bound_in_time(sampler: Running, monkeypatch: pytest.Monkey
         ({"content": bytes(20_001)}, 413, "too-large"),
     ],
 )
-def test_bad_requests_are_told_what_is_wrong(sampler: Running, body: dict[str, Any], status: int, error: str) -> None:
+def test_bad_requests_hear_what_is_wrong(sampler: Running, body: dict[str, Any], status: int, error: str) -> None:
     answer = sampler.client.post(URL, **body)
     assert (answer.status_code, answer.json()["error"]) == (status, error)
     assert len(answer.json()["detail"]) > 10
@@ -243,7 +243,7 @@ def test_no_question_makes_the_sampler_fail(sampler: Running, asked: dict[str, A
     assert answer.status_code in (200, 422), (answer.status_code, answer.text)
 
 
-def test_what_waits_is_told_at_once_that_the_sampler_ends(redis_url: str) -> None:
+def test_what_waits_hears_at_once_that_the_sampler_ends(redis_url: str) -> None:
     """And what is worked on has its time."""
     with (
         serving(redis_url, "voice", slots=1) as (at, _),

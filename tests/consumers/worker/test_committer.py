@@ -72,7 +72,7 @@ def test_a_worker_that_stands_by_can_be_stopped(kafka: str, redis_url: str, topi
     assert store.holder() == "another"
 
 
-def test_a_worker_whose_place_was_taken_stops(kafka: str, redis_url: str, redis: Redis, topic: str) -> None:
+def test_a_worker_whose_lease_was_taken_stops(kafka: str, redis_url: str, redis: Redis, topic: str) -> None:
     config = configuration(kafka, redis_url, topic, lease_s=LEASE_S)
     publish(config, topic, b"0")
     with working(config) as run:

@@ -12,7 +12,7 @@ from tests.consumers.working import configuration, publish, verified, working
 EACH = 40
 
 
-def test_one_class_at_a_time_is_told_to_whoever_looks(kafka: str, redis_url: str, topic: str) -> None:
+def test_one_class_at_a_time_is_reported_to_whoever_looks(kafka: str, redis_url: str, topic: str) -> None:
     config = configuration(kafka, redis_url, topic, **FAMILIES["picture"], max_wait_ms=1000)
     with working(config) as run:
         for number, label in enumerate(("ape", "bee", "cat")):
@@ -40,7 +40,7 @@ def test_one_class_at_a_time_is_told_to_whoever_looks(kafka: str, redis_url: str
         assert not any("(few-records)" in line for line in run.said)
 
 
-def test_what_nobody_learns_is_told(kafka: str, redis_url: str, topic: str) -> None:
+def test_what_nobody_learns_is_reported(kafka: str, redis_url: str, topic: str) -> None:
     texts: dict[str, Any] = {**FAMILIES["text"], "input": {"kind": "text", "max_chars": 4}}
     config = configuration(kafka, redis_url, topic, **texts)
     with working(config) as run:

@@ -99,7 +99,7 @@ def settings(learner: str = "image-classifier", options: dict[str, Any] | None =
     return ModelConfig.model_validate({**table, "input": {"kind": kind}})
 
 
-def test_a_boost_falls_geometrically_and_an_alarm_begins_it_anew() -> None:
+def test_a_boost_falls_geometrically_and_an_alarm_starts_it_anew() -> None:
     boost: Any = settings(reaction="boost", boost_factor=16, boost_updates=4)
     learner: Any = Noting()
     drift = Drift("model", boost, learner)
@@ -126,7 +126,7 @@ def test_an_alarm_alone_does_nothing() -> None:
     assert learner.factors == []
 
 
-def test_what_another_detector_counted_begins_anew() -> None:
+def test_what_another_detector_counted_starts_anew() -> None:
     learner: Any = Noting()
     one, other = (Drift("model", settings(detector=name, reaction="flush"), learner) for name in ("hddm", "ddm"))
     one.after(1, ["a"] * 500, [True] * 500)

@@ -303,7 +303,7 @@ def test_a_full_redis_is_freed_by_a_worker_that_is_to_keep_less(
             assert run.counts() == [1] * 24
 
 
-def test_a_worker_that_ends_between_the_note_and_the_commit(
+def test_a_worker_that_ends_between_the_number_and_the_commit(
     kafka: str, redis_url: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configuration(kafka, redis_url, topic)

@@ -125,7 +125,7 @@ def test_what_was_probed_before_a_restart_counts(kafka: str, redis_url: str, top
         assert head.probes[label]["best"] >= kept["best"]
 
 
-def test_drawings_are_judged_by_the_features_of_the_judge() -> None:
+def test_drawings_are_compared_by_the_features_of_the_extractor() -> None:
     blueprint = BUILTIN["image-classifier"]
     options = ImageClassifierOptions(width=8, hidden=8)
     state = blueprint.learner(options, (1, 8, 8), 3, CPU).capture()
@@ -174,7 +174,7 @@ def test_bytes_are_those_of_utf_8() -> None:
     assert mean_bytes(x) == np.mean([len(text.encode()) for text in texts])
 
 
-def test_a_judge_that_is_not_there_is_named(kafka: str, redis_url: str, topics: Topics) -> None:
+def test_a_feature_extractor_that_is_not_there_is_named(kafka: str, redis_url: str, topics: Topics) -> None:
     topic = topics()
     hold_out = {"slots": 4, "features": {"source": "nobody"}}
     config = configuration(kafka, redis_url, topic, **VAE, hold_out=hold_out)

@@ -94,6 +94,6 @@ def test_options_within_options_shape_a_version_too() -> None:
     assert "options" in config_changes(manifest, free, auto)
 
 
-def test_a_mistyped_option_within_options_is_told_the_near_one() -> None:
+def test_a_mistyped_option_within_options_gets_the_near_one() -> None:
     with pytest.raises(ConfigError, match=r"options\.network\.replay_slot .*replay_slots"):
         validated_options("m", settings("image-auto", network={"replay_slot": 3}), BUILTIN["image-auto"])

@@ -36,7 +36,7 @@ def png(values: np.ndarray[Any, np.dtype[np.float64]]) -> bytes:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_left_of_the_beginning(kafka: str, redis_url: str, topic: str, way: str) -> None:
+def test_what_is_left_of_the_first_classes(kafka: str, redis_url: str, topic: str, way: str) -> None:
     data = load_digits()
     order = sorted(range(LEARNED), key=lambda row: int(data.target[row]) // 2)
     records = [(png(data.images[row]), str(data.target[row])) for row in order]

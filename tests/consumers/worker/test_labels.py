@@ -237,7 +237,7 @@ def test_the_guard_takes_a_record_and_its_label_out_together(
     assert {dict(letter.record.headers)["label"] for letter in letters} == {b"label of 900", b"label of 901"}
 
 
-def test_a_model_may_begin_to_wait_for_labels_and_not_end_it(
+def test_a_model_may_come_to_wait_for_labels_and_not_end_it(
     kafka: str, redis_url: str, redis: Redis, topics: Topics
 ) -> None:
     config, records, labels, wanted = labelled_by(topics, kafka, redis_url)

@@ -105,7 +105,7 @@ def test_what_the_processor_has_not_cannot_be_pinned(monkeypatch: pytest.MonkeyP
     assert environ == PINS["avx2"]
 
 
-def test_a_worker_that_could_not_be_pinned_does_not_begin(kafka: str, redis_url: str, topic: str) -> None:
+def test_a_worker_that_could_not_be_pinned_does_not_start(kafka: str, redis_url: str, topic: str) -> None:
     config = configuration(kafka, redis_url, topic, cpu_isa="avx2")
     if torch.backends.cpu.get_cpu_capability() == "AVX2":
         return  # as pinned

@@ -76,7 +76,7 @@ def test_a_worker_ends_where_too_many_threads_were_given_up(
     assert Exhausted.exit_status == 10
 
 
-def test_a_learner_that_never_returns_is_told_with_its_records(
+def test_a_learner_that_never_returns_is_reported_with_its_records(
     kafka: str, redis_url: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stalls, "STALLED_S", SOON_S)

@@ -113,7 +113,7 @@ def test_a_worker_that_catches_up_is_not_led_by_a_clock_that_was_ahead(
         assert run.finish().counts["joined"] == 60
 
 
-def test_records_behind_an_open_transaction_are_told(
+def test_records_behind_an_open_transaction_are_reported(
     kafka: str, redis_url: str, topics: Topics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "Reader", partial(Reader, refresh_s=0.2))

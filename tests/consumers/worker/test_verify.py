@@ -94,7 +94,7 @@ def test_what_was_forged_is_found(kafka: str, redis_url: str, learned: Life, red
     assert verified(run, config).same
 
 
-def test_another_learner_or_decoder_is_told(kafka: str, redis_url: str, learned: Life) -> None:
+def test_another_learner_or_decoder_is_reported(kafka: str, redis_url: str, learned: Life) -> None:
     run, topic, tables = learned
     config = configuration(kafka, redis_url, topic, **tables, decoder="tests.consumers.counting:from_words")
     with pytest.raises(NotRepeatable, match=f"{topic}:0:0 was learned and cannot be any more.* Put the decoder back"):
@@ -104,14 +104,14 @@ def test_another_learner_or_decoder_is_told(kafka: str, redis_url: str, learned:
         verified(run, configuration(kafka, redis_url, topic, **tables))
 
 
-def test_a_start_that_is_no_ancestor_is_told(kafka: str, redis_url: str, learned: Life) -> None:
+def test_a_start_that_is_no_ancestor_is_reported(kafka: str, redis_url: str, learned: Life) -> None:
     run, topic, tables = learned
     config = configuration(kafka, redis_url, topic, **tables)
     with pytest.raises(NotRepeatable, match="does not lead from version 4 to version 1"):
         verified(run, config, 1, start=4)
 
 
-def test_a_history_with_a_gap_is_told(kafka: str, redis_url: str, topic: str, redis: Redis) -> None:
+def test_a_history_with_a_gap_is_reported(kafka: str, redis_url: str, topic: str, redis: Redis) -> None:
     config = configuration(kafka, redis_url, topic, **STEPWISE)
     with working(config) as run:
         stepwise(run, config, topic, iter(numbers(range(40))), 5)
@@ -140,7 +140,7 @@ def test_a_model_that_was_reset_is_learned_again_from_there(kafka: str, redis_ur
     assert verified(run, config).same
 
 
-def test_an_emptied_log_is_told_and_a_later_start_goes(kafka: str, redis_url: str, topics: Topics) -> None:
+def test_an_emptied_log_is_reported_and_a_later_start_goes(kafka: str, redis_url: str, topics: Topics) -> None:
     topic = topics()
     config = configuration(kafka, redis_url, topic, **{**STEPWISE, "keyframe_every": 1})
     with working(config) as run:

@@ -57,7 +57,7 @@ def test_a_worker_goes_on_from_the_head(kafka: str, redis_url: str, topic: str) 
     assert after.updates == before.updates + 1
 
 
-def test_a_new_topic_of_a_model_begins_at_its_start(kafka: str, redis_url: str, topics: Topics) -> None:
+def test_a_new_topic_of_a_model_starts_at_its_start(kafka: str, redis_url: str, topics: Topics) -> None:
     one, two = topics(), topics()
     config = configuration(kafka, redis_url, one)
     publish(config, one, *numbers(range(3)))
@@ -259,7 +259,7 @@ def test_a_worker_that_ends_while_redis_is_away_says_so_and_loses_nothing(
             assert run.counts() == [1] * 40
 
 
-def test_drift_is_told_and_recorded(kafka: str, redis_url: str, topic: str) -> None:
+def test_drift_is_reported_and_recorded(kafka: str, redis_url: str, topic: str) -> None:
     config = configuration(kafka, redis_url, topic, **TEXTS, keep_last=100)
     ab, ba = [(b"aaaa", "a"), (b"bbbb", "b")], [(b"aaaa", "b"), (b"bbbb", "a")]
     publish(config, topic, *ab * 100, *ba * 100)

@@ -250,7 +250,7 @@ def test_a_version_that_is_not_there(client: Client, store: Store) -> None:
         client.pull(store.model)
 
 
-def test_follow_begins_with_the_newest_and_misses_none(client: Client, store: Store) -> None:
+def test_follow_starts_with_the_newest_and_misses_none(client: Client, store: Store) -> None:
     commit(store, 1.0, 2.0)
     versions = client.follow(store.model)
     assert next(versions).version == 2
@@ -262,7 +262,7 @@ def test_follow_begins_with_the_newest_and_misses_none(client: Client, store: St
     assert next(versions).version == 5
 
 
-def test_a_commit_while_follow_begins_is_given_once(
+def test_a_commit_while_follow_starts_is_given_once(
     client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def late(self: Store) -> Ref | None:

@@ -185,7 +185,7 @@ class Stranger(BaseHTTPRequestHandler):
         pass
 
 
-def test_what_is_no_sampler_is_told_as_that() -> None:
+def test_what_is_no_sampler_is_reported_as_that() -> None:
     server = HTTPServer(("127.0.0.1", 0), Stranger)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

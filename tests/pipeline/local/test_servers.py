@@ -156,14 +156,14 @@ def test_a_folder_has_one_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         EmbeddedRedis(tmp_path).start()
 
 
-def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"Port {port} is in use"):
             EmbeddedRedis(tmp_path, port).start()
 
 
-def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
     (tmp_path / "appendonlydir").write_text("this is no folder")
     (tmp_path / "appendonly.aof").mkdir()  # Redis 6 and Redis 7 keep their data in one of these
     server = EmbeddedRedis(tmp_path)
@@ -278,7 +278,7 @@ def test_files_beside_the_pinned_ones_are_refused(tmp_path: Path) -> None:
         fetch(tmp_path / "cache", nothing_said, NEVER, pins)
 
 
-def test_missing_extras_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extras_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jgo", None)
     with pytest.raises(ConfigError, match=r"jgo is not installed. Run `pip install 'headrace\[local\]'`"):
         fetch(tmp_path, nothing_said, NEVER)
@@ -291,7 +291,7 @@ def test_missing_extras_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         EmbeddedKafka(tmp_path).start()
 
 
-def test_a_download_without_a_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_without_a_network_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")

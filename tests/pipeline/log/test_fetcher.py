@@ -121,7 +121,7 @@ def test_everything_interleaved_and_no_more_than_asked_for(published: Published)
         assert taken == wanted
 
 
-def test_a_record_that_is_not_there_is_told(published: Published) -> None:
+def test_a_record_that_is_not_there_is_reported(published: Published) -> None:
     """A marker, an aborted record, one of an open transaction, one behind the end, one that never was."""
     present = next(iter(published.records))
     with Fetcher(published.config) as fetcher:
@@ -136,7 +136,7 @@ def test_a_record_that_is_not_there_is_told(published: Published) -> None:
         check(published, [present], fetcher.records([present]))  # it can be asked again
 
 
-def test_records_that_retention_removed_are_told(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_records_that_retention_removed_are_reported(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic = topics(partitions=2)
     for number in range(2):
         publish(kafka_config, topic, *[b"x" * 1000] * 3000, partition=number)
@@ -162,7 +162,7 @@ def test_a_partition_that_retention_cut_does_not_hold_up_the_others(kafka_config
         assert [r.offset for r in fetcher.records([(first, 2995)])] == [2995]
 
 
-def test_a_topic_that_is_gone_is_told(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_a_topic_that_is_gone_is_reported(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic = topics()
     publish(kafka_config, topic, b"old")
     with Reader(kafka_config, [topic], group="headrace-digits") as reader:

@@ -235,7 +235,7 @@ def test_deleted_offsets_are_no_silent_jump(kafka_config: KafkaConfig, topics: T
         assert take(reader, 1)[0][0].offset == 6
 
 
-def test_records_deleted_under_the_reader_are_told(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_records_deleted_under_the_reader_are_reported(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic = topics()
     publish(kafka_config, topic, *[b"x" * 1000] * 3000)
     with Reader(kafka_config, [topic], group="g", max_buffered_bytes=50_000) as reader:
@@ -245,7 +245,7 @@ def test_records_deleted_under_the_reader_are_told(kafka_config: KafkaConfig, to
             until(reader, lambda polled: polled.positions[Partition(topic, 0)] == 3000)
 
 
-def test_new_partitions_are_noticed_and_read_from_their_beginning(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_new_partitions_are_noticed_and_read_from_their_first_offset(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic = topics()
     publish(kafka_config, topic, b"old")
     with Reader(kafka_config, [topic], start="latest", group="g", refresh_s=0.2) as reader:
@@ -319,7 +319,7 @@ def test_topics_are_created_where_that_is_allowed(kafka_config: KafkaConfig, top
     assert found == {names[0]: 3, names[1]: 1}
 
 
-def test_a_topic_that_kafka_does_not_create_is_told(kafka_config: KafkaConfig) -> None:
+def test_a_topic_that_kafka_does_not_create_is_reported(kafka_config: KafkaConfig) -> None:
     with pytest.raises(LogError, match=r"did not create the topic .*[Rr]eplication factor"):
         ensure_topics(kafka_config.model_copy(update={"replication_factor": 3}), [unique("topic")])
 
@@ -352,7 +352,7 @@ def test_what_waits_to_be_sent_is_bounded(kafka_config: KafkaConfig, topic: str)
         take(reader, 1000)
 
 
-def test_a_broker_that_takes_nothing_is_told(kafka_config: KafkaConfig, topic: str) -> None:
+def test_a_broker_that_takes_nothing_is_reported(kafka_config: KafkaConfig, topic: str) -> None:
     with Publisher(kafka_config, max_buffered_bytes=10_000, linger_ms=60_000, wait_s=1.0) as publisher:
         publisher.publish(topic, b"x" * 9000)  # lingers
         with pytest.raises(LogUnavailable, match=rf"took no record of {topic} for 1.0 s, and 9500 bytes wait"):
@@ -362,7 +362,7 @@ def test_a_broker_that_takes_nothing_is_told(kafka_config: KafkaConfig, topic: s
         publisher.flush(PATIENCE_S)
 
 
-def test_a_record_that_the_broker_refuses_is_told(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_a_record_that_the_broker_refuses_is_reported(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic = topics(settings={"max.message.bytes": "1000"})
     publisher = Publisher(kafka_config.model_copy(update={"client": {"compression_type": None}}))
     receipt = publisher.publish(topic, b"x" * 2000)
@@ -402,7 +402,7 @@ def test_settings_that_do_not_fit_are_named(kafka_config: KafkaConfig, client: d
         Reader(config, ["any"], group="g")
 
 
-def test_a_kafka_that_does_not_answer_is_told() -> None:
+def test_a_kafka_that_does_not_answer_is_reported() -> None:
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

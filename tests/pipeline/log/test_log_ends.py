@@ -85,7 +85,7 @@ def test_a_replaced_topic_is_not_read_on_even_where_its_offsets_fit(kafka_config
         assert [record.offset for record in take(reader, 4)[0]] == [5, 6, 7, 8]
 
 
-def test_a_jump_begins_with_the_new_topics_first_record(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_a_jump_starts_with_the_new_topics_first_record(kafka_config: KafkaConfig, topics: Topics) -> None:
     kept, topic = topics(), topics(partitions=2)
     publish(kafka_config, kept, *[b"kept"] * 3)
     for number in range(2):
@@ -125,7 +125,7 @@ def test_a_topic_replaced_under_the_reader_ends_it(kafka_config: KafkaConfig, to
             wait_for_end(reader)
 
 
-def test_a_shorter_topic_in_its_place_is_told_before_the_next_refresh(
+def test_a_shorter_topic_of_its_name_is_reported_before_the_next_refresh(
     kafka_config: KafkaConfig, topics: Topics
 ) -> None:
     topic = topics()
@@ -137,7 +137,7 @@ def test_a_shorter_topic_in_its_place_is_told_before_the_next_refresh(
             wait_for_end(reader)
 
 
-def test_what_was_read_of_another_topic_gets_past_no_note(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_what_was_read_of_another_topic_gets_no_number(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic = topics()
     publish(kafka_config, topic, *[b"old"] * 3)
     with Reader(kafka_config, [topic], group=GROUP, refresh_s=60) as reader:
@@ -165,7 +165,7 @@ def test_a_topic_deleted_under_the_reader_ends_it(kafka_config: KafkaConfig, top
 # Offsets that are gone.
 
 
-def test_a_jump_over_deleted_offsets_is_told(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_a_jump_over_deleted_offsets_is_reported(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic = topics(partitions=3)
     for number in range(3):
         publish(kafka_config, topic, *[b"x"] * 10, partition=number)
@@ -207,7 +207,7 @@ def test_first_offsets_follow_retention(kafka_config: KafkaConfig, topics: Topic
 # The note.
 
 
-def test_a_note_is_found_by_the_next_reader(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_a_number_is_found_by_the_next_reader(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic, group = topics(partitions=2), unique("headrace")
     publish(kafka_config, topic, *[b"x"] * 5, partition=1)
     with Reader(kafka_config, [topic], group=group) as reader:
@@ -229,7 +229,7 @@ def test_a_note_is_found_by_the_next_reader(kafka_config: KafkaConfig, topics: T
     }
 
 
-def test_a_commit_before_the_first_note_keeps_the_old_one(kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_a_commit_before_the_first_number_keeps_the_old_one(kafka_config: KafkaConfig, topics: Topics) -> None:
     topic, group = topics(), unique("headrace")
     with Reader(kafka_config, [topic], group=group) as reader:
         reader.commit_number("12", {}, PATIENCE_S)
@@ -239,7 +239,9 @@ def test_a_commit_before_the_first_note_keeps_the_old_one(kafka_config: KafkaCon
         assert reader.last_number == "12"
 
 
-def test_the_highest_note_counts_and_foreign_ones_do_not(kafka: str, kafka_config: KafkaConfig, topics: Topics) -> None:
+def test_the_highest_number_counts_and_foreign_ones_do_not(
+    kafka: str, kafka_config: KafkaConfig, topics: Topics
+) -> None:
     topic, group = topics(partitions=5), unique("headrace")
     texts = ["9", "10", "", "of another tool", "²"]
     consumer = KafkaConsumer(bootstrap_servers=kafka, group_id=group, enable_auto_commit=False)
@@ -249,7 +251,7 @@ def test_the_highest_note_counts_and_foreign_ones_do_not(kafka: str, kafka_confi
         assert reader.last_number == "10"
 
 
-def test_a_note_that_kafka_refuses_is_told(kafka_config: KafkaConfig, topic: str) -> None:
+def test_a_number_that_kafka_refuses_is_reported(kafka_config: KafkaConfig, topic: str) -> None:
     with Reader(kafka_config, [topic], group=GROUP) as reader:
         with pytest.raises(LogError, match=r"could not note 1{9}.* for digits .*OffsetMetadataTooLarge"):
             reader.commit_number("1" * 5000, {}, PATIENCE_S)

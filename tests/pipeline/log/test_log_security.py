@@ -101,7 +101,9 @@ def refused(meet: Callable[[KafkaConfig], object], config: KafkaConfig) -> str:
 
 
 @pytest.mark.parametrize("meet", MEETINGS.values(), ids=MEETINGS)
-def test_a_wrong_password_is_told_and_not_repeated(secured: KafkaConfig, meet: Callable[[KafkaConfig], object]) -> None:
+def test_a_wrong_password_is_reported_and_not_repeated(
+    secured: KafkaConfig, meet: Callable[[KafkaConfig], object]
+) -> None:
     message = refused(meet, but(secured, sasl_plain_password=WRONG))
     assert f"Kafka at {secured.bootstrap_servers} could not connect" in message
     assert "Authentication failed: Invalid username or password" in message
@@ -123,7 +125,7 @@ def test_a_broker_of_another_name_is_not_trusted(secured: KafkaConfig) -> None:
     assert "certificate that it shows does not hold: Hostname mismatch" in message
 
 
-def test_other_wrong_settings_are_told(secured: KafkaConfig, tmp_path: Path) -> None:
+def test_other_wrong_settings_are_reported(secured: KafkaConfig, tmp_path: Path) -> None:
     assert "UnsupportedSaslMechanism" in refused(Publisher, but(secured, sasl_mechanism="SCRAM-SHA-256"))
     with pytest.raises(ConfigError, match=r"a file of its ssl settings: .*No such file"):
         Publisher(but(secured, ssl_cafile=str(tmp_path / "none.pem")))

@@ -47,13 +47,13 @@ def told(store: Store, writer: Writer) -> Store:
     progress: dict[str, Any] = {"positions": {DIGITS: 13, LETTERS: 1}, "pending": pending}
     for n, state in enumerate(states):
         writer.commit(draft(n, {"w": weights(n)}, **progress, **state))
-    fence = writer._fence
+    fence = writer.fence
     store.set_alias("stable", 2)
     assert store.retire(fence, keep_last=1) == [1]
     return store
 
 
-def test_what_is_told_costs_what_it_shows(store: Store, writer: Writer, redis: Redis, family: str) -> None:
+def test_the_history_costs_what_it_shows(store: Store, writer: Writer, redis: Redis, family: str) -> None:
     for n in range(8):
         writer.commit(
             draft(
@@ -76,7 +76,7 @@ def test_what_is_told_costs_what_it_shows(store: Store, writer: Writer, redis: R
         commits(store)
 
 
-def test_the_history_is_told_newest_first(told: Store) -> None:
+def test_the_history_has_the_newest_first(told: Store) -> None:
     found = commits(told)
     assert [(c.version, c.parent, c.digest is None, c.aliases) for c in found] == [
         (3, 2, False, ()),
@@ -131,7 +131,7 @@ def test_of_a_topic_that_was_made_again_the_newest_records_count(store: Store) -
     assert blame(store, DIGITS, 1).outcome == "not yet"
 
 
-def test_nothing_is_known_of_a_model_without_a_version(store: Store) -> None:
+def test_a_model_without_a_version_has_no_history(store: Store) -> None:
     assert commits(store) == []
     assert blame(store, DIGITS, 0).outcome == "not yet"
 

@@ -128,7 +128,7 @@ def test_a_commit_between_the_retirement_of_an_object_and_its_deletion_keeps_it(
         delete(objects, digests)
 
     monkeypatch.setattr(RedisObjects, "delete", late)
-    assert store.retire(writer._fence, keep_last=2) == [1]
+    assert store.retire(writer.fence, keep_last=2) == [1]
     np.testing.assert_array_equal(other.arrays(other.manifest(), "serving")["w"].numpy(), weights(0).numpy())
     digest = other.manifest().serving["w"].parts[0].digest
     assert redis.ttl(store._keys.family_key(f"tensor:{digest}")) == -1
@@ -146,5 +146,5 @@ def test_a_crash_before_the_deletion_leaves_what_goes_away_by_itself(
 
     monkeypatch.setattr(RedisObjects, "delete", crash)
     with pytest.raises(StoreUnavailable):
-        store.retire(writer._fence, keep_last=2)
+        store.retire(writer.fence, keep_last=2)
     assert 0 < redis.ttl(store._keys.family_key(f"tensor:{digest}")) <= 3600

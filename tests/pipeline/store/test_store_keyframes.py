@@ -156,7 +156,7 @@ def test_a_reset_leaves_no_keyframe(store: Store, redis: Redis) -> None:
 # --- numbers ---
 
 
-def test_numbers_go_on_above_the_one_that_was_noted(store: Store) -> None:
+def test_numbers_go_on_above_the_one_that_was_announced(store: Store) -> None:
     fence = taken(store)
     writer = store.writer(fence, above=4)
     assert [writer.commit(draft(update, {"w": weights(update)})).version for update in range(2)] == [5, 6]

@@ -16,7 +16,9 @@ from pipeline.store.writer import Writer
 from tests.pipeline.drafts import backup, draft, restore, taken, weights
 
 
-def test_a_live_worker_is_told_and_numbers_go_on_above_the_note(store: Store, redis: Redis, family: str) -> None:
+def test_a_live_worker_hears_it_and_numbers_go_on_above_the_announced_one(
+    store: Store, redis: Redis, family: str
+) -> None:
     fence = taken(store)
     writer = store.writer(fence)
     made = [writer.commit(draft(0, {"w": weights(1)})), writer.commit(draft(1, {"w": weights(2)}))]
@@ -45,7 +47,7 @@ def test_a_live_worker_is_told_and_numbers_go_on_above_the_note(store: Store, re
             store.resolve(name)
 
 
-def test_without_the_note_a_version_that_vanished_is_still_not_taken_for_another(
+def test_without_the_announced_number_a_version_that_vanished_is_not_taken_for_another(
     store: Store, redis: Redis, family: str
 ) -> None:
     fence = taken(store)
@@ -107,7 +109,7 @@ def test_a_commit_that_got_lost_with_its_answer_is_made_again(
     assert store.arrays(store.manifest(), "training")["x"].numpy()[3].sum() == 0
 
 
-def test_redis_from_before_the_worker_took_its_place(store: Store, redis: Redis, family: str) -> None:
+def test_redis_from_before_the_worker_took_its_lease(store: Store, redis: Redis, family: str) -> None:
     first = taken(store, "first")
     store.writer(first).commit(draft(0, {"w": weights(1)}))
     store.release(first)
@@ -135,7 +137,7 @@ def test_redis_that_lost_everything(store: Store, writer: Writer, redis: Redis, 
     assert store.manifest().parent is None
 
 
-def test_a_model_that_was_deleted_is_not_begun_anew(store: Store, writer: Writer, redis: Redis) -> None:
+def test_a_model_that_was_deleted_does_not_start_anew(store: Store, writer: Writer, redis: Redis) -> None:
     writer.commit(draft(0, {"w": weights(1)}))
     redis.delete(store._keys.key("lease"))  # the worker slept for longer than that
     store.delete()

@@ -149,7 +149,7 @@ class Stores(RuleBasedStateMachine):
         worker = self.holder(model)
         made = self.draft(model, worker, value, changed, keyframe)
         self.fails(worker, made, before=True)
-        stored = worker.writer._objects
+        stored = worker.writer.objects
         put = stored.put_if_absent
 
         def lose(objects: Mapping[str, Encoded]) -> int:
@@ -238,7 +238,7 @@ class Stores(RuleBasedStateMachine):
         self.expected = deepcopy(self.older[1])
         for model, owner in self.holders.items():
             worker = self.workers[model, owner]
-            parent = worker.writer._parent
+            parent = worker.writer.parent
             if (parent.ref if parent else None) != self.stores[model].head():
                 with pytest.raises((HeadMoved, Fenced)):
                     worker.writer.commit(self.draft(model, worker, value, {}, True))
@@ -343,7 +343,7 @@ class Stores(RuleBasedStateMachine):
 
     def fails(self, worker: Worker, made: Draft, *, before: bool) -> None:
         """The connection breaks before the head is moved, or before the answer comes."""
-        keys = worker.writer._keys
+        keys = worker.writer.keys
         run = keys.run
 
         def cut(script: str, *args: str | int | bytes) -> Any:
