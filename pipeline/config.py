@@ -98,6 +98,7 @@ class SamplerConfig(Section):
     token: str | None = Field(None, min_length=16)
     open_reading: bool = False  # beyond loopback, too, all may read without the token
     hosts: tuple[str, ...] = ()  # names that it is asked by, beside addresses and localhost
+    publish: bool = True  # records are taken for topics that models read: by who may write
     proxies: tuple[IPvAnyNetwork, ...] = ()  # that say who asks, by X-Forwarded-For: addresses or networks
     max_upload_bytes: int = Field(10 << 20, ge=1024)
     max_pixels: int = Field(40_000_000, ge=1)  # of a picture, whatever a stored version says

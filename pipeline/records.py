@@ -62,6 +62,7 @@ A topic that already carries something else needs a decoder, a function named in
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,7 @@ KINDS: dict[str, type[Input]] = {"image": ImageInput, "text": TextInput}
 MAX_NAME_CHARS = 200  # of a label or an id
 REASONS = ("undecodable", "too-large", "empty", "content-type", "label", "id", "decoder")
 CONTROLS = ("Cc", "Zl", "Zp", "Cs")  # Unicode's categories of controls, separators of lines, halves of characters
+POSITION = re.compile(r"([A-Za-z0-9._-]{1,249}):([0-9]{1,10}):([0-9]{1,18})")
 ORIGIN, FOR = "headrace-origin", "headrace-for"  # headers of a requeued record
 
 
@@ -107,6 +109,17 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.partition.topic}:{self.partition.number}:{self.offset}"
+
+    @classmethod
+    def parsed(cls, text: str) -> Place:
+        """The place that is written so.
+
+        Raises:
+            ConfigError: it is no place.
+        """
+        if (found := POSITION.fullmatch(text)) is None:
+            raise ConfigError(f"{text[:80]!r} is no position of a record. Give it as topic:partition:offset.")
+        return cls(Partition(found[1], int(found[2])), int(found[3]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +386,12 @@ def id_in(record: Record) -> str | None:
         return None if text is None else name_of("id", text)
     except RecordError:
         return None
+
+
+def headers_of(content_type: str | None, label: str | None, id: str | None) -> tuple[tuple[str, bytes], ...]:
+    """The headers of the public format, of what is known about a record."""
+    named = {"content-type": content_type, "label": label, "id": id}
+    return tuple((name, text.encode()) for name, text in named.items() if text is not None)
 
 
 def name_of(kind: str, text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import RecordError
-from pipeline.records import content_id, name_of
+from pipeline.records import content_id, headers_of, name_of
 
 PICTURES = {
     ".bmp": "image/bmp",
@@ -45,8 +45,7 @@ class Outgoing:
     @property
     def headers(self) -> list[tuple[str, bytes]]:
         """The optional headers of the public format; see README, "Publish"."""
-        named = {"content-type": self.content_type, "label": self.label, "id": self.name}
-        return [(name, text.encode()) for name, text in named.items() if text is not None]
+        return list(headers_of(self.content_type, self.label, self.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from consumers.sampler.connections import CONNECTIONS, Patient
 from consumers.sampler.examples import add_examples
 from consumers.sampler.follower import client
 from consumers.sampler.gate import ERRORS, MOVED, Access, Gate, tell_errors
+from consumers.sampler.outbox import Outbox
 from consumers.sampler.service import Service, Serving
 from consumers.stopping import stopping
 from consumers.workers import Admission
@@ -56,8 +57,9 @@ ADMITTED_PER_BATCH = 4  # requests admitted at one time, in full batches
 ADMITTED_PER_SLOT = 4  # of those that take long, worked on or waiting
 END_S = 5.0  # from the signal to the end of the process, whatever is at work
 GRACE_S = 3  # how long requests that are worked on get of these
-READERS = 32  # who wait for the store at one time; threads are 40
+READERS = 24  # who wait for the store at one time; threads are 40
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
+PUBLISHERS = 8  # who publish at one time
 LAST_S = 1.0  # how long what still computes then gets: its answer reaches nobody
 LOGGERS = ("uvicorn.error", "python_multipart.multipart")
 GIVEN_UP = 8  # threads that never came back: more are not replaced, by this process
@@ -85,6 +87,8 @@ def create_app(
         Admission(ADMITTED_PER_SLOT * settings.slots),
         Admission(READERS),
         Admission(DOWNLOADS),
+        Outbox(config.kafka),
+        Admission(PUBLISHERS),
         registry,
         clock,
     )
@@ -98,6 +102,7 @@ def create_app(
         service.serving.close()
         for workers in service.workers:
             workers.close()
+        service.outbox.close()
         redis.close()
 
     # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.

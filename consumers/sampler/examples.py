@@ -34,6 +34,7 @@ BODIES: dict[str, Any] = {  # where a path has no example of its own
     "text/plain": "Guten Morgen",
     "application/json": {"text": "Guten Morgen"},
     "application/x-www-form-urlencoded": {"text": "Guten Morgen"},
+    "application/x-ndjson": '{"text": "Guten Morgen", "label": "de"}',
 }
 #: kinds that no JSON shows
 FILES = {
@@ -62,7 +63,16 @@ SCHEMAS: dict[str, Any] = {
     },
 }
 ANSWERED: dict[str, Any] = {"application/json": {"type": "object"}}
-PARAMETERS: dict[str, Any] = {"model": "digits", "ref": "latest", "alias": "stable", "label": "7", "seed": 7, "n": 4}
+PARAMETERS: dict[str, Any] = {
+    "model": "digits",
+    "topic": "digits",
+    "after": ["digits:0:4638"],
+    "ref": "latest",
+    "alias": "stable",
+    "label": "7",
+    "seed": 7,
+    "n": 4,
+}
 
 
 def add_examples(document: dict[str, Any], examples: Mapping[str, RouteExample]) -> None:

@@ -156,6 +156,7 @@ class Follower:
         self._loading: tuple[int, float] | None = None  # a version, and since when
         self._refused: tuple[str, str] | None = None  # a version that could not be loaded, and why: it is tried once
         self._changed = threading.Condition()
+        self._listeners: tuple[Callable[[], object], ...] = ()
         self.thread = Background(self._loop, f"follow-{store.model}", self._set)
 
     @property
@@ -184,6 +185,17 @@ class Follower:
         """Waits for what a swap, a failure or an outage brings; False if it did not come in time."""
         with self._changed:
             return self._changed.wait_for(lambda: predicate(self), timeout_s)
+
+    @contextmanager
+    def listening(self, hears: Callable[[], object]) -> Iterator[None]:
+        """Calls `hears` on the follower's thread after each change, until the context ends."""
+        with self._changed:
+            self._listeners = (*self._listeners, hears)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners = tuple(other for other in self._listeners if other is not hears)
 
     def _loop(self) -> None:
         last, wait_s = "0", BACKOFF_S[0]
@@ -286,3 +298,6 @@ class Follower:
             for name, value in attributes.items():
                 setattr(self, name, value)
             self._changed.notify_all()
+            listeners = self._listeners
+        for hears in listeners:
+            hears()

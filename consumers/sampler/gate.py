@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
 from consumers.workers import Ending
-from pipeline.errors import ConfigError, Corrupt, NotFound, RecordError, StoreError
+from pipeline.errors import ConfigError, Corrupt, LogError, NotFound, RecordError, StoreError, TooLarge, TopicMissing
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RETRY_AFTER = {"Retry-After": "1"}
 HEALTH = "/healthz"
+TOPICS = "/topics/"
 OPERATIONS = (HEALTH, "/readyz", "/metrics")  # for what watches the sampler: read without a token
 BODY_S = 30.0  # how long a client may take to send its body
 SEND_S = 30.0  # and to take the next piece of an answer
@@ -53,6 +54,7 @@ class Problem(BaseModel):
 
     error: str = Field(description="a constant slug, for programs")
     detail: str = Field(description="a sentence or two, for people")
+    watermark: dict[str, dict[int, int]] | None = Field(None, description="of not-yet: up to where it has read")
 
 
 def described(**headers: str) -> dict[str, Any]:
@@ -65,20 +67,30 @@ def described(**headers: str) -> dict[str, Any]:
 HEADERS = {
     401: described(WWW_Authenticate="how to send the token"),
     405: described(Allow="the methods that the route has"),
+    429: described(Retry_After="seconds"),
     503: described(Retry_After="seconds; not where to ask again is of no use"),
 }
 #: OpenAPI: where any route is asked for with a slash at its end
 MOVED: dict[int | str, dict[str, Any]] = {
     307: {"description": "It is at another address.", "headers": described(Location="the same without the slash")}
 }
-#: OpenAPI: what any route may answer beside what it is asked for
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
+
+
+def _problem_answer(status: int, slug: str, description: str) -> dict[str, Any]:
+    """OpenAPI: an answer that is a `Problem`."""
+    return {
         "model": Problem,
         "description": description,
         "headers": HEADERS.get(status, {}),
         "content": {"application/json": {"example": {"error": slug, "detail": description}}},
     }
+
+
+#: OpenAPI: of the route that publishes
+PUSHED_BACK = _problem_answer(429, "busy", "The log takes no more at the moment.")
+#: OpenAPI: what any route may answer beside what it is asked for
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: _problem_answer(status, slug, description)
     for status, (slug, description) in {
         400: ("disconnected", "The body is no form, or the client went away."),
         401: ("unauthorized", "The token is missing or wrong."),
@@ -139,7 +151,7 @@ class Access:
         """
         host = headers.get("host", "")
         self._check_host(re.sub(r":\d*$", "", host).strip("[]").lower())
-        writes = method in ("PUT", "DELETE", "PATCH")
+        writes = method in ("PUT", "DELETE", "PATCH") or (method == "POST" and path.startswith(TOPICS))
         origin = headers.get("origin")
         if (writes or method == "POST") and origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise refusal(403, "origin", "A page of another site asks for this. Ask from the sampler's own.")
@@ -346,6 +358,14 @@ def tell_errors(app: FastAPI) -> None:
         if isinstance(error, Corrupt):
             return _problem(502, "corrupt", str(error))
         return _problem(503, "store", str(error), RETRY_AFTER)
+
+    @app.exception_handler(LogError)
+    async def _(request: Request, error: LogError) -> JSONResponse:
+        if isinstance(error, TooLarge):
+            return _problem(413, "too-large", str(error))
+        if isinstance(error, TopicMissing):
+            return _problem(404, "not-found", str(error))
+        return _problem(503, "log", str(error), RETRY_AFTER)
 
     @app.exception_handler(ClientDisconnect)
     async def _(request: Request, error: ClientDisconnect) -> JSONResponse:

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator
 
 from consumers.sampler.abilities import COMPLETE, ENCODE, GENERATE, INTERPOLATE, RECONSTRUCT, STRIP, VARY, able
+from consumers.sampler.after import FRESH
 from consumers.sampler.examples import INFO, MODEL, PNG, Either, RouteExample
 from consumers.sampler.pictures import described, shown
 from consumers.sampler.routes_texts import WRITTEN, any_seed, seeds_of, write
@@ -54,7 +55,7 @@ EXAMPLES = {
         {**INFO, "model": "drawings", "label": "7", "mean": [0.4, -1.2], "std": [0.1, 0.3]}
     ),
 }
-router = APIRouter(tags=["answers"])
+router = APIRouter(tags=["answers"], dependencies=FRESH)
 
 
 @router.get("/models/{model}/generate", response_model=Drawn | Written, responses=described(Drawn))

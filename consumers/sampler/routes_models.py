@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from consumers.sampler.abilities import ABILITIES, answers
+from consumers.sampler.after import FRESH
 from consumers.sampler.examples import INFO, MODEL, RouteExample
 from consumers.sampler.service import ServiceOf
 from models.capabilities import Restorer
@@ -61,7 +62,7 @@ async def list_models(service: ServiceOf) -> list[ModelState]:
     return [model_state(name, follower, now_s) for name, follower in service.serving.followers().items()]
 
 
-@router.get("/models/{model}")
+@router.get("/models/{model}", dependencies=FRESH)
 async def get_model(model: str, service: ServiceOf) -> ModelState:
     """One model."""
     return model_state(model, service.serving.follower(model), service.clock())

@@ -10,6 +10,7 @@ import torch
 from fastapi import APIRouter, Query, Request, Response
 
 from consumers.sampler.abilities import RESTORE, RESTYLE
+from consumers.sampler.after import FRESH
 from consumers.sampler.gate import refusal
 from consumers.sampler.pictures import described, shown
 from consumers.sampler.service import Service, ServiceOf
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 UPLOAD = {"requestBody": {"content": PICTURE}}
 EXAMPLES: dict[str, RouteExample] = {}  # a PNG is shown as any file is
-router = APIRouter(tags=["answers"])
+router = APIRouter(tags=["answers"], dependencies=FRESH)
 
 
 @router.post("/models/{model}/restore", response_class=Response, responses=described(Pictures), openapi_extra=UPLOAD)

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from consumers.sampler.abilities import COMPLETE
+from consumers.sampler.after import FRESH
 from consumers.sampler.examples import INFO, MODEL, RouteExample
 from consumers.sampler.service import Service, ServiceOf, ended
 from models.capabilities import Sampling
@@ -53,7 +54,7 @@ EXAMPLES = {
         sent={"prompt": "Now is ", "seed": 7, "max_bytes": 100},
     )
 }
-router = APIRouter(tags=["answers"])
+router = APIRouter(tags=["answers"], dependencies=FRESH)
 
 
 def any_seed(seed: int | None) -> int:

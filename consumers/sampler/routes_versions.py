@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from consumers.sampler.after import FRESH
 from consumers.sampler.examples import DIGEST, MODEL, RouteExample
 from consumers.sampler.gate import described
 from consumers.sampler.service import READS, Service, ServiceOf
@@ -60,7 +61,7 @@ class AliasTarget(BaseModel):
     version: int = Field(ge=1, lt=2**53)
 
 
-@router.get("/models/{model}/versions", dependencies=READS)
+@router.get("/models/{model}/versions", dependencies=[*FRESH, *READS])
 def list_versions(model: str, service: ServiceOf) -> list[Version]:
     """The versions that the store holds, newest first, and the aliases that name them."""
     store = service.serving.follower(model).store
@@ -75,7 +76,7 @@ def list_versions(model: str, service: ServiceOf) -> list[Version]:
 
 @router.get(
     "/models/{model}/versions/{ref}",
-    dependencies=READS,
+    dependencies=[*FRESH, *READS],
     responses={200: {"headers": described(X_Headrace_Digest=OF_MANIFEST)}},
 )
 def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
@@ -87,7 +88,7 @@ def get_version(model: str, ref: Reference, service: ServiceOf) -> Response:
 
 @router.get(
     "/models/{model}/versions/{ref}/weights",
-    dependencies=READS,
+    dependencies=[*FRESH, *READS],
     response_class=Response,
     responses={
         200: {

@@ -17,9 +17,11 @@ from consumers.sampler.abilities import Ability
 from consumers.sampler.batcher import Batcher, Sideline
 from consumers.sampler.follower import BLOCK_MS, Follower, Live, Room
 from consumers.sampler.gate import RETRY_AFTER, refusal
+from consumers.sampler.outbox import Outbox
 from consumers.workers import ANSWER_S, Admission, Broken, Ending, Stalled, Workers
 from pipeline.config import Config, SamplerConfig
 from pipeline.errors import ConfigError, NotFound
+from pipeline.log import meant
 from pipeline.store import Store, models
 from pipeline.threads import Background
 
@@ -79,6 +81,22 @@ class Serving:
     def followers(self) -> dict[str, Follower]:
         """By model, in the order of their names."""
         return dict(sorted(self._followers.items()))
+
+    def topics(self, model: str | None = None) -> dict[str, bool]:
+        """The topics that the model reads, or that any does: whether they hold labels, and no records."""
+        read = [self._read_by(name) for name in (self._followers if model is None else [model])]
+        return {topic: labels for topics in read for topic, labels in topics.items()}
+
+    def _read_by(self, model: str) -> dict[str, bool]:
+        """As the configuration has it, or else as the newest version does."""
+        if (table := self._config.models.get(model)) is not None:
+            return {topic: topic not in table.topics for topic in table.read_topics}
+        live = self.follower(model).live
+        if live is None:
+            return {}
+        labels = live.manifest.config.get("labels")
+        of_labels = labels.get("topic") if isinstance(labels, dict) else None
+        return {topic: topic == of_labels for topic in live.manifest.watermark}
 
     def follower(self, name: str) -> Follower:
         """
@@ -143,6 +161,7 @@ class Service:
         slow_admission: of those among them that are on the sideline, or wait for it.
         readers: admission of those who wait for the store, on threads that they share with all that is not `async`.
         downloads: admission of downloads of weights.
+        publishers: admission of those who publish.
         client: the address that asks.
     """
 
@@ -155,6 +174,8 @@ class Service:
     slow_admission: Admission
     readers: Admission
     downloads: Admission
+    outbox: Outbox
+    publishers: Admission
     registry: CollectorRegistry
     clock: Callable[[], float]
     client: str = ""
@@ -188,6 +209,33 @@ class Service:
             detail = follower.problem or "It has no version yet; one comes when its worker has learned."
             raise refusal(503, "no-version", f"{model}: {detail}", **RETRY_AFTER)
         return ability.of(live)
+
+    def has_labels(self, topic: str) -> bool:
+        """Whether the topic holds labels, and no records.
+
+        Raises:
+            HTTPException: 403 where nothing is published, 404 where no model reads the topic.
+        """
+        if not self.config.publish:
+            raise refusal(403, "closed", "This sampler publishes nothing: sampler.publish = false.")
+        topics = self.serving.topics()
+        if topic not in topics:
+            raise refusal(404, "not-found", f"No model reads {topic}. {meant(topic, topics.keys())}")
+        return topics[topic]
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Admits one request that publishes.
+
+        Raises:
+            HTTPException: 429 where there are too many, or the log takes no more at the moment.
+        """
+        try:
+            with self.publishers.admit(self.client):
+                yield
+        except Full:
+            detail = "The log takes no more at the moment. Try again in a second."
+            raise refusal(429, "busy", detail, **RETRY_AFTER) from None
 
     def check_label(self, live: Live[Any], label: str | None) -> None:
         """

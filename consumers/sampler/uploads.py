@@ -45,15 +45,15 @@ async def payload(request: Request) -> tuple[bytes | str, str | None]:
         for value in body.values():
             return value, None
         raise refusal(422, "invalid", "The form is empty. Send one field, image or text.")
-    if _media(request) == FORM and FIELDS.fullmatch(body):
+    if media_of(request) == FORM and FIELDS.fullmatch(body):
         return _field(body), None
-    if _media(request) == "application/json":
+    if media_of(request) == "application/json":
         try:
             return _TextBody.model_validate_json(body).text, None
         except ValidationError as error:
             first: Any = error.errors()[0]
             raise refusal(422, "invalid", f'{first["msg"]}. Send {{"text": "…"}}.') from None
-    said = _media(request).startswith(("image/", "text/"))
+    said = media_of(request).startswith(("image/", "text/"))
     return body, request.headers["content-type"] if said else None
 
 
@@ -111,7 +111,7 @@ def of_any_size(
 
 async def _body(request: Request, fields: int) -> bytes | dict[str, bytes | str]:
     """The body, or the fields of the form that it is: files are bytes."""
-    if _media(request) != "multipart/form-data":
+    if media_of(request) != "multipart/form-data":
         return await request.body()
     async with request.form(max_files=fields, max_fields=fields) as form:
         return await _fields(form)
@@ -121,5 +121,6 @@ async def _fields(form: FormData) -> dict[str, bytes | str]:
     return {name: await value.read() if isinstance(value, UploadFile) else value for name, value in form.multi_items()}
 
 
-def _media(request: Request) -> str:
+def media_of(request: Request) -> str:
+    """The content type that a request names, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -126,3 +126,18 @@ class Completed(VersionInfo):
 
     seed: int
     text: str
+
+
+class PublishedRecord(BaseModel):
+    """Where a record is in the log, and by which name."""
+
+    position: str = Field(description="topic:partition:offset")
+    id: str
+
+
+class Published(BaseModel):
+    """What the log has acknowledged."""
+
+    topic: str
+    records: list[PublishedRecord] = Field(description="in the order in which they were sent")
+    after: list[str] = Field(description="the last position of each partition, for the parameter of that name")

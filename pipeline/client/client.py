@@ -27,7 +27,7 @@ from pipeline.log.dead_letters import DeadLetter, Resolution, read_dead_letters,
 from pipeline.log.late_labels import late_headers
 from pipeline.log.publisher import Publisher
 from pipeline.log.topics import ensure_topics, refuse_typo
-from pipeline.records import Partition, name_of
+from pipeline.records import Partition, headers_of, name_of
 from pipeline.store.codec import Encoded
 from pipeline.store.history import Blame, Commit, blame, commits, places_of
 from pipeline.store.manifest import Ref
@@ -302,11 +302,8 @@ class Client(SamplingClient):
         store = self._store(model)
         head = store.head()
         manifest = store.manifest(head) if head else None
-        positions = manifest.positions() if manifest else {}
         for letter in letters:
-            record = letter.record
-            ahead = record.offset >= positions.get(record.place.partition, 0)
-            if ahead or (manifest and record.place in manifest.pending):
+            if not (manifest and manifest.accounts_for(letter.record.place)):
                 raise StoreError(
                     f"The newest version of {model} does not account for {letter.origin} yet: its worker will read it "
                     "again by itself, and would learn it twice. Let it run until its next version, then requeue."
@@ -342,8 +339,7 @@ class Client(SamplingClient):
                 refuse_typo(self._config, topic, of_labels=key is not None)
             ensure_topics(self._config.kafka, [topic])
             self._topics.add(topic)
-        named = names if content_type is None else {"content-type": content_type, **names}
-        headers = [(name, text.encode()) for name, text in named.items()]
+        headers = headers_of(content_type, names.get("label"), names.get("id"))
         return self._publisher.publish(topic, value, key=key, headers=headers)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline.errors import ConfigError, Corrupt
-from pipeline.records import Partition
+from pipeline.records import Partition, Place
 from pipeline.store.codec import ITEM_BYTES, sha256
 from pipeline.store.lineage import Int64, Lineage, Runs
 
@@ -207,6 +207,10 @@ class Manifest(About, Named):
                 f"Version {self.version} of {self.model} takes {needed} bytes, over sampler.max_model_bytes = {most}. "
                 "Raise it to load it."
             )
+
+    def accounts_for(self, place: Place) -> bool:
+        """Whether the record has its outcome in this version. One that waits for its label has none."""
+        return place.offset < self.positions().get(place.partition, 0) and place not in self.pending
 
     def positions(self) -> dict[Partition, int]:
         """The watermark: the next offset to read of each partition."""

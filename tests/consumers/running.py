@@ -40,11 +40,14 @@ class Running:
         )
 
 
-def configuration(redis_url: str, models: dict[str, dict[str, Any]], **sampler: Any) -> Config:
+def configuration(
+    redis_url: str, models: dict[str, dict[str, Any]], kafka: str | dict[str, Any] = "127.0.0.1:1", **sampler: Any
+) -> Config:
     """Tables of models: what is not given is that of the marked learner. An empty `models` serves what is found."""
     defaults = {"topics": ["topic"], "learner": NAME, "input": TEXT}
     return validate(
         {
+            "kafka": {"bootstrap_servers": kafka} if isinstance(kafka, str) else kafka,
             "redis": {"url": redis_url},
             "sampler": {"port": 0, **sampler},
             "models": {name: {**defaults, **table} for name, table in models.items()},
