@@ -58,5 +58,4 @@ def tensor(value: Array) -> Tensor:
 
 
 def tensors(values: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Arrays as CPU tensors."""
     return {name: tensor(value) for name, value in values.items()}

@@ -17,7 +17,6 @@ STARTING = {
 
 
 def main() -> None:
-    """Runs the command line."""
     if problem := shadowed():
         sys.exit(f"headrace: {problem}")
     from consumers.stopping import end_by_signals

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config import Config
 from pipeline.errors import Exhausted, HeadraceError
 from pipeline.process import tied
 from pipeline.threads import Background
@@ -42,6 +43,12 @@ class Processes:
         # -P: the current folder may hold a `models` of its own.
         command = [sys.executable, "-P", "-m", "consumers.entry", *arguments, "--config", str(self.config)]
         self._children[name] = Child(name, command, self.say)
+
+    def start_all(self, config: Config) -> None:
+        """Starts a worker for each model, and the sampler."""
+        for model in config.models:
+            self.start(model, "train", model)
+        self.start("sampler", "serve")
 
     def check(self) -> None:
         """Starts a process again that was killed from outside, or has given up too many threads.

@@ -6,18 +6,16 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Full
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from pipeline.threads import Background
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 ANSWER_S = 120.0  # what is not done by then comes to a `TimeoutError`, be it at work or waiting
 LOOK_S = 1.0  # between two looks for it

@@ -27,9 +27,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -38,9 +39,6 @@ from pydantic import AfterValidator, Field
 from pipeline.containers import Picture, unpacked
 from pipeline.errors import RecordError
 from pipeline.inputs import Content, Input, error_text
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112  # the EXIF tag

@@ -6,13 +6,11 @@ A kind is a subclass of `Input` in a file of its own, and a row in `pipeline.rec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Content = bytes | str | Image.Image  # of a record: its value, or what a decoder made of it
 

@@ -7,20 +7,16 @@ there once they have a value: an accuracy of zero is not the same as none.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from pipeline.errors import ConfigError
+from pipeline.records import Partition
+from pipeline.store.manifest import Manifest
+from pipeline.store.writer import Committed
 from pipeline.words import said
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from pipeline.records import Partition
-    from pipeline.store.manifest import Manifest
-    from pipeline.store.writer import Committed
 
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300, 3600)
@@ -149,7 +145,6 @@ class WorkerMetrics:
         self._records.labels(self._model, outcome, reason).inc()
 
     def lag(self, lag: Mapping[Partition, int]) -> None:
-        """Records not yet read, per partition."""
         for partition, records in lag.items():
             self._lag.set(records, *partition)
 
@@ -173,11 +168,9 @@ class WorkerMetrics:
             self._diagnoses.set(1, name)
 
     def stalled(self, seconds: float) -> None:
-        """A capture has held up the updates."""
         self._stall.observe(seconds)
 
     def committed(self, committed: Committed, seconds: float) -> None:
-        """A version has become the head."""
         self._version.set(committed.version)
         if committed.keyframe:
             self._keyframes.inc()
@@ -192,7 +185,6 @@ class WorkerMetrics:
         self.store_up(False)
 
     def retried(self) -> None:
-        """It has been made."""
         self._is_waited_for = False
         self.store_up(True)
 
@@ -260,11 +252,9 @@ class SamplerMetrics:
             self._to_served.labels(model).observe(_age_s(self._clock(), newest_ms))
 
     def swap_failed(self, model: str) -> None:
-        """A version could not be put in service."""
         self._failures.labels(model).inc()
 
     def store_up(self, up: bool) -> None:
-        """Whether the store answers."""
         self._store_up.set(up)
 
 

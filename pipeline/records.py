@@ -48,15 +48,8 @@ its `id` header, or else its key, the id of the record that it is for; all UTF-8
 One that is fine but not for this model is `Skipped`: `tombstone` (no value), `requeued` (`headrace-for` names
 another model) or `unlabelled` (the learner needs a label); nothing else of the record is looked at.
 
-A topic that already carries something else needs a decoder, a function named in the configuration
-(`decoder = "mymodule:from_json"`):
-
-    import base64, json
-    from pipeline.records import Payload, Record
-
-    def from_json(record: Record) -> Payload:
-        fields = json.loads(record.value)  # {"image": base64, "label": …}
-        return Payload(base64.b64decode(fields["image"], validate=True), label=fields.get("label"))
+A topic that already carries something else needs a decoder, a function of a `Record` that returns a `Payload`, named in
+the configuration; docs/publish.md has one.
 """
 
 from __future__ import annotations
@@ -67,8 +60,10 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ConfigError, RecordError
@@ -76,10 +71,6 @@ from pipeline.images import ImageInput
 from pipeline.inputs import Content, Input, error_text
 from pipeline.own_code import own
 from pipeline.texts import BYTE_ORDER_MARK, TextInput, composed
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 #: The kinds of record that a model can read, by the `kind` of its input.
 KINDS: dict[str, type[Input]] = {"image": ImageInput, "text": TextInput}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
 from pipeline.errors import RecordError
 from pipeline.inputs import Content, Input
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -62,6 +60,18 @@ def text_array(content: bytes | str, input: TextInput, *, whole: bool = False) -
     padded = np.zeros(max(len(points), input.max_chars), np.int32)
     padded[: len(points)] = points
     return padded
+
+
+def utf8(text: str) -> bytes:
+    """
+    Raises:
+        RecordError: it holds half a character.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise RecordError("undecodable", f"the text holds half a character ({half}). Write it whole.") from None
 
 
 def composed(text: str) -> str:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import socket
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Annotated
+from threading import Event
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote, urlsplit
 
 import typer
 
 from consumers.cli.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, out, print_json, tell
+from consumers.processes import processes
 from consumers.stopping import stopping
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.local import Server
 
 app = typer.Typer()
 
 Folder = Annotated[Path, typer.Option(help="Where a Kafka and a Redis that are started here keep their data.")]
 LOCAL = Path(".headrace/local")
+LOOPBACK = ("127.0.0.1", "localhost")
+LOOK_S = 0.5  # between two looks at what runs
+CONNECT_S = 2.0
 
 
 @app.command()
@@ -30,11 +42,20 @@ def up(folder: Folder = LOCAL, config: ConfigPath = DEFAULT_CONFIG) -> None:
 
     Example: headrace up
     """
-    from consumers.cli.up import up as run
-
     settings = load_config(config)
-    with stopping() as stop:
-        run(config, settings, folder, stop, tell)
+    if not settings.models:
+        raise ConfigError(f"{config} has no model. Add a [models.NAME] table; `headrace init` writes examples.")
+    with stopping() as stop, ExitStack() as stack:
+        servers = _missing_servers(settings, folder, stop, tell)
+        for server in servers:
+            stack.enter_context(server)
+            tell(f"{server.title} answers at 127.0.0.1:{server.port}; its data is in {server.folder}.")
+        started = stack.enter_context(processes(config, tell))
+        started.start_all(settings)
+        while not stop.wait(LOOK_S):
+            for server in servers:
+                server.check()
+            started.check()
 
 
 @app.command()
@@ -53,12 +74,11 @@ def local(
 
     Example: headrace local
     """
-    from consumers.cli.up import password_of
     from pipeline.local import Local, remembered
 
     is_configured = config.exists() or config != DEFAULT_CONFIG
     made_up = secrets.token_urlsafe(16)
-    password = password_of(load_config(config)) if is_configured else made_up
+    password = _password_of(load_config(config)) if is_configured else made_up
     with (
         stopping() as stop,
         Local(folder, kafka_port or None, redis_port or None, password=password, say=tell, stop=stop) as servers,
@@ -94,3 +114,38 @@ def demo(
 
     with stopping() as stop:
         sys.exit(Demo(folder, seconds, kafka, redis, out, stop).run())
+
+
+def _missing_servers(config: Config, folder: Path, stop: Event, say: Callable[[str], None]) -> list[Server]:
+    """The servers that the configuration expects on loopback, where nobody listens yet. They are not started."""
+    found: list[Server] = []
+    if urlsplit(config.redis.url).scheme == "redis" and (port := _missing(config.redis.url, 6379)):
+        from pipeline.local import EmbeddedRedis
+
+        found.append(EmbeddedRedis(folder / "redis", port, password=_password_of(config), say=say, stop=stop))
+    plain = config.kafka.client.get("security_protocol", "PLAINTEXT") == "PLAINTEXT"
+    if plain and (port := _missing(f"kafka://{config.kafka.bootstrap_servers}", 9092)):
+        from pipeline.local import EmbeddedKafka
+
+        found.append(EmbeddedKafka(folder / "kafka", port, say=say, stop=stop))
+    return found
+
+
+def _password_of(config: Config) -> str | None:
+    password = urlsplit(config.redis.url).password
+    return None if password is None else unquote(password)
+
+
+def _missing(url: str, default: int) -> int | None:
+    """The port, if the address is on loopback and nobody listens there."""
+    try:
+        host, port = urlsplit(url).hostname, urlsplit(url).port or default
+    except ValueError:  # several addresses, or none: not for this machine to mend
+        return None
+    if host not in LOOPBACK:
+        return None
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except OSError:
+        return port
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,21 +14,6 @@ from consumers.cli.command import moment
 from pipeline.errors import NotFound
 from pipeline.store import Holding, Manifest, Store
 from pipeline.words import counted
-
-COLUMNS = (
-    "model",
-    "version",
-    "records",
-    "records/s",
-    "lag",
-    "loss",
-    "accuracy",
-    "held out",
-    "freshness",
-    "skipped",
-    "dead letters",
-    "worker",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +39,7 @@ class Row:
 
     def cells(self) -> list[str]:
         """The row as texts, in the order of `COLUMNS`."""
-        held_out = self.held_out
-        return [
-            self.model,
-            _number(self.version),
-            f"{self.records:,}",
-            _number(self.records_per_s, "{:,.0f}"),
-            _number(self.lag_records, "{:,}"),
-            _number(self.loss, "{:.3f}"),
-            _number(self.accuracy, "{:.1%}"),
-            _number(held_out, "{:.1%}" if self.accuracy is not None else "{:.2f} nats"),
-            _number(self.freshness_s, "{:.1f} s"),
-            _number(self.skipped or None, "{:,}"),
-            _number(self.dead_lettered or None, "{:,}"),
-            self._worker(),
-        ]
+        return [cell(self) for cell in COLUMNS.values()]
 
     def warnings(self) -> list[str]:
         """What is wrong with the model, a line each."""
@@ -76,12 +47,29 @@ class Row:
         lines = [] if stalled is None else [f"its worker has been at {stalled} for too long, and learns nothing."]
         return [f"{self.model}: {line}" for line in (*lines, *self.diagnoses.values())]
 
-    def _worker(self) -> str:
+    def state(self) -> str:
         if self.worker is None:
             return "–" if self.version is None else "none"
         if self.worker.alive:
             return "alive" if self.worker.stalled is None else "stalled"
         return f"dead {_number(self.worker.seen_s, '{:,.0f} s')}"
+
+
+#: by heading
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: row.model,
+    "version": lambda row: _number(row.version),
+    "records": lambda row: f"{row.records:,}",
+    "records/s": lambda row: _number(row.records_per_s, "{:,.0f}"),
+    "lag": lambda row: _number(row.lag_records, "{:,}"),
+    "loss": lambda row: _number(row.loss, "{:.3f}"),
+    "accuracy": lambda row: _number(row.accuracy, "{:.1%}"),
+    "held out": lambda row: _number(row.held_out, "{:.1%}" if row.accuracy is not None else "{:.2f} nats"),
+    "freshness": lambda row: _number(row.freshness_s, "{:.1f} s"),
+    "skipped": lambda row: _number(row.skipped or None, "{:,}"),
+    "dead letters": lambda row: _number(row.dead_lettered or None, "{:,}"),
+    "worker": Row.state,
+}
 
 
 class Heads:
@@ -138,7 +126,6 @@ class Heads:
 
 
 def table(rows: Iterable[Row], caption: str | None = None) -> Table:
-    """The rows for a terminal."""
     shown = Table(caption=caption, caption_justify="left")
     for column in COLUMNS:
         shown.add_column(column, justify="left" if column == "model" else "right")

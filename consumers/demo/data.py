@@ -117,7 +117,6 @@ def text_stream(
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as PNG bytes."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -10,7 +10,6 @@ import io
 import os
 import random
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -33,9 +32,9 @@ from consumers.sampler.pictures import grid, png
 from models.capabilities import Classifier, Evaluated, Generator, Model
 from models.learner import Blueprint
 from pipeline.config import Config, load
-from pipeline.errors import HeadraceError, NotFound, Stopped
+from pipeline.errors import NotFound, Stopped
 from pipeline.folders import private
-from pipeline.local import Local
+from pipeline.local import Local, free_port, is_free
 from pipeline.log import Publisher, Reader, ensure_topics
 from pipeline.records import input_array
 from pipeline.store import Manifest, Ref, Store, connect
@@ -195,7 +194,9 @@ class Demo:
 
     def _config(self, kafka: str, redis: str) -> Config:
         self._toml.touch(0o600)  # it has the password
-        self._toml.write_text(CONFIG.format(kafka=kafka, redis=redis, port=_free_port(8080)), "utf-8")
+        self._toml.write_text(
+            CONFIG.format(kafka=kafka, redis=redis, port=8080 if is_free(8080) else free_port()), "utf-8"
+        )
         return load(self._toml, {})
 
     @contextlib.contextmanager
@@ -217,9 +218,7 @@ class Demo:
             processes(self._toml, lambda line: print(line, file=log)) as started,
         ):
             try:
-                for name in config.models:
-                    started.start(name, "train", name)
-                started.start("sampler", "serve")
+                started.start_all(config)
                 self._wait_for_workers(stores, started)
                 publishing.start()
                 self._say(f"The sampler answers at http://{config.sampler.host}:{config.sampler.port}")
@@ -402,14 +401,3 @@ def _records(config: Config, topic: str) -> int:
     with Reader(config.kafka, [topic], start="latest", group="headrace-demo") as reader:
         polled = reader.poll(30)
         return sum(polled.positions.values()) if polled else 0
-
-
-def _free_port(preferred: int) -> int:
-    """The preferred port on loopback if it is free, else any that is."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return int(probe.getsockname()[1])
-    raise HeadraceError("No port is free on loopback. Close some programs and try again.")

@@ -39,7 +39,6 @@ class Outgoing:
 
     @property
     def name(self) -> str:
-        """Its id."""
         return content_id(self.value) if self.id is None else self.id
 
     @property

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import itertools
+import json
 import os
 import stat
 import time
@@ -12,8 +15,9 @@ from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, BinaryIO
 
+from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from consumers.cli.command import err
@@ -21,14 +25,16 @@ from consumers.publish.dropbox import Dropbox
 from consumers.publish.outgoing import Outgoing, Refused, shown
 from consumers.publish.records import Way, are_lines, entries, from_entries, from_stdin, reading
 from consumers.publish.sending import Sender, Tally, patiently
-from consumers.publish.tries import Try, file_of
 from consumers.publish.unlearned import Unlearned, topic_warning
 from pipeline.client import Essence, Mark, mark, sent_since
+from pipeline.closing import Closing
 from pipeline.config import Config, KafkaConfig
 from pipeline.errors import ConfigError, LogError
+from pipeline.folders import private
 from pipeline.log import ensure_topics, refuse_typo
 from pipeline.words import counted
 
+FOLDER = Path(".headrace/publish")  # where tries are remembered, so that the next one can go on
 STDIN, STDIN_FILENO = "-", 0
 CONNECT_MS = 2_000  # of one try to reach Kafka, and so the longest that an end is waited for
 TELL_S = 20.0  # how often it tells how far it is, where there is no terminal
@@ -39,7 +45,6 @@ Records = Iterable[Outgoing | Refused | None]  # None: what was sent is waited f
 
 
 def records(number: int) -> str:
-    """In words."""
     return counted(number, "record")
 
 
@@ -270,3 +275,54 @@ def _named(outgoing: Records, id_: str) -> Iterator[Outgoing | Refused | None]:
             "--id is of one record, and here are several. Publish them one by one; nothing was published."
         )
     yield from (replace(record, id=id_) if isinstance(record, Outgoing) else record for record in found)
+
+
+def file_of(topic: str, servers: str, sources: Iterable[str], suffix: str) -> Path:
+    """The file that remembers what is published from these sources to a topic."""
+    named = [servers, *(source if source == "-" else str(Path(source).absolute()) for source in sources)]
+    digest = hashlib.blake2b(json.dumps(named).encode(), digest_size=8).hexdigest()
+    return FOLDER / f"{topic[:100]}-{digest}{suffix}"
+
+
+class Try(Closing):
+    """One try. Only one process at a time has it.
+
+    Raises:
+        OSError: the file cannot be written, or another process is at it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        private(path.parent)
+        self._path = path
+        self._file: BinaryIO = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.seek(0)
+            self.start = _mark(self._file.read())  # of one that ended early
+        except BlockingIOError:
+            self._file.close()
+            raise OSError("another process publishes the same at this moment.") from None
+        except BaseException:
+            self._file.close()
+            raise
+
+    def keep(self, mark: Mark) -> None:
+        """Remembers where it started, until it is done."""
+        self._file.truncate(0)
+        self._file.write(mark.model_dump_json().encode())
+        self._file.flush()
+
+    def done(self) -> None:
+        """Nothing is left for another try."""
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets another process have it."""
+        self._file.close()
+
+
+def _mark(raw: bytes) -> Mark | None:
+    try:
+        return Mark.model_validate_json(raw)
+    except ValidationError:
+        return None

@@ -25,6 +25,7 @@ from consumers.publish.outgoing import (
     text_of,
 )
 from pipeline.errors import ConfigError, RecordError
+from pipeline.texts import utf8
 
 CHUNK_BYTES = 1 << 16
 LOOK_S = 0.2  # how soon it is seen that the command is to end while a line is waited for
@@ -86,7 +87,7 @@ def from_jsonl(path: Path, way: Way, stop: Event) -> Iterator[Outgoing | Refused
         fields = _fields(line)
         label = fields.get("label") if way.label is None else way.label
         if isinstance(fields.get("text"), str):
-            made = Outgoing(_utf8(fields["text"]), PLAIN, label)
+            made = Outgoing(utf8(fields["text"]), PLAIN, label)
         elif isinstance(fields.get("image"), str):
             picture = path.parent / fields["image"]
             try:
@@ -173,14 +174,6 @@ def _fields(line: str) -> dict[str, str]:
     if any(not isinstance(fields.get(name), str | None) for name in ("label", "id")):
         raise RecordError("label", '"label" and "id" are texts. Put them in quotes.')
     return fields
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start].encode("unicode_escape").decode()
-        raise RecordError("undecodable", f"the text holds half a character ({half}). Write it whole.") from None
 
 
 def _checked(made: Outgoing, limit: int, where: str) -> Outgoing:

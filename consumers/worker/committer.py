@@ -114,7 +114,6 @@ class Committer:
         return self._snapshot is not None
 
     def check(self) -> None:
-        """Raises what ended the thread."""
         self._thread.check()
 
     def submit(self, snapshot: Snapshot) -> None:

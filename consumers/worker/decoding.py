@@ -100,16 +100,12 @@ class _Part:
 
     def _run(self) -> None:
         for record in self.records:
-            decoded = _one(self._decoder, record)
+            try:
+                decoded: Decoded = self._decoder(record)
+            except RecordError as error:
+                decoded = Dead(record, error)
             with self._lock:
                 if self._is_given_up:
                     return
                 self.done.append(decoded)
                 self._since_s = time.monotonic()
-
-
-def _one(decoder: RecordDecoder, record: Record) -> Decoded:
-    try:
-        return decoder(record)
-    except RecordError as error:
-        return Dead(record, error)

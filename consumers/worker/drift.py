@@ -67,7 +67,6 @@ class Drift:
         return changes
 
     def state(self) -> dict[str, Any]:
-        """JSON."""
         return {
             "detector": self._settings.detector,
             "errors": self._detector.state() if self._detector is not None else None,

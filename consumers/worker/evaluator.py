@@ -68,7 +68,6 @@ class Evaluator:
         self.retention = Retention()
 
     def learned(self, examples: Iterable[Example]) -> None:
-        """These were learned."""
         self._learned.extend((example.record.place, example.x) for example in examples)
 
     def unlearned(self, places: Collection[Place]) -> None:

@@ -40,6 +40,7 @@ class Item:
     corrections: list[Correction] = field(default_factory=list)  # of what was learned up to this batch
     records: list[Record] = field(default_factory=list)  # all of these
     batch: Batch | None = None  # of `examples`; its x is on the device, or on its way
+    due_s: float | None = None  # when it must go out, by the feed's clock
 
     def add(self, one: Left | Dead, hold_out: float) -> None:
         if isinstance(one, Example):
@@ -184,18 +185,11 @@ class Feed:
         self._thread.close()
 
     def _loop(self) -> None:
-        item = Item()
-        deadline: float | None = None  # when the open item must go out
-        for one in self._joined(self._decode(self.backlog)):
-            item.add(one, self.hold_out)
-            if len(item.examples) == self.batch_size:
-                self._close(item)
-                item = Item()
-        self._check(item)
+        item = self._added(Item(), self.backlog)
         while not self._stop.is_set():
-            if item.records and deadline is None:
-                deadline = self.clock() + self.max_wait_ms / 1000
-            wait_s = 0.1 if deadline is None else min(0.1, max(0.0, deadline - self.clock()))
+            if item.records and item.due_s is None:
+                item.due_s = self.clock() + self.max_wait_ms / 1000
+            wait_s = 0.1 if item.due_s is None else min(0.1, max(0.0, item.due_s - self.clock()))
             polled = self.reader.poll(wait_s)
             if polled is not None:
                 new = {record.place: record for record in polled.records}
@@ -204,25 +198,27 @@ class Feed:
                 with self._lock:
                     self._pending |= dict.fromkeys(new)
                     self._positions |= polled.positions
-                for one in self._joined(self._decode(list(new.values()))):
-                    item.add(one, self.hold_out)
-                    if len(item.examples) == self.batch_size:
-                        self._close(item)
-                        item, deadline = Item(), None
-                self._check(item)
-            if item.records and deadline is not None and self.clock() >= deadline:
+                item = self._added(item, list(new.values()))
+            if item.due_s is not None and self.clock() >= item.due_s:
                 self._close(item)
-                item, deadline = Item(), None
+                item = Item()
 
-    def _check(self, item: Item) -> None:
-        """
+    def _added(self, item: Item, records: Sequence[Record]) -> Item:
+        """The open item with these records. Each that they fill goes out, and another is opened.
+
         Raises:
             Exhausted: nothing more is decoded; what was goes out first.
         """
+        for one in self._joined(self._decode(records)):
+            item.add(one, self.hold_out)
+            if len(item.examples) == self.batch_size:
+                self._close(item)
+                item = Item()
         if self._decode.error is not None:
             if item.records:
                 self._close(item)
             raise self._decode.error
+        return item
 
     def _joined(self, some: Iterable[Decoded]) -> Iterator[Left | Dead]:
         """The records that can go on: of these, and of those that waited for them."""

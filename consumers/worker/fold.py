@@ -178,7 +178,6 @@ class Fold:
         return self._copy(self.settings)
 
     def _copy(self, settings: ModelConfig) -> Fold:
-        """Another learner in the same state."""
         fold = Fold(self.name, settings, self.blueprint, self.device, self.clock, self.shaped)
         state = self._state()
         meta = self.held_out.meta() if self.held_out is not None else None

@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -15,13 +14,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from consumers.bridge import tensors
+from consumers.worker.fold import Fold
 from models.learner import Reference, Source
 from pipeline.errors import ConfigError, NotFound, NotRepeatable
 from pipeline.records import as_input
-
-if TYPE_CHECKING:
-    from consumers.worker.fold import Fold
-    from pipeline.store import Store
+from pipeline.store import Store
 
 SMALL = {".json", ".txt", ".model"}  # what else than weights is read of a folder,
 MAX_SMALL_BYTES = 64 << 20  # and how much of one file

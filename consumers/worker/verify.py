@@ -43,7 +43,6 @@ class Verification:
         return not self.differs
 
     def json(self) -> dict[str, Any]:
-        """For programs."""
         return {**asdict(self), "same": self.same}
 
 

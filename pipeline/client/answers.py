@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def _decoded(value: bytes | str) -> bytes:

@@ -22,9 +22,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from pipeline.client.sampling import Picture, SamplingClient, encoded
-from pipeline.errors import RecordError, StoreError
-from pipeline.log.dead_letters import DeadLetter, Resolution, read_dead_letters, resolve, with_values
-from pipeline.log.late_labels import late_headers
+from pipeline.errors import StoreError
+from pipeline.log.dead_letters import DeadLetter, Resolution, late_headers, read_dead_letters, resolve, with_values
 from pipeline.log.publisher import Publisher
 from pipeline.log.topics import ensure_topics, refuse_typo
 from pipeline.records import Partition, headers_of, name_of
@@ -33,6 +32,7 @@ from pipeline.store.history import Blame, Commit, blame, commits, places_of
 from pipeline.store.manifest import Ref
 from pipeline.store.redis import connect
 from pipeline.store.store import Store
+from pipeline.texts import utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -152,7 +152,7 @@ class Client(SamplingClient):
         Raises:
             RecordError: it holds half a character.
         """
-        return self._publish(topic, _utf8(text), "text/plain", label, id, new_topic)
+        return self._publish(topic, utf8(text), "text/plain", label, id, new_topic)
 
     def publish_label(self, topic: str, id: str, label: str, *, new_topic: bool = False) -> Receipt:
         """Publishes the label of the record with this id, which came or comes without, to a topic of labels.
@@ -341,10 +341,3 @@ class Client(SamplingClient):
             self._topics.add(topic)
         headers = headers_of(content_type, names.get("label"), names.get("id"))
         return self._publisher.publish(topic, value, key=key, headers=headers)
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError("undecodable", f"the text holds half a character at {error.start}. Write it whole.") from None

@@ -1,7 +1,7 @@
 """A Kafka and a Redis of one's own on this machine: for `headrace local`, the demo and the tests."""
 
 from pipeline.local.passwords import remembered
-from pipeline.local.server import Server
+from pipeline.local.server import Server, free_port, is_free
 from pipeline.local.servers import EmbeddedKafka, EmbeddedRedis, Local
 
 __all__ = [
@@ -9,5 +9,7 @@ __all__ = [
     "EmbeddedRedis",
     "Local",
     "Server",
+    "free_port",
+    "is_free",
     "remembered",
 ]

@@ -147,7 +147,7 @@ class Server(ABC):
         """The given port, else the last start's if it is free, else any free one; kept for the next start."""
         file = self.folder / name
         if given is not None:
-            if not _is_free(given):
+            if not is_free(given):
                 raise ConfigError(
                     f"Port {given} is in use, so {self.title} cannot listen there. Stop what listens, or "
                     "name another port."
@@ -156,9 +156,9 @@ class Server(ABC):
         else:
             with contextlib.suppress(FileNotFoundError, ValueError):
                 port = int(file.read_text("ascii"))
-                if _is_free(port):
+                if is_free(port):
                     return port
-            port = _free_port()
+            port = free_port()
         file.write_text(str(port), "ascii")
         return port
 
@@ -196,7 +196,8 @@ class Server(ABC):
         return "\n".join([f"See {self._log}, which ends with:", *lines])
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a server can listen there, on loopback."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger are no listener
         try:
@@ -206,9 +207,9 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below those that Linux and macOS give to outgoing connections, so that none takes it before the server does."""
     ports = random.SystemRandom()
-    while not _is_free(port := ports.randrange(20_000, 32_768)):
+    while not is_free(port := ports.randrange(20_000, 32_768)):
         pass
     return port

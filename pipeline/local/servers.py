@@ -84,7 +84,6 @@ class EmbeddedKafka(Server):
 
     @property
     def bootstrap_servers(self) -> str:
-        """HOST:PORT"""
         return f"{HOST}:{self.port}"
 
     def _command(self) -> Sequence[str]:
@@ -186,12 +185,10 @@ class Local:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Kafka's HOST:PORT."""
         return self.kafka.bootstrap_servers
 
     @property
     def redis_url(self) -> str:
-        """Of Redis's database 0."""
         return self.redis.url
 
     def start(self) -> None:
@@ -204,7 +201,6 @@ class Local:
             raise
 
     def stop(self) -> None:
-        """Stops both."""
         self.kafka.stop()
         self.redis.stop()
 
@@ -217,7 +213,6 @@ class Local:
 
 
 def _quoted(text: str) -> str:
-    """As redis.conf has it."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -21,14 +21,15 @@ from pipeline.records import Record
 
 MAX_HEADERS = 1000  # of a record: in Python each takes a hundred times what it takes in the log
 CHUNK_BYTES = 256 << 10  # that a batch is unfolded by
-HEADER_OVERHEAD = 150  # bytes that a header takes in Python beside its value
+HEADER_OVERHEAD = 150  # bytes that a header takes in Python beside its value,
+RECORD_OVERHEAD = 500  # and a record beside key, value and headers
 At = tuple[str, int]  # topic and partition
 XERIAL, XERIAL_BYTES = b"\x82SNAPPY\0", 16  # what Java's snappy begins a stream with, and how long that is
 
 
 def memory_of(record: Record) -> int:
-    """Bytes that key, value and headers take, about."""
-    size = len(record.key or b"") + len(record.value or b"")
+    """Bytes that a record takes, about."""
+    size = RECORD_OVERHEAD + len(record.key or b"") + len(record.value or b"")
     return size + sum(HEADER_OVERHEAD + len(value) for _, value in record.headers)
 
 

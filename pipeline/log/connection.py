@@ -144,7 +144,6 @@ def translated(error: KafkaError, config: KafkaConfig, doing: str) -> LogError:
 
 
 def missing_topics(config: KafkaConfig, topics: Iterable[str]) -> TopicMissing:
-    """The error for topics that do not exist."""
     names = list(topics)
     commands = "\n".join(
         f"  kafka-topics.sh --bootstrap-server {config.bootstrap_servers} --create --topic {name} "

@@ -30,25 +30,34 @@ That record and the resolution are one transaction: a crash leaves both or neith
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kafka import KafkaConsumer
 
+from pipeline.config import Config, KafkaConfig, LabelsConfig, ModelConfig
 from pipeline.errors import LogError, LogUnavailable, OffsetsGone, RecordError
 from pipeline.log.connection import connected
 from pipeline.log.fetcher import Fetcher
 from pipeline.log.offsets import describe, end_offsets, first_offsets, tp
 from pipeline.log.publisher import Publisher
-from pipeline.records import FOR, ORIGIN, Partition, Place, Record
+from pipeline.records import (
+    FOR,
+    ORIGIN,
+    Label,
+    Partition,
+    Place,
+    Record,
+    from_headers,
+    label_in,
+    load_decoder,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
-
-    from pipeline.config import KafkaConfig
-
+Headers = tuple[tuple[str, bytes], ...]
 Resolution = Literal["requeued", "dropped"]
 RESOLUTIONS = ("requeued", "dropped")
 NAMES = tuple(
@@ -93,7 +102,7 @@ class DeadLetter:
         return self.origin, self.model
 
     @property
-    def headers(self) -> tuple[tuple[str, bytes], ...]:
+    def headers(self) -> Headers:
         """The headers of the table above."""
         r = self.record
         texts = (self.model, self.reason, self.detail, r.topic, r.partition, r.offset, r.timestamp_ms)
@@ -277,7 +286,7 @@ def resolve(
     topic: str,
     letters: Iterable[DeadLetter],
     resolution: Resolution,
-    headers: Mapping[tuple[str, str], tuple[tuple[str, bytes], ...]] | None = None,
+    headers: Mapping[tuple[str, str], Headers] | None = None,
 ) -> list[DeadLetter]:
     """Requeues or drops dead letters of `topic` that are still open, and returns those.
 
@@ -324,7 +333,7 @@ def _chunks(letters: list[DeadLetter], unknown_bytes: int) -> Iterator[list[Dead
         yield chunk
 
 
-def _publish_again(publisher: Publisher, letter: DeadLetter, more: tuple[tuple[str, bytes], ...]) -> None:
+def _publish_again(publisher: Publisher, letter: DeadLetter, more: Headers) -> None:
     record = letter.record
     ours = ((ORIGIN, letter.origin.encode()), (FOR, letter.model.encode()))
     others = tuple(header for header in record.headers if header[0] not in (ORIGIN, FOR))
@@ -377,3 +386,58 @@ def committed(config: KafkaConfig, topic: str) -> Generator[Record]:
                     f"Kafka at {config.bootstrap_servers} gave no record of {topic} for {SILENCE_S:g} s. "
                     "See that it runs, then try again."
                 )
+
+
+def late_headers(config: Config, letters: Iterable[DeadLetter]) -> dict[tuple[str, str], Headers]:
+    """The headers that requeued records need beside their own, by the keys of their letters.
+
+    Where a model gets its labels from a topic of their own, that is the last label in that topic which the record would
+    have been joined with, and the id that it had by its place.
+
+    Raises:
+        ConfigError: a model's decoder is not there.
+        OffsetsGone: a value was removed from the log.
+        LogUnavailable, LogError: Kafka cannot be reached, or refuses.
+    """
+    found: dict[tuple[str, str], Headers] = {}
+    by_model: dict[str, list[DeadLetter]] = defaultdict(list)
+    for letter in letters:
+        by_model[letter.model].append(letter)
+    for model, those in by_model.items():
+        settings = config.models.get(model)
+        if settings is not None and settings.labels is not None:
+            found |= _of_model(config, settings, settings.labels, those)
+    return found
+
+
+def _of_model(
+    config: Config, settings: ModelConfig, table: LabelsConfig, letters: list[DeadLetter]
+) -> dict[tuple[str, str], Headers]:
+    found: dict[tuple[str, str], Headers] = {}
+    waiting: dict[str, list[DeadLetter]] = defaultdict(list)
+    decode = load_decoder(settings.decoder) if settings.decoder else from_headers
+    with closing(with_values(config.kafka, letters)) as originals:
+        for letter in originals:
+            if letter.record.value is None:
+                continue  # it cannot be read, and `resolve` says so
+            payload = None
+            with suppress(RecordError):
+                payload = decode(letter.record)
+            if payload is None or payload.label is None:
+                id_ = payload.id if payload else None
+                found[letter.key] = () if id_ else (("id", letter.origin.encode()),)
+                waiting[id_ or letter.origin].append(letter)
+    for label in _labels(config, table.topic):
+        for letter in waiting.get(label.id, ()):
+            if abs(label.record.timestamp_ms - letter.record.timestamp_ms) <= 1000 * table.window_s:
+                others = [header for header in found[letter.key] if header[0] != "label"]
+                found[letter.key] = (*others, ("label", label.label.encode()))
+    return found
+
+
+def _labels(config: Config, topic: str) -> Iterator[Label]:
+    with closing(committed(config.kafka, topic)) as records:
+        for record in records:
+            if record.value is not None:
+                with suppress(RecordError):
+                    yield label_in(record)

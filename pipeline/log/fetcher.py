@@ -24,7 +24,6 @@ CHUNK_RECORDS = 500
 FETCH_BYTES = 8 << 20  # of one answer
 PARTITION_FETCH_BYTES = 512 << 10
 FAR = 5_000  # offsets: a seek costs about as much as reading over these
-RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value and headers
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ class _Ahead:
     def drop(self) -> Record:
         record = self.records.popleft()
         self.first = record.offset + 1
-        self.size_bytes -= _size(record)
+        self.size_bytes -= memory_of(record)
         return record
 
     def move(self, offset: int) -> None:
@@ -151,7 +150,7 @@ class Fetcher(Closing):
         for at, records in fetched.items():
             ahead = self._ahead[Partition(*at)]
             ahead.records.extend(records)
-            ahead.size_bytes += sum(map(_size, records))
+            ahead.size_bytes += sum(map(memory_of, records))
         for at, ahead in self._ahead.items():
             if ahead.is_reading:
                 ahead.position = self._consumer.position(tp(at), timeout_ms=0)
@@ -200,7 +199,3 @@ def _gone(partition: Partition, offset: int, why: str) -> OffsetsGone:
         f"{partition} offset {offset} is to be read again, {why}. Restore the topic's data, or go on from a version "
         "that does not need this record."
     )
-
-
-def _size(record: Record) -> int:
-    return memory_of(record) + RECORD_OVERHEAD

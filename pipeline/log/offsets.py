@@ -30,11 +30,19 @@ CALL_MS = 10_000
 ASK_MS = 2_000  # where an answer is not waited for: who asks looks after everything else in between
 
 
-_Span = TypedDict("_Span", {"from": int, "to": int})
-
-
 @with_config(ConfigDict(extra="allow"))
-class Jump(_Span, total=False):
+class Open(TypedDict):
+    """Base of what a lineage records: fields of a later headrace are kept."""
+
+
+_FromTo = TypedDict("_FromTo", {"from": int, "to": int})
+
+
+class Span(Open, _FromTo):
+    """Offsets, or a jump over them."""
+
+
+class Jump(Span, total=False):
     """Reading went on at another offset, for the one to be read next was gone."""
 
     topic: Required[str]
@@ -103,7 +111,6 @@ def _asked(
 
 
 def tp(partition: Partition) -> Any:
-    """As kafka-python has it."""
     return TopicPartition(partition.topic, partition.number)
 
 
@@ -212,7 +219,6 @@ class TopicWatch:
         return topics
 
     def seen(self, records: Iterable[Record]) -> None:
-        """These were read."""
         for record in records:
             partition, offset = record.place
             self._seen[partition].append((offset, hash(record)))
@@ -265,7 +271,6 @@ class TopicWatch:
         return topics
 
     def held(self, partitions: Iterable[Partition]) -> tuple[dict[Partition, int], dict[Partition, int]]:
-        """First offsets and ends."""
         return first_offsets(self._consumer, partitions, ASK_MS), end_offsets(self._consumer, partitions, ASK_MS)
 
     def withheld(self, written: Mapping[Partition, int], ends: dict[Partition, int]) -> dict[Partition, int]:

@@ -22,10 +22,10 @@ from kafka.errors import (
 
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError, TooLarge
+from pipeline.log.batches import RECORD_OVERHEAD
 from pipeline.log.connection import BATCH_OVERHEAD, connect, translated
 from pipeline.threads import Background
 
-RECORD_OVERHEAD = 500  # bytes that a waiting record takes in Python beside its value
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)  # for a topic, or for its files
 TRANSACTION_MS = 20_000  # readers wait for an open transaction: the broker ends one that was left so long
 
@@ -155,7 +155,7 @@ class Publisher:
             if isinstance(error, KafkaError):
                 raise self._translated(error, f"take a record for {topic}") from error
             raise
-        future.add_callback(self._delivered, size)
+        future.add_callback(self._release, size)
         future.add_errback(self._refused, size, instead)
         return Receipt(future, self._config)
 
@@ -249,13 +249,10 @@ class Publisher:
                 )
             self._buffered_bytes += size
 
-    def _release(self, size: int) -> None:
+    def _release(self, size: int, _: object = None) -> None:
         with self._changed:
             self._buffered_bytes -= size
             self._changed.notify_all()
-
-    def _delivered(self, size: int, _: object) -> None:
-        self._release(size)
 
     def _refused(self, size: int, instead: Callable[[], object] | None, error: KafkaError) -> None:
         with self._changed:

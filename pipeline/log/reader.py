@@ -29,7 +29,6 @@ POLL_MS = 50  # how soon the thread sees that it shall stop or commit
 AHEAD_MS = 10_000  # by which the clock of a producer may be ahead of this machine's
 FETCH_WAIT_MS = 50  # how long a fetch that finds nothing holds up other partitions of that broker
 CHUNK_RECORDS = 500
-RECORD_OVERHEAD = 500  # bytes that a record takes in Python beside key, value and headers
 
 
 @dataclass(slots=True)
@@ -345,7 +344,6 @@ class Reader(Closing):
             fetched = {}
         records = [record for batch in fetched.values() for record in batch]
         self._watch.seen(records)
-        size = sum(map(memory_of, records))
         latest_ms = 1000 * time.time() + AHEAD_MS
         self._ahead.update(Partition(r.topic, r.partition) for r in records if r.timestamp_ms > latest_ms)
         positions = {}
@@ -358,7 +356,7 @@ class Reader(Closing):
                 ends[partition] = max(position, self._consumer.highwater(at) or 0)
         if positions:
             self._read |= positions
-            self._put(Polled(records, positions), size + RECORD_OVERHEAD * len(records), ends)
+            self._put(Polled(records, positions), sum(map(memory_of, records)), ends)
         if self._is_cut:
             self._watch.explain_cut(self._read)
 

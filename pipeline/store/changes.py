@@ -8,86 +8,74 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from pipeline.log.offsets import Jump
-
-OPEN = ConfigDict(extra="allow")
+from pipeline.log.offsets import Jump, Open, Span
 
 Pair = Annotated[list[Any], Field(min_length=2, max_length=2)]  # before, now
 Differences = dict[str, Pair]  # by key; None where there is no value
 
-_Span = TypedDict("_Span", {"from": int, "to": int})
 _Since = TypedDict("_Since", {"from": int})
 
 
-@with_config(OPEN)
-class Drifted(TypedDict, total=False):
+class Drifted(Open, total=False):
     """The prequential error rose for good."""
 
     update: int
     reaction: str
 
 
-@with_config(OPEN)
-class Flushed(TypedDict, total=False):
+class Flushed(Open, total=False):
     """Records left the replay memory, by class."""
 
     update: int
     records: dict[str, int]
 
 
-@with_config(OPEN)
-class FarAbove(TypedDict, total=False):
+class FarAbove(Open, total=False):
     """A loss was far above its recent range."""
 
     update: int
     loss: float | None  # None: not finite
 
 
-@with_config(OPEN)
-class Alarmed(TypedDict, total=False):
+class Alarmed(Open, total=False):
     """The learner raised an alarm."""
 
     update: int
     name: str
 
 
-@with_config(OPEN)
-class Guarded(TypedDict, total=False):
+class Guarded(Open, total=False):
     """Records that broke the state were taken out."""
 
     update: int
     records: int
 
 
-@with_config(OPEN)
-class HeldOutBefore(TypedDict):
+class HeldOutBefore(Open):
     """So many of the held-out records came before the correction that begins with this label."""
 
     records: int
     before: Annotated[list[Any], Field(min_length=3, max_length=3)]  # topic, partition, offset
 
 
-@with_config(OPEN)
-class Doubtful(_Span):
+class Doubtful(Span):
     """What was read of these offsets may be of a topic that was made again meanwhile."""
 
     topic: str
     partition: int
 
 
-@with_config(OPEN)
-class Lost(TypedDict, total=False):
+class Lost(Open, total=False):
     """Redis came back older: numbers above this one, up to that one, are not used again."""
 
     above: int
     up_to: int
 
 
-@with_config(OPEN)
-class HeadDiffered(_Since, total=False):
+class HeadDiffered(Open, _Since, total=False):
     """Learned again from a keyframe, the head came out with other weights."""
 
     differs: dict[str, float | None]  # tensor → largest difference
@@ -95,8 +83,7 @@ class HeadDiffered(_Since, total=False):
     gone: int  # records that the log does not hold any more
 
 
-@with_config(OPEN)
-class Change(TypedDict, total=False):
+class Change(Open, total=False):
     """All kinds of change; an entry of a lineage has one of them."""
 
     alarm: Alarmed

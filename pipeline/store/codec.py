@@ -10,18 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from pipeline.errors import Corrupt
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
 #: numpy's dtypes of the names that numpy knows (it has no bfloat16), little-endian.
 NUMPY = {
@@ -89,7 +86,6 @@ class Encoded:
         self.bytes = len(self._header) + end
 
     def serialized(self) -> bytes:
-        """The object in one piece."""
         return b"".join([self._header, *self._data])
 
 

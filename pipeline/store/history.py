@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.config import KafkaConfig
 from pipeline.log.reader import Reader
 from pipeline.records import Partition, Place, id_in
+from pipeline.store.changes import Change
 from pipeline.store.lineage import LEARNED
-from pipeline.store.store import HISTORY_BATCH
+from pipeline.store.manifest import HistoryEntry
+from pipeline.store.store import HISTORY_BATCH, Store
 from pipeline.texts import composed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from pipeline.config import KafkaConfig
-    from pipeline.store.changes import Change
-    from pipeline.store.manifest import HistoryEntry
-    from pipeline.store.store import Store
 
 PENDING, NOT_YET, NOTHING = "pending", "not yet", "nothing there"
 POLL_S = 0.1

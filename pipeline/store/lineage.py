@@ -9,16 +9,14 @@ partitions is two runs, whatever the batch size, and numbers stay small, however
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.records import Partition, Place
 from pipeline.store.changes import Change
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what is stored is no larger: JSON has numbers of any size
 Count = Annotated[int, Field(ge=1, lt=2**63)]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from pipeline.errors import Corrupt, NotFound, StoreError
 from pipeline.store.codec import Encoded, sha256
+from pipeline.store.manifest import Ref, TensorEntry
 from pipeline.store.redis import Keyspace, translated
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
-
-    from pipeline.store.manifest import Ref, TensorEntry
 
 UNCOMMITTED_S = 3600  # what is uploaded and never committed goes away by itself after this long
 TRANSFER_BYTES = 32 << 20  # objects are sent and fetched in batches of about this size

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis import Redis, exceptions as redis_errors
 from redis.backoff import NoBackoff
@@ -18,9 +19,6 @@ from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, StoreError,
 from pipeline.local.passwords import password_of
 from pipeline.store.manifest import Ref
 from pipeline.words import said
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 REGISTRY = "headrace:models"  # a set of "family:model"
 DOCUMENT_BYTES = 32 << 20  # of a manifest
@@ -103,6 +101,12 @@ def translated() -> Iterator[None]:
         ) from error
 
 
+def _asked(call: Callable[..., Any], *args: Any) -> Any:
+    """What Redis answers to this call. Raises as `translated`."""
+    with translated():
+        return call(*args)
+
+
 @dataclass(frozen=True, slots=True)
 class Fence:
     """The right to write one model: a counter for people, a random token for Redis."""
@@ -149,7 +153,6 @@ class Keyspace:
         }
 
     def key(self, name: str) -> str:
-        """A key of the model."""
         return self._model + name
 
     def family_key(self, name: str) -> str:
@@ -158,20 +161,15 @@ class Keyspace:
 
     def run(self, script: str, *args: str | int | bytes) -> Any:
         """Runs one of the scripts in `lua/`: one atomic step."""
-        with translated():
-            return self._scripts[script](keys=[self._family, self._model], args=args)
+        return _asked(self._scripts[script], [self._family, self._model], args)
 
     def register(self) -> None:
-        """Adds the model to the list of models."""
         name = f"{self.family}:{self.model}"
-        with translated():
-            if not self.redis.sismember(REGISTRY, name):  # at its maxmemory Redis refuses to add what is there, too
-                self.redis.sadd(REGISTRY, name)
+        if not _asked(self.redis.sismember, REGISTRY, name):  # at its maxmemory it refuses to add what is there, too
+            _asked(self.redis.sadd, REGISTRY, name)
 
     def unregister(self) -> None:
-        """Takes the model off the list."""
-        with translated():
-            self.redis.srem(REGISTRY, f"{self.family}:{self.model}")
+        _asked(self.redis.srem, REGISTRY, f"{self.family}:{self.model}")
 
     # --- the writer's lease ---
 
@@ -192,9 +190,8 @@ class Keyspace:
 
     def lost_lease(self, fence: Fence) -> Fenced | HeadMoved | None:
         """Why a worker may not write any more; None: it may."""
-        with translated():
-            fields: Any = self.redis.hmget(self.key("fence"), "counter", "token", "owner")
-            held = self.redis.exists(self.key("lease"))
+        fields = _asked(self.redis.hmget, self.key("fence"), "counter", "token", "owner")
+        held = _asked(self.redis.exists, self.key("lease"))
         counter, token, owner = (None if value is None else value.decode() for value in fields)
         if token == fence.token:
             return None
@@ -213,48 +210,36 @@ class Keyspace:
 
     def _was_deleted(self) -> bool:
         """Else there is nothing of the model because Redis came back empty."""
-        with translated():
-            events: Any = self.redis.xrange(self.family_key("events"))
+        events = _asked(self.redis.xrange, self.family_key("events"))
         ours = {b"kind": b"delete", b"model": self.model.encode()}
         return any(ours.items() <= fields.items() for _, fields in events)
 
     # --- versions ---
 
     def head(self) -> Ref | None:
-        """The newest version."""
-        with translated():
-            ref: Any = self.redis.get(self.key("head"))
+        ref = _asked(self.redis.get, self.key("head"))
         return Ref.parse(ref) if ref else None
 
     def versions(self, number: str | None = None) -> list[Ref]:
         """The kept versions, oldest first: all of them, or those with this number."""
         low, high = ("-inf", "+inf") if number is None else (number, number)
-        with translated():
-            refs: Any = self.redis.zrangebyscore(self.key("versions"), low, high)
-        return [Ref.parse(ref) for ref in refs]
+        return [Ref.parse(ref) for ref in _asked(self.redis.zrangebyscore, self.key("versions"), low, high)]
 
     def keeps(self, version: Ref) -> bool:
         """Whether this very version is kept: by its number alone it could be another one."""
-        with translated():
-            return self.redis.zscore(self.key("versions"), str(version)) is not None
+        return _asked(self.redis.zscore, self.key("versions"), str(version)) is not None
 
     def aliases(self) -> dict[str, Ref]:
-        """What the aliases name."""
-        with translated():
-            aliases: Any = self.redis.hgetall(self.key("aliases"))
+        aliases = _asked(self.redis.hgetall, self.key("aliases"))
         return {name.decode(): Ref.parse(ref) for name, ref in sorted(aliases.items())}
 
     def alias(self, name: str) -> Ref | None:
-        """What this alias names."""
-        with translated():
-            ref: Any = self.redis.hget(self.key("aliases"), name)
+        ref = _asked(self.redis.hget, self.key("aliases"), name)
         return Ref.parse(ref) if ref else None
 
     def last_version(self) -> int:
         """The highest number that was ever used; 0 before the first."""
-        with translated():
-            last: Any = self.redis.get(self.key("counter"))
-        return int(last or 0)
+        return int(_asked(self.redis.get, self.key("counter")) or 0)
 
     def document(self, name: str, what: str) -> bytes | None:
         """A JSON document of the model; errors call it `what`.
@@ -262,8 +247,7 @@ class Keyspace:
         Raises:
             Corrupt: it is larger than any that is written.
         """
-        with translated():
-            raw: Any = self.redis.getrange(self.key(name), 0, DOCUMENT_BYTES)
+        raw: bytes = _asked(self.redis.getrange, self.key(name), 0, DOCUMENT_BYTES)
         if len(raw) > DOCUMENT_BYTES:
             raise Corrupt(f"{what} is larger than {DOCUMENT_BYTES} bytes. Use another version, or restore Redis.")
         return raw or None
@@ -272,27 +256,20 @@ class Keyspace:
 
     def entries(self, numbers: Sequence[int]) -> list[tuple[bytes | None, bytes | None]]:
         """Of each of these versions its entry in the history, and its manifest where that is kept."""
-        with translated():
-            entries: Any = self.redis.hmget(self.key("lineage"), [str(number) for number in numbers])
-            manifests: Any = self.redis.mget([self.key(f"manifest:{number}") for number in numbers])
+        entries = _asked(self.redis.hmget, self.key("lineage"), [str(number) for number in numbers])
+        manifests = _asked(self.redis.mget, [self.key(f"manifest:{number}") for number in numbers])
         return list(zip(entries, manifests, strict=True))
 
     def entry_count(self) -> int:
-        """Entries in the history."""
-        with translated():
-            count: Any = self.redis.hlen(self.key("lineage"))
-        return int(count)
+        return int(_asked(self.redis.hlen, self.key("lineage")))
 
     def entry_numbers(self) -> list[int]:
         """The numbers of the versions in the history, in no order."""
-        with translated():
-            numbers: Any = self.redis.hkeys(self.key("lineage"))
-        return list(map(int, numbers))
+        return list(map(int, _asked(self.redis.hkeys, self.key("lineage"))))
 
     def events(self, after_id: str, block_ms: int | None) -> list[Event]:
         """What happened in the family after an event; waits for the first for up to `block_ms`."""
-        with translated():
-            streams: Any = self.redis.xread({self.family_key("events"): after_id}, EVENTS, block_ms)
+        streams = _asked(self.redis.xread, {self.family_key("events"): after_id}, EVENTS, block_ms)
         return [_event(id_, fields) for _, entries in streams or () for id_, fields in entries]
 
 

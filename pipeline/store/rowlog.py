@@ -8,19 +8,16 @@ file system (Rosenblum & Ousterhout 1992), with rows for blocks and parts for se
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import Corrupt
 from pipeline.store.codec import ITEM_BYTES, Array, Encoded, decode, from_numpy, row_bytes
 from pipeline.store.manifest import Part, TensorEntry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
 
 CHUNK_BYTES = 16 << 20  # the most of one object
 SEGMENTS = 16  # parts of a tracked tensor that is written whole,
@@ -127,7 +124,6 @@ class RowLog:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor."""
         return self._rows.nbytes
 
     def append(self, delta: Delta, spare_bytes: int) -> Pieces:

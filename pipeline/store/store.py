@@ -7,22 +7,18 @@ import re
 import secrets
 import time
 from collections import ChainMap
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+
+from redis import Redis
 
 from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.store.codec import Array, sha256
+from pipeline.store.lineage import Lineage
 from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref, TensorEntry
 from pipeline.store.objects import Objects, RedisObjects, fetch
 from pipeline.store.redis import Event, Fence, Holding, Keyspace
 from pipeline.store.rowlog import assemble
 from pipeline.store.writer import Writer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-
-    from redis import Redis
-
-    from pipeline.store.lineage import Lineage
 
 LATEST = "latest"
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")

@@ -9,20 +9,16 @@ state is what changed since that one, however many versions lie between them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.errors import Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.store.codec import Array, Encoded, sha256
+from pipeline.store.lineage import Lineage
 from pipeline.store.manifest import About, Group, HistoryEntry, Manifest, Part, Ref, TensorEntry
 from pipeline.store.objects import Objects, fetch
+from pipeline.store.redis import Fence, Keyspace
 from pipeline.store.rowlog import Delta, Pieces, RowLog, whole
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from pipeline.store.lineage import Lineage
-    from pipeline.store.redis import Fence, Keyspace
 
 #: Of what changed: what a commit may send in all, so that it ends below 1.2 with what is not foreseen.
 MAY_MOVE = 1.17

@@ -15,7 +15,7 @@ from sklearn.naive_bayes import ComplementNB, MultinomialNB
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from consumers.metered import Metered
+from consumers.loading import Metered
 from models.learner import Batch, Rows, update_generator
 from models.registry import BUILTIN
 from models.texts.analytic import (

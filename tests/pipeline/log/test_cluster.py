@@ -12,7 +12,7 @@ import pytest
 from redis import Redis, RedisCluster
 
 from pipeline.errors import NotFound
-from pipeline.local.server import _is_free
+from pipeline.local.server import is_free
 from pipeline.local.servers import EmbeddedRedis
 from pipeline.store.codec import from_numpy
 from pipeline.store.redis import connect, models
@@ -38,7 +38,7 @@ class Node(EmbeddedRedis):
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a node that serves."""
     ports = random.SystemRandom()
-    while not all(map(_is_free, (port := ports.randrange(20_000, 32_768 - BUS), port + BUS))):
+    while not all(map(is_free, (port := ports.randrange(20_000, 32_768 - BUS), port + BUS))):
         pass  # both below those of outgoing connections
     with Node(tmp_path_factory.mktemp("cluster"), port) as server:
         with Redis.from_url(server.url) as client:
