@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.closing import Closing
 from pipeline.config import Config
 from pipeline.errors import Exhausted, HeadraceError
 from pipeline.process import tied
@@ -22,15 +22,14 @@ KILLS, WITHIN_S = 3, 60.0  # what was killed so often within this time would be 
 
 
 @dataclass(eq=False)
-class Processes:
+class Processes(Closing):
     """The children; they end with this process, also with one that is killed (pipeline/process.py).
 
     Args:
-        config: the configuration that all of them read.
         say: takes the log, a line at a time, with the process's name in front; called on several threads.
     """
 
-    config: Path
+    config: Path  # the configuration that all of them read
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -69,7 +68,7 @@ class Processes:
             self.say(f"{name} {how(status)}; started again.")
             self._children[name] = Child(name, child.command, self.say)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """SIGTERM for all, and SIGKILL for those that do not end in time."""
         for child in self._children.values():
             child.process.terminate()
@@ -129,13 +128,3 @@ class Child:
 def how(status: int) -> str:
     """A process ended, in words."""
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-
-
-@contextmanager
-def processes(config: Path, say: Callable[[str], None]) -> Iterator[Processes]:
-    """Starts nothing yet. All that are started end with the context."""
-    started = Processes(config, say)
-    try:
-        yield started
-    finally:
-        started.end()

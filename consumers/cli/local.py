@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from consumers.cli.command import DEFAULT_CONFIG, ConfigPath, Json, load_config, out, print_json, tell
-from consumers.processes import processes
+from consumers.processes import Processes
 from consumers.stopping import stopping
 from pipeline.errors import ConfigError
 
@@ -50,7 +50,7 @@ def up(folder: Folder = LOCAL, config: ConfigPath = DEFAULT_CONFIG) -> None:
         for server in servers:
             stack.enter_context(server)
             tell(f"{server.title} answers at 127.0.0.1:{server.port}; its data is in {server.folder}.")
-        started = stack.enter_context(processes(config, tell))
+        started = stack.enter_context(Processes(config, tell))
         started.start_all(settings)
         while not stop.wait(LOOK_S):
             for server in servers:

@@ -27,7 +27,7 @@ from rich.live import Live
 from consumers.cli.watch import Heads, Row, plain, table
 from consumers.demo import data as demo_data
 from consumers.loading import build, resolve_blueprint
-from consumers.processes import Processes, processes
+from consumers.processes import Processes
 from consumers.sampler.pictures import grid, png
 from models.capabilities import Classifier, Evaluated, Generator, Model
 from models.learner import Blueprint
@@ -130,18 +130,11 @@ class Margin:
     gain: float
     slack: float
     lower_is_better: bool
-    unit: str
 
-    def passed(self, exam: Exam) -> bool:
+    def result(self, name: str, exam: Exam) -> tuple[bool, str]:
+        """Whether the run shows it, and a sentence that says so."""
         if exam.first is None or exam.last is None:
-            return False
-        sign = -1 if self.lower_is_better else 1
-        needed = -self.slack if exam.resumed else self.gain
-        return sign * (exam.last - exam.first) >= needed * (abs(exam.first) if self.lower_is_better else 1)
-
-    def sentence(self, name: str, exam: Exam) -> str:
-        if exam.first is None or exam.last is None:
-            return f"{name}: no version was made."
+            return False, f"{name}: no version was made."
         rule = f"may fall by {self.slack:.0%}" if exam.resumed else f"asked for {self.gain:+.0%}"
         if self.lower_is_better:
             change = (exam.first - exam.last) / abs(exam.first)
@@ -149,13 +142,14 @@ class Margin:
         else:
             change = exam.last - exam.first
             figures = f"held-out accuracy {exam.first:.1%} → {exam.last:.1%} ({rule})"
-        return f"{name}: {figures}: {'passed' if self.passed(exam) else 'FAILED'}."
+        passed = change >= (-self.slack if exam.resumed else self.gain)
+        return passed, f"{name}: {figures}: {'passed' if passed else 'FAILED'}."
 
 
 MARGINS = {
-    "digits": Margin(gain=0.60, slack=0.03, lower_is_better=False, unit="accuracy"),
-    "languages": Margin(gain=0.40, slack=0.05, lower_is_better=False, unit="accuracy"),
-    "drawings": Margin(gain=0.25, slack=0.03, lower_is_better=True, unit="nats"),
+    "digits": Margin(gain=0.60, slack=0.03, lower_is_better=False),
+    "languages": Margin(gain=0.40, slack=0.05, lower_is_better=False),
+    "drawings": Margin(gain=0.25, slack=0.03, lower_is_better=True),
 }
 
 
@@ -215,7 +209,7 @@ class Demo:
         publishing = Background(lambda: _publish(config, self._read, ending), "publish")
         with (
             self._log.open("a", 1, "utf-8") as log,
-            processes(self._toml, lambda line: print(line, file=log)) as started,
+            Processes(self._toml, lambda line: print(line, file=log)) as started,
         ):
             try:
                 started.start_all(config)
@@ -321,14 +315,15 @@ class Demo:
             self._say(f"drew {path}")
 
     def _summary(self, exams: dict[str, Exam]) -> int:
-        for name, exam in exams.items():
-            self._say(MARGINS[name].sentence(name, exam))
+        results = [MARGINS[name].result(name, exam) for name, exam in exams.items()]
+        for _, sentence in results:
+            self._say(sentence)
         self._say(
             f"Drawings are in {self.folder / 'drawings'}, the log is {self._log}. The next run goes on from here."
         )
         if self.seconds is None or self.stop.is_set():
             return 0
-        return 0 if all(MARGINS[name].passed(exam) for name, exam in exams.items()) else 1
+        return 0 if all(passed for passed, _ in results) else 1
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
@@ -346,15 +341,11 @@ def _exams(config: Config) -> dict[str, Exam]:
 
 @dataclass(slots=True)
 class Stream:
-    """A topic that is filled at `per_s` records a second, but not beyond what is read of it.
-
-    Args:
-        already: how many records the topic held before.
-    """
+    """A topic that is filled at `per_s` records a second, but not beyond what is read of it."""
 
     per_s: float
     samples: Iterator[demo_data.Sample]
-    already: int
+    already: int  # how many records the topic held before
     sent: int = 0
     _due: float = 0.0
 

@@ -8,6 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
@@ -28,44 +29,36 @@ LEASES = hasattr(fcntl, "F_SETLEASE")  # Linux tells whether somebody is writing
 Signature = tuple[int, int, int]
 
 
+@dataclass(eq=False)
 class Dropbox:
-    """Follows a folder.
+    """Follows a folder."""
 
-    Args:
-        memory: a file that remembers what was published, for the next start. None: nothing is remembered.
-    """
+    folder: Path
+    way: Way
+    say: Callable[[str], None]
+    memory: Path | None  # a file that remembers what was published, for the next start. None: nothing is remembered
+    clock: Callable[[], float] = time.monotonic
 
-    def __init__(
-        self,
-        folder: Path,
-        way: Way,
-        say: Callable[[str], None],
-        memory: Path | None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        if not folder.is_dir():
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
             raise ConfigError(
-                f"{shown(folder)} is not a folder. Create it, or name the one that files are dropped into."
+                f"{shown(self.folder)} is not a folder. Create it, or name the one that files are dropped into."
             )
-        self._folder = folder
-        self._way = way
-        self._say = _once(say)
-        self._memory = memory
-        self._clock = clock
+        self._say = _once(self.say)
         self._took_s = 0.0  # the last look
         self._looks: dict[str, int] = {}  # that found a file as it is
         self._taken: dict[str, Signature] = {}  # what needs no further look
         self._found: dict[str, tuple[Signature, str | None]] = {}
         self._look()
-        if memory is not None and memory.exists():
-            before = _remembered(memory)
+        if self.memory is not None and self.memory.exists():
+            before = _remembered(self.memory)
             self._taken = {path: at for path, (at, _) in self._found.items() if before.get(path) == at}
-            memory.unlink()  # it is written anew, without what is gone
+            self.memory.unlink()  # it is written anew, without what is gone
         else:
             self._taken = {path: at for path, (at, _) in self._found.items()}
             if self._taken:
                 self._say(
-                    f"{shown(folder)}: what was there already ({len(self._taken):,} of them) is not published. "
+                    f"{shown(self.folder)}: what was there already ({len(self._taken):,} of them) is not published. "
                     "`headrace publish` of the folder does that."
                 )
         self._remember(self._taken)
@@ -92,21 +85,21 @@ class Dropbox:
         self._remember({record.where: self._taken[record.where]})
 
     def _look(self) -> None:
-        began_s = self._clock()
+        began_s = self.clock()
         self._found = {}
-        for entry in listing(self._folder, self._say):
+        for entry in listing(self.folder, self._say):
             if isinstance(entry, Refused):
                 self._say(str(entry))
             elif signature := _signature(Path(entry.path)):
                 self._found[entry.path] = signature, entry.label
-        self._took_s = self._clock() - began_s
+        self._took_s = self.clock() - began_s
 
     def _take(self, path: Path, signature: Signature, label: str | None) -> Iterator[Outgoing | Refused]:
         if _is_written(path):
             return
         self._taken[str(path)] = signature
         try:
-            record = from_file(path, label if self._way.label is None else self._way.label, self._way.limit)
+            record = from_file(path, label if self.way.label is None else self.way.label, self.way.limit)
         except RecordError as error:
             yield Refused(str(path), error.detail)
             return
@@ -118,14 +111,14 @@ class Dropbox:
             self._say(f"{shown(path)}: no whole picture yet. It is looked at again when it changes.")
 
     def _remember(self, files: dict[str, Signature]) -> None:
-        if self._memory is None:
+        if self.memory is None:
             return
         try:
-            private(self._memory.parent)
-            with self._memory.open("a", encoding="utf-8") as lines:
+            private(self.memory.parent)
+            with self.memory.open("a", encoding="utf-8") as lines:
                 lines.writelines(f"{json.dumps([path, *signature])}\n" for path, signature in files.items())
         except OSError as error:
-            self._say(f"{self._memory}: {error.strerror}. The next start will not know what was published.")
+            self._say(f"{self.memory}: {error.strerror}. The next start will not know what was published.")
 
 
 def _signature(path: Path) -> Signature | None:

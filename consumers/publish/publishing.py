@@ -50,13 +50,7 @@ def records(number: int) -> str:
 
 @dataclass(eq=False)
 class Publishing:
-    """Publishes to a topic until all is sent, or `stop`; `tally` and `is_ended` tell how it went.
-
-    Args:
-        id: of the one record that there is.
-        again: also what a try published that ended early.
-        new_topic: the topic is made, also where no model reads it.
-    """
+    """Publishes to a topic until all is sent, or `stop`; `tally` and `is_ended` tell how it went."""
 
     config: Config
     topic: str
@@ -64,9 +58,9 @@ class Publishing:
     stop: Event
     say: Callable[[str], None]
     _: KW_ONLY
-    id: str | None = None
-    again: bool = False
-    new_topic: bool = False
+    id: str | None = None  # of the one record that there is
+    again: bool = False  # also what a try published that ended early
+    new_topic: bool = False  # the topic is made, also where no model reads it
 
     def __post_init__(self) -> None:
         self.tally = Tally()

@@ -44,20 +44,14 @@ class Tally:
 
 @dataclass(eq=False)
 class Sender:
-    """Publishes to one topic, for one thread.
-
-    Args:
-        stop: ends the waiting for a Kafka that is away.
-        before: records that an earlier try published: each is left out as often.
-        sent: hears of every record that Kafka has.
-    """
+    """Publishes to one topic, for one thread."""
 
     kafka: KafkaConfig
     topic: str
-    stop: Event
+    stop: Event  # ends the waiting for a Kafka that is away
     say: Callable[[str], None]
-    before: Counter[Essence]
-    sent: Callable[[Outgoing], None] = lambda _: None
+    before: Counter[Essence]  # records that an earlier try published: each is left out as often
+    sent: Callable[[Outgoing], None] = lambda _: None  # hears of every record that Kafka has
 
     def __post_init__(self) -> None:
         self.tally = Tally()

@@ -87,14 +87,11 @@ class Committer:
     """Makes one commit at a time. A step that a later try can mend is tried again, until `finish` gives up.
 
     Each step is repeated by itself, so that one draft never becomes two versions.
-
-    Args:
-        last_number: the highest number that a version may have had. New ones are above it.
     """
 
     store: Store
     fence: Fence
-    last_number: InitVar[int]
+    last_number: InitVar[int]  # the highest number that a version may have had. New ones are above it
     reader: Reader | AlignedReader
     dead_letters: Publisher
     metrics: WorkerMetrics

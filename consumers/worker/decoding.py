@@ -28,34 +28,31 @@ class Dead:
 Decoded = Example | Label | Skipped | Dead
 
 
+@dataclass(eq=False)
 class Decoding:
-    """Decodes chunks of records. Each part of a chunk has a thread, which is given up where a record comes to no end.
+    """Decodes chunks of records. Each part has a thread, which is given up where a record comes to no end."""
 
-    Args:
-        threads: parts of a chunk.
-        stop: set where nobody wants the rest any more.
-    """
+    decoder: RecordDecoder
+    threads: int  # parts of a chunk
+    stop: threading.Event  # set where nobody wants the rest any more
 
-    def __init__(self, decoder: RecordDecoder, threads: int, stop: threading.Event) -> None:
-        self._decoder = decoder
-        self._threads = threads
-        self._stop = stop
+    def __post_init__(self) -> None:
         self._given_up: list[_Part] = []
         self.error: Exhausted | None = None  # why it decodes no more
 
     def __call__(self, records: Sequence[Record]) -> list[Decoded]:
         """What becomes of each; of the first ones alone where it was stopped, or has an `error`."""
-        share = -(-len(records) // self._threads) or 1
+        share = -(-len(records) // self.threads) or 1
         starts = range(0, len(records), share)
         decoded: list[Decoded] = []
-        for part in [_Part(self._decoder, records[start : start + share]) for start in starts]:
+        for part in [_Part(self.decoder, records[start : start + share]) for start in starts]:
             if self.error is None:
                 decoded += self._ended(part)
         return decoded
 
     def _ended(self, part: _Part) -> Iterator[Decoded]:
         while part.lasts():
-            if self._stop.is_set():
+            if self.stop.is_set():
                 return
             if part.give_up_after(STALLED_S):
                 yield from part.done
@@ -69,7 +66,7 @@ class Decoding:
                         f"ends, and a new one goes on behind them. Mend the decoder."
                     )
                     return
-                part = _Part(self._decoder, rest)
+                part = _Part(self.decoder, rest)
         part.thread.check()
         yield from part.done
 

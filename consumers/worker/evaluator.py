@@ -52,13 +52,10 @@ def feature_extractor_of(name: str, settings: HoldOutConfig, sources: Sources, d
 
 @dataclass(eq=False)
 class Evaluator:
-    """
-    Args:
-        extractor: of the features by which drawings are judged; None: they are not.
-    """
+    """Asks a model now and then about records that it never learns."""
 
     settings: HoldOutConfig
-    extractor: Backbone | None
+    extractor: Backbone | None  # of the features by which drawings are judged; None: they are not
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:

@@ -113,13 +113,6 @@ class Feed:
     """Reads, decodes and batches in the background; `take` hands out items in order.
 
     A batch is closed by its size, or when its first record has waited for `max_wait_ms`.
-
-    Args:
-        positions: where the reader starts.
-        hold_out: the share of the records that are not learned.
-        backlog: records from before those positions that come first.
-        joiner: brings records and labels together, where these are in a topic of their own.
-        already: records that a version learned ahead of their turn. They are passed over.
     """
 
     reader: Reader | AlignedReader
@@ -130,11 +123,11 @@ class Feed:
     batch_size: int
     max_wait_ms: int
     decode_threads: int
-    hold_out: float = 0.0
-    positions: Mapping[Partition, int]
-    backlog: Sequence[Record] = ()
-    joiner: Joiner | None = None
-    already: Collection[Place] = ()
+    hold_out: float = 0.0  # the share of the records that are not learned
+    positions: Mapping[Partition, int]  # where the reader starts
+    backlog: Sequence[Record] = ()  # records from before those positions that come first
+    joiner: Joiner | None = None  # brings records and labels together, where these are in a topic of their own
+    already: Collection[Place] = ()  # records that a version learned ahead of their turn. They are passed over
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:

@@ -58,23 +58,16 @@ class Update:
 class Fold:
     """What a model is between two commits: its learner, what watches it, and the lineage since the last version.
 
-    Args:
-        name: of the model.
-        settings: its table of the configuration.
-        blueprint: how its learner is built.
-        clock: seconds since the epoch; a timestamp that is ahead of it counts as now.
-        shaped: the structural options of the version that it goes on from (`shape_of`).
-
     Raises:
         ConfigError: the learner cannot be built from these settings.
     """
 
-    name: str
-    settings: ModelConfig
-    blueprint: Blueprint
+    name: str  # of the model
+    settings: ModelConfig  # its table of the configuration
+    blueprint: Blueprint  # how its learner is built
     device: torch.device
-    clock: Callable[[], float] = time.time
-    shaped: Mapping[str, Any] | None = None
+    clock: Callable[[], float] = time.time  # seconds since the epoch; a timestamp that is ahead of it counts as now
+    shaped: Mapping[str, Any] | None = None  # the structural options of the version that it goes on from (`shape_of`)
 
     def __post_init__(self) -> None:
         self.options = validated_options(self.name, self.settings, self.blueprint, self.shaped)

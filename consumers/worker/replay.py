@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,12 @@ from pipeline.log import Fetcher
 from pipeline.records import Example, Label, Partition, Place, Record, RecordDecoder, load_decoder
 from pipeline.store import Array, Change, Group, HistoryEntry, Lineage, LineageBuilder, Manifest, Store
 
-#: what an update depends on
 MAX_THREADS = 1024
+#: what an update depends on
 LEARNED_BY = {"topics", "input", "options", "seed", "guard", "drift", "hold_out", "labels"}
 
 
+@dataclass(eq=False)
 class Replay:
     """Feeds recorded batches to a fold once more.
 
@@ -36,12 +37,12 @@ class Replay:
         held: the first offsets that the log still holds. Given, `entries` leaves out the records that are gone.
     """
 
-    def __init__(
-        self, fetcher: Fetcher, topic_ids: Mapping[str, str], held: Mapping[Partition, int] | None = None
-    ) -> None:
-        self._fetcher = fetcher
-        self.topic_ids = dict(topic_ids)
-        self._held = held
+    fetcher: Fetcher
+    topic_ids: dict[str, str]
+    held: Mapping[Partition, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.topic_ids = dict(self.topic_ids)
         self.gone = 0  # records and labels that an update had and that were left out
 
     def records(self, places: Iterable[Place]) -> Iterator[Record]:
@@ -50,7 +51,7 @@ class Replay:
         Raises:
             OffsetsGone: the log does not hold one any more, or `TopicReplaced`: its topic was made again.
         """
-        return self._fetcher.records(places, self.topic_ids)
+        return self.fetcher.records(places, self.topic_ids)
 
     def learn(self, fold: Fold, updates: Iterable[Sequence[Place]], lineage: Lineage) -> Iterator[None]:
         """One update after the other, each when the next one is asked for.
@@ -93,13 +94,13 @@ class Replay:
                     use_threads(change["environment"]["threads"][1])
                 if "jump" in change and "ids" in change["jump"]:
                     self.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][1]
-            lineage = entry.lineage if self._held is None else self._rest(entry.lineage, fold.settings)
+            lineage = entry.lineage if self.held is None else self._rest(entry.lineage, fold.settings)
             try:
                 for _ in self.learn(fold, lineage.learned(), lineage):
                     pass
                 self.others(fold, lineage)
             except OffsetsGone:  # compaction left a record out, or the topic was made again: on with the next version
-                if self._held is None:
+                if self.held is None:
                     raise
                 self.gone += sum(map(len, lineage.learned()))
             fold.lineage.build()
@@ -107,8 +108,8 @@ class Replay:
 
     def _rest(self, lineage: Lineage, settings: ModelConfig) -> Lineage:
         """What a version learned and held out of records that the log still holds."""
-        assert self._held is not None  # noqa: S101 - the caller looked
-        held, rest = self._held, LineageBuilder()
+        assert self.held is not None  # noqa: S101 - the caller looked
+        held, rest = self.held, LineageBuilder()
 
         def kept(places: Iterable[Place]) -> list[Place]:
             pairs = joined(places, settings)

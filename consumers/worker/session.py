@@ -34,23 +34,17 @@ WATCH_S = 1.0  # how often is looked whether the log still reaches back to the k
 
 @dataclass(eq=False)
 class Session:
-    """Learns what the feed brings, and commits.
+    """Learns what the feed brings, and commits."""
 
-    Args:
-        fold: at the version `manifest`.
-        make_fold: makes the fold at a version, anew each time.
-        evaluator: evaluates the model on held-out records; None where none is held out.
-    """
-
-    fold: Fold
+    fold: Fold  # at the version `manifest`
     manifest: InitVar[Manifest | None]
-    make_fold: Callable[[Manifest | None], Fold]
+    make_fold: Callable[[Manifest | None], Fold]  # makes the fold at a version, anew each time
     store: Store
     committer: Committer
     reader: Reader | AlignedReader
     letters: Publisher
     replay: Replay
-    evaluator: Evaluator | None
+    evaluator: Evaluator | None  # evaluates the model on held-out records; None where none is held out
     stalls: Stalls
     metrics: WorkerMetrics
     say: Callable[[str], None]

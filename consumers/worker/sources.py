@@ -26,15 +26,10 @@ MAX_SMALL_BYTES = 64 << 20  # and how much of one file
 
 @dataclass(eq=False)
 class Sources:
-    """Finds what options name.
+    """Finds what options name."""
 
-    Args:
-        store: of the model that starts; versions of other models are in the same Redis.
-        family: a model's name → the family that holds its keys.
-    """
-
-    store: Store
-    family: Callable[[str], str]
+    store: Store  # of the model that starts; versions of other models are in the same Redis
+    family: Callable[[str], str]  # a model's name → the family that holds its keys
 
     def warm_start(self, fold: Fold, recorded: Mapping[str, str] | None = None) -> None:
         """Starts an untrained fold from the sources that its options name.

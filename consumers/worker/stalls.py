@@ -14,16 +14,12 @@ STALLED_S = 60.0  # what takes longer than this is taken for what never ends
 
 @dataclass(eq=False)
 class Stalls:
-    """What the worker's own thread is at, and whether that takes too long.
-
-    Args:
-        clock: monotonic seconds.
-    """
+    """What the worker's own thread is at, and whether that takes too long."""
 
     model: str
     metrics: WorkerMetrics
     say: Callable[[str], None]
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = time.monotonic  # monotonic seconds
 
     def __post_init__(self) -> None:
         self._at: tuple[Callable[[], str], float] | None = None

@@ -52,21 +52,17 @@ class Worker:
     """Learns one model from its topics until it is stopped.
 
     Args:
-        name: of the model, a table of the configuration.
-        blueprint: how its learner is built.
-        stop: set by whoever wants the worker to end with a snapshot.
-        say: where one-line messages go.
         jump: where the next records are gone, whether it may go on at the first ones that the topic still holds.
     """
 
-    name: str
+    name: str  # of the model, a table of the configuration
     config: Config
-    blueprint: Blueprint
+    blueprint: Blueprint  # how its learner is built
     store: Store
     metrics: WorkerMetrics
     _: KW_ONLY
-    stop: Event
-    say: Callable[[str], None]
+    stop: Event  # set by whoever wants the worker to end with a snapshot
+    say: Callable[[str], None]  # where one-line messages go
     owner: str
     jump: bool = False
 

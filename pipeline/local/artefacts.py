@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.resources
 import importlib.util
@@ -10,13 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event
 
 from pipeline.errors import ConfigError, LogUnavailable, Stopped
-from pipeline.folders import private
+from pipeline.folders import locked, private
 from pipeline.process import tied
 
 PINS = importlib.resources.files("pipeline.local") / "jars.sha256"  # `sha256sum --check` reads it, too
@@ -48,7 +46,7 @@ def fetch(cache: Path, say: Callable[[str], None], stop: Event, pins: Path | Non
     wanted = _pinned(pins)
     folder = cache / "kafka"
     private(folder)
-    with _locked(folder / ".lock", stop):  # of several processes that find nothing, one downloads
+    with locked(folder / ".lock", lambda: _wait(stop)):  # of several processes that find nothing, one downloads
         if not all((folder / name).exists() for name in wanted):
             _download(wanted, folder, say, stop)
     jars = [folder / name for name in wanted]
@@ -61,20 +59,6 @@ def _pinned(pins: Path | None) -> dict[str, str]:
     """File name → SHA-256 in hex."""
     lines = (pins or PINS).read_text("utf-8").splitlines()
     return {name.removeprefix("kafka/"): digest for digest, name in (line.split() for line in lines)}
-
-
-@contextmanager
-def _locked(path: Path, stop: Event) -> Iterator[None]:
-    with path.open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if stop.wait(POLL_S):
-                    raise Stopped(f"The download of {TITLE} was not awaited.") from None
-            else:
-                break
-        yield
 
 
 def _download(wanted: Mapping[str, str], folder: Path, say: Callable[[str], None], stop: Event) -> None:
@@ -105,8 +89,7 @@ def _resolve(scratch: Path, say: Callable[[str], None], stop: Event) -> None:
         said_s = time.monotonic()
         try:
             while process.poll() is None:
-                if stop.wait(POLL_S):
-                    raise Stopped(f"The download of {TITLE} was not awaited.")
+                _wait(stop)
                 if time.monotonic() - said_s >= SAY_EVERY_S:
                     said_s = time.monotonic()
                     say(f"downloading {TITLE}: {_size(scratch) / 1e6:.0f} MB so far")
@@ -119,6 +102,11 @@ def _resolve(scratch: Path, say: Callable[[str], None], stop: Event) -> None:
             raise LogUnavailable(
                 f"{TITLE} cannot be downloaded ({why}). Check the network and the proxy settings, then start again."
             )
+
+
+def _wait(stop: Event) -> None:
+    if stop.wait(POLL_S):
+        raise Stopped(f"The download of {TITLE} was not awaited.")
 
 
 def _size(folder: Path) -> int:

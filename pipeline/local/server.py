@@ -7,7 +7,6 @@ order; it ends with a parent that is killed (pipeline/process.py).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import random
 import socket
@@ -20,7 +19,7 @@ from threading import Event
 from typing import IO, ClassVar, Self
 
 from pipeline.errors import ConfigError, HeadraceError, Stopped
-from pipeline.folders import private
+from pipeline.folders import locked, private
 from pipeline.process import tied
 
 HOST = "127.0.0.1"
@@ -128,20 +127,16 @@ class Server(ABC):
 
     def _locked(self) -> IO[bytes]:
         """The folder's lock. The server inherits it: it is held until both we and the server are gone."""
-        lock = (self.folder / "lock").open("wb")
         deadline = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    lock.close()
-                    raise ConfigError(
-                        f"{self.folder} is in use by another {self.title}. Stop that one, or name another folder."
-                    ) from None
-                self._pause(0.05)
-            else:
-                return lock
+
+        def wait() -> None:
+            if time.monotonic() >= deadline:
+                raise ConfigError(
+                    f"{self.folder} is in use by another {self.title}. Stop that one, or name another folder."
+                )
+            self._pause(0.05)
+
+        return locked(self.folder / "lock", wait)
 
     def _claim(self, name: str, given: int | None) -> int:
         """The given port, else the last start's if it is free, else any free one; kept for the next start."""

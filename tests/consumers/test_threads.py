@@ -12,7 +12,7 @@ from redis import Redis
 from rich.console import Console
 
 from consumers.demo import data as demo_data, demo
-from consumers.processes import Processes, processes
+from consumers.processes import Processes
 from consumers.sampler.batcher import Batcher, Sideline
 from consumers.sampler.follower import Follower
 from consumers.sampler.service import Serving
@@ -199,7 +199,7 @@ def test_a_discovery_that_has_ended_is_reported(redis_url: str, monkeypatch: Pat
 
 
 def test_a_log_that_cannot_be_written_ends_who_started_the_process(tmp_path: Path) -> None:
-    with processes(tmp_path / "headrace.toml", mistake) as started:
+    with Processes(tmp_path / "headrace.toml", mistake) as started:
         started.start("one", "--version")
         started._children["one"].log.join(PATIENCE_S)
         with pytest.raises(Mistake):

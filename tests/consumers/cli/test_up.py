@@ -17,7 +17,7 @@ from threading import Event
 import httpx
 import pytest
 
-from consumers.processes import processes
+from consumers.processes import Processes
 from pipeline.config import load
 from pipeline.errors import HeadraceError
 from pipeline.process import tied
@@ -206,7 +206,7 @@ def test_no_model_is_nothing_to_run(place: Place) -> None:
 def test_what_has_given_up_too_many_threads_is_started_again(tmp_path: Path, status: int, times: int) -> None:
     """As what was killed; who fails otherwise ends all."""
     said: list[str] = []
-    with processes(tmp_path, said.append) as started:
+    with Processes(tmp_path, said.append) as started:
         started.start("worker", "--version")
         child = started._children["worker"]
         child.command[:] = [sys.executable, "-c", f"print('why'); raise SystemExit({status})"]
