@@ -24,14 +24,11 @@ from typing import TYPE_CHECKING
 from pipeline.client.sampling import Picture, SamplingClient, encoded
 from pipeline.errors import StoreError
 from pipeline.log.dead_letters import DeadLetter, Resolution, late_headers, read_dead_letters, resolve, with_values
-from pipeline.log.publisher import Publisher
+from pipeline.log.publisher import Publisher, Receipt
 from pipeline.log.topics import ensure_topics, refuse_typo
 from pipeline.records import Partition, headers_of, name_of
+from pipeline.store import Array, Blame, Commit, Manifest, Ref, Store, blame, commits, connect, places_of
 from pipeline.store.codec import Encoded
-from pipeline.store.history import Blame, Commit, blame, commits, places_of
-from pipeline.store.manifest import Ref
-from pipeline.store.redis import connect
-from pipeline.store.store import Store
 from pipeline.texts import utf8
 
 if TYPE_CHECKING:
@@ -41,9 +38,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from pipeline.config import Config
-    from pipeline.log.publisher import Receipt
-    from pipeline.store.codec import Array
-    from pipeline.store.manifest import Manifest
 
 WAIT_MS = 1000  # how long one call waits for an event
 

@@ -7,7 +7,6 @@ pipeline/local/server.py.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -123,9 +123,9 @@ class EmbeddedKafka(Server):
             raise self.error(f"Kafka could not format {self.folder}. {self._last_words()}")
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             socket.create_connection((HOST, self.port), 1.0).close()
-            with contextlib.suppress(KafkaError):
+            with suppress(KafkaError):
                 admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=5000)
                 try:
                     return bool(admin.describe_cluster()["brokers"])
@@ -191,25 +191,16 @@ class Local:
     def redis_url(self) -> str:
         return self.redis.url
 
-    def start(self) -> None:
-        """Starts both; if one does not start, neither runs. Raises what `Server.start` does."""
-        self.redis.start()
-        try:
-            self.kafka.start()
-        except BaseException:
-            self.redis.stop()
-            raise
-
-    def stop(self) -> None:
-        self.kafka.stop()
-        self.redis.stop()
-
     def __enter__(self) -> Self:
-        self.start()
+        """Starts both; if one does not start, neither runs. Raises what `Server.start` does."""
+        with ExitStack() as started:
+            started.enter_context(self.redis)
+            started.enter_context(self.kafka)
+            self._started = started.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._started.close()
 
 
 def _quoted(text: str) -> str:
