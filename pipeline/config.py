@@ -171,9 +171,7 @@ class ModelConfig(Section):
     keep_every: int | None = Field(None, ge=1)  # one in every M versions is kept for good
     lease_s: float = Field(10.0, gt=0)  # a silent worker loses its lease after this long
     guard: bool = True  # no loss, weight or other state that is not finite becomes part of a version
-    deterministic: bool = (
-        False  # on CUDA: the same bits again, for a price; `keyframe_every` and `verify` need it there
-    )
+    deterministic: bool = False  # on CUDA: the same bits again, for a price; keyframe_every and verify need it there
     drift: DriftConfig = DriftConfig()
     hold_out: HoldOutConfig = HoldOutConfig()
     labels: LabelsConfig | None = None

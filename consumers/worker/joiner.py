@@ -15,7 +15,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import TypeVar
 
 from models.learner import id_digest
@@ -37,34 +37,30 @@ Left = Example | Skipped | Correction
 T = TypeVar("T", Example, Label)
 
 
+@dataclass(eq=False)
 class Joiner:
     """Takes records and labels as they are read, in order, and returns those that wait no longer.
 
     Ids name one record each: of two that wait under the same one, records or labels, the later stays.
 
     Args:
-        read_up_to_ms: tells the stream's time, in ms since the epoch: all up to it has been read.
-        start_ms: the stream's time so far; what waited before a restart waits on.
         learned: digests of ids of records that went on already. Of the newest ids, as many as `max_records` are kept:
             a label for one of them is a correction at once, any other waits for its record first.
     """
 
-    def __init__(
-        self,
-        settings: LabelsConfig,
-        read_up_to_ms: Callable[[], float],
-        learned: Collection[bytes] = (),
-        *,
-        start_ms: float = -math.inf,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._read_up_to_ms = read_up_to_ms
-        self._clock = clock
+    settings: LabelsConfig
+    read_up_to_ms: Callable[[], float]  # tells the stream's time, in ms since the epoch: all up to it has been read
+    learned: InitVar[Collection[bytes]] = ()
+    _: KW_ONLY
+    start_ms: InitVar[float] = -math.inf  # the stream's time so far; what waited before a restart waits on
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self, learned: Collection[bytes], start_ms: float) -> None:
         self._stream_ms = start_ms  # when what had left was last looked for
         self._newest_ms: dict[Partition, float] = {}
         self._since_ms: dict[Place, float] = {}  # of what waits, the time that it counts from
-        self._window_ms = settings.window_s * 1000
-        self._most = settings.max_records
+        self._window_ms = self.settings.window_s * 1000
+        self._most = self.settings.max_records
         self._records: OrderedDict[str, Example] = OrderedDict()  # by id, in the order in which they were read
         self._labels: OrderedDict[str, Label] = OrderedDict()
         self._gone: OrderedDict[bytes, None] = OrderedDict.fromkeys(learned)
@@ -75,7 +71,7 @@ class Joiner:
 
     def fallen(self) -> list[Left]:
         """What falls out by now."""
-        self._stream_ms = max(self._stream_ms, self._read_up_to_ms())
+        self._stream_ms = max(self._stream_ms, self.read_up_to_ms())
         left: list[Left] = []
         while self._records and self._is_past(self._records):
             left.append(self._drop_record())
@@ -92,7 +88,7 @@ class Joiner:
         """Has one wait; gives the one that waited under its id."""
         before = self._end(waiting, one.id)
         place = partition, _ = one.record.place
-        bounded_ms = min(one.record.timestamp_ms, 1000 * self._clock())
+        bounded_ms = min(one.record.timestamp_ms, 1000 * self.clock())
         newest_ms = max(bounded_ms, self._newest_ms.get(partition, self._stream_ms), self._stream_ms)
         self._newest_ms[partition] = self._since_ms[place] = newest_ms
         waiting[one.id] = one

@@ -56,9 +56,8 @@ class Session:
             self.evaluator.retention.restore(manifest.probes)
         self._trips = 0
         self._dirty = self.fold.lineage.dirty  # something happened since the last capture
-        self._started = (
-            set(manifest.positions()) if manifest else set()
-        )  # partitions whose first position is in a version
+        # partitions whose first position is in a version
+        self._started = set(manifest.positions()) if manifest else set()
         self._withheld: set[Partition] = set()  # partitions of which this was said
         self._ahead: dict[Partition, int] = {}
         self._captured_s = self._watched_s = time.monotonic()

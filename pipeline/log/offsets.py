@@ -206,9 +206,7 @@ class TopicWatch:
         self.ids: dict[str, str] = {}
         self.sure: dict[Partition, int] = {}  # what was read up to there is of the topics with these ids
         self.doubtful: dict[Partition, range] = {}  # what was read after that, and may be of a topic made again
-        self.again: dict[
-            Partition, set[int]
-        ] = {}  # offsets of these whose records the new topic has, as they were read
+        self.again: dict[Partition, set[int]] = {}  # offsets of these that the new topic has, with the same records
         self.ids_now: dict[str, str] = {}  # of topics that were made again
         self._seen: defaultdict[Partition, deque[tuple[int, int]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
