@@ -11,7 +11,9 @@ sums and second moments, so that the order of records does not matter.
 
 Without a backbone u are wavelet moduli (`wavelets`) in `PROJECTED` random directions (`familiarity`), with length 1.
 Then no source tells what makes pictures of one class differ. So each record is seen `COPIES` times more, warped a
-little (`warping`), always in the same ways, and how these differ from it is S₀.
+little (`warping`), always in the same ways, and how these differ from it is S₀. A record of which it is asked how
+strange it would be had it not been learned must not tell S₀ either: it is judged by that of other records. For that
+they are in `FOLDS` parts.
 
 Threshold and sharpness come from up to `calibration_pictures` records of each class, kept as features: those whose ids
 have the smallest digests, which is a uniform sample whatever the order (bottom-k, Cohen and Kaplan 2007).
@@ -52,6 +54,7 @@ from models.network import pixels, widened
 MAX_DIM = 2048  # of u: covariances are D × D, in double precision
 PROJECTED = 512  # of u without a backbone
 COPIES, TURN_DEGREES, SCALE_PERCENT, SHIFT = 8, 15, 15, 1 / 14  # the last of a picture's side
+FOLDS = 4  # of the records, by their ids
 PICTURES = 256  # of a source that go through the backbone at once
 
 
@@ -219,12 +222,13 @@ class ImageRecogniserLearner:
         dim, slots, device = self.model.dim, options.calibration_pictures, self._device
         self._relative = relative
         self._labels = Labels(self.model.classes, options.max_classes)
-        if isinstance(backbone, Moduli):
-            self._within = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # of warped records, added up
+        if isinstance(backbone, Moduli):  # of warped records, added up: of each fold
+            self._within = torch.zeros(FOLDS, dim, dim, dtype=torch.float64, device=device)
         else:
             layers = len(backbone.channels) if options.cells else 1
             # |u|² is the number of layers. Without a source, a tenth of it is within classes, in no direction more.
             self._within = 0.1 * layers / dim * torch.eye(dim, dtype=torch.float64, device=device)
+        self._warped = torch.zeros(FOLDS, dtype=torch.int64, device=device)  # records of each fold
         self._counts = torch.zeros(0, dtype=torch.int64, device=device)
         self._sums = torch.zeros(0, dim, dtype=torch.float64, device=device)
         self._moments = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -252,7 +256,7 @@ class ImageRecogniserLearner:
         numbers = self._labels.numbers(batch.labels)
         self._add(u, numbers, batch.ids)
         if isinstance(self.model.backbone, Moduli):
-            self._warp(batch.x, u)
+            self._warp(batch.x, u, batch.ids)
         self._fit()
         return self._report(logs, unknown, numbers, predicted)
 
@@ -279,13 +283,21 @@ class ImageRecogniserLearner:
             rows = [row for row, each in enumerate(numbers) if each == number]
             self._keep(number, u[rows], ids[rows])
 
-    def _warp(self, x: Tensor, u: Tensor) -> None:
+    def _warp(self, x: Tensor, u: Tensor, ids: Tensor) -> None:
         shift = SHIFT * min(x.shape[2:])
         warp = Warp(turn_degrees=TURN_DEGREES, scale_percent=SCALE_PERCENT, shift_pixels=shift)
-        for picture, seen in zip(x, u, strict=True):
+        for picture, seen, fold in zip(x, u, self._fold(ids).tolist(), strict=True):
             copies = warped(picture.expand(COPIES, *picture.shape), warp, torch.Generator().manual_seed(0))
             away = (self.model.features(copies) - seen).double()
-            self._within += away.T @ away / COPIES
+            if self._is_folded:
+                self._within[fold] += away.T @ away / COPIES
+                self._warped[fold] += 1
+            else:
+                self._within += away.T @ away / COPIES
+
+    def _fold(self, ids: Tensor) -> Tensor:
+        """ids (B, 16) → which fold (B,) each record is of"""
+        return ids[:, -1].long() % FOLDS
 
     def _keep(self, number: int, u: Tensor, ids: Tensor) -> None:
         """Offers records of one class: those with the smallest digests stay, each once."""
@@ -305,8 +317,9 @@ class ImageRecogniserLearner:
             self._counts,
             self._sums,
             self._moments,
-            self._before(),
+            *self._before(),
             kept,
+            self._fold(self._kept_ids[held.cpu()]).to(self._device),
             held.nonzero()[:, 0],
             self.model.familiar(kept),
             prior_records=self.options.prior_records,
@@ -315,11 +328,22 @@ class ImageRecogniserLearner:
         for name in ("whitener", "means", "surplus", "sharpness", "threshold"):
             getattr(self.model, name).copy_(getattr(found, name))
 
-    def _before(self) -> Tensor:
-        """S₀"""
+    def _before(self) -> tuple[Tensor, Tensor]:
+        """S₀ (D, D), and what it is without the records of each fold (F, D, D); F is 0 where that makes no difference
+        or is not known."""
+        within, shrinkage = self._within, self.options.shrinkage
         if not isinstance(self.model.backbone, Moduli):
-            return self._within
-        return shrunk(self._within / self._counts.sum(), self.options.shrinkage)
+            return within, within[:0, None]
+        if not self._is_folded:
+            return shrunk(within / self._counts.sum(), shrinkage), within[:0, None]
+        whole = shrunk(within.sum(0) / self._counts.sum(), shrinkage)
+        others = zip(within.sum(0) - within, self._warped.sum() - self._warped, strict=True)
+        return whole, torch.stack([shrunk(each / n, shrinkage) if n else whole for each, n in others])
+
+    @property
+    def _is_folded(self) -> bool:
+        """Whether what S₀ is made of is known of each fold: without a backbone, but not in versions of before."""
+        return self._within.dim() == 3
 
     def _grow(self, labels: Sequence[str]) -> None:
         count = len(labels)
@@ -345,6 +369,8 @@ class ImageRecogniserLearner:
         self._build(described(state.meta, self._shape), state.meta["relative"])
         self._grow(state.meta["classes"])
         copy_into(self.model.state_dict(), state.serving)
+        if "warped" not in state.training:  # of a backbone, and in versions of before
+            self._within = self._within.view(-1, *self._within.shape[-2:])[0]
         copy_into({**self._statistics(), "within": self._within}, state.training)
         self._served.restored()
         self._prior.restored()
@@ -357,6 +383,7 @@ class ImageRecogniserLearner:
             "kept/u": self._kept,
             "kept/ids": self._kept_ids,
             "kept/counts": self._kept_counts,
+            **({"warped": self._warped} if self._is_folded else {}),
         }
 
 

@@ -90,7 +90,9 @@ def fit(
     sums: Tensor,
     moments: Tensor,
     within: Tensor,
+    others: Tensor,
     kept: Tensor,
+    kept_fold: Tensor,
     kept_y: Tensor,
     kept_distances: Tensor,
     *,
@@ -104,7 +106,9 @@ def fit(
         sums: (K, D) float64 of their features
         moments: (D, D) float64, Σ u uᵀ of all of them
         within: (D, D) float64: S₀
+        others: (F, D, D) float64: what S₀ is without the records of each fold; F = 0: it is the same
         kept: (N, D) features of some of them
+        kept_fold: (N,) which fold they are of
         kept_y: (N,) their classes
         kept_distances: (N,) float64 d_0 of them
     """
@@ -112,18 +116,23 @@ def fit(
     means = sums / n[:, None]
     own = moments - sums.T @ means  # (D, D)
     records = prior_records + float((n - 1).sum())
-    whitener = _whitener(prior_records * within + 0.5 * (own + own.T))  # of A
+    own = 0.5 * (own + own.T)
+    whitener = _whitener(prior_records * within + own)  # of A
     whitened = means @ whitener.T
 
     several = counts[kept_y] > 1
     if several.any():
-        y = kept_y[several]
-        d, others = _left_out(kept[several].double() @ whitener.T, y, whitened, n)
-        d *= records - 1
+        whiteners = [_whitener(prior_records * other + own) for other in others] or [whitener]
+        u, y, fold = kept[several].double(), kept_y[several], kept_fold[several] % len(whiteners)
         rows = torch.arange(len(y)).to(y)
+        d, made_of = u.new_empty(len(y), len(n)), u.new_empty(len(y), len(n))
+        for number, each in enumerate(whiteners):
+            some = rows[fold == number]
+            d[some], made_of[some] = _left_out(u[some] @ each.T, y[some], means @ each.T, n)
+        d *= records - 1
         # What leaving one out expects of its own class is w (1 + 1 / (n - 1)).
         spread = (d[rows, y] * (n[y] - 1) / n[y]).mean()
-        d -= spread / others
+        d -= spread / made_of
         sharpness = _sharpness(d, y)
         scores = d.min(1).values - FAMILIARITY * kept_distances[several]
     else:  # then n = 1
