@@ -58,7 +58,14 @@ class AutoOptions(Options):
     def _one_sense(self) -> Self:
         if self.network.unknown:
             raise ValueError("the head tells what is unknown: set head.unknown, and leave network.unknown at 0")
+        if not self.network.calibrate:
+            raise ValueError("evidence calibrates both parts: leave network.calibrate at true")
         return self
+
+    @classmethod
+    def of_version(cls, stored: Mapping[str, Any]) -> Self:
+        """Versions of before may say anything of `network.calibrate`: it was not read."""
+        return super().of_version({**stored, "network": {**stored.get("network", {}), "calibrate": True}})
 
 
 class ImageAutoOptions(AutoOptions):

@@ -69,6 +69,15 @@ def test_goes_on_to_the_last_bit_with_evidence(name: str) -> None:
     assert same(restored.capture(), learner.capture())
 
 
+def test_evidence_calibrates_and_nothing_else_does() -> None:
+    with pytest.raises(ValidationError, match=r"leave network\.calibrate at true"):
+        ImageAutoOptions.model_validate({"network": {"calibrate": False}})
+    older = ImageAutoOptions.model_validate({}).model_dump()
+    del older["network"]["calibrate"]  # it came later
+    assert ImageAutoOptions.of_version(older).network.calibrate
+    assert ImageAutoOptions.of_version({}).network.calibrate
+
+
 def test_without_evidence_the_head_answers_alone() -> None:
     one = case("image-auto")
     model = learner_of(one, 4).model
