@@ -234,8 +234,10 @@ class RecordDecoder:
             raise record.fault
         if record.value is None:
             return Skipped(record, "tombstone")
-        if self._model is not None and record.headers and _requeued_for(record) not in (None, self._model):
-            return Skipped(record, "requeued")
+        if self._model is not None and record.headers:
+            requeued_for = next((value for name, value in record.headers if name == FOR), self._model)
+            if requeued_for != self._model:
+                return Skipped(record, "requeued")
         if record.topic == self._labels:
             return label_in(record)
         payload = self._decode(record)
@@ -352,10 +354,6 @@ def _limited(error: RecordError) -> RecordError:
     if error.reason in REASONS:
         return RecordError(error.reason, str(error.detail))
     return RecordError("decoder", f"{error.reason}: {error.detail}")
-
-
-def _requeued_for(record: Record) -> bytes | None:
-    return next((value for name, value in record.headers if name == FOR), None)
 
 
 def _text(headers: dict[str, bytes], name: str) -> str | None:

@@ -52,7 +52,8 @@ def digits() -> Split:
 
     data = load_digits()
     pictures = [Image.fromarray((image * 255 / 16).astype(np.uint8)) for image in data.images]
-    samples = [Sample(png(_enlarge(p)), str(t), "image/png") for p, t in zip(pictures, data.target, strict=True)]
+    larger = [picture.resize((DIGIT_PIXELS, DIGIT_PIXELS), Image.Resampling.BICUBIC) for picture in pictures]
+    samples = [Sample(png(p), str(t), "image/png") for p, t in zip(larger, data.target, strict=True)]
     return _split(samples)
 
 
@@ -120,10 +121,6 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _enlarge(picture: Image.Image) -> Image.Image:
-    return picture.resize((DIGIT_PIXELS, DIGIT_PIXELS), Image.Resampling.BICUBIC)
 
 
 def _plain(message: str) -> str:

@@ -13,7 +13,6 @@ from redis import Redis
 
 from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
 from pipeline.store.codec import Array, sha256
-from pipeline.store.lineage import Lineage
 from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref, TensorEntry
 from pipeline.store.objects import Objects, RedisObjects, fetch
 from pipeline.store.redis import Event, Fence, Holding, Keyspace
@@ -233,7 +232,7 @@ class Store:
             raise Corrupt(f"Tensor {name} of version {manifest.version} of {self.model}: {error}") from None
 
     def history(self, version: int) -> HistoryEntry:
-        """The entry of a version, which is kept for good.
+        """The entry of a version, which outlives it: its `lineage` is what it learned since its parent.
 
         Raises:
             NotFound: there never was such a version, or not since the last reset.
@@ -275,14 +274,6 @@ class Store:
             if wanted == before:
                 return
             batch = min(2 * batch, HISTORY_BATCH)
-
-    def lineage(self, version: int) -> Lineage:
-        """What a version learned since its parent. It outlives the version.
-
-        Raises:
-            NotFound: as `history`.
-        """
-        return self.history(version).lineage
 
     def events(self, after_id: str, block_ms: int | None = None) -> list[Event]:
         """What happened in the family after an event ("0": all that is remembered, "$": from now on).

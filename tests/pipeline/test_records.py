@@ -235,7 +235,7 @@ def test_texts_that_are_refused(content: bytes | str, reason: str) -> None:
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=8))
 def test_texts_round_trip(text: str) -> None:
-    expected = unicodedata.normalize("NFC", text.removeprefix("\ufeff"))
+    expected = unicodedata.normalize("NFC", text.removeprefix("\ufeff"))[: TEXT.max_chars]  # some grow by it
     if expected:
         assert "".join(map(chr, text_array(text, TEXT))).rstrip("\0") == expected
 

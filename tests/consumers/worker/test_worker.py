@@ -79,7 +79,7 @@ def test_a_change_of_the_configuration_is_in_the_lineage(kafka: str, redis_url: 
         before = run.finish()
     with working(configuration(kafka, redis_url, topic, batch_size=9)) as run:
         after = run.until(lambda manifest: manifest.version > before.version)
-    assert run.store.lineage(after.version).changes == ({"config": {"batch_size": [8, 9]}},)
+    assert run.store.history(after.version).lineage.changes == ({"config": {"batch_size": [8, 9]}},)
     assert after.config["batch_size"] == 9
 
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_learned_is_accounted_for_and_kept(kafka: str, redis_url:
     assert head.classes == ["a", "b"]
     for offset, outcome in enumerate(["learned", "learned", *what, "learned"]):
         place = Place(Partition(topic, 0), offset)
-        found = {run.store.lineage(n).outcome_of(place) for n in range(1, head.version + 1)}
+        found = {run.store.history(n).lineage.outcome_of(place) for n in range(1, head.version + 1)}
         assert found - {None} == {outcome}
     for outcome in what:
         kind, _, reason = outcome.partition("/")
@@ -191,7 +191,7 @@ def test_versions_by_updates(kafka: str, redis_url: str, topic: str) -> None:
         run.read(3 * 8)
         run.learns(8 * 8)
         head = run.finish()
-    made = [len(run.store.lineage(version).updates) for version in range(1, head.version + 1)]
+    made = [len(run.store.history(version).lineage.updates) for version in range(1, head.version + 1)]
     assert sum(made) == 8
     assert min(made[:-1]) >= 3
 
@@ -233,7 +233,8 @@ def test_learning_goes_on_while_redis_is_away(kafka: str, tmp_path: Path, topic:
             head = run.finish()
             assert run.counts() == [1] * 60
         assert head.counts == {"learned": 60}
-        offsets = [o for n in range(head.version) for update in run.store.lineage(n + 1).learned() for _, o in update]
+        lineages = [entry.lineage for entry in run.store.histories()]
+        offsets = [offset for lineage in lineages for update in lineage.learned() for _, offset in update]
         assert offsets == list(range(60))
     assert run.metric("headrace_store_up") == 1
     assert sum("Redis cannot be reached" in line for line in run.said) == 1
@@ -266,7 +267,7 @@ def test_drift_is_reported_and_recorded(kafka: str, redis_url: str, topic: str) 
     with working(config) as run:
         run.read(400)
         head = run.finish()
-    changes = [change for n in range(head.version) for change in run.store.lineage(n + 1).changes]
+    changes = [change for n in range(head.version) for change in run.store.history(n + 1).lineage.changes]
     assert len(changes) >= 1
     assert all(change["drift"]["update"] > 25 for change in changes)  # an update is 8 records: not before the flip
     assert run.metric("headrace_drift_events_total") == len(changes)

@@ -48,7 +48,7 @@ def test_a_commit_reads_back(store: Store, writer: Writer) -> None:
     assert manifest.worker == {"topics": {"digits": 0}}
     np.testing.assert_array_equal(store.arrays(manifest, "serving")["w"].numpy(), weights(1).numpy())
     np.testing.assert_array_equal(store.arrays(manifest, "training")["m"].numpy(), weights(2).numpy())
-    assert list(store.lineage(1).learned()) == [[(Partition("digits", 0), 0)]]
+    assert list(store.history(1).lineage.learned()) == [[(Partition("digits", 0), 0)]]
     assert store.history(1).counts == {"learned": 1}
 
 
@@ -326,7 +326,7 @@ def test_retention_keeps_what_it_must(store: Store, redis: Redis, family: str) -
     assert len(list(redis.scan_iter(f"headrace:{{{family}}}:tensor:*"))) == 6
     with pytest.raises(NotFound):
         store.manifest(3)
-    assert store.lineage(3) == draft(2, {}).lineage  # outlives the version
+    assert store.history(3).lineage == draft(2, {}).lineage  # outlives the version
     store.delete_alias("stable")
     assert store.retire(fence, keep_last=1) == [2, 5, 10, 11]
 
@@ -365,7 +365,7 @@ def test_numbers_are_never_used_again_after_a_reset(store: Store, redis: Redis) 
     store.reset()
     assert (store.head(), store.versions(), store.aliases()) == (None, [], {})
     with pytest.raises(NotFound):
-        store.lineage(1)
+        store.history(1)
     made = store.writer(taken(store)).commit(draft(0, {"w": weights(1)}))
     assert made.version == 71
     assert store.manifest().parent is None
