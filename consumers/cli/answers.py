@@ -15,6 +15,7 @@ import typer
 from consumers.cli.command import (
     DEFAULT_CONFIG,
     LINES,
+    After,
     ConfigPath,
     Json,
     load_config,
@@ -46,6 +47,7 @@ Output = Annotated[
 Url = Annotated[str | None, typer.Option(help="The sampler's address; default: as configured.")]
 #: options that follow a command's own: what they are, and their defaults
 SHARED: dict[str, tuple[Any, Any]] = {
+    "after": (After, None),
     "url": (Url, None),
     "config": (ConfigPath, DEFAULT_CONFIG),
     "json_": (Json, False),
@@ -65,9 +67,9 @@ class Asks:
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """A command that asks the sampler, and shows its answer itself."""
 
-    def run(url: str | None, config: Path, json_: bool, **own: Any) -> None:
+    def run(after: list[str] | None, url: str | None, config: Path, json_: bool, **own: Any) -> None:
         with _sampler(url, config) as sampler:
-            command(Asks(sampler, json_), **own)
+            command(Asks(sampler.after(*after or ()), json_), **own)
 
     return _command(command, run, SHARED)
 
@@ -75,9 +77,11 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
 def drawing(command: Callable[..., "Pictures"]) -> Callable[..., None]:
     """A command whose answer is pictures."""
 
-    def run(output: Path | None, url: str | None, config: Path, json_: bool, **own: Any) -> None:
-        asks = Asks(_sampler(url, config), json_, _one(output, json_))
-        with asks.sampler:
+    def run(
+        output: Path | None, after: list[str] | None, url: str | None, config: Path, json_: bool, **own: Any
+    ) -> None:
+        with _sampler(url, config) as sampler:
+            asks = Asks(sampler.after(*after or ()), json_, _one(output, json_))
             _shown(command(asks, **own), output, json_)
 
     return _command(command, run, DRAWN)

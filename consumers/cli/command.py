@@ -52,6 +52,12 @@ err = Console(stderr=True, highlight=False)
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+After = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The position of a record that the version shall have learned.", metavar="TOPIC:PARTITION:OFFSET"
+    ),
+]
 ModelName = Annotated[str, typer.Argument(help="A [models.NAME] table of the configuration.", metavar="MODEL")]
 TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 POSSIBLE = re.compile(r" \(Possible options: ([^,)]+).*\)$")

@@ -9,6 +9,7 @@ import typer
 
 from consumers.cli.command import (
     DEFAULT_CONFIG,
+    After,
     ConfigPath,
     Json,
     ModelName,
@@ -22,6 +23,7 @@ from consumers.cli.command import (
     tell,
 )
 from pipeline.errors import ConfigError
+from pipeline.records import Place
 from pipeline.words import counted
 
 app = typer.Typer()
@@ -32,6 +34,7 @@ def pull(
     model: ModelName,
     ref: Annotated[str, typer.Argument(help="latest, an alias, a number, or the beginning of a digest.")] = "latest",
     to: Annotated[Path | None, typer.Option(help="The file to write; default MODEL-vN.safetensors.")] = None,
+    after: After = None,
     config: ConfigPath = DEFAULT_CONFIG,
     json_: Json = False,
 ) -> None:
@@ -47,6 +50,7 @@ def pull(
     if to is not None and to.suffix == ".json":
         raise ConfigError(f"--to {to}: the manifest gets that name. Name the weights {to.with_suffix('.safetensors')}.")
     store = existing_store(load_config(config), model)
+    store.wait_for([Place.parsed(position) for position in after or ()])
     manifest = store.manifest(ref)
     path = to or Path(f"{model}-v{manifest.version}.safetensors")
     path.write_bytes(save(tensors(store.arrays(manifest, "serving")), essentials(manifest)))

@@ -75,6 +75,7 @@ class Publishing:
             "published_before": self.tally.before,
             "not_published": self.tally.missing,
             "id": self.tally.id if self.tally.published == 1 else None,
+            "after": self.tally.after,
             "labels": dict(self.tally.labels),
             "unlearned": {model: dict(counts) for model, counts in self.unlearned.counts.items()},
             "ended_early": self.is_ended,

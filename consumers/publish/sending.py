@@ -15,6 +15,7 @@ from pipeline.client import Essence, essence
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError, Stopped, TooLarge
 from pipeline.log import Publisher, Receipt
+from pipeline.records import Partition, Place
 
 RETRY_S = 1.0
 WAIT_S = 2.0  # how long one call waits for Kafka, and so, at the most, an end for the call
@@ -30,11 +31,17 @@ class Tally:
 
     published: int = 0  # acknowledged
     id: str | None = None  # of the last one
+    ends: dict[Partition, int] = field(default_factory=dict)  # the last offset of each partition
     labels: Counter[str] = field(default_factory=Counter)
     turns: int = 0  # times that another label came than before
     before: int = 0  # that an earlier try published
     refused: int = 0
     unknown: int = 0  # that Kafka did not acknowledge in time; it may have them
+
+    @property
+    def after(self) -> list[str]:
+        """The last position of each partition."""
+        return [str(Place(partition, offset)) for partition, offset in sorted(self.ends.items())]
 
     @property
     def missing(self) -> int:
@@ -109,8 +116,8 @@ class Sender:
             self._publisher.close(END_S)
         while self._waiting:
             receipt, record = self._waiting.popleft()
-            if receipt.is_done and _refusal(receipt, 0) is None:
-                self._acknowledged(record)
+            if receipt.is_done and isinstance(found := _outcome(receipt, 0), Place):
+                self._acknowledged(record, found)
             else:
                 self.tally.unknown += 1
 
@@ -132,28 +139,28 @@ class Sender:
     def _take_words(self) -> None:
         """Counts the oldest records that Kafka has answered."""
         while self._waiting and self._waiting[0][0].is_done:
-            if _refusal(self._waiting[0][0], 0) is None:
-                self._acknowledged(self._waiting.popleft()[1])
+            if isinstance(found := _outcome(self._waiting[0][0], 0), Place):
+                self._acknowledged(self._waiting.popleft()[1], found)
             else:
                 self._recover()
 
     def _recover(self) -> None:
         """Sends again, one by one, what was refused: a batch is refused as a whole, for one of its records."""
-        words = [(record, self._patiently(partial(_refusal, receipt, WAIT_S))) for receipt, record in self._waiting]
+        words = [(record, self._patiently(partial(_outcome, receipt, WAIT_S))) for receipt, record in self._waiting]
         self._waiting.clear()
         self._reconnect()
-        for record, refusal in words:
-            if refusal is None:
-                self._acknowledged(record)
-            elif isinstance(refusal, TooLarge):
+        for record, found in words:
+            if isinstance(found, Place):
+                self._acknowledged(record, found)
+            elif isinstance(found, TooLarge):
                 self._alone(record)
             else:
-                raise refusal
+                raise found
 
     def _alone(self, record: Outgoing) -> None:
         """Sends one record, and waits until Kafka has acknowledged or refused it."""
         try:
-            self._patiently(partial(self._published(record).result, WAIT_S))
+            place = self._patiently(partial(self._published(record).place, WAIT_S))
         except TooLarge:
             why = f"larger than {self.topic} takes. Make it smaller, or raise the topic's max.message.bytes."
             self.refuse(Refused(record.where, why))
@@ -161,10 +168,11 @@ class Sender:
         except RecordError as error:
             self.refuse(Refused(record.where, error.detail))
         else:
-            self._acknowledged(record)
+            self._acknowledged(record, place)
 
-    def _acknowledged(self, record: Outgoing) -> None:
+    def _acknowledged(self, record: Outgoing, place: Place) -> None:
         self.tally.published += 1
+        self.tally.ends[place.partition] = max(place.offset, self.tally.ends.get(place.partition, 0))
         self.tally.id = record.name
         if record.label is not None:
             self.tally.turns += record.label != self._label
@@ -173,19 +181,18 @@ class Sender:
         self.sent(record)
 
 
-def _refusal(receipt: Receipt, timeout_s: float) -> LogError | None:
-    """Why Kafka did not take a record, if so.
+def _outcome(receipt: Receipt, timeout_s: float) -> Place | LogError:
+    """Where a record is in the log, or why Kafka did not take it.
 
     Raises:
         LogUnavailable: it said nothing yet.
     """
     try:
-        receipt.result(timeout_s)
+        return receipt.place(timeout_s)
     except LogUnavailable:
         raise
     except LogError as error:
         return error
-    return None
 
 
 def patiently(call: Callable[[], T], stop: Event, say: Callable[[str], None]) -> T:

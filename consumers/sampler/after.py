@@ -13,9 +13,8 @@ from consumers.sampler.gate import refusal
 from consumers.sampler.service import Service, ServiceOf
 from pipeline.log import meant
 from pipeline.records import POSITION, Place
-from pipeline.store import Manifest
+from pipeline.store import AFTER_S, Manifest
 
-AFTER_S = 30.0  # the longest that a version is waited for
 MOST = 64  # positions in one request
 
 

@@ -13,7 +13,7 @@ from consumers.sampler.gate import refusal
 from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable
 from pipeline.log import Publisher, ensure_topics
-from pipeline.records import Partition, Place
+from pipeline.records import Place
 
 WAIT_S = 2.0  # for a connection, or for room
 ACKNOWLEDGED_S = 8.0  # for all records of a request
@@ -78,12 +78,11 @@ class Outbox:
         try:
             for one in messages:
                 receipts.append(self._publisher.publish(topic, one.value, key=one.key, headers=one.headers))
-            found = [receipt.result(max(0.0, deadline_s - time.monotonic())) for receipt in receipts]
+            return [receipt.place(max(0.0, deadline_s - time.monotonic())) for receipt in receipts]
         except LogUnavailable as error:
             if not receipts:
                 raise
             raise refusal(504, "unacknowledged", f"{error} The records may be in the log, or come there.") from None
-        return [Place(Partition(name, partition), offset) for name, partition, offset in found]
 
     def _leave(self) -> None:
         publisher, self._publisher = self._publisher, None

@@ -26,13 +26,13 @@ from pipeline.errors import StoreError
 from pipeline.log.dead_letters import DeadLetter, Resolution, late_headers, read_dead_letters, resolve, with_values
 from pipeline.log.publisher import Publisher, Receipt
 from pipeline.log.topics import ensure_topics, refuse_typo
-from pipeline.records import Partition, headers_of, name_of
+from pipeline.records import Partition, Place, headers_of, name_of
 from pipeline.store import Array, Blame, Commit, Manifest, Ref, Store, blame, commits, connect, places_of
 from pipeline.store.codec import Encoded
 from pipeline.texts import utf8
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import torch
     from redis import Redis
@@ -168,16 +168,21 @@ class Client(SamplingClient):
 
     # --- pull ---
 
-    def pull(self, model: str, ref: str = "latest") -> Pulled:
+    def pull(self, model: str, ref: str = "latest", *, after: Sequence[str] = ()) -> Pulled:
         """A version by number, alias or the beginning of its digest; each tensor is checked against its own.
 
+        Args:
+            after: positions of records, "topic:partition:offset". Waits up to 30 s for a version in which they have
+                their outcome.
+
         Raises:
-            NotFound: there is no such version.
+            NotFound: there is no such version, or none in time.
             Corrupt: it is damaged, or of a newer format.
             ConfigError: it takes more than `sampler.max_model_bytes`.
             StoreUnavailable: Redis cannot be reached.
         """
         store = self._store(model)
+        store.wait_for([Place.parsed(position) for position in after])
         manifest = store.manifest(store.resolve(ref))
         table = self._config.models.get(model)
         return Pulled(manifest, store.arrays(manifest, "serving"), table.learner if table else None)

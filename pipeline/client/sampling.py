@@ -32,6 +32,7 @@ from pipeline.client.answers import (
     Drawn,
     Interpolated,
     Pictures,
+    Published,
     Recognised,
     Strip,
     VersionInfo,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 Picture = bytes | Path | Image.Image | NDArray[Any]
 Answer = TypeVar("Answer", bound=VersionInfo)
+ReadT = TypeVar("ReadT")
 #: dtype, number of axes and length of the last of three: the arrays that are pictures
 ARRAYS = {("uint8", 2), ("uint8", 3, 3), ("uint8", 3, 4), ("uint16", 2)}
 ANSWER_S = 120.0  # the longest that an answer, or the next piece of a text, is waited for
@@ -85,15 +87,41 @@ class SamplingClient(Closing):
     def __init__(self, sampler: str | SamplerConfig, token: str | None = None) -> None:
         self._sampler = sampler
         self._token = token if isinstance(sampler, str) else sampler.token
+        self._after: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Disconnects."""
         if "_http" in vars(self):
             self._http.close()
 
+    def after(self, *positions: str) -> SamplingClient:
+        """A client that is answered by versions in which these records have their outcome; waits up to 30 s for one.
+
+        It asks through this client, and need not be closed.
+
+        Args:
+            positions: "topic:partition:offset", as `publish` and a receipt tell them.
+        """
+        fresh = SamplingClient(self._sampler, self._token)
+        fresh._http, fresh._after = self._http, positions
+        return fresh
+
+    def publish(
+        self, topic: str, record: Picture | str, *, label: str | None = None, id: str | None = None
+    ) -> Published:
+        """Publishes a picture or a text (`str`) through the sampler, for those who have no Kafka client.
+
+        Args:
+            topic: one that a model reads.
+            label: of what is in it, for learners that need to know.
+            id: the producer's own name of the record; default: a digest of its content.
+        """
+        answer = self._sent(self._request(f"/topics/{_quoted(topic)}", record, None, {"label": label, "id": id}))
+        return _read(lambda: Published.model_validate_json(answer.content))
+
     def answers(self, model: str) -> list[str]:
         """What the model can be asked: "classify", "generate", …"""
-        answer = self._sent(self._http.build_request("GET", f"/models/{_quoted(model)}"))
+        answer = self._sent(self._http.build_request("GET", f"/models/{_quoted(model)}", params=self._freshness))
         return [str(route) for route in answer.json()["answers"]]
 
     # --- records ---
@@ -214,7 +242,11 @@ class SamplingClient(Closing):
             "stop": stop,
         }
         request = self._http.build_request(
-            "POST", f"/models/{_quoted(model)}/complete", json=asked, headers={"Accept": "text/event-stream"}
+            "POST",
+            f"/models/{_quoted(model)}/complete",
+            params=self._freshness,
+            json=asked,
+            headers={"Accept": "text/event-stream"},
         )
         return TextStream(self._sent(request, stream=True))
 
@@ -263,6 +295,11 @@ class SamplingClient(Closing):
     def _call(
         self, model: str, route: str, record: Picture | str | None, mask: Picture | None, asked: dict[str, Any]
     ) -> httpx.Response:
+        return self._sent(self._request(f"/models/{_quoted(model)}/{route}", record, mask, asked))
+
+    def _request(
+        self, path: str, record: Picture | str | None, mask: Picture | None, asked: dict[str, Any]
+    ) -> httpx.Request:
         """Posts a record, or gets what needs none. What is None in `asked` is left out."""
         body: dict[str, Any] = {}
         if record is not None:
@@ -270,9 +307,12 @@ class SamplingClient(Closing):
             body = {"content": content, "headers": {} if kind is None else {"Content-Type": kind}}
             if mask is not None:
                 body = {"files": {"image": content, "mask": encoded(mask)[0]}}
-        given = {name: value for name, value in asked.items() if value is not None}
-        url = f"/models/{_quoted(model)}/{route}"
-        return self._sent(self._http.build_request("POST" if body else "GET", url, params=given, **body))
+        given = {name: value for name, value in asked.items() if value is not None} | self._freshness
+        return self._http.build_request("POST" if body else "GET", path, params=given, **body)
+
+    @property
+    def _freshness(self) -> dict[str, list[str]]:
+        return {"after": list(self._after)} if self._after else {}
 
     def _sent(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
         import httpx
@@ -365,7 +405,7 @@ def _quoted(name: str) -> str:
     return quote(name, safe="")
 
 
-def _read(read: Callable[[], Answer]) -> Answer:
+def _read(read: Callable[[], ReadT]) -> ReadT:
     try:
         return read()
     except ValidationError as error:

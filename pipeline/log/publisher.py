@@ -24,6 +24,7 @@ from pipeline.config import KafkaConfig
 from pipeline.errors import LogError, LogUnavailable, RecordError, TooLarge
 from pipeline.log.batches import RECORD_OVERHEAD
 from pipeline.log.connection import BATCH_OVERHEAD, connect, translated
+from pipeline.records import Partition, Place
 from pipeline.threads import Background
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)  # for a topic, or for its files
@@ -58,6 +59,11 @@ class Receipt:
             ours = translated(error, self._config, "acknowledge a record")
             raise (TooLarge(str(ours)) if isinstance(error, TOO_LARGE) else ours) from error
         return metadata.topic, metadata.partition, metadata.offset
+
+    def place(self, timeout_s: float) -> Place:
+        """The same, as one value; as text it is what `?after=` takes. Raises as `result`."""
+        topic, partition, offset = self.result(timeout_s)
+        return Place(Partition(topic, partition), offset)
 
 
 class Publisher:

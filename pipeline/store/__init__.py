@@ -10,10 +10,11 @@ from pipeline.store.lineage import Lineage, LineageBuilder, Runs
 from pipeline.store.manifest import About, Group, HistoryEntry, Manifest, Ref, watermark_of
 from pipeline.store.redis import Fence, Holding, connect, from_url, models
 from pipeline.store.rowlog import Delta
-from pipeline.store.store import Store
+from pipeline.store.store import AFTER_S, Store
 from pipeline.store.writer import Committed, Draft
 
 __all__ = [
+    "AFTER_S",
     "MADE_AGAIN",
     "About",
     "Array",

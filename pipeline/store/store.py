@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from redis import Redis
 
 from pipeline.errors import ConfigError, Corrupt, Fenced, HeadMoved, NotFound, StoreError
+from pipeline.records import Place
 from pipeline.store.codec import Array, sha256
 from pipeline.store.manifest import Group, HistoryEntry, Manifest, Ref, TensorEntry
 from pipeline.store.objects import Objects, RedisObjects, fetch
@@ -19,6 +20,8 @@ from pipeline.store.redis import Event, Fence, Holding, Keyspace
 from pipeline.store.rowlog import assemble
 from pipeline.store.writer import Writer
 
+AFTER_S = 30.0  # how long a version that accounts for a record is waited for
+BLOCK_MS = 1000  # how long one call waits for an event
 LATEST = "latest"
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -281,6 +284,25 @@ class Store:
         Waits for up to `block_ms` for the first; None: does not wait.
         """
         return self._keys.events(after_id, block_ms)
+
+    def wait_for(self, places: Sequence[Place], timeout_s: float = AFTER_S) -> None:
+        """Returns once the newest version accounts for these records.
+
+        Raises:
+            NotFound: none does in time.
+        """
+        deadline_s, last = time.monotonic() + timeout_s, "0"
+        while places and not self._account_for(places):
+            if (left_s := deadline_s - time.monotonic()) <= 0:
+                missing = ", ".join(map(str, places))
+                late = f"No version of {self.model} accounts for {missing} within {timeout_s:.0f} s."
+                raise NotFound(f"{late} See that its worker runs.")
+            for event in self.events(last, max(1, min(BLOCK_MS, int(1000 * left_s)))):
+                last = event.id
+
+    def _account_for(self, places: Sequence[Place]) -> bool:
+        head = self.head()
+        return head is not None and all(map(self.manifest(head).accounts_for, places))
 
     # --- administration ---
 

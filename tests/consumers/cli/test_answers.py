@@ -172,3 +172,11 @@ def test_what_is_wrong_is_one_sentence(headrace: Headrace, sampler: Running) -> 
         assert len(done.err.splitlines()) == 1
     asked = headrace("classify", "eyes", "dark.png", "-c", "none.toml", "--url", sampler.url)
     assert asked.text.startswith("100.0%  dark")  # who names the sampler needs no configuration
+
+
+def test_an_answer_after_a_record(headrace: Headrace) -> None:
+    """Of a version in which the record has its outcome; drawings, too."""
+    for command in (("classify", "eyes", "photo.png"), ("generate", "drawings", "-n", "2")):
+        assert json.loads(headrace(*command, "--after", "topic:0:0", "--json").text)["version"] == VERSIONS
+        refused = headrace(*command, "--after", "elsewhere:0:0", "--json")
+        assert (refused.status, "does not read elsewhere" in refused.err) == (9, True)

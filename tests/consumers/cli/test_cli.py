@@ -295,6 +295,8 @@ def test_pull_writes_weights_and_manifest(headrace: Headrace, maker: Maker, mode
     assert manifest == maker.store.manifest(2).raw
     assert headrace("pull", model, "--to", "mine.safetensors").status == 0
     assert json.loads((folder / "mine.json").read_bytes())["version"] == 3
+    assert headrace("pull", model, "--after", "topic:0:2").status == 0
+    assert "is no position of a record" in line(headrace("pull", model, "--after", "topic:2"), 2)
     assert "names no version" in line(headrace("pull", model, "golden"), 4)
     assert "no/mine.safetensors" in line(headrace("pull", model, "--to", "no/mine.safetensors"), 1)
 

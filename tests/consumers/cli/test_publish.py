@@ -342,6 +342,7 @@ def test_programs_read_what_became_of_the_records(headrace: Headrace, folder: Pa
             "published_before": 0,
             "not_published": 1,
             "id": None,
+            "after": [f"{topic}:0:2"],
             "labels": {"cat": 2, "dog": 1},
             "unlearned": {},
             "ended_early": False,

@@ -17,6 +17,8 @@ from redis import Redis
 
 from consumers.sampler import after, outbox
 from models.registry import BUILTIN
+from pipeline.client import SamplingClient
+from pipeline.errors import SamplerError, SamplerUnavailable
 from pipeline.local.servers import EmbeddedKafka
 from pipeline.records import Partition, Place
 from pipeline.store.lineage import Runs
@@ -210,6 +212,33 @@ def test_many_publish_at_one_time(at: Running, kafka: str, topic: str) -> None:
     assert acknowledged == {
         f"{topic}:0:{offset}": value.decode() for offset, _, value, _ in held(kafka, topic) if value
     }
+
+
+def test_the_client_publishes_and_reads_what_it_published(
+    redis_url: str, redis: Redis, kafka: str, family: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(after, "AFTER_S", 0.2)
+    maker = marked(Store(redis, family, family))
+    maker.commit(watermark={topic: {0: 0}})
+    picture = tmp_path / "four.png"
+    picture.write_bytes(file(photo(4, 4)))
+    with (
+        running(configuration(redis_url, {family: {"topics": [topic]}}, kafka)) as at,
+        SamplingClient(at.url) as client,
+    ):
+        assert at.serves(family, 1)
+        sent = client.publish(topic, "one", label="two", id="three")
+        assert (sent.records[0].id, sent.after) == ("three", [f"{topic}:0:0"])
+        assert client.publish(topic, picture).after == [f"{topic}:0:1"]
+        assert [value for _, _, value, _ in held(kafka, topic)] == [b"one", picture.read_bytes()]
+        with pytest.raises(SamplerError, match="No model reads"):
+            client.publish("nowhere", "one")
+        fresh = client.after(*sent.after)
+        with pytest.raises(SamplerUnavailable, match="has not read"):
+            fresh.classify(family, "x")
+        maker.commit(watermark={topic: {0: 1}})
+        assert at.serves(family, 2)
+        assert (fresh.classify(family, "x").version, fresh.answers(family)[0]) == (2, "classify")
 
 
 # --- after ---

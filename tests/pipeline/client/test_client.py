@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.config import Config, KafkaConfig, RedisConfig, validate
 from pipeline.errors import ConfigError, NotFound, RecordError, TopicMissing
 from pipeline.images import ImageInput
 from pipeline.log.reader import Reader
-from pipeline.records import Example, Record, RecordDecoder
+from pipeline.records import Example, Place, Record, RecordDecoder
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.lineage import LineageBuilder
 from pipeline.store.manifest import About, Ref
@@ -57,7 +58,7 @@ def png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
-def commit(store: Store, *scales: float) -> None:
+def commit(store: Store, *scales: float, watermark: dict[str, dict[int, int]] | None = None) -> None:
     """One version for each scale."""
     fence = store.acquire("test", 30)
     assert fence is not None
@@ -74,7 +75,7 @@ def commit(store: Store, *scales: float) -> None:
                     seed=0,
                     updates=0,
                     counts={},
-                    watermark={},
+                    watermark=watermark or {},
                     metrics={},
                     environment={},
                     meta={},
@@ -221,6 +222,18 @@ def test_pull(client: Client, store: Store) -> None:
     assert client.pull(store.model, pulled.manifest.digest[:12]).manifest == pulled.manifest
     assert [ref.version for ref in client.versions(store.model)] == [1, 2]
     assert {name: ref.version for name, ref in client.aliases(store.model).items()} == {"stable": 1}
+
+
+def test_a_pull_that_waits_for_a_record(client: Client, store: Store) -> None:
+    commit(store, 1.0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.pull, store.model, after=["topic:0:0"])
+        commit(store, 2.0, watermark={"topic": {0: 1}})
+        assert waiting.result(60).manifest.version == 2
+    with pytest.raises(NotFound, match="accounts for topic:0:9 within 0 s"):
+        store.wait_for([Place.parsed("topic:0:9")], 0)
+    with pytest.raises(ConfigError, match="no position"):
+        client.pull(store.model, after=["topic"])
 
 
 def test_the_history_as_the_command_line_tells_it(client: Client, store: Store, topic: str) -> None:
