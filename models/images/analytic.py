@@ -10,6 +10,14 @@ al. 2023, "RanPAC"):
 A linear function of them is a quadratic one of z, in D random directions. With ReLU in place of the square, which that
 paper takes, more records are mistaken, at any D (figures in docs/learners/image-analytic.md).
 
+With `mirror`, five of six features are the mean of φ(x) and that of the mirror image x', and the sixth is half of half
+their difference:
+
+    (φ(x) + φ(x')) / 2,   (φ(x) - φ(x')) / 4
+
+To a ridge that is as if whatever tells a picture from its mirror image were a quarter as likely to matter. Wavelets of
+x' are those of x in another order, so that it costs no more than another P z. Patches count half as much beside them.
+
 P's signs come from a hash of their places, so that they are the same everywhere and are never stored. Less its mean,
 since what a backbone gives is mostly above 0: otherwise what all pictures have in common would be most of P z in a row
 of P whose signs do not add up to 0. With length 1, so that contrast does not count. Nothing of it is fitted to the
@@ -25,6 +33,7 @@ The head is solved from sums over all records (`analytic`) now and then (`analyt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Self
 
 import torch
@@ -42,6 +51,9 @@ from models.learner import Blueprint, Frozen, Reference, Source, State, module_o
 from models.network import pixels
 
 CELLS = 3  # of a side: where maps are averaged
+PATCHES, PATCHES_MIRRORED = Fraction(2, 3), Fraction(2, 5)  # of the features, beside wavelets
+PATCHES_COUNT = 1 / 2  # beside mirrored wavelets
+SIDED, AS_MUCH = Fraction(1, 6), 1 / 2  # of those of wavelets, the share that tells sides apart, and how much it counts
 
 
 class ImageAnalyticOptions(AnalyticOptions):
@@ -49,7 +61,8 @@ class ImageAnalyticOptions(AnalyticOptions):
 
     ridge: float | None = Field(None, gt=0)  # λ, in records; none: the one by which the sums promise the least error
     width: int = structural(3000, before=2000, ge=8, le=16_384)
-    patches: bool = structural(True, before=False)  # two thirds of the features, beside wavelets
+    patches: bool = structural(True, before=False)  # two fifths of the features, beside wavelets
+    mirror: bool = structural(True, before=False)  # most features of a picture are those of its mirror image, too
     features: BackboneOptions | None = structural(None)  # what takes the place of the wavelets
 
 
@@ -73,6 +86,7 @@ class ImageAnalytic(AnalyticModel):
     """Pictures are (B, C, H, W) uint8, of the shape that `extractor` is for."""
 
     projection: Tensor
+    mirrored: Tensor  # the same for mirror images
     mean: Tensor  # of v, (d + 1,)
     whitener: Tensor  # (d + 1, d + 1)
 
@@ -83,23 +97,33 @@ class ImageAnalytic(AnalyticModel):
         width: int,
         classes: Sequence[str],
         unknown: float,
+        mirror: bool,
     ) -> None:
         super().__init__(width, classes, unknown)
         self.extractor, self.patches = extractor, patches
         random = width - (patches.dim if patches else 0)
+        order = extractor.mirrored() if mirror and isinstance(extractor, Wavelets) else None
+        self._sided = None if order is None else int(random * SIDED)
+        random -= self._sided or 0
         self.reads = (width, extractor.dim, random)
         self.register_buffer("projection", signs(random, extractor.dim), persistent=False)
+        if order is not None:
+            self.register_buffer("mirrored", self.projection[:, order], persistent=False)
         numbers = min(random, FAMILIAR) + 1
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("whitener", torch.zeros(numbers, numbers))
 
     def look(self, x: Tensor) -> Look:
         pictures = pixels(x)
-        seen = projected(self.extractor(pictures), self.projection)  # (B, D)
+        u = self.extractor(pictures)
+        seen = projected(u, self.projection)  # (B, D)
         v = whole(torch.cat([seen[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1))  # (B, d + 1)
         features = seen.add_(1).square_()
+        if self._sided is not None:
+            features = both_sides(features, projected(u, self.mirrored).add_(1).square_(), self._sided)
         if self.patches is not None:
-            features = torch.cat([features, self.patches(x)], 1)
+            patches = self.patches(x)
+            features = torch.cat([features, patches if self._sided is None else patches.mul_(PATCHES_COUNT)], 1)
         features = features.mul_(STEPS).round_().div_(STEPS)
         strange = distances(v.to(self.mean), self.mean, self.whitener)
         return Look(features, self.weight.new_zeros(()), strange, v, torch.zeros(0, 2, dtype=torch.int64))
@@ -164,7 +188,7 @@ class ImageAnalyticLearner(AnalyticLearner):
     def _build(self, extractor: Wavelets | BackboneFeatures, patches: Patches | None) -> None:
         """Everything but what is learned."""
         options = self.options
-        network = module_on(lambda: ImageAnalytic(extractor, patches, options.width, (), options.unknown), self._device)
+        network = module_on(lambda: network_of(options, extractor, patches, ()), self._device)
         super().__init__(network.eval(), options, self._device)
         self._sums = LoggedSums(options.width, self._device)
         self._acquaintance = Acquaintance(len(network.mean))
@@ -172,7 +196,24 @@ class ImageAnalyticLearner(AnalyticLearner):
 
 def fixed(options: ImageAnalyticOptions, shape: tuple[int, ...]) -> tuple[Wavelets, Patches | None]:
     """What extracts features of pictures (C, H, W) where there is no backbone."""
-    return Wavelets(shape), Patches(shape, options.width * 2 // 3) if options.patches else None
+    wavelets, most = Wavelets(shape), int(options.width * (PATCHES_MIRRORED if options.mirror else PATCHES))
+    return wavelets, Patches(shape, most, halved=not options.mirror) if options.patches else None
+
+
+def network_of(
+    options: ImageAnalyticOptions,
+    extractor: Wavelets | BackboneFeatures,
+    patches: Patches | None,
+    classes: Sequence[str],
+) -> ImageAnalytic:
+    return ImageAnalytic(extractor, patches, options.width, classes, options.unknown, options.mirror)
+
+
+def both_sides(features: Tensor, mirrored: Tensor, sided: int) -> Tensor:
+    """φ of pictures (B, D) and of their mirror images → (B, D + sided): what they have in common, and of the first
+    features what they have not."""
+    apart = (features[:, :sided] - mirrored[:, :sided]) * (AS_MUCH / 2)
+    return torch.cat([features.add_(mirrored).div_(2), apart], 1)
 
 
 def alike(one: Wavelets | BackboneFeatures, other: Wavelets | BackboneFeatures) -> bool:
@@ -196,7 +237,7 @@ def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[s
     seen: tuple[Wavelets | BackboneFeatures, Patches | None] = fixed(options, shape)
     if features is not None:
         seen = BackboneFeatures(Backbone.described(meta["features"]), features), None
-    made = module_on(lambda: ImageAnalytic(*seen, options.width, meta["classes"], options.unknown), torch.device("cpu"))
+    made = module_on(lambda: network_of(options, *seen, meta["classes"]), torch.device("cpu"))
     return made.eval()
 
 

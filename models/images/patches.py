@@ -3,7 +3,7 @@
 Of a patch p of 6 × 6 pixels in three colours (of grey pictures all the same; times alpha), with mean m and variance v,
 a filter w answers w·(p - m) / √(v + c). Averaged over each quarter of the picture are how far the answer is above a
 threshold, and how far below its negative (Coates and Ng 2012, "Learning feature representations with k-means"), and of
-that the square root; on the picture, and on the one of half its size.
+that the square root; on the picture, and where that is wanted on the one of half its size.
 
 Each filter has its mirror image beside it, so that the features of the mirrored picture are those of the picture in
 another order. What is given is the mean of both, less a mean, over a standard deviation. To a ridge that is as good as
@@ -30,7 +30,7 @@ from models.network import root
 
 FILE = Path(__file__).with_name("patches.safetensors")
 PIXELS = 6  # of a patch's side
-FINE, COARSE = 200, 50  # filters that there are; of five that are taken one is of half the size
+FINE, COARSE = 200, 50  # filters that there are
 SIGNS, CELLS = 2, 2
 NUMBERS = SIGNS * CELLS**2  # of a filter and its mirror image
 THRESHOLD, LEAST_CONTRAST = 0.25, 10.0  # c, of pixels in [0, 255]
@@ -40,17 +40,20 @@ AT_ONCE = 8  # pictures: what their filters answer fits into the processor's cac
 
 
 class Patches(nn.Module):
-    """The first features, at most so many, of pictures of one shape (C, H, W); buffers are never stored."""
+    """The first features, at most so many, of pictures of one shape (C, H, W); buffers are never stored.
+
+    Where they are `halved`, one filter of five sees the picture of half the size.
+    """
 
     fine: Tensor
     coarse: Tensor
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, shape: tuple[int, ...], most: int) -> None:
+    def __init__(self, shape: tuple[int, ...], most: int, *, halved: bool) -> None:
         super().__init__()
-        count = min(FINE + COARSE, most // NUMBERS)
-        coarse, stored = count // 5, _stored()
+        count = min(FINE + COARSE * halved, most // NUMBERS)
+        coarse, stored = count // 5 * halved, _stored()
         counts = {"fine": count - coarse, "coarse": coarse}
         self.dim = NUMBERS * count
         self.shrink = max(1, -(-max(shape[1:]) // SIDE))

@@ -45,6 +45,20 @@ class Wavelets(nn.Module):
         """pictures (B, C, H, W) float32 in [0, 1] → √S (B, d) float32"""
         return root(self.scattered(pictures))
 
+    def mirrored(self) -> Tensor:
+        """(d,) int64: where each feature of a picture is among those of its mirror image, as far as sides are even."""
+        turned = -torch.arange(ANGLES) % ANGLES  # the direction θ is π - θ in the mirror
+        first = torch.arange(ANGLES * GRID**2).view(ANGLES, GRID, GRID)[turned].flip(2).flatten()
+        second = torch.arange(ANGLES**2 * COARSE**2).view(ANGLES, ANGLES, COARSE, COARSE)
+        second = second[turned][:, turned].flip(3).flatten()
+        places = torch.arange(GRID**2).view(GRID, GRID).flip(1).flatten()
+        found, start = [], 0
+        for part in (places, first, first, second):
+            found.append(start + part)
+            start += len(part)
+        channels = start * torch.arange(self.channels)[:, None]
+        return (channels + torch.cat(found)).flatten()
+
     def scattered(self, pictures: Tensor) -> Tensor:
         """(B, C, H, W) → (B, d) of S₀, S₁ and S₂, none below 0"""
         count, channels = pictures.shape[:2]

@@ -333,7 +333,7 @@ def known(features: Mapping[str, Any] | None, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("features", [None, VERSION, MAPS, FILE], ids=["wavelets", "version", "maps", "file"])
 def test_features_are_random_ones_of_what_is_known(features: Mapping[str, Any] | None) -> None:
-    case = a_case(patches=False) if features is None else started(features)
+    case = a_case(patches=False, mirror=False) if features is None else started(features)
     learner = case.learned()
     state = cloned(learner.capture())
     served = BLUEPRINT.model(case.options, (1, 8, 8), state.meta)
@@ -403,6 +403,27 @@ def test_any_size_and_number_of_channels(shape: tuple[int, ...]) -> None:
     assert features.shape == (6, 32)
     assert torch.equal(features * STEPS, (features * STEPS).round())
     assert learner.model.classify(x).shape == (6, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 28, 28)])
+def test_features_of_a_mirror_image_are_the_same_or_have_another_sign(shape: tuple[int, ...]) -> None:
+    x = torch.randint(256, (4, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = Case(BLUEPRINT, ImageAnalyticOptions(width=200), x, list("abab")).learner().model
+    one, mirrored = (model.look(some).features for some in (x, x.flip(3)))  # type: ignore[attr-defined]
+    differences = slice(100, 120)  # of 120 that are wavelets' a sixth
+    assert one[:, differences].abs().max() > 0.2
+    torch.testing.assert_close(one[:, differences], -mirrored[:, differences], atol=0.1, rtol=0)
+    torch.testing.assert_close(one[:, 120:], mirrored[:, 120:], atol=0.1, rtol=0)
+    torch.testing.assert_close(one[:, :100], mirrored[:, :100], atol=0.1, rtol=0)
+
+
+def test_versions_of_before_have_other_features_on_each_side() -> None:
+    before = ImageAnalyticOptions.of_version({"width": 60, "patches": True})
+    assert not before.mirror
+    x = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = Case(BLUEPRINT, before, x, "ab").learner().model
+    assert len(model.projection) == 60 - 40  # type: ignore[attr-defined]
+    assert model.look(x).features.shape == (2, 60)  # type: ignore[attr-defined]
 
 
 def test_colours_that_nobody_sees_do_not_count() -> None:

@@ -47,21 +47,21 @@ def by_definition(x: Tensor, count: int) -> Tensor:
 @pytest.mark.parametrize("count", [3, 10])
 def test_they_are_what_the_page_says(count: int) -> None:
     x = pictures(4, 3, 20, 24)
-    patches = Patches((3, 20, 24), count * NUMBERS + 7)
+    patches = Patches((3, 20, 24), count * NUMBERS + 7, halved=True)
     assert patches.dim == count * NUMBERS
     torch.testing.assert_close(patches(x).double(), by_definition(x, count), atol=1e-4, rtol=1e-4)
 
 
 def test_a_picture_and_its_mirror_image_are_the_same() -> None:
     x = pictures(5, 3, 32, 32)
-    patches = Patches((3, 32, 32), 400)
+    patches = Patches((3, 32, 32), 400, halved=True)
     torch.testing.assert_close(patches(x), patches(x.flip(3)), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(patches(x), patches(x.flip(2)), atol=0.1)
 
 
 def test_they_do_not_depend_on_the_batch() -> None:
     x = pictures(50, 3, 28, 28)
-    patches = Patches((3, 28, 28), 800)
+    patches = Patches((3, 28, 28), 800, halved=True)
     together = patches(x)
     for size in (1, 3, 17):
         assert torch.equal(torch.cat([patches(some) for some in torch.split(x, size)]), together)
@@ -69,20 +69,29 @@ def test_they_do_not_depend_on_the_batch() -> None:
 
 def test_a_grey_picture_is_one_of_three_equal_colours_and_alpha_hides() -> None:
     grey = pictures(3, 1, 16, 16)
-    colour = Patches((3, 16, 16), 160)(grey.expand(-1, 3, -1, -1))
-    assert torch.equal(Patches((1, 16, 16), 160)(grey), colour)
+    colour = Patches((3, 16, 16), 160, halved=True)(grey.expand(-1, 3, -1, -1))
+    assert torch.equal(Patches((1, 16, 16), 160, halved=True)(grey), colour)
     opaque = torch.cat([grey, torch.full_like(grey, 255)], 1)
-    assert torch.equal(Patches((2, 16, 16), 160)(opaque), colour)
+    assert torch.equal(Patches((2, 16, 16), 160, halved=True)(opaque), colour)
     hidden = torch.cat([pictures(3, 3, 16, 16), torch.zeros_like(grey)], 1)
-    assert torch.equal(Patches((4, 16, 16), 160)(hidden), Patches((3, 16, 16), 160)(torch.zeros_like(hidden[:, :3])))
+    assert torch.equal(
+        Patches((4, 16, 16), 160, halved=True)(hidden),
+        Patches((3, 16, 16), 160, halved=True)(torch.zeros_like(hidden[:, :3])),
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 20), (4, 32, 32), (1, 128, 96), (3, 9, 128)])
 def test_any_size(shape: tuple[int, ...]) -> None:
-    features = Patches(shape, 10**6)(pictures(2, *shape))
+    features = Patches(shape, 10**6, halved=True)(pictures(2, *shape))
     assert features.shape == (2, (FINE + COARSE) * NUMBERS)
     assert features.isfinite().all()
-    assert Patches(shape, 7)(pictures(2, *shape)).shape == (2, 0)
+    assert Patches(shape, 7, halved=True)(pictures(2, *shape)).shape == (2, 0)
+
+
+def test_what_is_not_halved_are_the_fine_ones() -> None:
+    x = pictures(3, 3, 24, 24)
+    both, fine = Patches((3, 24, 24), 5 * NUMBERS, halved=True)(x), Patches((3, 24, 24), 4 * NUMBERS, halved=False)(x)
+    assert torch.equal(both[:, : 4 * NUMBERS], fine)
 
 
 def test_what_is_added_up_is_exact() -> None:
