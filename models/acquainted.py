@@ -20,6 +20,7 @@ and the scores that it is compared with are those of the last `SAMPLE` texts, ea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -42,18 +43,7 @@ from models.familiarity import (
     whole,
 )
 from models.images.wavelets import Wavelets
-from models.learner import (
-    Batch,
-    Blueprint,
-    Correcting,
-    Learner,
-    Report,
-    Rows,
-    Source,
-    State,
-    WarmStart,
-    copy_into,
-)
+from models.learner import NOTHING, Batch, Blueprint, Correcting, Learner, Report, Rows, Start, State, copy_into
 from models.network import pixels, widened
 from models.texts.hashing import edged, ngrams, trimmed
 from models.wrapped import L, R, Wrapped, WrappedClassifier
@@ -228,20 +218,13 @@ class Acquainted(Wrapped[L]):
     def __init__(self, learner: L, familiar: Familiar, unknown: float) -> None:
         super().__init__(learner)
         self._familiar = familiar
-        self._unknown = unknown
         self._records = torch.zeros(0, dtype=torch.int64)  # of each class
-        self._model: AcquaintedModel | None = None
+        model: Any = learner.model
+        self._model = AcquaintedModel(model, familiar, unknown)
 
     @property
     def model(self) -> AcquaintedModel:
-        inner: Any = self.inner.model
-        if self._model is None or self._model.inner is not inner:  # some have it from `warm_start` or `restore` on
-            self._model = AcquaintedModel(inner, self._familiar, self._unknown)
         return self._model
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        if isinstance(self.inner, WarmStart):
-            self.inner.warm_start(sources)
 
     @torch.no_grad()
     def _meet(self, batch: Batch) -> None:
@@ -296,8 +279,10 @@ def acquainted(blueprint: Blueprint) -> Blueprint:
     if kind is None or not issubclass(blueprint.options, AcquaintedOptions):
         return blueprint
 
-    def learner(options: AcquaintedOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> Learner:
-        made = blueprint.learner(options, shape, seed, device)
+    def learner(
+        options: AcquaintedOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+    ) -> Learner:
+        made = blueprint.build(options, shape, seed, device, start)
         if not options.unknown:
             return made
         around: Callable[..., Learner] = AcquaintedNetwork if isinstance(made, Correcting) else Acquainted
@@ -307,4 +292,4 @@ def acquainted(blueprint: Blueprint) -> Blueprint:
         made: Any = blueprint.model(options, shape, meta)
         return AcquaintedModel(made, kind(shape), options.unknown) if options.unknown else made
 
-    return Blueprint(blueprint.options, learner, model, blueprint.input, blueprint.sources)
+    return replace(blueprint, learner=learner, model=model, started=learner)

@@ -27,12 +27,17 @@ factor γ < 1 what was there before a record counts γ times as much: then order
 G is kept whole for the product that adds to it, and stored as the half that says it all (`packed`). All sums are in
 double precision: to a single-precision number that has grown to 2²⁴ nothing can be added that is below 1. Of features
 that are multiples of 1/16 all sums are exact, so that neither order nor batches nor processor decide a bit.
+
+The sums of many features are large, and one record changes all of them. So a version may hold the sums of some time
+before (`Sums.keep`), and a log of what was added to them or taken out of them since then (`models.logged_sums`,
+`models.texts.recent`). Of whole numbers both together are the sums of now, to the last bit. Where the log has no room
+for more, the sums of then become the ones to start from, and it begins anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Literal
 
@@ -40,12 +45,15 @@ import torch
 from torch import Tensor
 
 from models.familiarity import signs
-from models.learner import Rows, copy_into
+from models.learner import Rows, copy_into, tensor
 from models.network import widened
 
 HeadName = Literal["ridge", "lda", "means"]
 RIDGES = (20.0, 200.0)  # λ that are tried where none is given
 PROBES = 8  # for the trace of an inverse (Hutchinson 1990)
+GRAMS = (torch.int16, torch.int32)  # of whole numbers, from narrow to wide, in which G is stored if it fits
+PER_CLASS = ("sums/by_class", "sums/counts")
+NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +70,33 @@ class Sums:
 
     G, to which D² numbers are added for every record, is on the device, if that has double precision (MPS has not).
     S, n and solving are on the CPU.
+
+    Args:
+        units: products of features are whole multiples of 1 / units²: so G is stored in the narrowest type of `GRAMS`
+            that holds it; None: in float64.
+        half: whether weights of a head are rounded to half precision.
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.width = width
+    def __init__(self, width: int, device: torch.device, units: int | None = None, *, half: bool = False) -> None:
+        self.width, self.units, self.half = width, units, half
         gram_device = torch.device("cpu") if device.type == "mps" else device
         self.gram = torch.zeros(width, width, dtype=torch.float64, device=gram_device)  # G
         self.by_class = torch.zeros(0, width, dtype=torch.float64)  # S
         self.counts = torch.zeros(0, dtype=torch.float64)  # n
+        self.base: dict[str, Tensor] | None = None  # those of before, as they are stored; None: those of now are
+        self._stored: set[str] = set()  # of these what a version has
 
     def grow(self, classes: int) -> None:
         """Adds so many classes, with sums of zero."""
         self.by_class = widened(self.by_class, classes)
         self.counts = widened(self.counts, classes)
+        if self.base is not None:
+            self.base |= {name: widened(self.base[name], classes) for name in PER_CLASS}
+            self._stored -= {*PER_CLASS}
+
+    def keep(self) -> None:
+        """Makes the present sums the stored ones: what is added from now on is for a log to store."""
+        self.base, self._stored = self._now(), set()
 
     def add(self, features: Tensor, y: Tensor, *, sign: int = 1, forgetting: float = 1.0) -> None:
         """Adds records, or takes them out with the sign -1.
@@ -101,6 +123,10 @@ class Sums:
     def solve(self, head: HeadName, ridge: float | None) -> Solved:
         """The head of these sums, with λ = `ridge` in records, or the best of `RIDGES`, which is `RIDGES[0]` where the
         head is no ridge; a class without a record has no weights."""
+        solved, most = self._solved(head, ridge), torch.finfo(torch.half).max
+        return replace(solved, weight=solved.weight.clamp(-most, most).half().float()) if self.half else solved
+
+    def _solved(self, head: HeadName, ridge: float | None) -> Solved:
         n = self.counts.sum()
         means = self.by_class / self.counts.clamp_min(1)[:, None]  # (K, D)
         if head == "means" or n < 1:
@@ -123,24 +149,46 @@ class Sums:
 
     def copy(self) -> Sums:
         """A copy of the present sums."""
-        made = Sums(0, self.gram.device)
+        made = Sums(0, self.gram.device, half=self.half)
         made.width, made.gram = self.width, self.gram.clone()
         made.by_class, made.counts = self.by_class.clone(), self.counts.clone()
         return made
 
-    def capture(self) -> Mapping[str, Tensor | Rows]:
-        """sums/gram (⌈D/2⌉, D + 1) packed, sums/by_class (K, D) and sums/counts (K,), all float64."""
-        named = {"sums/gram": packed(self.gram), "sums/by_class": self.by_class, "sums/counts": self.counts}
-        return {name: tensor.clone() for name, tensor in named.items()}
+    def capture(self) -> dict[str, Tensor | Rows]:
+        """sums/gram (⌈D/2⌉, D + 1) packed, sums/by_class (K, D) and sums/counts (K,), float64 but for `units`."""
+        if self.base is None:
+            return {**self._now()}
+        stored, self._stored = self._stored, {*self.base}
+        return {name: Rows(each, NO_ROWS if name in stored else None) for name, each in self.base.items()}
 
     def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
         """
         Raises:
             ValueError: a tensor is missing or does not fit.
         """
+        base = {name: tensor(value).clone() for name, value in state.items()}
+        read = dict(base)
+        for name in PER_CLASS:
+            if name in base and base[name].dim():
+                read[name] = widened(base[name], max(0, len(self.counts) - len(base[name])))
+        if self.units and "sums/gram" in base and base["sums/gram"].dtype in GRAMS:
+            read["sums/gram"] = base["sums/gram"].double() / self.units**2
         gram = self.gram.new_zeros((self.width + 1) // 2, self.width + 1)
-        copy_into({"sums/gram": gram, "sums/by_class": self.by_class, "sums/counts": self.counts}, state)
+        copy_into({"sums/gram": gram, "sums/by_class": self.by_class, "sums/counts": self.counts}, read)
         self.gram = unpacked(gram)
+        if self.units is not None:
+            self.base = {**base, **{name: read[name] for name in PER_CLASS if name in read}}
+            self._stored = {name for name, each in base.items() if len(each) == len(self.base[name])}
+
+    def _now(self) -> dict[str, Tensor]:
+        state = {
+            "sums/gram": packed(self.gram),
+            "sums/by_class": self.by_class.clone(),
+            "sums/counts": self.counts.clone(),
+        }
+        whole = state["sums/gram"] * (self.units or 1) ** 2
+        fitting = [dtype for dtype in GRAMS if self.units and torch.equal(whole.to(dtype).to(whole), whole)]
+        return {**state, "sums/gram": whole.to(fitting[0])} if fitting else state
 
 
 def _ridge(gram: Tensor, targets: Tensor, share: float, n: Tensor, spread: Tensor) -> tuple[float, Tensor]:

@@ -16,10 +16,11 @@ is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from pydantic import Field
@@ -39,6 +40,7 @@ PROMPT = 4096  # the widest head that is solved for every version: it takes a th
 HORIZON = 2000  # records over which it is judged
 AT_ONCE = 64  # records that are looked at together
 PREFIX = "learning/"  # of the head that predicts the next records
+NOTHING_ELSE: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class AnalyticOptions(Options):
@@ -60,6 +62,12 @@ class Look:
     strange: Tensor  # (B,) float32: how little they resemble what was learned
     v: Tensor  # (B, d) float64 on the CPU, what `strange` is computed from; d may be 0
     rows: Tensor  # (N, 2) int64, what else is counted: the record and the bucket of each; N may be 0
+    trust: Tensor | None = None  # (B, 1): how much the head has to say; None: 1
+
+    def scores(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """(B, K) of a head"""
+        scores = self.features @ weight.T + bias
+        return scores if self.trust is None else scores * self.trust
 
 
 class AnalyticModel(nn.Module):
@@ -83,17 +91,17 @@ class AnalyticModel(nn.Module):
         self.register_buffer("shares", torch.zeros(len(self.classes)))
         self.register_buffer("familiar", torch.full((SAMPLE,), NEVER))
 
-    def look(self, x: Tensor) -> Look:
-        """x (B, ...) as in `Batch.x`"""
+    def look(self, x: Tensor, whole: Mapping[int, Tensor] = NOTHING_ELSE) -> Look:
+        """x (B, ...) as in `Batch.x`, and of its rows whose texts are longer all of these."""
         raise NotImplementedError
 
     def prior(self, look: Look) -> Tensor:
         """`look.prior` by the sums of now."""
         return look.prior
 
-    def scores(self, features: Tensor) -> Tensor:
-        """φ (B, D) → (B, K)"""
-        return features @ self.weight.T + self.bias
+    def reads_as(self, other: Self) -> bool:
+        """Whether both have the same features."""
+        return self.reads == other.reads
 
     def classify(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
@@ -108,7 +116,7 @@ class AnalyticModel(nn.Module):
 
     def probabilities(self, look: Look) -> Tensor:
         """Probabilities (B, K) of records that resemble what was learned."""
-        return (self.sharpness * self.scores(look.features) + look.prior).softmax(1)
+        return (self.sharpness * look.scores(self.weight, self.bias) + look.prior).softmax(1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return super().load_state_dict(self.completed(state_dict), *args, **kwargs)
@@ -133,31 +141,76 @@ class AnalyticModel(nn.Module):
         self.bias[: len(solved.bias)] = solved.bias.to(self.bias.device)
 
 
-class AnalyticLearner:
-    """Adds records to the sums, and solves the head from them now and then. A subclass may keep further sums."""
+N = TypeVar("N", bound=AnalyticModel)
+
+
+class Beside(Generic[N]):
+    """What a learner keeps beside its head, of one kind of record: nothing. A subclass keeps something.
+
+    Args:
+        sums: of the head.
+    """
+
+    #: τ is what the predictions of late would have fared best with, between the neighbours of the best of these
+    sharpness: Sequence[float] = tuple(2.0**k for k in range(-2, 10))
+
+    def __init__(self, model: N, options: AnalyticOptions, sums: Sums) -> None:
+        self.model, self.options, self.sums = model, options, sums
+
+    def meet(self, look: Look, y: Tensor, sign: int) -> None:
+        """Takes note of how strange records of the classes (B,) are, which are learned, or with sign -1 taken out."""
+
+    def add(self, look: Look, y: Tensor, sign: int, rest: Callable[[], None]) -> None:
+        """Has `rest` add these records to the head's sums, or take them out, and `count` them."""
+        rest()
+
+    def count(self, look: Look, y: Tensor, sign: int) -> None:
+        """Adds records to the counts beside the head's sums; with sign -1 takes them out."""
+
+    def join(self, other: Self, numbers: Tensor) -> None:
+        """Adds what others have; numbers (K',) say which of these classes each of theirs is."""
+
+    def grow(self, classes: int) -> None:
+        """So many classes have come."""
+
+    def fit(self) -> None:
+        """Updates what is served beside the head. Predictions of the next records do not read it."""
+
+    def state(self) -> dict[str, Tensor]:
+        """head/…: tensors that are captured and restored beside the head's own."""
+        return {}
+
+    def capture(self, state: State) -> State:
+        """The learner's state with what is kept here."""
+        return state
+
+    def restore(self, state: State, rest: Callable[[State], None]) -> None:
+        """Has `rest` restore the learner, and takes what is kept here."""
+        rest(state)
+
+
+class AnalyticLearner(Generic[N]):
+    """Adds records to the sums, and solves the head from them now and then."""
 
     needs_label = True
     replay_capacity = 0
     replay_size = 0
-    #: τ is what the predictions of late would have fared best with, between the neighbours of the best of these
-    sharpness = tuple(2.0**k for k in range(-2, 10))
 
-    def __init__(self, network: AnalyticModel, options: AnalyticOptions, device: torch.device) -> None:
-        self.options = options
-        self._model = network
-        self._device = device
+    def __init__(self, beside: Beside[N], device: torch.device) -> None:
+        self.options, self._model, self._sums = beside.options, beside.model, beside.sums
+        self._beside, self._device = beside, device
+        network, options = self._model, self.options
         self._labels = Labels(network.classes, options.max_classes)
-        self._sums = Sums(network.weight.shape[1], device)
         self._weight, self._bias = network.weight.clone(), network.bias.clone()  # of the head that predicts
         self._ridge = torch.zeros((), dtype=torch.float64)  # its λ
         self._fresh = torch.zeros(0, dtype=torch.float64)  # of each class, records that the head was not solved from
-        self._losses = torch.zeros(len(self.sharpness), dtype=torch.float64)  # of each sharpness: sums that fade
+        self._losses = torch.zeros(len(beside.sharpness), dtype=torch.float64)  # of each sharpness: sums that fade
         self._solver = ThreadPoolExecutor(1, "solve", torch.set_num_threads, (torch.get_num_threads(),))
         self._solving: Future[Solved] | None = None
         self._haste = 1.0
 
     @property
-    def model(self) -> AnalyticModel:
+    def model(self) -> N:
         """The live model, once the head that is being solved is there."""
         if self._solving is not None:
             solved, self._solving = self._solving.result(), None
@@ -186,7 +239,7 @@ class AnalyticLearner:
         """x (B, ...) as in `Batch.x` → logarithms (B, K) of its probabilities, by the head that predicts."""
         model = self.model
         look = model.look(x.to(self._device))
-        return self._logs(self._scores(look, self._weight, self._bias), look.prior.cpu())
+        return self._logs(look.scores(self._weight, self._bias).cpu(), look.prior.cpu())
 
     @torch.no_grad()
     def left_out(self, x: Tensor, y: Tensor) -> Tensor:
@@ -197,21 +250,17 @@ class AnalyticLearner:
         sums = self._sums.copy()
         for look, of_some in each:
             sums.add(look.features, of_some, sign=-1)
-            self._count(look, of_some, sign=-1)
+            self._beside.count(look, of_some, -1)
         solved = sums.solve(self.options.head, self._ridge_now())
         weight, bias = solved.weight.to(self._device), solved.bias.to(self._device)
-        logs = [self._logs(self._scores(look, weight, bias), self._model.prior(look).cpu()) for look in looks]
+        logs = [self._logs(look.scores(weight, bias).cpu(), self._model.prior(look).cpu()) for look in looks]
         for look, of_some in each:
-            self._count(look, of_some)
+            self._beside.count(look, of_some, 1)
         return torch.cat(logs)
 
     def _ridge_now(self) -> float | None:
         """λ of the last head."""
         return self.options.ridge or self._ridge.item() or None
-
-    def _scores(self, look: Look, weight: Tensor, bias: Tensor) -> Tensor:
-        """(B, K) of a head, on the CPU"""
-        return (look.features @ weight.T + bias).cpu()
 
     def _logs(self, scores: Tensor, prior: Tensor) -> Tensor:
         return (self._model.sharpness.cpu() * scores + prior).log_softmax(1)
@@ -226,13 +275,12 @@ class AnalyticLearner:
         model = self.model
         classes = list(model.classes)
         look = self._look(batch)
-        scores, prior = self._scores(look, self._weight, self._bias), look.prior.cpu()  # (B, K) of before
+        scores, prior = look.scores(self._weight, self._bias).cpu(), look.prior.cpu()  # (B, K) of before
         predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if classes else []
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
         logs = self._evaluate(scores, prior, y)
-        self._meet(look, y)
-        self._add(look, y)
+        self._add(look, y, 1)
         model.shares.copy_(self._sums.counts / self._sums.counts.sum())
         self._fresh += torch.bincount(y, minlength=len(self._fresh))
         if self._due():
@@ -252,9 +300,7 @@ class AnalyticLearner:
         if unknown := [label for label in batch.labels if label not in self._model.classes]:
             raise ValueError(f"no record with the label {unknown[0]!r} was learned.")
         y = torch.tensor(self._labels.numbers(batch.labels))
-        look = self._look(batch)
-        self._meet(look, y, sign=-1)
-        self._add(look, y, sign=-1)
+        self._add(self._look(batch), y, -1)
         self._solve()
 
     def merge(self, other: Self) -> None:
@@ -263,22 +309,27 @@ class AnalyticLearner:
         Raises:
             ValueError: its features are others.
         """
-        if self._model.reads != other._model.reads:
-            raise ValueError("only learners with the same width, the same input and the same buckets can be merged.")
+        if not self._model.reads_as(other._model):
+            raise ValueError("only learners with the same width, input, buckets and the same backbone can be merged.")
         classes = other._model.classes
         self._grow(self._labels.new(classes))
-        self._join(other, torch.tensor(self._labels.numbers(classes), dtype=torch.int64))
+        numbers = torch.tensor(self._labels.numbers(classes), dtype=torch.int64)
+        self._sums.merge(other._sums, numbers)
+        self._beside.join(other._beside, numbers)
         self._solve()
 
     def capture(self) -> State:
         model = self.model
         if self._fresh.any() and self._sums.width <= PROMPT:
-            self._fit()
+            self._beside.fit()
             model.take(self._sums.solve(self.options.head, self._ridge_now()))
         training = {**self._sums.capture(), **self._own(), **self._head()}
-        return State(dict(model.state_dict()), training, {"classes": list(model.classes)})
+        return self._beside.capture(State(dict(model.state_dict()), training, {"classes": list(model.classes)}))
 
     def restore(self, state: State) -> None:
+        self._beside.restore(state, self._restore)
+
+    def _restore(self, state: State) -> None:
         self._grow(self._labels.beyond(state.meta["classes"]))
         copy_into(self.model.state_dict(), self.model.completed(state.serving))
         self._weight.copy_(self._model.weight)
@@ -290,28 +341,24 @@ class AnalyticLearner:
         self._sums.restore({name: value for name, value in state.training.items() if name.startswith("sums/")})
 
     def _look(self, batch: Batch) -> Look:
-        return self.model.look(batch.x.to(self._device))
+        return self.model.look(batch.x.to(self._device), batch.whole)
 
-    def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
+    def _add(self, look: Look, y: Tensor, sign: int) -> None:
         """Adds records to all sums, or takes them out; their classes (B,) on the CPU."""
-        self._sums.add(look.features, y, sign=sign, forgetting=self.options.forgetting)
-        self._count(look, y, sign)
 
-    def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """Adds records to the counts beside the head's sums; with sign -1 takes them out."""
+        def rest() -> None:
+            self._sums.add(look.features, y, sign=sign, forgetting=self.options.forgetting)
+            self._beside.count(look, y, sign)
 
-    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """Takes note of how strange records of the classes (B,) are, which are learned, or with sign -1 taken out."""
-
-    def _join(self, other: Self, numbers: Tensor) -> None:
-        """Adds the sums of others; numbers (K',) say which of these classes each of theirs is."""
-        self._sums.merge(other._sums, numbers)
+        self._beside.meet(look, y, sign)
+        self._beside.add(look, y, sign, rest)
 
     def _head(self) -> dict[str, Tensor]:
         return {PREFIX + "weight": self._weight, PREFIX + "bias": self._bias}
 
     def _own(self) -> dict[str, Tensor]:
-        return {"head/fresh": self._fresh, "head/losses": self._losses, "head/ridge": self._ridge}
+        own = {"head/fresh": self._fresh, "head/losses": self._losses, "head/ridge": self._ridge}
+        return {**own, **self._beside.state()}
 
     def _grow(self, labels: Sequence[str]) -> None:
         if labels:
@@ -320,20 +367,21 @@ class AnalyticLearner:
             self._sums.grow(len(labels))
             self._fresh = widened(self._fresh, len(labels))
             self._labels.add(labels)
+            self._beside.grow(len(labels))
 
     def _evaluate(self, scores: Tensor, prior: Tensor, y: Tensor) -> Tensor:
         """Scores (B, K'), prior, classes (B,) → log-probabilities (B, K) by the present τ; then τ is chosen anew.
 
         A class that is new scores 0.
         """
-        model, new = self._model, len(self._sums.counts) - scores.shape[1]
+        places, new = self._beside.sharpness, len(self._sums.counts) - scores.shape[1]
         scores = F.pad(scores, (0, new))
         prior = F.pad(prior, (0, new)) if prior.dim() else prior
         logs = self._logs(scores, prior)
         kept = 0.5 ** (len(y) / HORIZON)
-        every = [F.cross_entropy(sharpness * scores + prior, y, reduction="sum") for sharpness in self.sharpness]
+        every = [F.cross_entropy(sharpness * scores + prior, y, reduction="sum") for sharpness in places]
         self._losses = kept * self._losses + torch.stack(every)
-        model.sharpness.fill_(lowest(self.sharpness, self._losses.tolist()))
+        self._model.sharpness.fill_(lowest(places, self._losses.tolist()))
         return logs
 
     def scale_learning_rate(self, factor: float) -> None:
@@ -347,11 +395,8 @@ class AnalyticLearner:
         usual = 0.0 if unknown else max(FRESH * width, LATER * n) / self._haste
         return fresh.sum().item() >= min(max(FEWEST * width, usual), n / 2)
 
-    def _fit(self) -> None:
-        """Updates what is served beside the head. Predictions of the next records do not read it."""
-
     def _solve(self) -> None:
-        self._fit()
+        self._beside.fit()
         n = self._sums.counts.sum()
         has_doubled = int(n).bit_length() > int(n - self._fresh.sum()).bit_length()
         ridge = self.options.ridge if has_doubled else self._ridge_now()

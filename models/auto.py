@@ -37,7 +37,7 @@ from models.familiarity import ranks, tempered
 from models.images import analytic as image_analytic, classifier as image_classifier
 from models.images.analytic import ImageAnalyticOptions
 from models.images.classifier import ImageClassifierOptions
-from models.learner import Batch, Blueprint, Options, Report, Rows, Source, State, WarmStart, copy_into
+from models.learner import NOTHING, Batch, Blueprint, Options, Reference, Report, Rows, Start, State, copy_into
 from models.pooling import FLOOR, floored, heard, pooled
 from models.texts import analytic as text_analytic, classifier as text_classifier
 from models.texts.classifier import TextClassifierOptions
@@ -132,7 +132,7 @@ def of_now(weights: Tensor, sharpness: Tensor) -> Tensor:
     return torch.stack([a * then / sharpness if then else a, b])
 
 
-Part = AnalyticLearner | ClassifierLearner[Any]
+Part = AnalyticLearner[Any] | ClassifierLearner[Any]
 
 
 class AutoLearner:
@@ -141,7 +141,7 @@ class AutoLearner:
     needs_label = True
 
     def __init__(
-        self, head: AnalyticLearner, network: ClassifierLearner[Any], evidence: Evidence, network_reads: int | None
+        self, head: AnalyticLearner[Any], network: ClassifierLearner[Any], evidence: Evidence, network_reads: int | None
     ) -> None:
         self._head = head
         self._network = network
@@ -151,7 +151,7 @@ class AutoLearner:
         self._fresh = 0  # records that came since the weights were found
         self._weighed = 0  # classes that were known then
         self._is_exact = head.options.forgetting == 1
-        self._model: AutoModel | None = None
+        self._model = AutoModel(head.model, network.model, network_reads).to(head.model.weight.device)
 
     @property
     def replay_capacity(self) -> int:
@@ -168,15 +168,9 @@ class AutoLearner:
     @property
     def model(self) -> AutoModel:
         """The live model, once the head that is being solved is there."""
-        head = self._head.model
-        if self._model is None or self._model.head is not head:  # over a backbone it is there from `warm_start` on
-            self._model = AutoModel(head, self._network.model, self._network_reads).to(head.weight.device)
+        self._model.head = self._head.model
         self._model.weights.copy_(self._weights)
         return self._model
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        if isinstance(self._head, WarmStart):
-            self._head.warm_start(sources)
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return {**self._network.refuses(labels), **self._head.refuses(labels)}
@@ -262,9 +256,8 @@ class AutoLearner:
         return State(serving, training, meta)
 
     def restore(self, state: State) -> None:
-        for part, learner in (("head", self._head), ("network", self._network)):
-            serving, training = parted(state.serving, f"{part}.")[0], parted(state.training, f"{part}/")[0]
-            learner.restore(State(serving, training, state.meta[part]))
+        self._head.restore(part_of(state, "head"))
+        self._network.restore(part_of(state, "network"))
         own = {name: value for name, value in state.serving.items() if name == "weights"}
         copy_into({"weights": self._weights}, own)
         if state.meta.get("head_learns_evidence", False) == self._is_exact:  # else `left_out` would be of another head
@@ -300,6 +293,12 @@ class AutoLearner:
             self._weights = torch.cat([found, self._head.sharpness_now[None]])
 
 
+def part_of(state: State, part: str) -> State:
+    """The state of one part."""
+    serving, training = parted(state.serving, f"{part}.")[0], parted(state.training, f"{part}/")[0]
+    return State(serving, training, state.meta[part])
+
+
 def answered(part: Part, batch: Batch, rows: Sequence[int], rng: torch.Generator) -> list[Tensor]:
     """Has a part learn these rows of a batch → the log-probabilities (K,) that it gave to each record before."""
     others = [row for row in range(len(batch)) if row not in rows]
@@ -323,8 +322,11 @@ def log_probabilities(part: Part, x: Tensor) -> Tensor:
 def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], dtype: torch.dtype) -> Blueprint:
     """A blueprint of both parts; `dtype` is that of its records."""
 
-    def learner(options: AutoOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> AutoLearner:
-        first: Any = head.learner(options.head, shape, seed, device)
+    def learner(
+        options: AutoOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+    ) -> AutoLearner:
+        of_head = part_of(start, "head") if isinstance(start, State) else start
+        first: Any = head.build(options.head, shape, seed, device, of_head)
         alone = options.network.model_copy(update={"calibrate": False})  # what is evidence is chosen here, once
         second: Any = network.learner(alone, shape, seed, device)
         return AutoLearner(first, second, Evidence(shape, dtype), network_reads(options, shape))
@@ -340,7 +342,10 @@ def blueprint(head: Blueprint, network: Blueprint, options: type[AutoOptions], d
     def network_reads(options: AutoOptions, shape: tuple[int, ...]) -> int | None:
         return shape[0] if reads_whole(options) else None
 
-    return Blueprint(options, learner, model, head.input, lambda options: head.sources(options.head), reads_whole)
+    def sources(options: AutoOptions) -> Mapping[str, Reference]:
+        return head.sources(options.head)
+
+    return Blueprint(options, learner, model, head.input, sources, reads_whole, learner)
 
 
 IMAGE = blueprint(image_analytic.BLUEPRINT, image_classifier.BLUEPRINT, ImageAutoOptions, torch.uint8)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from models.capabilities import Classifier, Evaluated, Generator, Restorer, Restyler, Sampling, TextGenerator
-from models.learner import Batch, Blueprint, Correcting, Learner, Of, Rows, Source, State, WarmStart, update_generator
+from models.learner import Batch, Blueprint, Correcting, Learner, Of, Rows, Source, Start, State, update_generator
 
 SEED = 5
 CPU = torch.device("cpu")
@@ -45,11 +45,14 @@ class LearnerCase(Generic[Of]):
     device: torch.device = CPU
     other: torch.device = CPU  # another one, where there is one
 
-    def learner(self, seed: int = SEED, device: torch.device | None = None) -> Learner:
-        made = self.blueprint.learner(self.options, tuple(self.x.shape[1:]), seed, device or self.device)
-        if self.sources:
-            assert isinstance(made, WarmStart), "it has sources, and its learner no `warm_start`."
-            made.warm_start(self.sources)
+    def learner(self, seed: int = SEED, device: torch.device | None = None, start: Start | None = None) -> Learner:
+        start = self.sources if start is None else start
+        return self.blueprint.build(self.options, tuple(self.x.shape[1:]), seed, device or self.device, start)
+
+    def restored(self, state: State, seed: int = SEED, device: torch.device | None = None) -> Learner:
+        """As a restart does it: by the state alone, without the sources."""
+        made = self.learner(seed, device, state)
+        made.restore(state)
         return made
 
     def batch(self, start: int, count: int = 8, labels: Sequence[str | None] | None = None) -> Batch:
@@ -159,6 +162,14 @@ class Contract(LearnerCase[Of]):
         advice = "Draw from `rng`, which `learn` is given, and build modules by `module_on` or `seeded`."
         assert not drawn, f"It drew from the global generator of {', '.join(drawn)}. {advice}"
 
+    def it_is_complete_when_its_factory_returns(self) -> None:
+        """Built from its sources, and as well from a state, which is restored next."""
+        state = cloned(self.learner().capture())
+        names = tensors(self.learner(start=state).capture()).keys() ^ tensors(state).keys()
+        advice = "What it starts from is for its factory: `Blueprint.started`."
+        assert not names, f"Built from a state, it differs from the state in {sorted(names)}. {advice}"
+        assert not differing(self.restored(state).capture(), state), f"Restored, it differs from the state. {advice}"
+
     def answers_before_it_has_learned_anything(self) -> None:
         model, x = self.learner().model, self.some(3)
         assert model.classes == []
@@ -221,8 +232,7 @@ class Contract(LearnerCase[Of]):
         for update in range(3):
             if update == 2:  # it goes on from what a store gives
                 state = cloned(there.capture())
-                there = self.learner(device=self.other)
-                there.restore(state)
+                there = self.restored(state, device=self.other)
             batch, losses = self.batch(8 * update), []
             for one, device in ((ours, CPU), (there, self.other)):
                 given = Batch(batch.x.to(device), batch.labels, batch.origins, batch.ids)  # as a worker gives it
@@ -243,8 +253,7 @@ class Contract(LearnerCase[Of]):
     def goes_on_to_the_last_bit_after_a_restart(self) -> None:
         learner = self.learned()
         state = cloned(learner.capture())
-        restored = self.learner(seed=SEED + 1)
-        restored.restore(state)
+        restored = self.restored(state, SEED + 1)
         names = differing(restored.capture(), state)
         assert not names, f"Restored and captured again, these differ: {names}"
         ours, theirs = self.learn(learner, range(6, 16)), self.learn(restored, range(6, 16))
@@ -265,11 +274,11 @@ class Contract(LearnerCase[Of]):
 
     def a_corrected_label_is_what_is_replayed_from_then_on(self) -> None:
         """Whatever became of the learner, the same follows: the class, the row that changed, the losses."""
-        learner, restored = self.learned(), self.learner(seed=SEED + 1)
+        learner = self.learned()
         if not (learner.needs_label and learner.replay_size):
             return
         before = cloned(learner.capture())
-        restored.restore(before)
+        restored = self.restored(before, SEED + 1)
         assert isinstance(learner, Correcting), "It needs labels and remembers records, but cannot correct them."
         assert isinstance(restored, Correcting)
         id_ = sorted(learner.remembered())[0]
@@ -293,8 +302,7 @@ class Contract(LearnerCase[Of]):
     def a_restart_copies_what_it_is_given(self) -> None:
         state = cloned(self.learned().capture())
         before = cloned(state)
-        restored = self.learner()
-        restored.restore(state)
+        restored = self.restored(state)
         self.learn(restored, range(6, 9))
         names = differing(state, before)
         assert not names, f"Learning on, it wrote to what it was restored from: {names}"
@@ -330,8 +338,7 @@ class Contract(LearnerCase[Of]):
             v.changed is None for v in [*first.serving.values(), *first.training.values()] if isinstance(v, Rows)
         )
         stored = cloned(first)
-        restored = self.learner()
-        restored.restore(stored)
+        restored = self.restored(stored)
         for one in (learner, restored):
             before = tensors(stored)
             for updates in (range(0), range(6, 8), range(8, 20)):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -124,6 +125,11 @@ class Rows:
     changed: Tensor | None  # (K,) int64, sorted, unique; None: all of them
 
 
+def tensor(value: Tensor | Rows) -> Tensor:
+    """All rows of what `capture` gives."""
+    return value.tensor if isinstance(value, Rows) else value
+
+
 class Frozen:
     """Tensors that never change. `capture` gives them whole once; later it names no changed row, and no commit copies
     them again."""
@@ -229,19 +235,6 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class WarmStart(Protocol):
-    """A learner that starts from something: weights, a folder, a version of another model."""
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        """Takes what the blueprint's `sources` named, once, before the first update of a model without a version.
-
-        Raises:
-            ValueError: a source does not fit: the message names it and what is wrong.
-        """
-        ...
-
-
-@runtime_checkable
 class Correcting(Protocol):
     """A learner that can replace the label of a record which it remembers."""
 
@@ -288,6 +281,10 @@ class Flushing(Protocol):
 
 
 Of = TypeVar("Of", bound=Options, default=Any)
+#: what a learner is built from: where there is no version yet, what its options name, by the names of the blueprint's
+#: `sources`; else the state that is restored next
+Start = Mapping[str, Source] | State
+NOTHING: Start = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +298,26 @@ class Blueprint(Generic[Of]):
     model: Callable[[Of, tuple[int, ...], Mapping[str, Any]], Model]
     #: the kind of record that it learns from: "image" or "text"
     input: str
-    #: options → what the learner's `warm_start` is given, by name; a learner without sources needs no `warm_start`
+    #: options → what the learner starts from, by name
     sources: Callable[[Of], Mapping[str, Reference]] = field(default=lambda options: {})
     #: options → whether it reads texts of any length (`Batch.whole`), and its model x (B, n) with any n
     reads_whole: Callable[[Of], bool] = field(default=lambda options: False)
+    #: in place of `learner`, where a learner starts from something: it is given what that is, too
+    started: Callable[[Of, tuple[int, ...], int, torch.device, Start], Learner] | None = None
+
+    def build(
+        self, options: Of, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+    ) -> Learner:
+        """A learner, complete: it can learn, or be restored from the state that it was built from.
+
+        Raises:
+            ValueError: it cannot have records of this shape, or a source or state does not fit: the message names it.
+        """
+        if self.started is not None:
+            return self.started(options, shape, seed, device, start)
+        if start and not isinstance(start, State):
+            raise ValueError("its blueprint names sources, and has no factory that takes them: give it `started`.")
+        return self.learner(options, shape, seed, device)
 
 
 def update_generator(seed: int, update: int) -> torch.Generator:
@@ -341,7 +354,7 @@ def copy_into(targets: Mapping[str, Tensor], source: Mapping[str, Tensor | Rows]
         ValueError: a tensor is missing, has no target, or is of another shape, or of a type of which the target's does
             not hold every value; nothing is written then. Former versions had sums in narrower types.
     """
-    tensors = {name: value.tensor if isinstance(value, Rows) else value for name, value in source.items()}
+    tensors = {name: tensor(value) for name, value in source.items()}
     if missing := sorted(targets.keys() ^ tensors.keys()):
         raise ValueError(f"{missing[0]} is in only one of the stored state and this learner. Restore with its options.")
     for name, target in targets.items():

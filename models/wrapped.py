@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from models.classifier import ClassifierOptions
-from models.learner import Batch, Correcting, Flushing, Learner, Reacting, Report, Source, State
+from models.learner import Batch, Correcting, Flushing, Learner, Reacting, Report, State
 
 L = TypeVar("L", bound=Learner)
 
@@ -20,18 +19,8 @@ class ReplayingClassifier(Learner, Correcting, Reacting, Flushing, Protocol):
 class Wrapped(Generic[L]):
     """Hands everything on to `inner`."""
 
-    def __init__(self, inner: L | None) -> None:
-        self._inner = inner
-
-    @property
-    def inner(self) -> L:
-        """
-        Raises:
-            ValueError: there is none yet.
-        """
-        if self._inner is None:
-            raise ValueError("this learner was neither started from what its options name nor restored. Do either.")
-        return self._inner
+    def __init__(self, inner: L) -> None:
+        self.inner = inner
 
     @property
     def needs_label(self) -> bool:
@@ -83,28 +72,3 @@ class WrappedClassifier(Wrapped[R]):
 
     def flush(self, label: str) -> int:
         return self.inner.flush(label)
-
-
-class WarmStarted(WrappedClassifier[R]):
-    """A classifier that is built from what its options name, or from a state. Before, there is none.
-
-    Args:
-        build: sources by their names, or a state that is restored next → the learner
-    """
-
-    needs_label = True
-    replay_capacity = 0
-    replays = False
-
-    def __init__(self, options: ClassifierOptions, build: Callable[[Mapping[str, Source] | State], R]) -> None:
-        super().__init__(None)
-        self.replay_capacity, self.replays = options.replay_capacity, options.replays
-        self._build = build
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        self._inner = self._build(sources)
-
-    def restore(self, state: State) -> None:
-        inner = self._build(state)
-        inner.restore(state)
-        self._inner = inner

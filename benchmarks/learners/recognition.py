@@ -111,9 +111,7 @@ def turned(records: Set, seed: int) -> Set:
 def started(source: Source) -> ImageRecogniserLearner:
     """An untrained recogniser over it."""
     options = image_recogniser.ImageRecogniserOptions.model_validate(OPTIONS)
-    learner = image_recogniser.learner(options, SHAPE, 0, CPU)
-    learner.warm_start({"source": source})
-    return learner
+    return image_recogniser.learner(options, SHAPE, 0, CPU, {"source": source})
 
 
 def on_split(source: Source, train: Set, test: Set, strange: Set, taught: str) -> dict[int, Runs]:

@@ -24,7 +24,7 @@ from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from consumers.worker.sources import read_folder
 from models.classifier import ClassifierNetwork
-from models.learner import Batch, Blueprint, Learner, Rows, WarmStart, update_generator
+from models.learner import Batch, Blueprint, Learner, Rows, update_generator
 from models.texts import (
     classifier as text_classifier,
     encoder as text_encoder,
@@ -82,7 +82,8 @@ def read(line: str) -> dict[str, Any]:
 
 def made(blueprint: Blueprint, options: Mapping[str, Any]) -> Learner:
     """An untrained learner."""
-    return blueprint.learner(blueprint.options.model_validate(options), (LENGTH,), SEED, CPU)
+    start = {"folder": read_folder(Path(options["folder"]))} if "folder" in options else {}
+    return blueprint.build(blueprint.options.model_validate(options), (LENGTH,), SEED, CPU, start)
 
 
 def one_pass(blueprint: Blueprint, options: Mapping[str, Any], train: Set, test: Set) -> dict[str, float]:
@@ -122,8 +123,6 @@ def pairs(train: Set) -> dict[str, list[float]]:
             ("river naive Bayes", river_classifier.BLUEPRINT, {}),
         ):
             learner = made(blueprint, options)
-            if isinstance(learner, WarmStart):
-                learner.warm_start({"folder": read_folder(Path(folder))})
             for _ in learn(learner, before, batch_size=BATCH):  # every class is known from here on
                 pass
             if isinstance(learner, river_classifier.RiverLearner):

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from benchmarks.learners.classifiers import BATCH, CPU, OPTIONS, PAIRS, WANTED_SPEED
 from benchmarks.learners.data import Set, accuracy, batches, clothes, digits, learn
 from benchmarks.report import Figure, Findings
+from models.classifier import ClassifierLearner
 from models.images import classifier as image_classifier, transfer as image_transfer
 from models.learner import Learner, Rows, Source, update_generator
-from models.wrapped import WarmStarted
 
 A_CLASS = 50
 SEEDS = 3
@@ -79,7 +79,7 @@ def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
         ("sample", {"source_loss": "sample"}),
     ):
         made = learned(before, {**settings, **more}, records, batch_size, 0)
-        assert isinstance(made, WarmStarted)
+        assert isinstance(made, ClassifierLearner)
         kept[name] = 100 * source_accuracy(made.model.backbone.network.state_dict(), data, before)
         errors[f"unfrozen, source_loss {name}"] = [100 * (1 - accuracy(made.model, test))]
     figures, raw = _figures(errors, kept), {"errors": errors, "tuned": tuned, "source": kept}
@@ -138,11 +138,10 @@ def learned(
     return learner
 
 
-def started(before: Source, options: Mapping[str, Any], seed: int) -> WarmStarted[Any]:
+def started(before: Source, options: Mapping[str, Any], seed: int) -> ClassifierLearner[Any]:
     """A learner over the backbone, untrained."""
-    transfer = image_transfer.learner(image_transfer.ImageTransferOptions.model_validate(options), SHAPE, seed, CPU)
-    transfer.warm_start({"source": copy.copy(before)})
-    return transfer
+    made = image_transfer.ImageTransferOptions.model_validate(options)
+    return image_transfer.learner(made, SHAPE, seed, CPU, {"source": copy.copy(before)})
 
 
 def pair(before: Source, options: Mapping[str, Any], records: Set) -> tuple[float, float]:
@@ -156,9 +155,10 @@ def pair(before: Source, options: Mapping[str, Any], records: Set) -> tuple[floa
     return len(records) / ours_s, len(records) / plain(other, records)
 
 
-def plain(other: WarmStarted[Any], records: Set) -> float:
+def plain(other: ClassifierLearner[Any], records: Set) -> float:
     """Seconds of CPU time of a loop without headrace: it predicts and learns, what is frozen without a gradient."""
-    network, options = other.model, other.inner.options
+    network, options = other.model, other.options
+    assert isinstance(options, image_transfer.ImageTransferOptions)
     network.head.grow(10)
     y = torch.tensor([int(label) for label in records.labels])
     known = [weight for weight in network.backbone.parameters() if weight.requires_grad]

@@ -147,9 +147,8 @@ def _transfer(data: Path, say: Callable[[str], None]) -> Findings:
 
 
 def _taught(settings: dict[str, Any], version: Source, few: Set, updates: int) -> ImageVaeLearner:
-    vae = image_generator.learner(ImageVaeOptions.model_validate(settings), SHAPE, 0, CPU)
-    if "source" in settings:
-        vae.warm_start({"source": version})
+    start = {"source": version} if "source" in settings else {}
+    vae = image_generator.learner(ImageVaeOptions.model_validate(settings), SHAPE, 0, CPU, start)
     for _ in learn(vae, few.take([row % len(few) for row in range(updates * 64)])):
         pass
     return vae

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -15,19 +15,19 @@ from torch import Tensor
 from consumers.bridge import copied
 from consumers.worker.drift import Drift
 from consumers.worker.environment import environment
-from consumers.worker.fitting import mismatch, validated_options
+from consumers.worker.fitting import mismatch, shape_of, validated_options
 from consumers.worker.joiner import Correction
 from models.diagnosis import MANY_CUT
 from models.evaluation import PREFIX, HeldOut, LossRange, Prequential
 from models.learner import (
+    NOTHING,
     Batch,
     Blueprint,
     Correcting,
     Learner,
     Rows,
-    Source,
+    Start,
     State,
-    WarmStart,
     id_digest,
     update_generator,
 )
@@ -60,6 +60,7 @@ class Fold:
 
     Raises:
         ConfigError: the learner cannot be built from these settings.
+        ValueError: it cannot be built from this state.
     """
 
     name: str  # of the model
@@ -68,20 +69,18 @@ class Fold:
     device: torch.device
     clock: Callable[[], float] = time.time  # seconds since the epoch; a timestamp that is ahead of it counts as now
     shaped: Mapping[str, Any] | None = None  # the structural options of the version that it goes on from (`shape_of`)
+    start: InitVar[Start] = NOTHING  # what the learner starts from
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, start: Start) -> None:
         self.options = validated_options(self.name, self.settings, self.blueprint, self.shaped)
-        try:
-            self.learner: Learner = self.blueprint.learner(
-                self.options, self.settings.input.shape, self.settings.seed, self.device
-            )
-        except ValueError as error:  # a learner that cannot take records of this shape
-            raise ConfigError(f"models.{self.name}: {error} Change its input or its options.") from None
+        self.learner: Learner = self._built(start)
         if self.settings.labels is not None and not self.learner.needs_label:
             raise ConfigError(
                 f"models.{self.name}.labels: {self.settings.learner} does not wait for labels. Remove the table."
             )
         self.lineage = LineageBuilder()
+        if start and not isinstance(start, State):
+            self.lineage.change({"sources": {named: source.digest for named, source in start.items()}})
         self.counts: Counter[str] = Counter()
         self.updates = 0
         self.newest_timestamp_ms: int | None = None
@@ -97,32 +96,39 @@ class Fold:
 
     # --- from nothing, or from a version ---
 
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        """Starts an untrained learner from these.
+    def _built(self, start: Start) -> Learner:
+        settings = self.settings
+        try:
+            return self.blueprint.build(self.options, settings.input.shape, settings.seed, self.device, start)
+        except ValueError as error:
+            if isinstance(start, State):
+                raise
+            if start:  # what does not fit is named by the options
+                raise ConfigError(f"models.{self.name}.options: {error}") from None
+            raise ConfigError(f"models.{self.name}: {error} Change its input or its options.") from None
+
+    @classmethod
+    def of_keyframe(
+        cls,
+        name: str,
+        settings: ModelConfig,
+        blueprint: Blueprint,
+        device: torch.device,
+        keyframe: Manifest,
+        state: State,
+    ) -> Fold:
+        """The fold at a keyframe.
 
         Raises:
-            ConfigError: one of them does not fit.
-        """
-        if not sources:
-            return
-        assert isinstance(self.learner, WarmStart)  # noqa: S101 - its blueprint names sources
-        try:
-            self.learner.warm_start(sources)
-        except ValueError as error:
-            raise ConfigError(f"models.{self.name}.options: {error}") from None
-        self.lineage.change({"sources": {name: source.digest for name, source in sources.items()}})
-
-    def restore(self, manifest: Manifest, serving: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
-        """The state of a keyframe.
-
-        Raises:
-            StateMismatch: it does not fit this learner.
+            StateMismatch: its state does not fit these settings.
         """
         try:
-            self._restore(State(serving, training, manifest.meta), manifest.worker.get("held_out"))
+            fold = cls(name, settings, blueprint, device, shaped=shape_of(keyframe, blueprint), start=state)
+            fold._restore(state, keyframe.worker.get("held_out"))
         except ValueError as error:
-            raise mismatch(manifest, str(error)) from None
-        self.keep_books(manifest)
+            raise mismatch(keyframe, str(error)) from None
+        fold.keep_books(keyframe)
+        return fold
 
     def keep_books(self, manifest: Manifest) -> None:
         """Restores everything of a version but the learner's own state. Keyframes and other versions alike have it."""
@@ -171,10 +177,10 @@ class Fold:
         return self._copy(self.settings)
 
     def _copy(self, settings: ModelConfig) -> Fold:
-        fold = Fold(self.name, settings, self.blueprint, self.device, self.clock, self.shaped)
-        state = self._state()
-        meta = self.held_out.meta() if self.held_out is not None else None
-        fold._restore(State(whole(state.serving), whole(state.training), state.meta), meta)
+        now = self._state()
+        state = State(whole(now.serving), whole(now.training), now.meta)
+        fold = Fold(self.name, settings, self.blueprint, self.device, self.clock, self.shaped, state)
+        fold._restore(state, self.held_out.meta() if self.held_out is not None else None)
         fold.updates, fold.topics = self.updates, dict(self.topics)
         fold.drift.restore(self.drift.state())
         fold._number_topics()

@@ -17,6 +17,7 @@ from consumers.worker.feed import Uplink, collate
 from consumers.worker.fitting import differences
 from consumers.worker.fold import HELD_OUT, Fold, whole
 from consumers.worker.joiner import Correction
+from models.learner import Blueprint, State
 from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
 from pipeline.log import Fetcher
@@ -217,12 +218,20 @@ def _decoded(decoder: RecordDecoder, record: Record) -> Example | Label:
 
 
 def at_version(
-    fold: Fold, store: Store, manifest: Manifest, replay: Replay, say: Callable[[str], None] = lambda line: None
+    name: str,
+    shall: ModelConfig,
+    blueprint: Blueprint,
+    device: torch.device,
+    store: Store,
+    manifest: Manifest,
+    replay: Replay,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Fold:
     """The state of a version: as it was stored, or learned again from its keyframe on and checked against it.
 
     Args:
-        fold: an untrained one, under the settings that shall hold.
+        name: of the model.
+        shall: the settings that hold from then on.
 
     Raises:
         StateMismatch: these settings do not fit.
@@ -231,12 +240,11 @@ def at_version(
     """
     keyframe = store.keyframe(manifest)
     serving, training = (tensors(store.arrays(keyframe, group)) for group in ("serving", "training"))
-    if keyframe.version == manifest.version:
-        fold.restore(manifest, serving, training)
+    is_stored = keyframe.version == manifest.version
+    state, settings = State(serving, training, keyframe.meta), shall if is_stored else recorded(keyframe, shall)
+    fold = Fold.of_keyframe(name, settings, blueprint, device, keyframe, state)
+    if is_stored:
         return fold
-    shall = fold.settings
-    fold = Fold(fold.name, recorded(keyframe, shall), fold.blueprint, fold.device, shaped=fold.shaped)
-    fold.restore(keyframe, serving, training)
     use_threads(keyframe.environment["threads"])
     between = [entry for entry in store.histories(above=keyframe.version) if entry.version <= manifest.version]
     try:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,8 +15,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from consumers.bridge import tensors
+from consumers.worker.fitting import validated_options
 from consumers.worker.fold import Fold
-from models.learner import Reference, Source
+from models.learner import Blueprint, Reference, Source
+from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, NotFound, NotRepeatable
 from pipeline.records import as_input
 from pipeline.store import Store
@@ -31,8 +34,16 @@ class Sources:
     store: Store  # of the model that starts; versions of other models are in the same Redis
     family: Callable[[str], str]  # a model's name → the family that holds its keys
 
-    def warm_start(self, fold: Fold, recorded: Mapping[str, str] | None = None) -> None:
-        """Starts an untrained fold from the sources that its options name.
+    def fold(
+        self,
+        name: str,
+        settings: ModelConfig,
+        blueprint: Blueprint,
+        device: torch.device,
+        shaped: Mapping[str, Any] | None = None,
+        recorded: Mapping[str, str] | None = None,
+    ) -> Fold:
+        """A fold that has learned nothing, from the sources that its options name.
 
         Args:
             recorded: the digests that it started from the first time, by name.
@@ -41,12 +52,14 @@ class Sources:
             ConfigError: a source is not there, cannot be read, or does not fit.
             NotRepeatable: a source is not what it was.
         """
-        fold.warm_start(self.find(fold.blueprint.sources(fold.options), f"models.{fold.name}.options", recorded))
+        references = blueprint.sources(validated_options(name, settings, blueprint, shaped))
+        found = self.find(references, f"models.{name}.options", recorded)
+        return Fold(name, settings, blueprint, device, shaped=shaped, start=found)
 
     def find(
         self, references: Mapping[str, Reference], where: str, recorded: Mapping[str, str] | None = None
     ) -> dict[str, Source]:
-        """What these lead to; errors name them as keys of `where`. Else as `warm_start`."""
+        """What these lead to; errors name them as keys of `where`. Else as `fold`."""
         found = {}
         for name, reference in references.items():
             before = (recorded or {}).get(name)

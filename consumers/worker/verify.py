@@ -13,7 +13,7 @@ import torch
 from consumers.bridge import array
 from consumers.worker.environment import environment, use_deterministic
 from consumers.worker.fitting import differences, mismatch, shape_of
-from consumers.worker.fold import Fold, whole
+from consumers.worker.fold import whole
 from consumers.worker.replay import Replay, at_version, changed, differing, recorded, use_threads
 from consumers.worker.sources import Sources
 from models.learner import Blueprint
@@ -78,11 +78,11 @@ def verify(
             threads = change.get("environment", {}).get("threads", [threads])[0]
             if "jump" in change and "ids" in change["jump"]:
                 replay.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][0]
-    fold = Fold(store.model, then, blueprint, device, shaped=shape_of(target, blueprint))
     if start is not None:
-        fold = at_version(fold, store, start, replay)
+        fold = at_version(store.model, then, blueprint, device, store, start, replay)
     else:
-        sources.warm_start(fold, recorded_sources(store))
+        shaped = shape_of(target, blueprint)
+        fold = sources.fold(store.model, then, blueprint, device, shaped, recorded_sources(store))
     fold.lineage.build()
     use_threads(threads)
     use_deterministic(bool(target.environment.get("deterministic")))

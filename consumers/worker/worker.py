@@ -15,7 +15,7 @@ from consumers.worker.committer import RETRY_S, Committer, Lease
 from consumers.worker.environment import environment, use_deterministic
 from consumers.worker.evaluator import Evaluator, feature_extractor_of
 from consumers.worker.feed import Feed, Uplink
-from consumers.worker.fitting import config_changes, differences, settled, shape_of, validated_options
+from consumers.worker.fitting import config_changes, differences, settled, validated_options
 from consumers.worker.fold import Fold
 from consumers.worker.joiner import Joiner
 from consumers.worker.replay import Replay, at_version, decoder_of
@@ -248,13 +248,11 @@ class Worker:
 
     def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
         """The fold at a version, under the present settings. Without a version: an untrained learner."""
-        shaped = None if manifest is None else shape_of(manifest, self.blueprint)
-        settings = self._settings if manifest is None else settled(self._settings, manifest)
-        fold = Fold(self.name, settings, self.blueprint, self._device, shaped=shaped)
+        name, blueprint, device = self.name, self.blueprint, self._device
         if manifest is None:
-            Sources(self.store, self.config.family).warm_start(fold)
-            return fold
-        fold = at_version(fold, self.store, manifest, replay, self.say)
+            return Sources(self.store, self.config.family).fold(name, self._settings, blueprint, device)
+        settings = settled(self._settings, manifest)
+        fold = at_version(name, settings, blueprint, device, self.store, manifest, replay, self.say)
         fold.lineage.change(
             {
                 "config": config_changes(manifest, self._settings, self.blueprint),

@@ -32,7 +32,7 @@ The head is solved from sums over all records (`analytic`) now and then (`analyt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Self
 
@@ -41,13 +41,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
-from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole
+from models.analytic_learner import NOTHING_ELSE, AnalyticLearner, AnalyticModel, AnalyticOptions, Beside, Look
+from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole as sixteenths
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.images.patches import Patches
 from models.images.wavelets import Wavelets
-from models.kept_sums import LoggedSums
-from models.learner import Blueprint, Frozen, Reference, Source, State, module_on, structural
+from models.learner import NOTHING, Blueprint, Frozen, Reference, Start, State, module_on, structural
+from models.logged_sums import LoggedSums
 from models.network import pixels
 
 CELLS = 3  # of a side: where maps are averaged
@@ -113,11 +113,11 @@ class ImageAnalytic(AnalyticModel):
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("whitener", torch.zeros(numbers, numbers))
 
-    def look(self, x: Tensor) -> Look:
+    def look(self, x: Tensor, whole: Mapping[int, Tensor] = NOTHING_ELSE) -> Look:
         pictures = pixels(x)
         u = self.extractor(pictures)
         seen = projected(u, self.projection)  # (B, D)
-        v = whole(torch.cat([seen[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1))  # (B, d + 1)
+        v = sixteenths(torch.cat([seen[:, :FAMILIAR].cpu().double(), contrast(pictures)], 1))  # (B, d + 1)
         features = seen.add_(1).square_()
         if self._sided is not None:
             features = both_sides(features, projected(u, self.mirrored).add_(1).square_(), self._sided)
@@ -128,85 +128,61 @@ class ImageAnalytic(AnalyticModel):
         strange = distances(v.to(self.mean), self.mean, self.whitener)
         return Look(features, self.weight.new_zeros(()), strange, v, torch.zeros(0, 2, dtype=torch.int64))
 
+    def reads_as(self, other: Self) -> bool:
+        return super().reads_as(other) and alike(self.extractor, other.extractor)
+
     def younger(self) -> dict[str, Tensor]:
         return {**super().younger(), "mean": self.mean, "whitener": self.whitener}
 
 
-class ImageAnalyticLearner(AnalyticLearner):
-    """Learns an `ImageAnalytic`. Over a backbone there is a model from `warm_start` or `restore` on."""
+class BesidePictures(Beside[ImageAnalytic]):
+    """How strange pictures are, and the backbone that never changes."""
 
-    _model: ImageAnalytic
-    options: ImageAnalyticOptions
-
-    def __init__(self, options: ImageAnalyticOptions, shape: tuple[int, ...], device: torch.device) -> None:
-        self.options, self._device = options, device
+    def __init__(self, model: ImageAnalytic, options: ImageAnalyticOptions, device: torch.device) -> None:
+        super().__init__(model, options, LoggedSums(options.width, device))
+        self._acquaintance = Acquaintance(len(model.mean))
         self._constant = Frozen()
-        if options.features is None:
-            self._build(*fixed(options, shape))
 
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        features = self.options.features
-        if features is not None:
-            self._build(BackboneFeatures(Backbone.of_sources(features, sources), features), None)
-
-    def merge(self, other: Self) -> None:
-        if not alike(self._model.extractor, other._model.extractor):
-            raise ValueError("only learners over the same backbone can be merged.")
-        super().merge(other)
-
-    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
+    def meet(self, look: Look, y: Tensor, sign: int) -> None:
         self._acquaintance.add(look.v, sign=sign, forgetting=self.options.forgetting)
 
-    def _join(self, other: Self, numbers: Tensor) -> None:
-        super()._join(other, numbers)
+    def join(self, other: Self, numbers: Tensor) -> None:
         self._acquaintance.merge(other._acquaintance)
 
-    def _fit(self) -> None:
-        model = self._model
+    def fit(self) -> None:
+        model = self.model
         for buffer, value in zip((model.mean, model.whitener, model.familiar), self._acquaintance.fit(), strict=True):
             buffer.copy_(value)
 
-    def capture(self) -> State:
-        state = super().capture()
+    def capture(self, state: State) -> State:
         state = State(state.serving, {**state.training, **self._acquaintance.capture()}, state.meta)
-        extractor = self._model.extractor
+        extractor = self.model.extractor
         if isinstance(extractor, Wavelets):
             return state
         constant = {f"extractor.{name}": tensor for name, tensor in extractor.state_dict().items()}
         meta = {**state.meta, "features": extractor.backbone.describe()}
         return State({**state.serving, **self._constant.rows(constant)}, state.training, meta)
 
-    def restore(self, state: State) -> None:
-        features = self.options.features
-        if features is not None:
-            self._build(BackboneFeatures(Backbone.described(state.meta["features"]), features), None)
-        super().restore(state)
+    def restore(self, state: State, rest: Callable[[State], None]) -> None:
+        rest(state)
         if familiar := {name: t for name, t in state.training.items() if name.startswith("familiar/")}:
             self._acquaintance.restore(familiar)  # versions of before have none
         self._constant.restored()
 
-    def _build(self, extractor: Wavelets | BackboneFeatures, patches: Patches | None) -> None:
-        """Everything but what is learned."""
-        options = self.options
-        network = module_on(lambda: network_of(options, extractor, patches, ()), self._device)
-        super().__init__(network.eval(), options, self._device)
-        self._sums = LoggedSums(options.width, self._device)
-        self._acquaintance = Acquaintance(len(network.mean))
 
-
-def fixed(options: ImageAnalyticOptions, shape: tuple[int, ...]) -> tuple[Wavelets, Patches | None]:
-    """What extracts features of pictures (C, H, W) where there is no backbone."""
-    wavelets, most = Wavelets(shape), int(options.width * (PATCHES_MIRRORED if options.mirror else PATCHES))
-    return wavelets, Patches(shape, most, halved=not options.mirror) if options.patches else None
-
-
-def network_of(
-    options: ImageAnalyticOptions,
-    extractor: Wavelets | BackboneFeatures,
-    patches: Patches | None,
-    classes: Sequence[str],
+def untrained(
+    options: ImageAnalyticOptions, shape: tuple[int, ...], start: Start, classes: Sequence[str], device: torch.device
 ) -> ImageAnalytic:
-    return ImageAnalytic(extractor, patches, options.width, classes, options.unknown, options.mirror)
+    """Everything but what is learned."""
+    extractor: Wavelets | BackboneFeatures
+    if options.features is None:
+        extractor, most = Wavelets(shape), int(options.width * (PATCHES_MIRRORED if options.mirror else PATCHES))
+        patches = Patches(shape, most, halved=not options.mirror) if options.patches else None
+    else:
+        backbone = Backbone.of_start(options.features, start, "features")
+        extractor, patches = BackboneFeatures(backbone, options.features), None
+    width, unknown, mirror = options.width, options.unknown, options.mirror
+    return module_on(lambda: ImageAnalytic(extractor, patches, width, classes, unknown, mirror), device).eval()
 
 
 def both_sides(features: Tensor, mirrored: Tensor, sided: int) -> Tensor:
@@ -227,22 +203,17 @@ def alike(one: Wavelets | BackboneFeatures, other: Wavelets | BackboneFeatures) 
 
 
 def learner(
-    options: ImageAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> ImageAnalyticLearner:
-    return ImageAnalyticLearner(options, shape, device)
+    options: ImageAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+) -> AnalyticLearner[ImageAnalytic]:
+    return AnalyticLearner(BesidePictures(untrained(options, shape, start, (), device), options, device), device)
 
 
 def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageAnalytic:
-    features = options.features
-    seen: tuple[Wavelets | BackboneFeatures, Patches | None] = fixed(options, shape)
-    if features is not None:
-        seen = BackboneFeatures(Backbone.described(meta["features"]), features), None
-    made = module_on(lambda: network_of(options, *seen, meta["classes"]), torch.device("cpu"))
-    return made.eval()
+    return untrained(options, shape, State({}, {}, meta), meta["classes"], torch.device("cpu"))
 
 
 def sources(options: ImageAnalyticOptions) -> dict[str, Reference]:
     return {} if options.features is None else references(options.features)
 
 
-BLUEPRINT = Blueprint(ImageAnalyticOptions, learner, model, "image", sources)
+BLUEPRINT = Blueprint(ImageAnalyticOptions, learner, model, "image", sources, started=learner)

@@ -1,8 +1,8 @@
 """A network that was trained elsewhere, as features: torchvision's architectures, or a classifier of the project's own.
 
 A learner that uses one mixes `BackboneOptions` into its options, gives `references(options)` to its blueprint's
-`sources`, and where it starts calls `Backbone.of_sources(options, sources)`. From then on the weights are in its state,
-and `describe()` is in its `meta`: `Backbone.described(meta[…])` builds the same architecture where no file is.
+`sources`, and calls `Backbone.of_start(options, start, key)` where it is built. From then on the weights are in its
+state, and `describe()` is in its `meta`, under the key: of that the same architecture is built where no file is.
 
 Everything is frozen unless a learner says `thaw`: evaluation mode, no gradient for the weights (there may be one for
 the pictures: where neither they nor a weight ask for it, torch keeps nothing for a backward pass). What a picture
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.images import classifier as image_classifier, resnet as image_resnet
-from models.learner import Options, Reference, Source, module_on, structural
+from models.learner import Options, Reference, Source, Start, State, module_on, structural
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -153,6 +153,12 @@ class Backbone(nn.Module):
         source = sources["source" if options.source is not None else "weights"]
         _load(backbone.network, source.tensors)
         return backbone
+
+    @classmethod
+    def of_start(cls, options: BackboneOptions, start: Start, key: str) -> Backbone:
+        """Builds the network of a learner that starts: as its state's meta describes it under this key, or as
+        `of_sources` does."""
+        return cls.described(start.meta[key]) if isinstance(start, State) else cls.of_sources(options, start)
 
     def describe(self) -> dict[str, Any]:
         """All but the weights, JSON."""

@@ -36,18 +36,19 @@ from pydantic import Field
 from torch import Tensor
 
 from models.images.augmentation import Augmentation, augmented
-from models.images.backbone import Backbone
 from models.images.gan_losses import LossName, Spread, discriminator_losses, generator_losses, gradient_penalties
 from models.images.gan_networks import Discriminator, ImageGan, Pixels, Projected, identical_at_first
 from models.images.generator_source import SourcedOptions, drawings
 from models.labels import NONE, Labels
 from models.learner import (
+    NOTHING,
     Batch,
     Blueprint,
     Frozen,
     Report,
     Rows,
     Source,
+    Start,
     State,
     copy_into,
     module_on,
@@ -93,14 +94,20 @@ class ImageGanLearner:
     """Learns an `ImageGan`: a step of the discriminator, then one of the generator, whose average is `model`."""
 
     needs_label = False
-    _views: Pixels | Projected
 
-    def __init__(self, options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        options: ImageGanOptions,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        views: Pixels | Projected,
+    ) -> None:
         self.options = options
         self.generator = identical_at_first(seeded(lambda: _network(options, shape, ()), seed, device))
         self._average = MovingAverage(self.generator)
         self.model = self._average.model
-        self._shape, self._seed, self._device = shape, seed, device
+        self._shape, self._device, self._views = shape, device, views
         self._memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
         self._labels = Labels(self.model.classes, options.max_classes)
         self._spread = Spread()
@@ -111,10 +118,14 @@ class ImageGanLearner:
             "source/y": torch.full((kept,), NONE, device=device),
         }
         self._served, self._fixed = Frozen(), Frozen()
-        self._networks: dict[str, Any] = {}  # generator and discriminator
-        self._optimizers: dict[str, AdamW] = {}
-        if options.features is None:
-            self._show(Pixels(shape))
+        sizes = {"width": options.width, "depth": options.depth, "hidden": options.hidden}
+        build = partial(Discriminator, views.shapes, 0, whole=isinstance(views, Pixels), **sizes)
+        discriminator = identical_at_first(seeded(build, seed + 1, device))
+        self._networks: dict[str, Any] = {"generator": self.generator, "discriminator": discriminator}
+        blocks = {f"{part}.{name}": m for part, each in self._networks.items() for name, m in each.named_modules()}
+        options.freeze_in({name: m for name, m in blocks.items() if not name.endswith((".", ".conditions"))})
+        settings: dict[str, Any] = {"learning_rate": options.learning_rate, "betas": options.betas, "weight_decay": 0.0}
+        self._optimizers = {part: AdamW(network, **settings) for part, network in self._networks.items()}
 
     @property
     def replay_capacity(self) -> int:
@@ -126,16 +137,6 @@ class ImageGanLearner:
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return self._labels.refuses(labels)
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        """
-        Raises:
-            ValueError: the source is no image-gan, or of another shape, or was learned with other structural options.
-        """
-        if (backbone := self.options.backbone(sources)) is not None:
-            self._project(backbone)
-        if self.options.source is not None:
-            self._start_from(sources["source"])
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         options, count = self.options, len(batch)
@@ -237,8 +238,6 @@ class ImageGanLearner:
         return State(serving, {**training, **self._memory.capture()}, meta)
 
     def restore(self, state: State) -> None:
-        if state.meta["features"] is not None and not self._optimizers:
-            self._project(Backbone.described(state.meta["features"]))
         self._grow(self._labels.beyond(state.meta["classes"]), None)
         copy_into(self.model.state_dict(), state.serving)
         memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
@@ -274,24 +273,12 @@ class ImageGanLearner:
         self._average.follow()
         self._labels.add(labels)
 
-    def _project(self, backbone: Backbone) -> None:
-        self._show(Projected(backbone, self._shape, 2 * self.options.width, self._seed, self._device))
+    def start_from(self, source: Source) -> None:
+        """Takes the source's average, classes and drawings, and its discriminator if the features are the same.
 
-    def _show(self, views: Pixels | Projected) -> None:
-        """Builds the discriminator of these views, and both optimisers."""
-        options, self._views = self.options, views
-        sizes = {"width": options.width, "depth": options.depth, "hidden": options.hidden}
-        whole = isinstance(views, Pixels)
-        build = partial(Discriminator, views.shapes, len(self.model.classes), whole=whole, **sizes)
-        discriminator = identical_at_first(seeded(build, self._seed + 1, self._device))
-        self._networks = {"generator": self.generator, "discriminator": discriminator}
-        blocks = {f"{part}.{name}": m for part, each in self._networks.items() for name, m in each.named_modules()}
-        options.freeze_in({name: m for name, m in blocks.items() if not name.endswith((".", ".conditions"))})
-        settings: dict[str, Any] = {"learning_rate": options.learning_rate, "betas": options.betas, "weight_decay": 0.0}
-        self._optimizers = {part: AdamW(network, **settings) for part, network in self._networks.items()}
-
-    def _start_from(self, source: Source) -> None:
-        """Takes the source's average, classes and drawings, and its discriminator if the features are the same."""
+        Raises:
+            ValueError: it is no image-gan, or of another shape, or was learned with other structural options.
+        """
         theirs = self.options.of_source(source, "image-gan", self._shape, SAME)
         network = model(theirs, self._shape, source.meta)
         network.load_state_dict(source.tensors)
@@ -306,8 +293,15 @@ class ImageGanLearner:
         copy_into(self._sample, drawings(network, len(self._sample["source/y"])))
 
 
-def learner(options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ImageGanLearner:
-    return ImageGanLearner(options, shape, seed, device)
+def learner(
+    options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+) -> ImageGanLearner:
+    backbone = options.backbone(start)
+    projected = backbone and Projected(backbone, shape, 2 * options.width, seed, device)
+    made = ImageGanLearner(options, shape, seed, device, projected or Pixels(shape))
+    if options.source is not None and not isinstance(start, State):
+        made.start_from(start["source"])
+    return made
 
 
 def model(options: ImageGanOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageGan:
@@ -320,4 +314,4 @@ def _network(options: ImageGanOptions, shape: tuple[int, ...], classes: Sequence
     )
 
 
-BLUEPRINT = Blueprint(ImageGanOptions, learner, model, "image", ImageGanOptions.references)
+BLUEPRINT = Blueprint(ImageGanOptions, learner, model, "image", ImageGanOptions.references, started=learner)

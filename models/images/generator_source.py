@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.generator import DrawingNetwork
 from models.images.backbone import Backbone, BackboneOptions, references
-from models.learner import Options, Reference, Source, structural
+from models.learner import Options, Reference, Source, Start, State, structural
 
 FEATURES = "features_"  # the first letters of the names of a backbone's references
 
@@ -41,10 +41,13 @@ class SourcedOptions(Options):
         features = {} if self.features is None else references(self.features)
         return named | {FEATURES + name: reference for name, reference in features.items()}
 
-    def backbone(self, sources: Mapping[str, Source]) -> Backbone | None:
+    def backbone(self, start: Start) -> Backbone | None:
         """The backbone of `features`, if one is named."""
-        named = {name.removeprefix(FEATURES): s for name, s in sources.items() if name.startswith(FEATURES)}
-        return None if self.features is None else Backbone.of_sources(self.features, named)
+        if self.features is None:
+            return None
+        if not isinstance(start, State):
+            start = {name.removeprefix(FEATURES): s for name, s in start.items() if name.startswith(FEATURES)}
+        return Backbone.of_start(self.features, start, "features")
 
     def freeze_in(self, blocks: Mapping[str, nn.Module]) -> None:
         """Has the blocks of `freeze` not learn.

@@ -37,13 +37,14 @@ from models.images.warping import Warp, warped
 from models.images.wavelets import Wavelets
 from models.labels import Labels
 from models.learner import (
+    NOTHING,
     Batch,
     Blueprint,
     Frozen,
-    Reference,
     Report,
     Rows,
     Source,
+    Start,
     State,
     copy_into,
     module_on,
@@ -106,7 +107,7 @@ class ImageRecogniser(nn.Module):
         super().__init__()
         self.classes = list(classes)
         self.backbone = backbone
-        self._cells, self._relative = cells, relative
+        self._cells, self.relative = cells, relative
         if isinstance(backbone, Moduli):
             self.dim, self._shift = backbone.dim, 0
         else:
@@ -150,7 +151,7 @@ class ImageRecogniser(nn.Module):
 
     def familiar(self, u: Tensor) -> Tensor:
         """u (B, D) → d_0 (B,) float64"""
-        if not self._relative:
+        if not self.relative:
             return u.new_zeros(len(u), dtype=torch.float64)
         return distances(u, self.background_whitener, self.background_mean[None])[:, 0]
 
@@ -176,52 +177,16 @@ def shifted(x: Tensor, by: int) -> list[Tensor]:
 
 
 class ImageRecogniserLearner:
-    """Counts and sums. Over a backbone it has a model from `warm_start` or `restore` on: before, there is nothing to
-    build."""
+    """Counts and sums."""
 
     needs_label = True
     replay_capacity = 0
     replay_size = 0
-    model: ImageRecogniser
 
-    def __init__(self, options: ImageRecogniserOptions, shape: tuple[int, ...], device: torch.device) -> None:
-        self.options, self._shape = options, shape
-        self._device = device
-        if not options.has_backbone:
-            self._build(Moduli(shape), relative=False)
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        """
-        Raises:
-            ValueError: the source does not fit, or has no replay memory that could tell its statistics.
-        """
-        options = self.options
-        relative = options.source is not None and options.source_statistics
-        self._build(Backbone.of_sources(options, sources), relative)
-        if not relative:
-            return
-        source = sources["source"]
-        size = source.meta.get("memory", {}).get("size", 0)
-        if "memory/x" not in source.training or not size:
-            raise ValueError(
-                "the source has no replay memory in this version, so its statistics are unknown. "
-                "Name another, or set source_statistics = false."
-            )
-        x, y = source.training["memory/x"][:size], source.training["memory/y"][:size]
-        u = torch.cat([self.model.features(part) for part in torch.split(x, PICTURES)])
-        statistics = background(u, y.to(self._device), options.shrinkage)
-        self._within = statistics.within
-        self.model.background_mean.copy_(statistics.mean)
-        self.model.background_whitener.copy_(statistics.whitener)
-
-    def _build(self, backbone: Backbone | Moduli, relative: bool) -> None:
-        """Everything but what is learned."""
-        options = self.options
-        model = ImageRecogniser(backbone, options.cells, options.shift_pixels, relative, ())
-        self.model = model.to(self._device).eval()
-        dim, slots, device = self.model.dim, options.calibration_pictures, self._device
-        self._relative = relative
-        self._labels = Labels(self.model.classes, options.max_classes)
+    def __init__(self, model: ImageRecogniser, options: ImageRecogniserOptions, device: torch.device) -> None:
+        self.options, self.model, self._device = options, model, device
+        dim, slots, backbone = model.dim, options.calibration_pictures, model.backbone
+        self._labels = Labels(model.classes, options.max_classes)
         if isinstance(backbone, Moduli):  # of warped records, added up: of each fold
             self._within = torch.zeros(FOLDS, dim, dim, dtype=torch.float64, device=device)
         else:
@@ -236,6 +201,25 @@ class ImageRecogniserLearner:
         self._kept_ids = torch.zeros(0, slots, 16, dtype=torch.uint8)
         self._kept_counts = torch.zeros(0, dtype=torch.int64)
         self._served, self._prior = Frozen(), Frozen()
+
+    def compare_with(self, source: Source) -> None:
+        """Takes S₀ and d_0 from the replay memory of a version.
+
+        Raises:
+            ValueError: it has none.
+        """
+        size = source.meta.get("memory", {}).get("size", 0)
+        if "memory/x" not in source.training or not size:
+            raise ValueError(
+                "the source has no replay memory in this version, so its statistics are unknown. "
+                "Name another, or set source_statistics = false."
+            )
+        x, y = source.training["memory/x"][:size], source.training["memory/y"][:size]
+        u = torch.cat([self.model.features(part) for part in torch.split(x, PICTURES)])
+        statistics = background(u, y.to(self._device), self.options.shrinkage)
+        self._within = statistics.within
+        self.model.background_mean.copy_(statistics.mean)
+        self.model.background_whitener.copy_(statistics.whitener)
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return self._labels.refuses(labels)
@@ -361,13 +345,12 @@ class ImageRecogniserLearner:
         meta = {
             "classes": list(self.model.classes),
             "backbone": None if isinstance(backbone, Moduli) else backbone.describe(),
-            "relative": self._relative,
+            "relative": self.model.relative,
         }
         return State({**weights, **self._served.rows(constant)}, training, meta)
 
     def restore(self, state: State) -> None:
-        self._build(described(state.meta, self._shape), state.meta["relative"])
-        self._grow(state.meta["classes"])
+        self._grow(self._labels.beyond(state.meta["classes"]))
         copy_into(self.model.state_dict(), state.serving)
         if "warped" not in state.training:  # of a backbone, and in versions of before
             self._within = self._within.view(-1, *self._within.shape[-2:])[0]
@@ -387,27 +370,32 @@ class ImageRecogniserLearner:
         }
 
 
-def described(meta: Mapping[str, Any], shape: tuple[int, ...]) -> Backbone | Moduli:
-    """What extracts features of pictures of this shape, as the meta of a state describes it."""
-    return Moduli(shape) if meta["backbone"] is None else Backbone.described(meta["backbone"])
-
-
-def learner(
-    options: ImageRecogniserOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> ImageRecogniserLearner:
-    return ImageRecogniserLearner(options, shape, device)
-
-
-def model(options: ImageRecogniserOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRecogniser:
-    backbone = described(meta, shape)
+def untrained(
+    options: ImageRecogniserOptions, shape: tuple[int, ...], start: Start, classes: Sequence[str]
+) -> ImageRecogniser:
+    """Everything but what is learned."""
+    if isinstance(start, State):
+        has_backbone, relative = start.meta["backbone"] is not None, start.meta["relative"]
+    else:
+        has_backbone, relative = options.has_backbone, options.source is not None and options.source_statistics
+    backbone = Backbone.of_start(options, start, "backbone") if has_backbone else Moduli(shape)
     return module_on(
-        lambda: ImageRecogniser(backbone, options.cells, options.shift_pixels, meta["relative"], meta["classes"]),
-        torch.device("cpu"),
+        lambda: ImageRecogniser(backbone, options.cells, options.shift_pixels, relative, classes), torch.device("cpu")
     ).eval()
 
 
-def sources(options: ImageRecogniserOptions) -> dict[str, Reference]:
-    return references(options)
+def learner(
+    options: ImageRecogniserOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+) -> ImageRecogniserLearner:
+    network = untrained(options, shape, start, ()).to(device)
+    made = ImageRecogniserLearner(network, options, device)
+    if network.relative and not isinstance(start, State):
+        made.compare_with(start["source"])
+    return made
 
 
-BLUEPRINT = Blueprint(ImageRecogniserOptions, learner, model, "image", sources)
+def model(options: ImageRecogniserOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRecogniser:
+    return untrained(options, shape, State({}, {}, meta), meta["classes"])
+
+
+BLUEPRINT = Blueprint(ImageRecogniserOptions, learner, model, "image", references, started=learner)

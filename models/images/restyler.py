@@ -33,12 +33,12 @@ from torch.nn import functional as F
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.labels import NONE
 from models.learner import (
+    NOTHING,
     Batch,
     Blueprint,
     Frozen,
-    Reference,
     Report,
-    Source,
+    Start,
     State,
     copy_into,
     module_on,
@@ -164,13 +164,17 @@ def variation(x: Tensor) -> Tensor:
 
 
 class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
-    """Learns an `ImageRestyler`: one AdamW step a batch. Before `warm_start` or `restore` it has no backbone."""
+    """Learns an `ImageRestyler`: one AdamW step a batch."""
 
     needs_label = False
-    _backbone: Backbone
 
     def __init__(
-        self, network: ImageRestyler, options: ImageRestylerOptions, memory: ReplayMemory, device: torch.device
+        self,
+        network: ImageRestyler,
+        options: ImageRestylerOptions,
+        memory: ReplayMemory,
+        device: torch.device,
+        backbone: Backbone,
     ) -> None:
         self.options = options
         super().__init__(
@@ -182,14 +186,9 @@ class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
             weight_decay=options.weight_decay,
         )
         self._frozen = Frozen()
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        self._look_through(Backbone.of_sources(self.options, sources))
-
-    def _look_through(self, backbone: Backbone) -> None:
-        self._backbone = backbone.to(self._device)
-        widths = [self.model.colours + 1, *backbone.channels]
-        self._styles = [torch.zeros(width, width, device=self._device) for width in widths]  # Ḡ_l
+        self._backbone = backbone.to(device)
+        widths = [network.colours + 1, *backbone.channels]
+        self._styles = [torch.zeros(width, width, device=device) for width in widths]  # Ḡ_l
         self._styles_seen = torch.zeros((), dtype=torch.int64)
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
@@ -255,7 +254,6 @@ class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
         return State(state.serving, training, {**state.meta, "features": self._backbone.describe()})
 
     def restore(self, state: State) -> None:
-        self._look_through(Backbone.described(state.meta["features"]))
         super().restore(state)
         features = {f"features/{name}": tensor for name, tensor in self._backbone.state_dict().items()}
         kept = {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/"))}
@@ -268,22 +266,18 @@ class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
 
 
 def learner(
-    options: ImageRestylerOptions, shape: tuple[int, ...], seed: int, device: torch.device
+    options: ImageRestylerOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
 ) -> ImageRestylerLearner:
     if min(shape[1:]) < MIN_SIDE:
         raise ValueError(f"image-restyler needs {MIN_SIDE} pixels on each side, not {shape[1]} × {shape[2]}.")
     network = seeded(lambda: ImageRestyler(options, shape[0]), seed, device)
     nn.init.zeros_(network.out.weight)  # it begins as the identity
     memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
-    return ImageRestylerLearner(network, options, memory, device)
+    return ImageRestylerLearner(network, options, memory, device, Backbone.of_start(options, start, "features"))
 
 
 def model(options: ImageRestylerOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRestyler:
     return module_on(lambda: ImageRestyler(options, shape[0]), torch.device("cpu")).eval()
 
 
-def sources(options: ImageRestylerOptions) -> dict[str, Reference]:
-    return references(options)
-
-
-BLUEPRINT = Blueprint(ImageRestylerOptions, learner, model, "image", sources)
+BLUEPRINT = Blueprint(ImageRestylerOptions, learner, model, "image", references, started=learner)

@@ -28,19 +28,9 @@ from models.classifier import ClassifierLearner, ClassifierNetwork, OwnUpdate
 from models.images.backbone import Backbone, BackboneOptions, references, resized
 from models.images.source_task import SourceTask
 from models.images.warping import WarpedOptions
-from models.learner import (
-    Blueprint,
-    Frozen,
-    Reference,
-    Source,
-    State,
-    copy_into,
-    module_on,
-    structural,
-)
+from models.learner import NOTHING, Blueprint, Frozen, Reference, Start, State, copy_into, module_on, structural
 from models.network import pixels, seeded
 from models.optimizer import AdamW
-from models.wrapped import WarmStarted
 
 PREFIX = "backbone.network."  # of the backbone's weights in the state dict
 FOREVER = 1 << 62  # updates
@@ -243,34 +233,29 @@ def due(options: ImageTransferOptions, network: nn.Module, updates: int) -> dict
 
 
 def learner(
-    options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> WarmStarted[ClassifierLearner[ImageTransfer]]:
-    def build(start: Mapping[str, Source] | State) -> ClassifierLearner[ImageTransfer]:
-        backbone, task = started(options, start)
-        size = width(backbone, options, shape)
-        network = seeded(lambda: ImageTransfer(options, size, ()), seed, device)
-        network.backbone = backbone.to(device)
-        return ClassifierLearner(
-            network,
-            options,
-            options.memory(shape, torch.uint8, device),
-            device,
-            shown=options.shown(),
-            part=lambda served: FineTuning(options, network, served, task and task.to(device)),
-        )
-
-    return WarmStarted(options, build)
+    options: ImageTransferOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+) -> ClassifierLearner[ImageTransfer]:
+    backbone, task = Backbone.of_start(options, start, "backbone"), source_task(options, start)
+    size = width(backbone, options, shape)
+    network = seeded(lambda: ImageTransfer(options, size, ()), seed, device)
+    network.backbone = backbone.to(device)
+    return ClassifierLearner(
+        network,
+        options,
+        options.memory(shape, torch.uint8, device),
+        device,
+        shown=options.shown(),
+        part=lambda served: FineTuning(options, network, served, task and task.to(device)),
+    )
 
 
-def started(options: ImageTransferOptions, start: Mapping[str, Source] | State) -> tuple[Backbone, SourceTask | None]:
-    """Builds the backbone, and the source's task if it is used, from sources, or from a state that is loaded next."""
+def source_task(options: ImageTransferOptions, start: Start) -> SourceTask | None:
+    """The source's task, if it is used."""
+    if options.source_loss != "sample":
+        return None
     if isinstance(start, State):
-        task = SourceTask(start.meta["source_task"]) if "source_task" in start.meta else None
-        return Backbone.described(start.meta["backbone"]), task
-    task = None
-    if options.source_loss == "sample":
-        task = SourceTask.of_sources(options.architecture, options.source_slots, start)
-    return Backbone.of_sources(options, start), task
+        return SourceTask(start.meta["source_task"])
+    return SourceTask.of_sources(options.architecture, options.source_slots, start)
 
 
 def model(options: ImageTransferOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageTransfer:
@@ -291,4 +276,4 @@ def sources(options: ImageTransferOptions) -> dict[str, Reference]:
     return found
 
 
-BLUEPRINT = Blueprint(ImageTransferOptions, learner, model, "image", sources)
+BLUEPRINT = Blueprint(ImageTransferOptions, learner, model, "image", sources, started=learner)

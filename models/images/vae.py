@@ -42,11 +42,13 @@ from models.images.code_moments import CodeMoments
 from models.images.generator_source import SourcedOptions, drawings
 from models.labels import NONE
 from models.learner import (
+    NOTHING,
     Batch,
     Blueprint,
     Frozen,
     Report,
     Source,
+    Start,
     State,
     copy_into,
     module_on,
@@ -232,7 +234,14 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
 
     needs_label = False
 
-    def __init__(self, network: ImageVae, options: ImageVaeOptions, memory: ReplayMemory, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: ImageVae,
+        options: ImageVaeOptions,
+        memory: ReplayMemory,
+        device: torch.device,
+        features: Backbone | None,
+    ) -> None:
         self.options = options
         options.freeze_in({name: part for name, part in network.named_modules() if name.split(".")[0] in BLOCKS})
         super().__init__(
@@ -246,22 +255,12 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         )
         self.model.codes = network.codes  # one for both: they are of the codes of the one that is served
         self._updates = 0
-        self._features: Backbone | None = None
+        self._features = features and features.to(device)
         self._sample: dict[str, Tensor] = {}
         if options.source is not None and (kept := options.source_samples):
             self._sample["source/x"] = torch.zeros(kept, *network.shape, dtype=torch.uint8, device=device)
             self._sample["source/y"] = torch.full((kept,), NONE, device=device)
         self._served, self._kept = Frozen(), Frozen()
-
-    def warm_start(self, sources: Mapping[str, Source]) -> None:
-        """
-        Raises:
-            ValueError: the source is no image-vae, or of another shape, or was learned with other structural options.
-        """
-        features = self.options.backbone(sources)
-        self._features = None if features is None else features.to(self._device)
-        if self.options.source is not None:
-            self._start_from(sources["source"])
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         options, count = self.options, len(batch)
@@ -342,8 +341,6 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         return State(serving, training, {**state.meta, **features})
 
     def restore(self, state: State) -> None:
-        if "features" in state.meta:
-            self._features = Backbone.described(state.meta["features"]).to(self._device)
         super().restore(state)
         kept = {k: v for k, v in state.training.items() if not k.startswith(("optimizer/", "memory/", PREFIX))}
         copy_into(self._constants(), kept)
@@ -356,8 +353,12 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         features = {} if self._features is None else self._features.state_dict()
         return {**self._sample, **{f"features/{name}": tensor for name, tensor in features.items()}}
 
-    def _start_from(self, source: Source) -> None:
-        """Its weights, its classes, and a sample of what it draws."""
+    def start_from(self, source: Source) -> None:
+        """Takes its weights, its classes, and a sample of what it draws.
+
+        Raises:
+            ValueError: it is no image-vae, or of another shape, or was learned with other structural options.
+        """
         shape = self.model.shape
         network = model(self.options.of_source(source, "image-vae", shape, SAME), shape, source.meta)
         copy_into(network.state_dict(), source.tensors)
@@ -368,14 +369,19 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
             copy_into(self._sample, drawings(network, self.options.source_samples))
 
 
-def learner(options: ImageVaeOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> ImageVaeLearner:
+def learner(
+    options: ImageVaeOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+) -> ImageVaeLearner:
     network = seeded(lambda: ImageVae(options, shape, ()), seed, device)
     memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
-    return ImageVaeLearner(network, options, memory, device)
+    made = ImageVaeLearner(network, options, memory, device, options.backbone(start))
+    if options.source is not None and not isinstance(start, State):
+        made.start_from(start["source"])
+    return made
 
 
 def model(options: ImageVaeOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageVae:
     return module_on(lambda: ImageVae(options, shape, meta["classes"]), torch.device("cpu")).eval()
 
 
-BLUEPRINT = Blueprint(ImageVaeOptions, learner, model, "image", ImageVaeOptions.references)
+BLUEPRINT = Blueprint(ImageVaeOptions, learner, model, "image", ImageVaeOptions.references, started=learner)

@@ -28,20 +28,17 @@ sums are in double precision, and stored whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.analytic import HeadName, Solved
-from models.analytic_learner import PREFIX, AnalyticModel, Look
-from models.kept_sums import KeptSums, tensor
-from models.learner import Batch, Blueprint, Rows, State, copy_into, module_on
+from models.analytic import Sums
+from models.analytic_learner import NOTHING_ELSE, PREFIX, AnalyticLearner, AnalyticModel, Beside, Look
+from models.learner import Blueprint, Rows, State, copy_into, module_on, tensor
 from models.network import widened
 from models.texts.counts import (
     AT_ONCE,
@@ -49,13 +46,14 @@ from models.texts.counts import (
     NAMES,
     ORDERS,
     SCALE,
+    BesideCounts,
+    LastScores,
     TextAnalyticOptions as TextAnalyticOptions,
     TextCounts,
-    TextCountsLearner,
-    TextLearner,
     counts_type,
-    narrowest,
     parts,
+    take_type,
+    widen,
 )
 from models.texts.hashing import (
     BASE,
@@ -98,7 +96,7 @@ class TextAnalytic(AnalyticModel):
         self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
         self.register_buffer("units", torch.zeros((), dtype=torch.float64))
 
-    def look(self, x: Tensor, whole: Mapping[int, Tensor] = MappingProxyType({})) -> Look:
+    def look(self, x: Tensor, whole: Mapping[int, Tensor] = NOTHING_ELSE) -> Look:
         """x (B, L), and of its rows whose texts are longer all of these."""
         found, first = [], 0
         for part in all_parts(x, whole):
@@ -112,15 +110,12 @@ class TextAnalytic(AnalyticModel):
         rows = torch.cat(found)
         logs, strange = self.bayes(len(x), rows)
         prior = logs - logs.mean(1, keepdim=True)
-        return Look(placed(len(x), rows, self.weight.shape[1]), prior, strange, torch.zeros(len(x), 0), rows)
+        features = placed(len(x), rows, self.weight.shape[1])
+        return Look(features, prior, strange, torch.zeros(len(x), 0), rows, trust(rows, features))
 
     def prior(self, look: Look) -> Tensor:
         logs, _ = self.bayes(len(look.features), look.rows)
         return logs - logs.mean(1, keepdim=True)
-
-    def probabilities(self, look: Look) -> Tensor:
-        scores = self.scores(look.features) * trust(look)
-        return (self.sharpness * scores + look.prior).softmax(1)
 
     def bayes(self, count: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features of so many texts, as `weighed` gives them → s (B, K); and how rare what is in each text is (B,).
@@ -219,10 +214,10 @@ def placed(count: int, rows: Tensor, width: int) -> Tensor:
     return (w * (SCALE / length)).round().float()
 
 
-def trust(look: Look) -> Tensor:
-    """(B, 1): how much the head has to say"""
-    features = torch.bincount(look.rows[:, 0], minlength=len(look.features))[:, None]
-    return (LONG / features.clamp_min(LONG)).to(look.features)
+def trust(rows: Tensor, features: Tensor) -> Tensor:
+    """Features of texts, as `weighed` gives them, and φ (B, D) → (B, 1): how much the head has to say"""
+    counts = torch.bincount(rows[:, 0], minlength=len(features))[:, None]
+    return (LONG / counts.clamp_min(LONG)).to(features)
 
 
 def count(counts: Tensor, rows: Tensor, y: Tensor, sign: int = 1) -> None:
@@ -233,83 +228,65 @@ def count(counts: Tensor, rows: Tensor, y: Tensor, sign: int = 1) -> None:
     counts.index_put_((at, y.to(counts.device)[text]), (sign * u).to(counts), accumulate=True)  # in bytes -1 is 255
 
 
-class TextSums(KeptSums):
-    """Those of whole features, and a head with weights in half precision: a version holds K D of them."""
+class BesideWeights(Beside[TextAnalytic]):
+    """Naive Bayes over weights, which a version holds as they were some time before, and the log of the texts that came
+    since. Weights of the head are in half precision: a version holds K D of them. τ is not chosen (`BesideCounts`)."""
 
-    def solve(self, head: HeadName, ridge: float | None) -> Solved:
-        solved = super().solve(head, ridge)
-        most = torch.finfo(torch.half).max
-        return replace(solved, weight=solved.weight.clamp(-most, most).half().float())
-
-    def copy(self) -> TextSums:
-        made = TextSums(0, self.gram.device)
-        made.width, made.gram = self.width, self.gram.clone()
-        made.by_class, made.counts = self.by_class.clone(), self.counts.clone()
-        return made
-
-
-class TextAnalyticLearner(TextLearner):
-    """A `TextLearner` that adds up weights, and whose versions have a log."""
-
-    _model: TextAnalytic
-    _sums: TextSums
     sharpness = (SHARPNESS,)
 
-    def __init__(self, network: TextAnalytic, options: TextAnalyticOptions, device: torch.device) -> None:
-        super().__init__(network, options, device)
-        self._sums = TextSums(network.weight.shape[1], device)
-        self._recent = RecentTexts()
-        self._base = torch.zeros(0, 0, dtype=network.counts.dtype)  # C of before the texts in the log
+    def __init__(self, model: TextAnalytic, options: TextAnalyticOptions, device: torch.device) -> None:
+        super().__init__(model, options, Sums(options.width, device, units=1, half=True))
+        self._scores, self._recent = LastScores(), RecentTexts()
+        self._base = torch.zeros(0, 0, dtype=model.counts.dtype)  # C of before the texts in the log
         self._is_stored = False  # whether a version has what was before them
-        if options.forgetting == 1:
-            self._sums.keep()
+        self._fades = options.forgetting < 1
+        if not self._fades:
+            self.sums.keep()
 
-    def capture(self) -> State:
-        state, model = super().capture(), self._model
+    def meet(self, look: Look, y: Tensor, sign: int) -> None:
+        if sign > 0:
+            self._scores.add(look, self.sums.counts[y], self.model.familiar)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"head/scored": self._scores.count}
+
+    def capture(self, state: State) -> State:
+        model, weight = self.model, PREFIX + "weight"
         serving = {**state.serving, "weight": model.weight.half(), **self._recent.capture()}
-        training = {**state.training, PREFIX + "weight": self._weight.half()}
+        training = {**state.training, weight: tensor(state.training[weight]).half()}
         meta = {**state.meta, "counts": NAMES[model.counts.dtype]}
-        if self._sums.base is None:  # every update changes all of them
+        if self.sums.base is None:  # every update changes all of them
             return State(serving, training, meta)
         changed = torch.empty(0, dtype=torch.int64) if self._is_stored else None
         self._is_stored = True
         return State({**serving, "counts": Rows(self._base, changed)}, training, meta)
 
-    def restore(self, state: State) -> None:
-        # Fractions that are left of a former forgetting factor stay.
-        fades = self.options.forgetting < 1
-        self._model.counts = self._model.counts.to(torch.float64 if fades else counts_type(state.meta))
-        super().restore(state)
+    def restore(self, state: State, rest: Callable[[State], None]) -> None:
+        take_type(self.model, self.options, state)
+        rest(state)
         self._base, self._is_stored = tensor(state.serving["counts"]).clone(), True
         self._recent.restore(logged(state.serving))
         rows, y = self._recent.read()
         for first in range(0, len(y), PIECE):
             some = rows[(rows[:, 0] >= first) & (rows[:, 0] < first + PIECE)]
             of_some = y[first : first + PIECE]
-            self._sums.add(placed(len(of_some), some - some.new_tensor([first, 0, 0]), self._sums.width), of_some)
+            self.sums.add(placed(len(of_some), some - some.new_tensor([first, 0, 0]), self.sums.width), of_some)
 
-    def _look(self, batch: Batch) -> Look:
-        return self._model.look(batch.x.to(self._device), batch.whole)
-
-    def _scores(self, look: Look, weight: Tensor, bias: Tensor) -> Tensor:
-        return super()._scores(look, weight, bias) * trust(look).cpu()
-
-    def _add(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        fades = self.options.forgetting < 1
-        is_logged = sign > 0 and not fades and self._recent.could_hold(look.rows, y)
+    def add(self, look: Look, y: Tensor, sign: int, rest: Callable[[], None]) -> None:
+        is_logged = sign > 0 and not self._fades and self._recent.could_hold(look.rows, y)
         if is_logged and not self._recent.has_room(look.rows, y):
             self._keep()
-        super()._add(look, y, sign)
+        rest()
         if is_logged:
             self._recent.add(look.rows, y)
-        elif fades:
+        elif self._fades:
             self._recent.clear()
-            self._sums.base = None
+            self.sums.base = None
         else:
             self._keep()
 
-    def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        model, kept = self._model, self.options.forgetting ** len(y)
+    def count(self, look: Look, y: Tensor, sign: int) -> None:
+        model, kept = self.model, self.options.forgetting ** len(y)
         rows = look.rows
         text, at, u = rows.unbind(1)
         if kept < 1:
@@ -320,50 +297,42 @@ class TextAnalyticLearner(TextLearner):
         more = torch.zeros(len(cells), dtype=torch.int64, device=rows.device).index_add_(0, cell, sign * u)
         flat = model.counts.view(-1)
         sums = flat[cells] + more
-        self._widen(sums.max().item() if len(sums) else 0)
+        widen(model, sums.max().item() if len(sums) else 0)
         model.counts.view(-1)[cells] = sums.to(model.counts)
         model.lengths.index_add_(0, of_class, (sign * u).double())
         least = u.new_full((len(y),), UNIT).scatter_reduce_(0, text, u, "amin")
         model.units += sign * least.sum()
 
-    def _join(self, other: Self, numbers: Tensor) -> None:
-        super()._join(other, numbers)
-        model, theirs, numbers = self._model, other._model, numbers.to(self._device)
-        sums = model.counts[:, numbers].to(torch.float64) + theirs.counts.to(self._device)
-        self._widen(sums.max().item() if sums.numel() else 0)
+    def join(self, other: Self, numbers: Tensor) -> None:
+        model, theirs, numbers = self.model, other.model, numbers.to(self.model.counts.device)
+        sums = model.counts[:, numbers].to(torch.float64) + theirs.counts.to(model.counts.device)
+        widen(model, sums.max().item() if sums.numel() else 0)
         model.counts[:, numbers] = sums.to(model.counts)
-        model.lengths[numbers] += theirs.lengths.to(self._device)
-        model.units += theirs.units.to(self._device)
+        model.lengths[numbers] += theirs.lengths.to(model.lengths)
+        model.units += theirs.units.to(model.units)
         self._keep()
 
-    def _grow(self, labels: Sequence[str]) -> None:
+    def grow(self, classes: int) -> None:
         """The stored C gets the new classes, too, so that a version has one shape in memory and in the store."""
-        super()._grow(labels)
-        if labels and self._sums.base is not None:
-            before = self._base if self._base.numel() else self._base.new_zeros(len(self._model.counts), 0)
-            self._base, self._is_stored = F.pad(before, (0, len(labels))), False
+        if self.sums.base is not None:
+            before = self._base if self._base.numel() else self._base.new_zeros(len(self.model.counts), 0)
+            self._base, self._is_stored = F.pad(before, (0, classes)), False
 
     def _keep(self) -> None:
         """Makes the present sums the stored ones, and empties the log."""
         self._recent.clear()
-        self._sums.keep()
-        self._base, self._is_stored = self._model.counts.clone(), False
-
-    def _widen(self, most: float) -> None:
-        """Gives C a type that holds numbers up to this one."""
-        counts = self._model.counts
-        if not counts.is_floating_point() and most > torch.iinfo(counts.dtype).max:
-            self._model.counts = counts.to(narrowest(most))
+        self.sums.keep()
+        self._base, self._is_stored = self.model.counts.clone(), False
 
 
 def learner(
     options: TextAnalyticOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> TextAnalyticLearner | TextCountsLearner:
+) -> AnalyticLearner[Any]:
     dtype = torch.float64 if options.forgetting < 1 else INTEGERS[0]
     network = module_on(lambda: untrained(options, (), dtype), device)
     if isinstance(network, TextCounts):
-        return TextCountsLearner(network, options, device)
-    return TextAnalyticLearner(network, options, device)
+        return AnalyticLearner(BesideCounts(network, options, device), device)
+    return AnalyticLearner(BesideWeights(network, options, device), device)
 
 
 def model(options: TextAnalyticOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextAnalytic | TextCounts:

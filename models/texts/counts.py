@@ -20,15 +20,16 @@ precision, which holds whole numbers to 2^53. With a forgetting factor below 1 C
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions, Look
+from models.analytic import Sums
+from models.analytic_learner import NOTHING_ELSE, AnalyticModel, AnalyticOptions, Beside, Look
 from models.familiarity import SAMPLE
-from models.learner import Rows, State, structural
+from models.learner import Rows, State, structural, tensor
 from models.memory import Changed
 from models.network import widened
 from models.texts.hashing import Found, both, bucket, edged, mixed, ngrams, trimmed, words
@@ -69,7 +70,7 @@ class TextCounts(AnalyticModel):
         self.register_buffer("records", torch.zeros(len(self.classes), dtype=torch.float64))
         self.register_buffer("lengths", torch.zeros(len(self.classes), dtype=torch.float64))
 
-    def look(self, x: Tensor) -> Look:
+    def look(self, x: Tensor, whole: Mapping[int, Tensor] = NOTHING_ELSE) -> Look:
         features, rows, first = [], [], 0
         for part in parts(x):
             found = hashes(part)
@@ -129,63 +130,63 @@ def hashes(x: Tensor) -> Found:
     return both(words(x), ngrams(edged(x), ORDERS))
 
 
-class TextLearner(AnalyticLearner):
-    """An `AnalyticLearner` of texts. A subclass says its `sharpness`.
+class LastScores:
+    """How strange the last records were, each from before it was learned."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros((), dtype=torch.int64)
+
+    def add(self, look: Look, records: Tensor, familiar: Tensor) -> None:
+        """
+        Args:
+            records: (B,) of the class of each.
+            familiar: (SAMPLE,), which they are written to.
+        """
+        scores = look.strange[records >= ENOUGH].to(familiar)
+        familiar[(self.count + torch.arange(len(scores))) % SAMPLE] = scores
+        self.count += len(scores)
+
+
+class BesideCounts(Beside[TextCounts]):
+    """Naive Bayes over counts of records.
 
     τ is not chosen: of a class that has just come the head knows little and naive Bayes enough, so that predictions of
     a stream that is sorted by class would fare best without the head, and all classes together would not.
     """
 
-    def __init__(self, network: AnalyticModel, options: TextAnalyticOptions, device: torch.device) -> None:
-        super().__init__(network, options, device)
-        self._scored = torch.zeros((), dtype=torch.int64)
-
-    def _meet(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        """The scores of the last records, each from before it was learned."""
-        scores = look.strange[self._sums.counts[y] >= ENOUGH].to(self._model.familiar)
-        if sign > 0:
-            places = (self._scored + torch.arange(len(scores))) % SAMPLE
-            self._model.familiar[places] = scores
-            self._scored += len(scores)
-
-    def _own(self) -> dict[str, Tensor]:
-        return {**super()._own(), "head/scored": self._scored}
-
-
-class TextCountsLearner(TextLearner):
-    """A `TextLearner` that counts records."""
-
-    _model: TextCounts
     sharpness = (6.0,)
 
-    def __init__(self, network: TextCounts, options: TextAnalyticOptions, device: torch.device) -> None:
-        super().__init__(network, options, device)
-        self._changed = Changed()
+    def __init__(self, model: TextCounts, options: TextAnalyticOptions, device: torch.device) -> None:
+        super().__init__(model, options, Sums(options.width, device))
+        self._scores, self._changed = LastScores(), Changed()
 
-    def capture(self) -> State:
-        state, counts = super().capture(), self._model.counts
+    def meet(self, look: Look, y: Tensor, sign: int) -> None:
+        if sign > 0:
+            self._scores.add(look, self.sums.counts[y], self.model.familiar)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"head/scored": self._scores.count}
+
+    def capture(self, state: State) -> State:
+        counts = self.model.counts
         meta = {**state.meta, "counts": NAMES[counts.dtype]}
         if self.options.forgetting < 1:  # every update changes all of it
             return State(state.serving, state.training, meta)
         return State({**state.serving, "counts": Rows(counts, self._changed.take())}, state.training, meta)
 
-    def restore(self, state: State) -> None:
-        # Fractions that are left of a former forgetting factor stay.
-        fades = self.options.forgetting < 1
-        self._model.counts = self._model.counts.to(torch.float64 if fades else counts_type(state.meta))
-        training = state.training if "familiar" in state.serving else {**state.training, "head/scored": self._scored}
-        super().restore(State(state.serving, training, state.meta))
-        stored = state.serving["counts"]
-        is_same = (stored.tensor if isinstance(stored, Rows) else stored).dtype == self._model.counts.dtype
+    def restore(self, state: State, rest: Callable[[State], None]) -> None:
+        take_type(self.model, self.options, state)
+        training = state.training if "familiar" in state.serving else {**state.training, **self.state()}
+        rest(State(state.serving, training, state.meta))
         self._changed = Changed()  # of another type: all of it
-        if is_same:
+        if tensor(state.serving["counts"]).dtype == self.model.counts.dtype:
             self._changed.take()
 
-    def _count(self, look: Look, y: Tensor, sign: int = 1) -> None:
-        model, kept = self._model, self.options.forgetting ** len(y)
+    def count(self, look: Look, y: Tensor, sign: int) -> None:
+        model, kept = self.model, self.options.forgetting ** len(y)
         row, buckets = look.rows.unbind(1)
         y = y.to(row.device)
-        self._widen(self._sums.counts.max().item())
+        self._widen(self.sums.counts.max().item())
         if kept < 1:
             for each in (model.counts, model.records, model.lengths):
                 each *= kept
@@ -195,26 +196,40 @@ class TextCountsLearner(TextLearner):
         model.records.index_put_((y,), one.double(), accumulate=True)
         self._changed.add(*buckets.tolist())
 
-    def _join(self, other: Self, numbers: Tensor) -> None:
-        super()._join(other, numbers)
-        theirs, numbers = other._model, numbers.to(self._device)
-        self._widen(self._sums.counts.max().item())
-        self._model.counts[:, numbers] += theirs.counts.to(self._model.counts)
-        self._model.records[numbers] += theirs.records.to(self._device)
-        self._model.lengths[numbers] += theirs.lengths.to(self._device)
+    def join(self, other: Self, numbers: Tensor) -> None:
+        model, theirs, numbers = self.model, other.model, numbers.to(self.model.counts.device)
+        self._widen(self.sums.counts.max().item())
+        model.counts[:, numbers] += theirs.counts.to(model.counts)
+        model.records[numbers] += theirs.records.to(model.records)
+        model.lengths[numbers] += theirs.lengths.to(model.lengths)
         self._changed = Changed()
 
     def _widen(self, records: float) -> None:
-        """Gives C a type that holds so many records of a class."""
-        counts = self._model.counts
-        if not counts.is_floating_point() and records > torch.iinfo(counts.dtype).max:
-            self._model.counts = counts.to(narrowest(records))
+        if widen(self.model, records):
             self._changed = Changed()  # another type: all of it
 
-    def _grow(self, labels: Sequence[str]) -> None:
-        super()._grow(labels)
-        if labels:
-            self._changed = Changed()  # another shape: all of it
+    def grow(self, classes: int) -> None:
+        self._changed = Changed()  # another shape: all of it
+
+
+class Counting(Protocol):
+    """A model with C in a type that may change."""
+
+    counts: Tensor
+
+
+def widen(model: Counting, most: float) -> bool:
+    """Gives C a type that holds numbers up to this one → whether it is another one."""
+    counts = model.counts
+    is_wider = not counts.is_floating_point() and most > torch.iinfo(counts.dtype).max
+    if is_wider:
+        model.counts = counts.to(narrowest(most))
+    return is_wider
+
+
+def take_type(model: Counting, options: AnalyticOptions, state: State) -> None:
+    """Gives C the type that it has in a captured state. Fractions that are left of a former forgetting factor stay."""
+    model.counts = model.counts.to(torch.float64 if options.forgetting < 1 else counts_type(state.meta))
 
 
 def counts_type(meta: Mapping[str, Any]) -> torch.dtype:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.learner import (
+    NOTHING,
     Batch,
     Blueprint,
     Frozen,
@@ -34,6 +35,7 @@ from models.learner import (
     Report,
     Rows,
     Source,
+    Start,
     State,
     copy_into,
     module_on,
@@ -41,7 +43,7 @@ from models.learner import (
 )
 from models.network import seeded
 from models.texts.gru import strings
-from models.wrapped import WarmStarted, WrappedClassifier
+from models.wrapped import WrappedClassifier
 
 STEP = 8  # tokens
 CONFIG, TOKENIZER, MODULES, POOLING = "config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"
@@ -318,20 +320,17 @@ class TextEncoderLearner(WrappedClassifier[ClassifierLearner[Top]]):
 
 
 def learner(
-    options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> WarmStarted[TextEncoderLearner]:
-    def build(start: Mapping[str, Source] | State) -> TextEncoderLearner:
-        model = TextEncoder(options, ())
-        if isinstance(start, State):
-            top = model.equip(files_of(start.serving), device, seed)
-        else:
-            top = model.open_folder(start["folder"], device, seed)
-        memory = options.memory((model.encoder.width,), torch.float32, device)
-        inner = ClassifierLearner(top, options, memory, device)
-        model.top = inner.model  # the average, where there is one
-        return TextEncoderLearner(model, inner)
-
-    return WarmStarted(options, build)
+    options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
+) -> TextEncoderLearner:
+    model = TextEncoder(options, ())
+    if isinstance(start, State):
+        top = model.equip(files_of(start.serving), device, seed)
+    else:
+        top = model.open_folder(start["folder"], device, seed)
+    memory = options.memory((model.encoder.width,), torch.float32, device)
+    inner = ClassifierLearner(top, options, memory, device)
+    model.top = inner.model  # the average, where there is one
+    return TextEncoderLearner(model, inner)
 
 
 def model(options: TextEncoderOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextEncoder:
@@ -344,4 +343,5 @@ BLUEPRINT = Blueprint(
     model,
     "text",
     lambda options: {"folder": Reference("folder", options.folder)},
+    started=learner,
 )

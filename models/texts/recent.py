@@ -13,8 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.kept_sums import tensor
-from models.learner import Rows, copy_into
+from models.learner import Rows, copy_into, tensor
 from models.memory import Changed
 
 TEXTS = 1 << 15  # that are in it at most

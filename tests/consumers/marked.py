@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from consumers.bridge import copied
-from models.learner import Batch, Blueprint, Learner, Options, Report, State, structural, update_generator
+from models.learner import (
+    NOTHING,
+    Batch,
+    Blueprint,
+    Learner,
+    Options,
+    Report,
+    Start,
+    State,
+    structural,
+    update_generator,
+)
 from pipeline.records import as_input
 from pipeline.store.lineage import LineageBuilder
 from pipeline.store.manifest import About
@@ -140,13 +151,20 @@ class Maker:
     """Makes versions of one model: `learn` as often as wanted, then `commit`."""
 
     def __init__(
-        self, store: Store, learner: str, blueprint: Blueprint, input: Mapping[str, Any], **options: Any
+        self,
+        store: Store,
+        learner: str,
+        blueprint: Blueprint,
+        input: Mapping[str, Any],
+        start: Start = NOTHING,
+        /,
+        **options: Any,
     ) -> None:
         self.store = store
         self._name = learner
         self._input = as_input(input)
         self._options = blueprint.options(**options)
-        self.learner: Learner = blueprint.learner(self._options, self._input.shape, 0, torch.device("cpu"))
+        self.learner: Learner = blueprint.build(self._options, self._input.shape, 0, torch.device("cpu"), start)
         fence = store.acquire("test", 60)
         assert fence is not None
         self.fence = fence

@@ -145,9 +145,9 @@ def test_units_above_a_sentence_encoder_are_seen(tmp_path: Path) -> None:
     save_encoder(tmp_path)
     options = TextEncoderOptions(folder=str(tmp_path), top_layers=[8], replay_draws=4)
     x, labels = texts()
-    learner = encoder_learner(options, tuple(x.shape[1:]), 0, torch.device("cpu"))
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}
-    learner.warm_start({"folder": Source("0", load_file(tmp_path / "model.safetensors"), files=files)})
+    source = Source("0", load_file(tmp_path / "model.safetensors"), files=files)
+    learner = encoder_learner(options, tuple(x.shape[1:]), 0, torch.device("cpu"), {"folder": source})
     seen = LastLabels()
     for update in range(SOME // 16):
         rows = slice(16 * update, 16 * update + 16)

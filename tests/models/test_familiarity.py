@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_a_first_record_is_no_stranger() -> None:
     assert distances(numbers(3).float(), mean, whitener).isfinite().all()
 
 
-def learned(case: Case, count: int) -> AnalyticLearner:
+def learned(case: Case, count: int) -> AnalyticLearner[Any]:
     learner = case.learner()
     assert isinstance(learner, AnalyticLearner)
     for update in range(count // 16):

@@ -17,7 +17,6 @@ from redis import Redis
 
 from consumers.sampler.abilities import ABILITIES
 from consumers.worker.sources import Sources
-from models.learner import WarmStart
 from models.registry import BUILTIN
 from pipeline.records import as_input, input_array
 from pipeline.store.store import Store
@@ -41,10 +40,9 @@ def learned(redis: Redis, family: str, way: Way, given: Mapping[str, str]) -> No
     """One version of it, after two updates."""
     blueprint, input_ = BUILTIN[way.learner], as_input(dict(way.input))
     store, options = Store(redis, family, family), filled(way.options, given)
-    made = Maker(store, way.learner, blueprint, way.input, **options)
-    if isinstance(made.learner, WarmStart):
-        references = blueprint.sources(blueprint.options(**options))
-        made.learner.warm_start(Sources(store, lambda model: model).find(references, family))
+    references = blueprint.sources(blueprint.options(**options))
+    sources = Sources(store, lambda model: model).find(references, family)
+    made = Maker(store, way.learner, blueprint, way.input, sources, **options)
     records = way.records()
     for _ in range(2):
         contents, labels = zip(*islice(records, 6), strict=True)

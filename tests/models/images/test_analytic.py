@@ -21,8 +21,7 @@ from models.familiarity import STEPS
 from models.images.analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticOptions
 from models.images.backbone import Backbone, BackboneOptions, torchvision_network
 from models.images.wavelets import Wavelets
-from models.kept_sums import tensor
-from models.learner import Batch, Reference, Rows, Source, State, module_on, update_generator
+from models.learner import Batch, Reference, Rows, Source, State, module_on, tensor, update_generator
 from models.registry import BUILTIN
 from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
@@ -75,13 +74,13 @@ class TestContract(LearnerContract):
         assert same(case.learned().capture(), case.learned(seed=SEED + 1).capture())
 
 
-def learner_of(case: Case) -> AnalyticLearner:
+def learner_of(case: Case) -> AnalyticLearner[ImageAnalytic]:
     learner = case.learner()
     assert isinstance(learner, AnalyticLearner)
     return learner
 
 
-def learned(case: Case, rows: list[int], size: int = 16) -> AnalyticLearner:
+def learned(case: Case, rows: list[int], size: int = 16) -> AnalyticLearner[ImageAnalytic]:
     """After these records, in this order; the head of the end."""
     learner = learner_of(case)
     for update, start in enumerate(range(0, len(rows), size)):
@@ -172,7 +171,8 @@ def test_order_and_batches_do_not_matter(head: HeadName) -> None:
     by_class = sorted(rows, key=lambda row: case.labels[row])
     one, other = learned(case, rows), learned(case, by_class, size=7)
     order = [other.model.classes.index(name) for name in one.model.classes]
-    ours, theirs = (each.model.scores(each.model.look(case.x[400:500]).features) for each in (one, other))
+    models = (one.model, other.model)
+    ours, theirs = (model.look(case.x[400:500]).scores(model.weight, model.bias) for model in models)
     torch.testing.assert_close(ours, theirs[:, order], atol=1e-3, rtol=1e-3)
 
 
@@ -358,8 +358,7 @@ def test_a_backbone_is_given_once_and_needed_once() -> None:
     assert len(names) > 100
     assert all(isinstance(first[name], Rows) and first[name].changed is None for name in names)  # type: ignore[union-attr]
     assert all(isinstance(later[name], Rows) and not len(later[name].changed) for name in names)  # type: ignore[union-attr, arg-type]
-    restored = BLUEPRINT.learner(case.options, (1, 8, 8), SEED, CPU)  # without the file
-    restored.restore(cloned(ours.capture()))
+    restored = case.restored(cloned(ours.capture()))  # without the file
     assert all(not len(restored.capture().serving[name].changed) for name in names)  # type: ignore[union-attr, arg-type]
     assert case.learn(restored, range(6, 9)) == case.learn(ours, range(6, 9))
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.images import classifier as image_classifier
 from models.images.gan import BLUEPRINT, ImageGanLearner, ImageGanOptions, learner
 from models.images.gan_losses import Spread
-from models.learner import Rows, Source, State, update_generator
+from models.learner import Rows, Source, Start, State, update_generator
 from models.network import pixels
 from tests.device import CPU, OTHER
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
@@ -41,8 +41,10 @@ def options(**changed: Any) -> ImageGanOptions:
 class GanCase(Case):
     """A case whose learner is known to be a GAN's."""
 
-    def learner(self, seed: int = SEED, device: torch.device | None = None) -> ImageGanLearner:
-        made = super().learner(seed, device)
+    def learner(
+        self, seed: int = SEED, device: torch.device | None = None, start: Start | None = None
+    ) -> ImageGanLearner:
+        made = super().learner(seed, device, start)
         assert isinstance(made, ImageGanLearner)
         return made
 
@@ -341,8 +343,7 @@ def test_the_sources_drawings_are_drawn_once_and_kept_over_a_restart() -> None:
     state = cloned(ours.capture())
     drawn = one.learner().model.generate(range(12), [names[row % len(names)] for row in range(12)])
     assert torch.equal(state.training["source/x"], drawn)  # type: ignore[arg-type]
-    restarted = case(**changed).learner()  # a restart calls `restore` alone
-    restarted.restore(state)
+    restarted = one.restored(state)  # without the source
     assert same(restarted.capture(), state)
     assert one.learn(restarted, range(3, 9)) == one.learn(ours, range(3, 9))
     rows = ours.capture().training["source/x"]

@@ -275,9 +275,7 @@ def test_weights_from_a_file_are_needed_once() -> None:
     ours = enrolled(one, NEW[:10])
     assert BLUEPRINT.sources(one.options) == {"weights": Reference("file", "w.pth")}
     state = cloned(ours.capture())
-    restored = BLUEPRINT.learner(one.options, (1, 8, 8), SEED, CPU)
-    restored.restore(state)
-    assert same(restored.capture(), state)
+    assert same(one.restored(state).capture(), state)
     served = BLUEPRINT.model(one.options, (1, 8, 8), state.meta)
     served.load_state_dict(state.serving)
     assert isinstance(served, Classifier)

@@ -275,16 +275,15 @@ def test_styles_are_never_replayed_as_contents() -> None:
 
 
 def test_a_backbone_is_for_training_alone_and_stored_once() -> None:
-    ours, _ = taught(started(), stripes(), 1)
+    one = started()
+    ours, _ = taught(one, stripes(), 1)
     first = ours.capture()
     assert not any("features" in name for name in first.serving)
     later = ours.capture().training
     names = [name for name in later if name.startswith("features/")]
     assert names
     assert all(not isinstance(v, Rows) or not len(v.changed) for v in (later[n] for n in names))  # type: ignore[arg-type]
-    restored = BLUEPRINT.learner(ours.options, (1, 16, 16), SEED, CPU)
-    restored.restore(cloned(first))
-    assert same(restored.capture(), first)
+    assert same(one.restored(cloned(first)).capture(), first)
 
 
 def test_what_it_needs_is_named() -> None:

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.classifier import ClassifierLearner
 from models.images.backbone import torchvision_network
 from models.images.transfer import BLUEPRINT, ImageTransferOptions, blocks
 from models.learner import Learner, Reference, Rows, Source, State, module_on, update_generator
 from models.registry import BUILTIN
-from models.wrapped import WarmStarted
 from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, cloned, digits, same
 
@@ -79,7 +79,7 @@ class TestContract(LearnerContract):
 
 def backbone_of(learner: Learner) -> dict[str, Tensor]:
     """Copies of the backbone's weights."""
-    assert isinstance(learner, WarmStarted)
+    assert isinstance(learner, ClassifierLearner)
     return {name: value.clone() for name, value in learner.model.backbone.network.state_dict().items()}
 
 
@@ -97,8 +97,7 @@ def test_a_frozen_backbone_is_given_once_and_never_again() -> None:
     later = ours.capture().serving
     assert all(len(later[name].changed) == 0 for name in names)  # type: ignore[union-attr, arg-type]
     assert not isinstance(later["head.weight"], Rows)
-    restored = one.blueprint.learner(one.options, (1, 8, 8), SEED, CPU)
-    restored.restore(cloned(ours.capture()))
+    restored = one.restored(cloned(ours.capture()))
     assert all(len(restored.capture().serving[name].changed) == 0 for name in names)  # type: ignore[union-attr, arg-type]
 
 
@@ -106,8 +105,7 @@ def test_a_frozen_backbone_is_given_once_and_never_again() -> None:
 def test_a_restart_needs_no_source(case: Case) -> None:
     ours = case.learned(6)
     state = cloned(ours.capture())
-    restored = case.blueprint.learner(case.options, (1, 8, 8), SEED + 1, CPU)
-    restored.restore(state)
+    restored = case.restored(state, SEED + 1)
     assert same(restored.capture(), state)
     assert case.learn(restored, range(6, 12)) == case.learn(ours, range(6, 12))
     assert same(restored.capture(), ours.capture())
@@ -129,7 +127,7 @@ def test_only_what_is_unfrozen_learns() -> None:
 def test_one_more_block_from_the_top_is_unfrozen_every_so_many_updates() -> None:
     case = started(unfreeze_every_updates=2)
     ours = case.learner()
-    assert isinstance(ours, WarmStarted)
+    assert isinstance(ours, ClassifierLearner)
     order = list(reversed(blocks(ours.model.backbone.network)))
     assert order == ["dense", "blocks.2", "blocks.1", "blocks.0"]
     for update in range(10):
@@ -155,7 +153,7 @@ def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
     def steps(**options: object) -> tuple[float, float]:
         case = started(unfreeze_from="dense", weight_decay=0.0, replay_slots=0, **options)  # an update is one step
         ours = case.learner()
-        assert isinstance(ours, WarmStarted)
+        assert isinstance(ours, ClassifierLearner)
         before = ours.model.backbone.network.get_parameter("dense.bias").clone()
         case.learn(ours, range(2))  # the head begins at zero: what is below it learns from the second update on
         moved = (ours.model.backbone.network.get_parameter("dense.bias") - before).abs().max().item()
@@ -169,13 +167,13 @@ def test_the_backbone_has_a_learning_rate_of_its_own() -> None:
 def gradients(case: Case, updates: int = 4) -> dict[str, Tensor]:
     """Of the next update, as the optimisers see them."""
     ours = case.learned(updates)
-    assert isinstance(ours, WarmStarted)
+    assert isinstance(ours, ClassifierLearner)
     found: dict[str, Tensor] = {}
 
     def note() -> None:
         found.update({n: p.grad.clone() for n, p in ours.model.named_parameters() if p.grad is not None})
 
-    ours.inner._step = note
+    ours._step = note  # type: ignore[method-assign]
     case.learn(ours, range(updates, updates + 1))
     return found
 
@@ -184,7 +182,7 @@ def test_the_pull_to_the_source_is_the_distance_to_where_it_began() -> None:
     options: dict[str, Any] = {"unfreeze_from": "blocks.2", "backbone_learning_rate": 1e-3, "replay_draws": 0}
     pulled = started(source_loss="l2-sp", target_weight=3.0, **options)
     ours = pulled.learned(4)
-    assert isinstance(ours, WarmStarted)
+    assert isinstance(ours, ClassifierLearner)
     state = cloned(ours.capture())
     network = ours.model.backbone.network
     x, labels = pulled.batch(32).x, pulled.batch(32).labels
@@ -211,7 +209,7 @@ def test_a_sample_of_the_source_keeps_what_it_knew() -> None:
             case.blueprint, case.options, 255 - case.x[rows], [case.labels[r] for r in rows], True, case.sources
         )
         ours = others.learned(40)
-        assert isinstance(ours, WarmStarted)
+        assert isinstance(ours, ClassifierLearner)
         known = [row for row, label in enumerate(case.labels) if label < "5"][-300:]
         source = version()
         with torch.no_grad():
@@ -243,8 +241,7 @@ def test_the_sources_records_and_head_come_with_the_version_or_with_a_file() -> 
     assert state.training["source/y"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]  # type: ignore[union-attr]
     assert state.serving["backbone.network.conv1.0.weight"].dtype == torch.bfloat16  # type: ignore[union-attr]
     assert state.serving["backbone.network.conv5.0.weight"].dtype == torch.float32  # type: ignore[union-attr]
-    restored = case.blueprint.learner(case.options, (1, 8, 8), SEED, CPU)
-    restored.restore(state)
+    restored = case.restored(state)
     assert case.learn(restored, range(2, 4)) == case.learn(theirs, range(2, 4))
     served = case.blueprint.model(case.options, (1, 8, 8), state.meta)
     served.load_state_dict(state.serving)
@@ -268,7 +265,7 @@ def test_it_learns_all_digits_from_what_half_of_them_taught(unfreeze_every_updat
     ours = case.learner()
     for update in range(60):
         ours.learn(case.batch(16 * update, 16), update_generator(SEED, update))
-    assert isinstance(ours, WarmStarted)
+    assert isinstance(ours, ClassifierLearner)
     chosen = ours.model.classify(case.x[1200:]).argmax(1).tolist()
     hits = sum(ours.model.classes[k] == y for k, y in zip(chosen, case.labels[1200:], strict=True)) / 597
     assert hits > (0.7 if unfreeze_every_updates else 0.6)
@@ -276,7 +273,7 @@ def test_it_learns_all_digits_from_what_half_of_them_taught(unfreeze_every_updat
 
 def test_features_of_named_layers_are_their_maps_on_a_grid() -> None:
     ours = started(layers=("0", "2"), grid=2, top_layers=()).learner()
-    assert isinstance(ours, WarmStarted)
+    assert isinstance(ours, ClassifierLearner)
     x = digits()[0][:3]
     shallow, deep = ours.model.backbone.maps(x / 255)
     assert (shallow.shape, deep.shape) == ((3, 8, 8, 8), (3, 16, 4, 4))
@@ -336,13 +333,13 @@ def test_a_state_that_lacks_the_sources_sample_is_refused() -> None:
 def test_an_average_follows_what_is_unfrozen_from_then_on() -> None:
     case = started(unfreeze_every_updates=2, average=0.3, replay_slots=0)  # an update is one step
     ours = case.learner()
-    assert isinstance(ours, WarmStarted)
+    assert isinstance(ours, ClassifierLearner)
     mean = {name: value.clone() for name, value in ours.model.state_dict().items() if not name.startswith("head")}
     before = backbone_of(ours)
     for update in range(6):
         case.learn(ours, range(update, update + 1))
         decay = min(0.3, (1 + update) / (10 + update))
-        raw = ours.inner._learning.state_dict()
+        raw = ours._learning.state_dict()
         mean = {name: decay * value + (1 - decay) * raw[name] for name, value in mean.items()}
     for name, value in mean.items():
         torch.testing.assert_close(ours.model.state_dict()[name], value)

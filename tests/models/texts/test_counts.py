@@ -15,6 +15,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.analytic_learner import AnalyticLearner
 from models.learner import Batch, Rows, State, update_generator
 from models.texts.analytic import BLUEPRINT
 from models.texts.counts import (
@@ -23,7 +24,6 @@ from models.texts.counts import (
     TRUST,
     TextAnalyticOptions,
     TextCounts,
-    TextCountsLearner,
     hashes,
     narrowest,
 )
@@ -61,17 +61,17 @@ def batch(case: Case, rows: list[int]) -> Batch:
     return replace(made, x=case.x[rows], labels=[case.labels[row] for row in rows])
 
 
-def learned(case: Case, rows: list[int], size: int = 8) -> TextCountsLearner:
+def learned(case: Case, rows: list[int], size: int = 8) -> AnalyticLearner[TextCounts]:
     """After these records, in this order; the head of the end."""
     learner = case.learner()
-    assert isinstance(learner, TextCountsLearner)
+    assert isinstance(learner, AnalyticLearner)
     for update, start in enumerate(range(0, len(rows), size)):
         learner.learn(batch(case, rows[start : start + size]), update_generator(SEED, update))
     learner._solve()
     return learner
 
 
-def answering(learner: TextCountsLearner) -> dict[str, torch.Tensor]:
+def answering(learner: AnalyticLearner[TextCounts]) -> dict[str, torch.Tensor]:
     """What it is, by class names in their order, without what depends on the predictions on the way."""
     order = sorted(range(len(learner.model.classes)), key=learner.model.classes.__getitem__)
     found = tensors(learner.capture())
@@ -79,7 +79,7 @@ def answering(learner: TextCountsLearner) -> dict[str, torch.Tensor]:
     return {**by_class, "counts": found["counts"][:, order], "sums/gram": found["sums/gram"]}
 
 
-def equal(one: TextCountsLearner, other: TextCountsLearner) -> bool:
+def equal(one: AnalyticLearner[TextCounts], other: AnalyticLearner[TextCounts]) -> bool:
     """Sums agree to the last bit; so does the head, but for the order in which classes are solved."""
     a, b = answering(one), answering(other)
     solved = all(torch.allclose(a.pop(name), b.pop(name), atol=1e-6) for name in ("weight", "bias"))
@@ -109,7 +109,8 @@ def test_the_head_is_scikit_learns_ridge_on_whole_numbers() -> None:
     y = np.array([model.classes.index(case.labels[row]) for row in ROWS])
     variance = features.var(0, correction=0).mean().item()
     oracle = Ridge(alpha=10 * variance).fit(features.double().numpy(), np.eye(4)[y])
-    np.testing.assert_allclose(model.scores(features).numpy(), oracle.predict(features.double().numpy()), atol=1e-4)
+    scores = features @ model.weight.T + model.bias
+    np.testing.assert_allclose(scores.numpy(), oracle.predict(features.double().numpy()), atol=1e-4)
 
 
 @settings(deadline=None, max_examples=15)
@@ -146,7 +147,7 @@ def test_counts_have_the_narrowest_type_that_holds_them_and_never_stand_still() 
     case = a_case()
     text, labels = case.x[:1].repeat(300, 1), ["a"] * 300
     learner = case.learner()
-    assert isinstance(learner, TextCountsLearner)
+    assert isinstance(learner, AnalyticLearner)
     found = set[int]()
     for size in (255, 1, 44):
         some = replace(case.batch(0, 64), x=text[:size], labels=labels[:size])
@@ -184,7 +185,7 @@ def test_a_forgetting_factor_may_change(before: float, now: float) -> None:
     state = cloned(ours.capture())
     other = a_case(forgetting=now).learner()
     other.restore(state)
-    assert isinstance(other, TextCountsLearner)
+    assert isinstance(other, AnalyticLearner)
     assert torch.equal(other._model.counts.double(), ours._model.counts.double())
     other.learn(batch(a_case(), ROWS[:8]), update_generator(SEED, 0))
     torch.testing.assert_close(other._model.records, other._sums.counts)
@@ -210,7 +211,7 @@ def test_a_version_from_before_goes_on() -> None:
     assert torch.equal(served.classify(case.x), ours.model.classify(case.x))
     for learner in (ours, other):
         learner.learn(batch(case, ROWS[:8]), update_generator(SEED, 0))
-    assert isinstance(other, TextCountsLearner)
+    assert isinstance(other, AnalyticLearner)
     assert equal(ours, other)
 
 
@@ -265,7 +266,7 @@ def test_a_long_text_is_read_to_its_end_whatever_is_beside_it(monkeypatch: pytes
         monkeypatch.setattr("models.texts.counts.AT_ONCE", at_once)
         parted.learn(replace(some_of, x=wide[rows]), update_generator(SEED, update))
     assert same(whole.capture(), parted.capture())
-    assert isinstance(parted, TextCountsLearner)
+    assert isinstance(parted, AnalyticLearner)
     answers = parted.model.classify(wide)
     assert [parted.model.classes[k] for k in answers[:2].argmax(1).tolist()] == ["n", "s"]
     for row in range(len(some)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.learner import Blueprint, Learner, Reference, Rows, Source, update_generator
-from models.texts.encoder import BLUEPRINT, TextEncoder, TextEncoderOptions, learner, transformers
+from models.learner import Learner, Reference, Rows, Source, update_generator
+from models.texts.encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions, learner, transformers
 from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, answers, cloned, same, texts
 from tests.models.encoders import bert_tokenizer, save_encoder
@@ -42,22 +43,18 @@ def source(path: Path, **others: Any) -> Source:
     return Source("0", load_file(path / "model.safetensors"), files=files | others)
 
 
-def over_folder(path: Path) -> Blueprint:
-    def started(options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> Learner:
-        found = learner(options, shape, seed, device)
-        found.warm_start({"folder": source(path)})
-        return found
-
-    return Blueprint(TextEncoderOptions, started, BLUEPRINT.model, "text")
-
-
 def options(path: Path, **others: Any) -> TextEncoderOptions:
     settings = {"folder": str(path), "replay_slots": 24, "replay_draws": 4, "learning_rate": 0.03, **others}
     return TextEncoderOptions.model_validate(settings)
 
 
 def a_case(path: Path, **others: Any) -> Case:
-    return Case(over_folder(path), options(path, **others), *texts())
+    return Case(BLUEPRINT, options(path, **others), *texts(), sources={"folder": source(path)})
+
+
+def over(path: Path, found: Source, length: int = 64) -> TextEncoderLearner:
+    """A learner over what a worker hands over."""
+    return learner(options(path), (length,), SEED, CPU, {"folder": found})
 
 
 class TestContract(LearnerContract):
@@ -86,8 +83,7 @@ def test_embeddings_are_those_of_transformers(folder: Path, modules: tuple[str, 
         "modules.json": json.dumps([{"type": f"sentence_transformers.models.{name}"} for name in modules]).encode(),
         "1_Pooling/config.json": json.dumps({f"pooling_mode_{pooling}": True, "word_embedding_dimension": 16}).encode(),
     }
-    ours = learner(options(folder), (64,), SEED, CPU)
-    ours.warm_start({"folder": source(folder, **files)})
+    ours = over(folder, source(folder, **files))
     from transformers import BertModel
 
     reference, tokenizer, expected = BertModel.from_pretrained(folder), bert_tokenizer(), []
@@ -123,8 +119,7 @@ def test_a_restart_and_a_sampler_need_no_folder(folder: Path) -> None:
     ours = one.learned()
     state = cloned(ours.capture())
     settings = settings.model_copy(update={"folder": "/nowhere"})
-    restored = BLUEPRINT.learner(settings, (32,), SEED + 1, CPU)
-    restored.restore(state)
+    restored = replace(one, options=settings).restored(state, SEED + 1)
     assert same(restored.capture(), state)
     served = BLUEPRINT.model(settings, (32,), state.meta)
     served.load_state_dict(state.serving)
@@ -185,19 +180,16 @@ def test_a_folder_that_does_not_fit_is_refused(
     folder: Path, change: Mapping[str, Any], others: dict[str, bytes | None], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        learner(options(folder), (8,), SEED, CPU).warm_start({"folder": harmed(folder, change, **others)})
+        over(folder, harmed(folder, change, **others), 8)
 
 
 def test_weights_and_the_extra_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert BLUEPRINT.sources(options(folder)) == {"folder": Reference("folder", str(folder))}
-    ours = learner(options(folder), (8,), SEED, CPU)
     with pytest.raises(ValueError, match=r"no model\.safetensors"):
-        ours.warm_start({"folder": Source("0", files=source(folder).files)})
-    with pytest.raises(ValueError, match="neither started"):
-        ours.capture()
+        over(folder, Source("0", files=source(folder).files))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"headrace\[text\]"):
-        ours.warm_start({"folder": source(folder)})
+        over(folder, source(folder))
 
 
 @pytest.mark.parametrize(
@@ -239,14 +231,12 @@ def test_the_library_is_offline_wherever_it_was_imported_first() -> None:
 
 def test_code_of_the_folder_is_never_run(folder: Path) -> None:
     found = harmed(folder, {"auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}})
-    ours = learner(options(folder), (64,), SEED, CPU)
-    ours.warm_start({"folder": found})
+    ours = over(folder, found)
     assert torch.equal(embeddings(ours, SOME), embeddings(a_case(folder).learner(), SOME))
 
 
 def test_weights_of_a_larger_model_are_found_behind_their_prefix(folder: Path) -> None:
     found = source(folder)
     tensors = {f"bert.{name}": value for name, value in found.tensors.items()} | {"cls.bias": torch.zeros(3)}
-    ours = learner(options(folder), (64,), SEED, CPU)
-    ours.warm_start({"folder": Source("0", tensors, files=found.files)})
+    ours = over(folder, Source("0", tensors, files=found.files))
     assert torch.equal(embeddings(ours, SOME), embeddings(a_case(folder).learner(), SOME))

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from models.analytic_learner import AnalyticLearner
 from models.auto import AutoLearner
 from models.learner import Batch, Learner, update_generator
 from models.registry import BUILTIN
-from models.texts.analytic import TextAnalyticLearner, hashes, in_pieces, weighed
+from models.texts.analytic import hashes, in_pieces, weighed
 from tests.models.contract import SEED, same, texts as greetings
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -100,7 +101,7 @@ def test_a_long_text_is_taken_out_again() -> None:
     one.learn(batch(texts, labels, BEGINNING), update_generator(SEED, 0))
     one.forget(batch(texts[40:], labels[40:], BEGINNING))
     other.learn(batch(texts[:40], labels[:40], BEGINNING), update_generator(SEED, 0))
-    assert isinstance(one, TextAnalyticLearner)
+    assert isinstance(one, AnalyticLearner)
     assert torch.equal(one._model.counts, other._model.counts)
     assert torch.equal(one._sums.gram, other._sums.gram)
 
