@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,40 +53,8 @@ MET = 8  # pictures of a batch
 BUCKETS = 1 << 15  # of 3-grams
 
 
-class Familiar(Protocol):
-    """How strange records of one kind are. Everything is on the CPU."""
-
-    def meet(self, x: Tensor) -> None:
-        """Takes note of records x (B, ...), which are learned next."""
-        ...
-
-    def strange(self, x: Tensor) -> Tensor:
-        """x (B, ...) → how little each resembles what was met: (B,) float32, larger is stranger."""
-        ...
-
-    def learned_scores(self) -> Tensor:
-        """(SAMPLE,) scores of learned records, `NEVER` where there is none."""
-        ...
-
-    def fit(self) -> None:
-        """Updates what `strange` and `learned_scores` read from all records met. A version is made next."""
-        ...
-
-    def serving(self) -> dict[str, Tensor]:
-        """Tensors that `strange` and `learned_scores` read. Views."""
-        ...
-
-    def training(self) -> dict[str, Tensor]:
-        """Tensors that only `meet` and `fit` read."""
-        ...
-
-    def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
-        """Takes what `training` gave. What `serving` gave was copied before."""
-        ...
-
-
 class FamiliarPictures:
-    """Pictures of one shape (C, H, W)."""
+    """How strange pictures of one shape (C, H, W) are. Everything is on the CPU."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._wavelets = Wavelets(shape)
@@ -96,25 +64,32 @@ class FamiliarPictures:
         self._scores = torch.full((SAMPLE,), NEVER)
 
     def meet(self, x: Tensor) -> None:
+        """Takes note of records x (B, ...), which are learned next."""
         self._acquaintance.add(self._numbers(x[:MET]))
 
     def strange(self, x: Tensor) -> Tensor:
+        """x (B, ...) → how little each resembles what was met: (B,) float32, larger is stranger."""
         return distances(self._numbers(x).float(), self._mean, self._whitener)
 
     def learned_scores(self) -> Tensor:
+        """(SAMPLE,) scores of learned records, `NEVER` where there is none."""
         return self._scores
 
     def fit(self) -> None:
+        """Updates what `strange` and `learned_scores` read from all records met. A version is made next."""
         for buffer, value in zip(self.serving().values(), self._acquaintance.fit(), strict=True):
             buffer.copy_(value)
 
     def serving(self) -> dict[str, Tensor]:
+        """Tensors that `strange` and `learned_scores` read. Views."""
         return {"mean": self._mean, "whitener": self._whitener, "scores": self._scores}
 
     def training(self) -> dict[str, Tensor]:
+        """Tensors that only `meet` and `fit` read."""
         return {name.removeprefix(PREFIX): tensor for name, tensor in self._acquaintance.capture().items()}
 
     def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
+        """Takes what `training` gave. What `serving` gave was copied before."""
         self._acquaintance.restore({PREFIX + name: value for name, value in training.items()})
 
     def _numbers(self, x: Tensor) -> Tensor:
@@ -124,7 +99,7 @@ class FamiliarPictures:
 
 
 class FamiliarTexts:
-    """Texts (B, L) int32."""
+    """The same of texts (B, L) int32."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._counts = torch.zeros(BUCKETS, dtype=torch.int64)  # c
@@ -164,6 +139,7 @@ class FamiliarTexts:
         return ngrams(edged(trimmed(x)), (3,)).distinct(BUCKETS)
 
 
+Familiar = FamiliarPictures | FamiliarTexts
 KINDS: dict[str, Callable[[tuple[int, ...]], Familiar]] = {"image": FamiliarPictures, "text": FamiliarTexts}
 
 

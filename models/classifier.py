@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.calibration import Calibration
-from models.dreams import Dreams, RecordsAndDreams
+from models.dreams import Dreams, Memory, RecordsAndDreams
 from models.familiarity import AcquaintedOptions
 from models.learner import Batch, Report, State, structural
-from models.memory import Memory, PolicyName, ReplayMemory
+from models.memory import PolicyName, ReplayMemory
 from models.moving_average import decay_of_updates
 from models.network import Head
 from models.replaying import LabelledNetwork, ReplayingLearner
@@ -177,15 +177,7 @@ class ClassifierLearner(ReplayingLearner[C]):
         shown: Shown | None = None,
         part: Callable[[C], OwnUpdate] | None = None,
     ) -> None:
-        super().__init__(
-            network,
-            memory,
-            device,
-            max_classes=options.max_classes,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            averaged=options.average > 0,
-        )
+        super().__init__(network, options, memory, device, classes=options.max_classes, averaged=options.average > 0)
         self.options = options
         self._shown = shown or Shown()
         self._part = part(self.model) if part else OwnUpdate()

@@ -224,3 +224,6 @@ class RecordsAndDreams:
         dreamed = {f"memory/{name}" for name in self._dreams.columns()}
         self._dreams.restore(meta["dreams"], {name: value for name, value in state.items() if name in dreamed})
         self._records.restore(meta["records"], {name: value for name, value in state.items() if name not in dreamed})
+
+
+Memory = ReplayMemory | Dreams | RecordsAndDreams  # what a classifier replays the past from

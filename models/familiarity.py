@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.learner import Options, Rows, copy_into, structural
+from models.texts.ngrams import BASE, mixed
 
 RARE = 0.05
 SAMPLE = 500  # records whose scores are known
@@ -41,7 +42,6 @@ SAFE = 0.99  # the most of itself that a record may be to a distance
 UNITS = 1 << 16  # of 1, to which z is rounded: ±z added up in units stay below 2²⁴, as floats are whole, for d < 60,000
 STEPS = 16  # of 1, to which v is
 FAMILIAR = 64  # numbers of P z that tell how strange a picture is; beside them, since |z| = 1, its contrast
-MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
 class AcquaintedOptions(Options):
@@ -173,8 +173,4 @@ def whole(v: Tensor) -> Tensor:
 def signs(rows: int, columns: int) -> Tensor:
     """(rows, columns) float32 of -1 and 1: the highest bit of a hash of each place."""
     places = torch.arange(rows * columns, dtype=torch.int64)
-    mixed = places * (0x9E3779B97F4A7C15 - (1 << 64))
-    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * MIX[0]
-    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * MIX[1]
-    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
-    return torch.where(mixed < 0, -1.0, 1.0).view(rows, columns)
+    return torch.where(mixed(places * BASE) < 0, -1.0, 1.0).view(rows, columns)

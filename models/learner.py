@@ -85,9 +85,7 @@ class Batch:
 
     def take(self, rows: slice) -> Batch:
         """These records alone."""
-        taken = range(len(self))[rows]
-        whole = {number: self.whole[row] for number, row in enumerate(taken) if row in self.whole}
-        return Batch(self.x[rows], self.labels[rows], self.origins[rows], self.ids[rows], whole)
+        return self.rows(range(len(self))[rows])
 
     def rows(self, rows: Sequence[int]) -> Batch:
         """These records alone, in this order."""

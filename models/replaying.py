@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.dreams import Memory
 from models.labels import Labels
 from models.learner import Batch, Rows, State, copy_into
-from models.memory import Memory, records_of
+from models.memory import records_of
 from models.moving_average import MovingAverage
 from models.optimizer import AdamW
 
@@ -28,23 +29,26 @@ class LabelledNetwork(nn.Module):
 N = TypeVar("N", bound=LabelledNetwork)
 
 
+class Rates(Protocol):
+    """Options of what AdamW does."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
 class ReplayingLearner(Generic[N]):
     """What is learned of a network, and what is replayed: the part of a `Learner` that is not the update.
 
     Args:
+        classes: the most that there may be; 0: labels are of no interest.
         averaged: whether what is served is a moving average, which the update moves.
     """
 
     def __init__(
-        self,
-        network: N,
-        memory: Memory,
-        device: torch.device,
-        *,
-        max_classes: int,
-        learning_rate: float,
-        weight_decay: float,
-        averaged: bool = False,
+        self, network: N, options: Rates, memory: Memory, device: torch.device, *, classes: int, averaged: bool
     ) -> None:
         self._learning = network
         self._average = MovingAverage(network) if averaged else None
@@ -52,8 +56,10 @@ class ReplayingLearner(Generic[N]):
         self.model.classes = network.classes  # one list, which grows
         self._device = device
         self._memory = memory
-        self._labels = Labels(network.classes, max_classes)
-        self._optimizer = AdamW(network, learning_rate=learning_rate, weight_decay=weight_decay)
+        self._labels = Labels(network.classes, classes)
+        self._has_classes = classes > 0
+        rate, decay = options.learning_rate, options.weight_decay
+        self._optimizer = AdamW(network, learning_rate=rate, weight_decay=decay)
 
     @property
     def replay_capacity(self) -> int:
@@ -64,7 +70,7 @@ class ReplayingLearner(Generic[N]):
         return self._memory.size
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
+        return self._labels.refuses(labels) if self._has_classes else {}
 
     def remembered(self) -> Collection[bytes]:
         return self._memory.remembered()

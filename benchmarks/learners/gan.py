@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from benchmarks.learners import data as sets
 from benchmarks.report import Figure, Findings
 from models.evaluation.drawings import frechet_distance
-from models.generator import DrawingNetwork
 from models.images import classifier as image_classifier, gan as image_gan, vae as image_generator
 from models.images.gan_losses import gradient_penalties
 from models.images.gan_networks import Discriminator, ImageGan, identical_at_first
+from models.images.generator import DrawingNetwork
 from models.learner import Blueprint, Learner, Options, Rows, State, update_generator
 from models.network import pixels, seeded
 

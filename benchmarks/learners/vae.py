@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.learners.data import Set, batches, clothes, digits, learn
 from benchmarks.learners.gan import Judge
 from benchmarks.report import Figure, Findings
-from models.evaluation.drawings import Quality, bits_per_dimension, frechet_distance, quality
+from models.evaluation.drawings import bits_per_dimension, frechet_distance, quality
 from models.images import vae as image_generator
 from models.images.vae import ImageVae, ImageVaeLearner, ImageVaeOptions
 from models.learner import Rows, Source, update_generator
@@ -60,7 +60,7 @@ def _drawings(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
         drawn = _drawn(vae.model, test.labels)
         judged = quality(real, learned, judge.features(drawn))
         asked, bits = judge.agrees(drawn, test.labels), _bits(vae.model, test)
-        raw[f"after {passes}"] = {**judged.metrics(), "as_asked": asked, "bits_per_dimension": bits}
+        raw[f"after {passes}"] = {**judged, "as_asked": asked, "bits_per_dimension": bits}
         what = f"image-vae, Fashion-MNIST, {passes} pass{'es' if passes > 1 else ''}"
         figures += _rows(what, judged, asked, accuracy, bits)
         say(f"after {passes}: {raw[f'after {passes}']}")
@@ -84,11 +84,11 @@ def _drawings(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     return Findings(figures, [note, sheet], raw)
 
 
-def _rows(what: str, judged: Quality, asked: float, real: float, bits: float) -> list[Figure]:
-    likeness = f"precision {judged.precision:.2f}, density {judged.density:.2f}, coverage {judged.coverage:.2f}"
-    copies = f"copies {100 * judged.memorised:.1f} % (chance: 1 %)"
+def _rows(what: str, judged: Mapping[str, float], asked: float, real: float, bits: float) -> list[Figure]:
+    likeness = ", ".join(f"{name} {judged[name]:.2f}" for name in ("precision", "density", "coverage"))
+    copies = f"copies {100 * judged['memorised_share']:.1f} % (chance: 1 %)"
     return [
-        Figure(f"{what}: Fréchet distance", f"{judged.frechet:.1f}", "the GAN's is lower"),
+        Figure(f"{what}: Fréchet distance", f"{judged['frechet_distance']:.1f}", "the GAN's is lower"),
         Figure(
             f"{what}: classified as asked (of real test pictures: {100 * real:.1f} %)",
             f"{100 * asked:.1f} %",

@@ -18,10 +18,11 @@ from benchmarks.learning.runs import CPU
 from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from models.classifier import ClassifierLearner
+from models.dreams import Memory
 from models.images import classifier as image_classifier
 from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Learner, update_generator
-from models.memory import POLICIES, Memory, PolicyName, ReplayMemory
+from models.memory import POLICIES, PolicyName, ReplayMemory
 
 SHAPE = (1, 28, 28)
 FEW, MANY = 1_000, 1_000_000

@@ -111,7 +111,7 @@ class Evaluator:
         asked = [labels[number % len(labels)] for number in range(count)]
         drawn = model.generate(range(count), [label if label in model.classes else None for label in asked])
         learned = torch.from_numpy(np.stack([x for _, x in self._learned]))
-        return quality(*(features(extractor, some) for some in (x, learned, drawn))).metrics()
+        return quality(*(features(extractor, some) for some in (x, learned, drawn)))
 
 
 def hits_by_class(model: Classifier, x: Tensor, labels: Sequence[str | None]) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,31 +19,8 @@ COPY_QUANTILE = 0.01  # of fresh records, so few are as near to a learned one as
 CHUNK = 1 << 22  # distances at one time: 32 MiB
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What `quality` finds."""
-
-    frechet: float  # 0: the same mean and covariance
-    precision: float  # share of the drawings that look real
-    density: float  # mean number of real neighbourhoods that a drawing is in, over k; about 1 where all is well
-    coverage: float  # share of the real records that have a drawing in their neighbourhood
-    memorised: float  # share of the drawings that are copies; 0.01 where nothing is memorised
-    nearness: float  # median distance to the nearest learned record, over the one of fresh records
-
-    def metrics(self) -> dict[str, float]:
-        """By the names that they have in metrics and manifests."""
-        return {
-            "frechet_distance": self.frechet,
-            "precision": self.precision,
-            "density": self.density,
-            "coverage": self.coverage,
-            "memorised_share": self.memorised,
-            "nearest_learned_ratio": self.nearness,
-        }
-
-
-def quality(real: Tensor, learned: Tensor, drawn: Tensor) -> Quality:
-    """What features tell of drawings. `real` was never learned.
+def quality(real: Tensor, learned: Tensor, drawn: Tensor) -> dict[str, float]:
+    """What features tell of drawings, by the names in metrics and manifests. `real` was never learned.
 
     Args:
         real, learned, drawn: (N, D), (L, D) and (M, D), any floating type.
@@ -56,7 +32,14 @@ def quality(real: Tensor, learned: Tensor, drawn: Tensor) -> Quality:
         raise ValueError("there are no learned records that drawings could be copies of.")
     precision, density, coverage = neighbourhoods(real, drawn)
     memorised, nearness = memorisation(real, learned, drawn)
-    return Quality(frechet_distance(real, drawn), precision, density, coverage, memorised, nearness)
+    return {
+        "frechet_distance": frechet_distance(real, drawn),  # 0: the same mean and covariance
+        "precision": precision,  # share of the drawings that look real
+        "density": density,  # mean number of real neighbourhoods that a drawing is in, over k; 1 where all is well
+        "coverage": coverage,  # share of the real records that have a drawing in their neighbourhood
+        "memorised_share": memorised,  # share of the drawings that are copies; 0.01 where nothing is memorised
+        "nearest_learned_ratio": nearness,  # median distance to the nearest learned record, over the one of fresh ones
+    }
 
 
 def frechet_distance(real: Tensor, drawn: Tensor) -> float:

@@ -213,7 +213,7 @@ def model(options: ImageAnalyticOptions, shape: tuple[int, ...], meta: Mapping[s
 
 
 def sources(options: ImageAnalyticOptions) -> dict[str, Reference]:
-    return {} if options.features is None else references(options.features)
+    return references(options.features)
 
 
 BLUEPRINT = Blueprint(ImageAnalyticOptions, learner, model, "image", sources, started=learner)

@@ -89,11 +89,13 @@ class BackboneOptions(Options):
         return self.weights is not None or self.source is not None
 
 
-def references(options: BackboneOptions) -> dict[str, Reference]:
+def references(options: BackboneOptions | None) -> dict[str, Reference]:
     """What `Backbone.of_sources` needs, for a blueprint's `sources`; empty without a backbone."""
+    if options is None or not options.has_backbone:
+        return {}
     if options.weights is not None:
         return {"weights": Reference("file", options.weights)}
-    return {} if options.source is None else {"source": Reference("version", options.source)}
+    return {"source": Reference("version", str(options.source))}
 
 
 class Backbone(nn.Module):
@@ -197,13 +199,17 @@ class Backbone(nn.Module):
         return self.network.get_submodule("blocks") if self._own else self.network
 
     def _maps(self, prepared: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        found = self._passed(prepared)
+        return [_as_map(found[name], name, self._description["architecture"]).float() for name in layers]
+
+    def _passed(self, prepared: Tensor) -> dict[str, Tensor]:
+        """What the modules that have a hook give, by name."""
         token = _found.set({})
         try:
             self._body(prepared)
-            found = _found.get() or {}
+            return _found.get() or {}
         finally:
             _found.reset(token)
-        return [_as_map(found[name], name, self._description["architecture"]).float() for name in layers]
 
     def _size(self, x: Tensor) -> tuple[int, int]:
         """The height and width to which pictures are resized for a torchvision network."""
@@ -239,12 +245,9 @@ class Backbone(nn.Module):
             blank = torch.zeros(1, channels, 64, 64)  # enough for the sizes of the maps to differ
         names = [name for name, _ in self._body.named_modules() if name]
         handles = [self._body.get_submodule(name).register_forward_hook(partial(_keep, name)) for name in names]
-        token = _found.set({})
         try:
-            self._body(blank)
-            found = _found.get() or {}
+            found = self._passed(blank)
         finally:
-            _found.reset(token)
             for handle in handles:
                 handle.remove()
         architecture = self._description["architecture"]

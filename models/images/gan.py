@@ -38,7 +38,7 @@ from torch import Tensor
 from models.images.augmentation import Augmentation, augmented
 from models.images.gan_losses import LossName, Spread, discriminator_losses, generator_losses, gradient_penalties
 from models.images.gan_networks import Discriminator, ImageGan, Pixels, Projected, identical_at_first
-from models.images.generator_source import SourcedOptions, drawings
+from models.images.generator import SourcedOptions, drawings
 from models.labels import NONE, Labels
 from models.learner import (
     NOTHING,
@@ -80,9 +80,7 @@ class ImageGanOptions(SourcedOptions):
     hidden: int = structural(128, ge=1)  # features of the discriminator
     label_dim: int = structural(32, ge=1)
     label_dropout: float = Field(0.1, ge=0, lt=1)  # share of records that are learned as if they had no label
-    average_records: int = Field(
-        10_000, ge=0
-    )  # half-life of the generator's average, at first a tenth of what was seen
+    average_records: int = Field(10_000, ge=0)  # half-life of the average, at first a tenth of what was seen
     collapse_share: float = Field(0.4, ge=0)  # of the real pictures' spread, below which the alarm is raised
     max_classes: int = Field(1000, ge=1)  # a label beyond them is dead-lettered
     replay_slots: int = structural(2000, ge=0)

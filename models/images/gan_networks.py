@@ -25,14 +25,15 @@ both stay as they were drawn. Each map has a discriminator of its own, and the s
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.generator import DrawingNetwork
 from models.images.backbone import Backbone
+from models.images.generator import DrawingNetwork
 from models.images.vae import Conditions
 from models.learner import M
 from models.network import seeded
@@ -104,16 +105,9 @@ class Doubled(nn.Module):
         return doubled(self.convolution(maps))
 
 
-class Halved(nn.Module):
+def halved(before: int, after: int) -> nn.Module:
     """Half the size, by the mean of 2 × 2; a 1 × 1 convolution after it changes the number of channels."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(before, after, 1)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        halved: Tensor = self.convolution(F.avg_pool2d(maps, 2))
-        return halved
+    return nn.Sequential(OrderedDict(mean=nn.AvgPool2d(2), convolution=nn.Conv2d(before, after, 1)))
 
 
 def identical_at_first(module: M) -> M:
@@ -185,7 +179,7 @@ class Critic(nn.Module):
         stages: list[nn.Module] = [GanBlock(width) for _ in range(depth)]
         before = width
         while max(height, wide) > 8:
-            stages += [Halved(before, 2 * width), *(GanBlock(2 * width) for _ in range(depth))]
+            stages += [halved(before, 2 * width), *(GanBlock(2 * width) for _ in range(depth))]
             height, wide, before = height // 2, wide // 2, 2 * width
         self.stages = nn.Sequential(*stages, normed(before))
         self.dense = nn.Linear(before * height * wide, hidden)

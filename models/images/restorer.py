@@ -201,19 +201,8 @@ class ImageRestorerLearner(ReplayingLearner[ImageRestorer]):
         self, network: ImageRestorer, options: ImageRestorerOptions, memory: ReplayMemory, device: torch.device
     ) -> None:
         self.options = options
-        super().__init__(
-            network,
-            memory,
-            device,
-            max_classes=0,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            averaged=True,
-        )
+        super().__init__(network, options, memory, device, classes=0, averaged=True)
         self._seen = 0
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return {}
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         count = len(batch)

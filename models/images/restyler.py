@@ -32,18 +32,7 @@ from torch.nn import functional as F
 
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.labels import NONE
-from models.learner import (
-    NOTHING,
-    Batch,
-    Blueprint,
-    Frozen,
-    Report,
-    Start,
-    State,
-    copy_into,
-    module_on,
-    structural,
-)
+from models.learner import NOTHING, Batch, Blueprint, Frozen, Report, Start, State, copy_into, module_on, structural
 from models.memory import PolicyName, ReplayMemory
 from models.network import pixels, seeded
 from models.replaying import LabelledNetwork, ReplayingLearner
@@ -177,22 +166,12 @@ class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
         backbone: Backbone,
     ) -> None:
         self.options = options
-        super().__init__(
-            network,
-            memory,
-            device,
-            max_classes=0,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-        )
+        super().__init__(network, options, memory, device, classes=0, averaged=False)
         self._frozen = Frozen()
         self._backbone = backbone.to(device)
         widths = [network.colours + 1, *backbone.channels]
         self._styles = [torch.zeros(width, width, device=device) for width in widths]  # Ḡ_l
         self._styles_seen = torch.zeros((), dtype=torch.int64)
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return {}
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         shown = [label == self.options.style_label for label in batch.labels]

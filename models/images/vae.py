@@ -27,6 +27,7 @@ named in `freeze` do not learn. Drawings of the source, drawn once, go on as rec
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -36,10 +37,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.generator import DrawingNetwork
 from models.images.backbone import Backbone
 from models.images.code_moments import CodeMoments
-from models.images.generator_source import SourcedOptions, drawings
+from models.images.generator import DrawingNetwork, SourcedOptions, drawings
 from models.labels import NONE
 from models.learner import (
     NOTHING,
@@ -125,11 +125,11 @@ class ImageVae(DrawingNetwork):
         self.conditions = Conditions(len(self.classes), options.label_dim)
         self.codes = CodeMoments(len(self.classes), options.latent)
         widths = [channels, narrow] + [wide] * (halvings - 1)
-        self.down = nn.Sequential(*(Down(*pair) for pair in pairwise(widths)))
+        self.down = nn.Sequential(*(down(*pair) for pair in pairwise(widths)))
         self.posterior = nn.Linear(size + options.label_dim, 2 * options.latent)
         self.dense = nn.Linear(options.latent + options.label_dim, size)
         widths = [wide] * (halvings - 1) + [narrow]
-        self.up = nn.Sequential(*(Up(*pair) for pair in pairwise(widths)))
+        self.up = nn.Sequential(*(up(*pair) for pair in pairwise(widths)))
         self.out = nn.Conv2d(narrow, 4 * channels, 3, padding=1)
         self.log_scale = nn.Parameter(torch.empty(channels)) if options.likelihood == "gaussian" else None
 
@@ -205,28 +205,17 @@ class ImageVae(DrawingNetwork):
         return (reconstruction + kl).mean().item()
 
 
-class Down(nn.Module):
-    """Halves the picture: convolution, norm, SiLU."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(before, after, 3, stride=2, padding=1)
-        self.norm = nn.GroupNorm(GROUPS, after)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return F.silu(self.norm(self.convolution(maps)))
+def down(before: int, after: int) -> nn.Module:
+    """Halves the picture."""
+    convolution = nn.Conv2d(before, after, 3, stride=2, padding=1)
+    return nn.Sequential(OrderedDict(convolution=convolution, norm=nn.GroupNorm(GROUPS, after), silu=nn.SiLU()))
 
 
-class Up(nn.Module):
-    """Doubles the picture: sub-pixel convolution (Shi et al. 2016), norm, SiLU."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(before, 4 * after, 3, padding=1)
-        self.norm = nn.GroupNorm(GROUPS, after)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return F.silu(self.norm(F.pixel_shuffle(self.convolution(maps), 2)))
+def up(before: int, after: int) -> nn.Module:
+    """Doubles the picture by a sub-pixel convolution (Shi et al. 2016)."""
+    convolution, shuffle = nn.Conv2d(before, 4 * after, 3, padding=1), nn.PixelShuffle(2)
+    norm = nn.GroupNorm(GROUPS, after)
+    return nn.Sequential(OrderedDict(convolution=convolution, shuffle=shuffle, norm=norm, silu=nn.SiLU()))
 
 
 class ImageVaeLearner(ReplayingLearner[ImageVae]):
@@ -244,15 +233,7 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
     ) -> None:
         self.options = options
         options.freeze_in({name: part for name, part in network.named_modules() if name.split(".")[0] in BLOCKS})
-        super().__init__(
-            network,
-            memory,
-            device,
-            max_classes=options.max_classes,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            averaged=options.average > 0,
-        )
+        super().__init__(network, options, memory, device, classes=options.max_classes, averaged=options.average > 0)
         self.model.codes = network.codes  # one for both: they are of the codes of the one that is served
         self._updates = 0
         self._features = features and features.to(device)

@@ -100,11 +100,8 @@ class TextAnalytic(AnalyticModel):
         """x (B, L), and of its rows whose texts are longer all of these."""
         found, first = [], 0
         for part in all_parts(x, whole):
-            rows = (
-                in_pieces(part[0], len(self.counts))
-                if part.shape[1] > AT_ONCE
-                else weighed(hashes(part), len(self.counts))
-            )
+            is_long, buckets = part.shape[1] > AT_ONCE, len(self.counts)
+            rows = in_pieces(part[0], buckets) if is_long else weighed(hashes(part), buckets)
             found.append(rows + rows.new_tensor([first, 0, 0]))
             first += len(part)
         rows = torch.cat(found)

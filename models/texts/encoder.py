@@ -57,13 +57,9 @@ ARCHITECTURES = frozenset(
 )  # fmt: skip
 MOST = 1 << 24  # of any number of a configuration: a width or a vocabulary
 MAX_LAYERS = 256
+#: of a configuration, what is not heard: the folder's own code, other libraries, another type than float32
+FOREIGN = ("auto_map", "quantization_config", "torch_dtype", "dtype")
 #: of sentence-transformers: what this learner does as well
-FOREIGN = (
-    "auto_map",
-    "quantization_config",
-    "torch_dtype",
-    "dtype",
-)  # the folder's own code; other libraries; ours is float32
 LISTED_MODULES = ("Transformer", "Pooling", "Normalize")
 
 

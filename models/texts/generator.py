@@ -331,11 +331,8 @@ class TextGeneratorLearner:
         if self.options.replay_windows and remembered > width:
             if x.shape[1] < width:
                 x, y = F.pad(x, (0, width - x.shape[1])), F.pad(y, (0, width - y.shape[1]), value=-1)
-            starts = (
-                torch.randint(remembered - width, (self.options.replay_windows,), generator=rng)
-                + self._seen
-                - remembered
-            )
+            starts = torch.randint(remembered - width, (self.options.replay_windows,), generator=rng)
+            starts += self._seen - remembered
             places = (starts[:, None] + torch.arange(width + 1)).to(self._device) % self.options.history
             past = self._history[places].to(torch.int64)  # (R, width + 1)
             x, y = torch.cat([x, past[:, :-1]]), torch.cat([y, past[:, 1:]])

@@ -112,7 +112,7 @@ def test_texts_that_resemble_none_are_answered_by_the_prior(name: str) -> None:
     assert p.max() < 0.5
 
 
-def test_before_anything_is_known_nothing_is_unknown() -> None:
+def test_before_anything_is_learned_nothing_is_unknown() -> None:
     made = case("picture", unknown=0.05)
     learner = made.learned(1)
     learner.capture()

@@ -48,7 +48,7 @@ ILL = {
 }
 
 
-def test_what_is_well_is_not_told() -> None:
+def test_what_is_well_is_not_reported() -> None:
     assert diagnose(WELL) == {}
     for ordered in (replace(WELL, changes=3, replay_draws=None), replace(WELL, last=SOME - 1, changes=3, random=47.0)):
         assert diagnose(ordered) == {}  # its learner does not mind; or that may be chance
@@ -58,7 +58,7 @@ def test_what_is_well_is_not_told() -> None:
 
 
 @pytest.mark.parametrize("name", DIAGNOSES)
-def test_each_is_told_in_a_sentence_with_what_to_do(name: str) -> None:
+def test_each_is_said_in_a_sentence_with_what_to_do(name: str) -> None:
     found = diagnose(ILL[name])
     assert list(found) == [name]
     assert re.fullmatch(r"[^.]+(\.[^ .]+)*[^.]*\. .+\.", found[name]), found[name]

@@ -34,7 +34,7 @@ def acquaintance(v: Tensor, size: int = 7) -> Acquaintance:
 
 
 @given(st.lists(st.floats(-5, 5, width=32), max_size=30), st.floats(-5, 5, width=32))
-def test_a_rank_is_a_share_of_known_scores(known: list[float], score: float) -> None:
+def test_a_rank_is_a_share_of_learned_scores(known: list[float], score: float) -> None:
     padded = torch.tensor([*known, *[NEVER] * 4])
     [rank] = ranks(torch.tensor([score]), padded).tolist()
     assert rank == pytest.approx((1 + sum(other >= score for other in known)) / (1 + len(known)))

@@ -135,7 +135,7 @@ def test_a_vaes_loss_and_codes_are_those_of_what_is_served() -> None:
         torch.testing.assert_close(ours.model.codes.state_dict()[own], value)
 
 
-def test_a_vaes_new_class_begins_alike_in_both() -> None:
+def test_a_vaes_new_class_starts_alike_in_both() -> None:
     one = case("image-vae", average=0.9, young_updates=0)
     ours = one.learned(4)
     assert isinstance(ours, ImageVaeLearner)

@@ -43,7 +43,7 @@ def test_it_steps_as_torchs_own_to_the_last_bit() -> None:
     assert all(parameter.grad is None for parameter in ours.parameters())
 
 
-def test_growing_keeps_what_was_learned_and_begins_new_rows_at_zero() -> None:
+def test_growing_keeps_what_was_learned_and_starts_new_rows_at_zero() -> None:
     net = seeded(lambda: Net(2), 0, CPU)
     nn.init.eye_(net.head.weight)
     optimizer = AdamW(net, learning_rate=0.01, weight_decay=0.0)

@@ -18,7 +18,7 @@ from PIL import Image
 from consumers.loading import build
 from consumers.sampler.routes_texts import seeds_of
 from models.capabilities import Autoencoder
-from models.generator import between
+from models.images.generator import between
 from models.registry import BUILTIN
 from tests.consumers.answering import VERSIONS, commit, file, photo, seen, serving, stepping
 from tests.consumers.marked import Maker

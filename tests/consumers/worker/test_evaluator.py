@@ -138,8 +138,8 @@ def test_drawings_are_compared_by_the_features_of_the_extractor() -> None:
     same = quality(features(judge, x[:100]), features(judge, x[100:]), features(judge, x[:100]))
     noise = torch.randint(0, 256, x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     other = quality(features(judge, x[:100]), features(judge, x[100:]), features(judge, noise[:100]))
-    assert same.frechet < other.frechet
-    assert same.coverage > other.coverage
+    assert same["frechet_distance"] < other["frechet_distance"]
+    assert same["coverage"] > other["coverage"]
 
 
 def test_it_asks_when_it_is_time() -> None:

@@ -120,7 +120,7 @@ def test_ridge_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(solved.bias.numpy(), oracle.intercept_, rtol=1e-3, atol=1e-4)
 
 
-def test_how_much_a_head_is_held_back_is_told_by_the_sums() -> None:
+def test_how_much_a_head_is_held_back_follows_from_the_sums() -> None:
     """As by generalised cross-validation with the exact trace; noisy labels hold it back more."""
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(200, 40, generator=rng)
@@ -332,7 +332,7 @@ def known(features: Mapping[str, Any] | None, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("features", [None, VERSION, MAPS, FILE], ids=["wavelets", "version", "maps", "file"])
-def test_features_are_random_ones_of_what_is_known(features: Mapping[str, Any] | None) -> None:
+def test_features_are_random_ones_of_what_is_extracted(features: Mapping[str, Any] | None) -> None:
     case = a_case(patches=False, mirror=False) if features is None else started(features)
     learner = case.learned()
     state = cloned(learner.capture())

@@ -216,7 +216,7 @@ def test_channels_are_made_to_fit() -> None:
     assert torch.equal(ours(transparent), ours(torch.cat([1 - colour, torch.zeros(2, 1, 4, 4)], 1)))
 
 
-def test_options_name_one_beginning() -> None:
+def test_options_name_one_source() -> None:
     for given, message in [
         ({}, "a backbone is needed"),
         ({"architecture": "vgg16"}, "an untrained backbone knows nothing"),

@@ -71,7 +71,7 @@ def test_drawn_codes_have_the_moments_of_the_class_and_go_back_to_where_they_cam
     torch.testing.assert_close(spread[0].double().square(), (inverse @ inverse.T).diagonal(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_class_of_which_nothing_is_known_has_codes_of_n_0_i() -> None:
+def test_a_class_without_records_has_codes_of_n_0_i() -> None:
     ours = CodeMoments(0, LATENT)
     ours.add(*(part[:0] for part in codes(3)))
     ours.grow(2)

@@ -313,7 +313,7 @@ def relabelled(one: GanCase, names: dict[str, str]) -> GanCase:
     )
 
 
-def test_it_begins_as_its_source_and_known_classes_keep_their_vectors() -> None:
+def test_it_starts_as_its_source_and_old_classes_keep_their_vectors() -> None:
     source = version(case())
     ours = case({"source": source}, source="digits").learner()
     assert ours.model.classes == source.meta["classes"]
@@ -383,7 +383,7 @@ def test_a_source_that_does_not_fit_is_refused(change: dict[str, Any], message: 
         case({"source": source}, source="digits").learner()
 
 
-def test_another_discriminator_begins_anew() -> None:
+def test_another_discriminator_starts_anew() -> None:
     sources = {"source": version(case()), "features_source": classifier()}
     ours = case(sources, source="digits", features=FEATURES).learner()
     theirs = sources["source"].tensors["dense.weight"]
@@ -392,7 +392,7 @@ def test_another_discriminator_begins_anew() -> None:
     assert torch.equal(ours._weights()["discriminator/critics.0.stem.weight"], fresh)
 
 
-def test_references_name_what_it_begins_with() -> None:
+def test_references_name_what_it_starts_with() -> None:
     named = BLUEPRINT.sources(options(source="digits@7", features=FEATURES))
     assert {name: (r.kind, r.name) for name, r in named.items()} == {
         "source": ("version", "digits@7"),

@@ -161,7 +161,7 @@ def test_one_slant_in_all_drawings_is_a_collapse_though_they_differ_in_all_else(
     assert not healthy.collapsed(0.8)
 
 
-def test_a_version_of_before_begins_anew() -> None:
+def test_a_version_of_before_starts_anew() -> None:
     spread = Spread()
     spread.restore([[3, 500, 0.5, 0.1]])
     assert spread.share is None

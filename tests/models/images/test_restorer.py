@@ -69,7 +69,7 @@ def test_the_report_is_of_the_damage_drawn_and_from_before_the_update() -> None:
     assert report.metrics["input_psnr_db"] == pytest.approx(psnr(x, y)[:8].mean().item(), rel=1e-5)
 
 
-def test_it_learns_to_undo_what_it_is_told_and_what_it_is_not() -> None:
+def test_it_learns_to_undo_damage_that_is_named_and_that_is_not() -> None:
     one = case(depth=2, damages=("holes", "fog"), replay_draws=16, average_records=500)
     ours = made(one)
     for update in range(50):
@@ -100,7 +100,7 @@ def test_what_is_learned_of_one_kind_changes_no_other() -> None:
         assert torch.equal(before, after) == same, kind
 
 
-def test_blind_is_as_told_what_the_recogniser_finds() -> None:
+def test_blind_is_as_named_by_the_recogniser() -> None:
     one = case(damages=("holes", "fog"), average_records=0)
     ours = made(one)
     one.learn(ours, range(5))
@@ -113,7 +113,7 @@ def test_blind_is_as_told_what_the_recogniser_finds() -> None:
     assert torch.equal(ours.model.restore(x, [None] * 20, holes), ours.model.restore(x, found, holes))
 
 
-def test_it_begins_as_the_identity() -> None:
+def test_it_starts_as_the_identity() -> None:
     for sides in ((16, 16), (21, 18)):
         x = random(3, 1, *sides)
         assert torch.equal(made(case(depth=4)).model.restore(x, ["noise", "fog", None]), x)

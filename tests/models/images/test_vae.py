@@ -276,7 +276,7 @@ def test_kl_is_reported_in_nats() -> None:
     assert ours.learn(batch, update_generator(SEED, 0)).metrics == {"kl_nats": pytest.approx(kl.mean().item())}
 
 
-def test_transfer_begins_with_the_sources_weights_and_classes() -> None:
+def test_transfer_starts_with_the_sources_weights_and_classes() -> None:
     ours = started(vae(), young_updates=0)
     assert ours.model.classes == vae().meta["classes"] == ["0", "1", "2", "3", "4"]
     assert all(torch.equal(value, vae().tensors[name]) for name, value in ours.model.state_dict().items())

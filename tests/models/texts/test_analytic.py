@@ -291,7 +291,7 @@ def test_a_commit_moves_the_texts_that_came_and_no_sums() -> None:
     assert rows_changed(learner) == {**sums, "recent/texts": 2, "recent/features": 1}
 
 
-def test_where_the_log_is_full_it_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_log_is_full_it_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """So it does where a record is taken out; sums and what comes after are the same, whenever versions are made."""
     case = a_case()
     whole = learned(case, ROWS)

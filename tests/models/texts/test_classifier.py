@@ -65,7 +65,7 @@ def test_a_row_steps_as_its_equation_says_and_others_stay() -> None:
     assert not served.weight[[0, 2, 4]].any()
 
 
-def test_scripts_are_told_apart_and_an_empty_text_is_a_text() -> None:
+def test_scripts_are_distinguished_and_an_empty_text_is_a_text() -> None:
     options = TextClassifierOptions(buckets=4096, dim=16, replay_draws=8)
     case = Case(BLUEPRINT, options, *texts())
     ours = case.learned(30)

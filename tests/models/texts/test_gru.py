@@ -97,7 +97,7 @@ def test_weights_come_from_the_seed_and_recurrent_ones_are_orthogonal() -> None:
     assert 0.8 < network.embedding.weight.std() < 1.2
 
 
-def test_scripts_are_told_apart() -> None:
+def test_scripts_are_distinguished() -> None:
     case = Case(BLUEPRINT, SMALL.model_copy(update={"replay_draws": 8}), *texts())
     ours = case.learner()
     for update in range(30):

@@ -79,7 +79,7 @@ def test_a_long_text_is_learned_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_who_reads_the_beginning_alone_is_as_versions_of_before(name: str) -> None:
+def test_who_reads_the_first_characters_alone_is_as_versions_of_before(name: str) -> None:
     """The stored options of these do not say it."""
     options = BUILTIN[name].options.of_version(SMALL[name])
     assert not BUILTIN[name].reads_whole(options)
@@ -114,7 +114,7 @@ def test_parts_of_a_batch_keep_their_texts() -> None:
         assert {row: len(text) for row, text in part.whole.items()} == {1: len(texts[2]), 2: len(texts[3])}
 
 
-def test_auto_reads_all_with_its_head_and_the_beginning_with_its_network() -> None:
+def test_auto_reads_all_with_its_head_and_the_first_characters_with_its_network() -> None:
     one, alone = learner("text-auto", BEGINNING), learner("text-analytic", BEGINNING)
     for each in (one, alone):  # no class has enough records for evidence
         taught(each, BEGINNING, 16)
@@ -127,7 +127,7 @@ def test_auto_reads_all_with_its_head_and_the_beginning_with_its_network() -> No
     assert torch.equal(one.model.classify(texts[0][None]), one.model.head.classify(texts[0][None]))
 
 
-def test_auto_takes_nothing_out_of_which_it_has_the_beginning_alone() -> None:
+def test_auto_takes_nothing_out_of_which_it_has_the_first_characters_alone() -> None:
     """What its head learned of a text that is corrected has to be all in the replay memory."""
     one = taught(learner("text-auto", BEGINNING), BEGINNING, 16)
     assert isinstance(one, AutoLearner)

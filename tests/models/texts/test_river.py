@@ -174,7 +174,7 @@ def test_the_vocabulary_is_bounded_by_the_buckets() -> None:
 
 
 @pytest.mark.parametrize("classifier", [*MULTICLASS, *BINARY])
-def test_a_stream_may_begin_with_a_text_without_a_word(classifier: str) -> None:
+def test_a_stream_may_start_with_a_text_without_a_word(classifier: str) -> None:
     ours = case(classifier).learner()
     assert isinstance(ours, RiverLearner)
     for text, number in (("", 0), ("?", 0), ("some words", 1)):
