@@ -61,7 +61,7 @@ class FamiliarPictures:
         self._signs = signs(FAMILIAR, self._wavelets.dim)
         self._acquaintance = Acquaintance(FAMILIAR + 1)
         self._mean, self._whitener = torch.zeros(FAMILIAR + 1), torch.zeros(FAMILIAR + 1, FAMILIAR + 1)
-        self._scores = torch.full((SAMPLE,), NEVER)
+        self.scores = torch.full((SAMPLE,), NEVER)  # of learned records
 
     def meet(self, x: Tensor) -> None:
         """Takes note of records x (B, ...), which are learned next."""
@@ -71,18 +71,14 @@ class FamiliarPictures:
         """x (B, ...) → how little each resembles what was met: (B,) float32, larger is stranger."""
         return distances(self._numbers(x).float(), self._mean, self._whitener)
 
-    def learned_scores(self) -> Tensor:
-        """(SAMPLE,) scores of learned records, `NEVER` where there is none."""
-        return self._scores
-
     def fit(self) -> None:
-        """Updates what `strange` and `learned_scores` read from all records met. A version is made next."""
+        """Updates `scores` and what `strange` reads from all records met. A version is made next."""
         for buffer, value in zip(self.serving().values(), self._acquaintance.fit(), strict=True):
             buffer.copy_(value)
 
     def serving(self) -> dict[str, Tensor]:
-        """Tensors that `strange` and `learned_scores` read. Views."""
-        return {"mean": self._mean, "whitener": self._whitener, "scores": self._scores}
+        """`scores` and what `strange` reads. Views."""
+        return {"mean": self._mean, "whitener": self._whitener, "scores": self.scores}
 
     def training(self) -> dict[str, Tensor]:
         """Tensors that only `meet` and `fit` read."""
@@ -104,11 +100,11 @@ class FamiliarTexts:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._counts = torch.zeros(BUCKETS, dtype=torch.int64)  # c
         self._records = torch.zeros((), dtype=torch.int64)  # n
-        self._scores = torch.full((SAMPLE,), NEVER)
+        self.scores = torch.full((SAMPLE,), NEVER)
 
     def meet(self, x: Tensor) -> None:
         places = (self._records + torch.arange(len(x))) % SAMPLE
-        self._scores[places] = self.strange(x)
+        self.scores[places] = self.strange(x)
         self._counts += torch.bincount(self._found(x)[1], minlength=BUCKETS)
         self._records += len(x)
 
@@ -118,14 +114,11 @@ class FamiliarTexts:
         total = torch.zeros(len(x)).index_add_(0, row, logs)
         return -total / torch.bincount(row, minlength=len(x)).clamp_min(1)
 
-    def learned_scores(self) -> Tensor:
-        return self._scores
-
     def fit(self) -> None:
         """Nothing to do: scores are kept up to date by `meet`."""
 
     def serving(self) -> dict[str, Tensor]:
-        return {"counts": self._counts, "records": self._records, "scores": self._scores}
+        return {"counts": self._counts, "records": self._records, "scores": self.scores}
 
     def training(self) -> dict[str, Tensor]:
         return {}
@@ -168,7 +161,7 @@ class AcquaintedModel:
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
         p = self.inner.classify(x).cpu()
-        rank = ranks(self._familiar.strange(x.cpu()), self._familiar.learned_scores())
+        rank = ranks(self._familiar.strange(x.cpu()), self._familiar.scores)
         shares = F.pad(self.shares, (0, p.shape[1] - len(self.shares)))  # classes that came after the last version
         return tempered(p, rank, shares), rank < self._unknown
 

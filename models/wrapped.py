@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from models.learner import Batch, Correcting, Flushing, Learner, Reacting, Report, State
+from models.learner import Correcting, Flushing, Learner, Reacting
 
 L = TypeVar("L", bound=Learner)
 
@@ -17,7 +17,7 @@ class ReplayingClassifier(Learner, Correcting, Reacting, Flushing, Protocol):
 
 
 class Wrapped(Generic[L]):
-    """Hands everything on to `inner`."""
+    """What of a `Learner` is `inner`'s. A subclass has the rest."""
 
     def __init__(self, inner: L) -> None:
         self.inner = inner
@@ -34,21 +34,8 @@ class Wrapped(Generic[L]):
     def replay_size(self) -> int:
         return self.inner.replay_size
 
-    @property
-    def model(self) -> Any:
-        return self.inner.model
-
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return self.inner.refuses(labels)
-
-    def learn(self, batch: Batch, rng: torch.Generator) -> Report:
-        return self.inner.learn(batch, rng)
-
-    def capture(self) -> State:
-        return self.inner.capture()
-
-    def restore(self, state: State) -> None:
-        self.inner.restore(state)
 
 
 R = TypeVar("R", bound=ReplayingClassifier)

@@ -118,7 +118,7 @@ def test_before_anything_is_learned_nothing_is_unknown() -> None:
     learner.capture()
     model = learner.model
     assert isinstance(model, AcquaintedModel)
-    assert not FamiliarTexts((32,)).learned_scores().lt(NEVER).any()
+    assert not FamiliarTexts((32,)).scores.lt(NEVER).any()
     assert not model.recognise(made.some(8))[1].any()
 
 
@@ -130,10 +130,10 @@ def test_a_score_of_a_text_is_how_rare_its_grams_are() -> None:
     twice = -torch.log(torch.tensor(2.5 / 4))
     found = familiar.strange(points(["ab", "cd", "xy"]))  # " ab", "ab " and so on, two grams each
     torch.testing.assert_close(found, torch.stack([twice, once, never]))
-    assert int(familiar.learned_scores().lt(NEVER).sum()) == 3
+    assert int(familiar.scores.lt(NEVER).sum()) == 3
     for _ in range(SAMPLE):
         familiar.meet(points(["ab"]))
-    assert familiar.learned_scores().lt(once).all()
+    assert familiar.scores.lt(once).all()
 
 
 def test_a_state_without_it_is_refused_by_name() -> None:
