@@ -42,6 +42,7 @@ from models.pooling import FLOOR, floored, heard, pooled
 from models.texts import analytic as text_analytic, classifier as text_classifier
 from models.texts.classifier import TextClassifierOptions
 from models.texts.counts import TextAnalyticOptions
+from models.wrapped import WrappedClassifier
 
 HEAD_ALONE = torch.tensor([1.0, 0.0])
 FEW, EVERY = 64, 4000  # records after which the weights are found anew: a share of all, but not fewer nor more
@@ -135,16 +136,14 @@ def of_now(weights: Tensor, sharpness: Tensor) -> Tensor:
 Part = AnalyticLearner[Any] | ClassifierLearner[Any]
 
 
-class AutoLearner:
-    """Has both parts learn the same updates, so that a class has the same number in both."""
-
-    needs_label = True
+class AutoLearner(WrappedClassifier[ClassifierLearner[Any]]):
+    """Has both parts learn the same updates, so that a class has the same number in both: `inner` is the network."""
 
     def __init__(
         self, head: AnalyticLearner[Any], network: ClassifierLearner[Any], evidence: Evidence, network_reads: int | None
     ) -> None:
+        super().__init__(network)
         self._head = head
-        self._network = network
         self._evidence = evidence
         self._network_reads = network_reads  # as the model's
         self._weights = F.pad(HEAD_ALONE, (0, 1))  # a, b, and τ' or 0
@@ -154,18 +153,6 @@ class AutoLearner:
         self._model = AutoModel(head.model, network.model, network_reads).to(head.model.weight.device)
 
     @property
-    def replay_capacity(self) -> int:
-        return self._network.replay_capacity
-
-    @property
-    def replay_size(self) -> int:
-        return self._network.replay_size
-
-    @property
-    def replays(self) -> bool:
-        return self._network.replays
-
-    @property
     def model(self) -> AutoModel:
         """The live model, once the head that is being solved is there."""
         self._model.head = self._head.model
@@ -173,7 +160,7 @@ class AutoLearner:
         return self._model
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return {**self._network.refuses(labels), **self._head.refuses(labels)}
+        return {**self.inner.refuses(labels), **self._head.refuses(labels)}
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
@@ -183,7 +170,7 @@ class AutoLearner:
         rest, once = self._parted(batch)
         both = [
             answered(self._head, batch, sorted(rest + once) if self._is_exact else rest, rng),
-            answered(self._network, batch, rest, rng),
+            answered(self.inner, batch, rest, rng),
         ]
         self._fresh += len(batch)
         report = self._report(batch.labels, classes, weights, both)
@@ -211,10 +198,10 @@ class AutoLearner:
         if id_ in self._evidence.remembered():
             self._correct_evidence(id_, label, rng)
             return True
-        kept = self._network.kept(id_)
+        kept = self.inner.kept(id_)
         if self._network_reads is not None and kept.x[:, self._network_reads - 1].any():
             return False  # the head has learned all of a text, of which perhaps only the beginning is left
-        if not self._network.correct(id_, label, rng):
+        if not self.inner.correct(id_, label, rng):
             return False
         if self._is_exact:  # else what it was fades: how much of it is left is not known
             self._head.forget(kept)
@@ -225,7 +212,7 @@ class AutoLearner:
         kept = self._evidence.kept(id_, self._head.classes)
         is_new = label not in self._head.classes
         if is_new:  # the first of its class: both learn it
-            self._network.learn(relabelled(kept, label), rng)
+            self.inner.learn(relabelled(kept, label), rng)
         if self._is_exact:
             self._head.forget(kept)
         if self._is_exact or is_new:
@@ -233,18 +220,18 @@ class AutoLearner:
         self._evidence.relabel(id_, self._head.classes.index(label))
 
     def remembered(self) -> Collection[bytes]:
-        return {*self._network.remembered(), *self._evidence.remembered()}
+        return {*self.inner.remembered(), *self._evidence.remembered()}
 
     def scale_learning_rate(self, factor: float) -> None:
         self._head.scale_learning_rate(factor)
-        self._network.scale_learning_rate(factor)
+        self.inner.scale_learning_rate(factor)
 
     def flush(self, label: str) -> int:
         self._evidence.flush(self._head.classes.index(label))
-        return self._network.flush(label)
+        return self.inner.flush(label)
 
     def capture(self) -> State:
-        states = {"head": self._head.capture(), "network": self._network.capture()}
+        states = {"head": self._head.capture(), "network": self.inner.capture()}
         serving: dict[str, Tensor | Rows] = {"weights": self._weights}
         training: dict[str, Tensor | Rows] = dict(self._evidence.capture())
         for part, state in states.items():
@@ -257,7 +244,7 @@ class AutoLearner:
 
     def restore(self, state: State) -> None:
         self._head.restore(part_of(state, "head"))
-        self._network.restore(part_of(state, "network"))
+        self.inner.restore(part_of(state, "network"))
         own = {name: value for name, value in state.serving.items() if name == "weights"}
         copy_into({"weights": self._weights}, own)
         if state.meta.get("head_learns_evidence", False) == self._is_exact:  # else `left_out` would be of another head
@@ -277,7 +264,7 @@ class AutoLearner:
             if id_ in self._evidence.remembered():
                 continue
             may_be = row not in batch.whole and records.get(label, 0) >= FIRST
-            may_be = may_be and id_ not in self._network.remembered()
+            may_be = may_be and id_ not in self.inner.remembered()
             is_taken = may_be and self._evidence.takes(batch.take(slice(row, row + 1)), number)
             (once if is_taken else rest).append(row)
             records[label] = records.get(label, 0) + 1
@@ -289,7 +276,7 @@ class AutoLearner:
         self._fresh, self._weighed = 0, len(self._head.classes)
         if len(y):
             head = self._head.left_out(x, y) if self._is_exact else log_probabilities(self._head, x)
-            found = heard(torch.stack([floored(head), floored(log_probabilities(self._network, x))], 1), y)
+            found = heard(torch.stack([floored(head), floored(log_probabilities(self.inner, x))], 1), y)
             self._weights = torch.cat([found, self._head.sharpness_now[None]])
 
 

@@ -13,7 +13,7 @@ of a class is soon after it came, so that what is learned about it later counts 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -54,8 +54,7 @@ class Retention:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """JSON: by class."""
-        names = ("now", "best", "first", "records")
-        return {label: {name: getattr(kept, name) for name in names} for label, kept in self._classes.items()}
+        return {label: asdict(kept) for label, kept in self._classes.items()}
 
     def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Goes on from a `state`."""

@@ -96,8 +96,8 @@ def test_evidence_is_learned_by_the_head_alone() -> None:
     learner = learner_of(case("image-auto"), 60)
     kept = set(learner._evidence.remembered())
     assert kept
-    assert not kept & set(learner._network.remembered())
-    assert learner._network._seen.total() == 8 * 60 - len(kept)
+    assert not kept & set(learner.inner.remembered())
+    assert learner.inner._seen.total() == 8 * 60 - len(kept)
     assert learner._head.counts.sum() == 8 * 60
     assert all(is_held_out(id_.hex(), 0.1) for id_ in kept)
 
@@ -238,14 +238,14 @@ def test_how_sure_the_head_is_by_its_last_records_does_not_matter() -> None:
 def test_a_corrected_record_is_corrected_in_the_sums_too() -> None:
     one = case("image-auto")
     learner = learner_of(one, 10)
-    id_ = next(iter(learner._network.remembered()))
+    id_ = next(iter(learner.inner.remembered()))
     before = learner._head.counts.clone()
-    was = learner._network.kept(id_).labels[0]
+    was = learner.inner.kept(id_).labels[0]
     assert learner.correct(id_, "another", update_generator(SEED, 10))
     changed = learner._head.counts - torch.nn.functional.pad(before, (0, 1))
     assert changed[learner.model.classes.index(str(was))] == -1
     assert changed[learner.model.classes.index("another")] == 1
-    assert learner._network.kept(id_).labels == ["another"]
+    assert learner.inner.kept(id_).labels == ["another"]
     one.learn(learner, range(11, 20))
 
 
@@ -253,11 +253,11 @@ def test_where_old_records_fade_a_corrected_one_is_learned_once_more() -> None:
     """How much of it is left is not known there; a correction must stop nothing."""
     one = case("image-auto")
     learner = learner_of(fading(one), 10)
-    id_ = next(iter(learner._network.remembered()))
+    id_ = next(iter(learner.inner.remembered()))
     assert learner.correct(id_, "another", update_generator(SEED, 10))
-    assert learner._network.kept(id_).labels == ["another"]
+    assert learner.inner.kept(id_).labels == ["another"]
     assert learner._head.counts[-1] == 1
-    assert learner._head.classes == learner._network.model.classes
+    assert learner._head.classes == learner.inner.model.classes
     one.learn(learner, range(11, 14))
 
 
@@ -270,7 +270,7 @@ def test_evidence_can_be_corrected(fades: bool) -> None:
     for label in (learner.model.classes[3], "unheard of"):
         assert learner.correct(id_, label, update_generator(SEED, 60))
         assert learner._evidence.kept(id_, learner.model.classes).labels == [label]
-        assert learner._head.classes == learner._network.model.classes
+        assert learner._head.classes == learner.inner.model.classes
     assert "unheard of" in learner._head.classes
     changed = learner._head.counts - torch.nn.functional.pad(before, (0, 1))
     if not fades:
