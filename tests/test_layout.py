@@ -21,6 +21,7 @@ SHIPPED = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 WRITTEN = SHIPPED + sorted(
     path for folder in ("deploy", "docs", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")
 )
+PAGE = sorted((ROOT / "consumers" / "sampler" / "page").iterdir())
 MAX_LINES = 450
 RUNS_DATA = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
@@ -153,7 +154,7 @@ def test_pipeline_does_not_load_torch() -> None:
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", WRITTEN + PAGE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
 

@@ -6,6 +6,7 @@ versions. `batcher.py` runs forward passes. A new route is a row in `abilities.p
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -60,6 +61,7 @@ GRACE_S = 3  # how long requests that are worked on get of these
 READERS = 24  # who wait for the store at one time; threads are 40
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
 PUBLISHERS = 8  # who publish at one time
+STREAMS = 128  # of events, at one time
 LAST_S = 1.0  # how long what still computes then gets: its answer reaches nobody
 LOGGERS = ("uvicorn.error", "python_multipart.multipart")
 GIVEN_UP = 8  # threads that never came back: more are not replaced, by this process
@@ -89,6 +91,8 @@ def create_app(
         Admission(DOWNLOADS),
         Outbox(config.kafka),
         Admission(PUBLISHERS),
+        Admission(STREAMS),
+        asyncio.Event(),
         registry,
         clock,
     )
@@ -161,7 +165,8 @@ class _Server(uvicorn.Server):
         return self._stop.is_set() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers at once whoever waits for a turn; what is worked on has its time."""
+        """Answers at once whoever waits for a turn, and ends streams of events; what is worked on has its time."""
+        self._service.ending.set()
         self._service.sideline.close()
         for decoders in self._service.decoders.values():
             decoders.close()

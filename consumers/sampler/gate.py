@@ -211,7 +211,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         # What is answered to GET is answered to HEAD: the server itself leaves the body out.
-        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        inner = {**scope, "method": "GET", "is_head": True} if scope["method"] == "HEAD" else scope
         started, status, started_sending = time.perf_counter(), 500, False
 
         async def guarded(message: Message) -> None:

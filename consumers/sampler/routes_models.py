@@ -32,6 +32,7 @@ STATE = {
     "counts": {"learned": 9198, "held_out": 190},
     "metrics": {"prequential_accuracy": 0.972, "prequential_loss": 0.0725},
     "diagnoses": {},
+    "probes": {"7": {"now": 0.97, "best": 0.99, "first": 0.4, "records": 19}},
 }
 EXAMPLES = {"/models": RouteExample([STATE]), MODEL: RouteExample(STATE)}
 router = APIRouter(tags=["models"])
@@ -53,6 +54,7 @@ class ModelState(BaseModel):
     counts: dict[str, int] = Field({}, description="records by outcome")
     metrics: dict[str, float | None] = Field({}, description="prequential: predicted first, then learned")
     diagnoses: dict[str, str] = Field({}, description="why it does badly, if it does, and what to do")
+    probes: dict[str, dict[str, Any]] = Field({}, description="by class: accuracy on so many held-out records")
 
 
 @router.get("/models")
@@ -88,4 +90,5 @@ def model_state(name: str, follower: Follower, now_s: float) -> ModelState:
         counts=manifest.counts,
         metrics=manifest.metrics,
         diagnoses=manifest.diagnoses,
+        probes=manifest.probes,
     )

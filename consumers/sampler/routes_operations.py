@@ -1,26 +1,16 @@
-"""The sampler's routes for whoever watches it, and its page."""
+"""The sampler's routes for whoever watches it."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from datetime import UTC, datetime
-from importlib.resources import files
 
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from consumers.sampler.examples import RouteExample
-from consumers.sampler.service import ServiceOf
+from consumers.sampler.service import Service, ServiceOf
 
-PAGE = files("consumers.sampler").joinpath("page.html").read_text("utf-8")
-SCRIPT = PAGE[PAGE.index("<script>") + len("<script>") : PAGE.index("</script>")]  # the only one that may run
-SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-POLICY = (
-    f"default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_DIGEST}'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 EXAMPLES = {
     "/healthz": RouteExample({"status": "alive"}),
     "/readyz": RouteExample(
@@ -33,12 +23,6 @@ EXAMPLES = {
     ),
 }
 router = APIRouter()
-
-
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page(service: ServiceOf) -> HTMLResponse:
-    bounds = f'data-samples="{service.config.max_samples}" data-versions="{service.config.max_versions}"'
-    return HTMLResponse(PAGE.replace("data-bounds", bounds), headers={"Content-Security-Policy": POLICY})
 
 
 @router.get("/healthz", tags=["operations"])
@@ -61,8 +45,6 @@ async def readyz(service: ServiceOf) -> JSONResponse:
     """
     followers = {name: f for name, f in service.serving.followers().items() if not f.deleted}
     lives = {name: f.live for name, f in followers.items()}
-    outages = [f.unreachable_since_s for f in followers.values() if f.unreachable_since_s is not None]
-    since = f"unreachable since {datetime.fromtimestamp(min(outages), UTC):%Y-%m-%dT%H:%M:%SZ}" if outages else None
     models = {
         name: {"version": live.manifest.version if live else None, "problem": followers[name].problem}
         for name, live in lives.items()
@@ -72,7 +54,7 @@ async def readyz(service: ServiceOf) -> JSONResponse:
     problem = stalled or service.serving.problem
     loads = any(follower.stalled for follower in followers.values())
     ready = bool(models) and all(lives.values()) and not (stalled or loads or service.broken)
-    content = {"ready": ready, "store": since or "reachable", "problem": problem, "models": models}
+    content = {"ready": ready, "store": store_state(service), "problem": problem, "models": models}
     return JSONResponse(content, 200 if ready else 503)
 
 
@@ -80,3 +62,12 @@ async def readyz(service: ServiceOf) -> JSONResponse:
 async def metrics(service: ServiceOf) -> Response:
     """For Prometheus."""
     return Response(generate_latest(service.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def store_state(service: Service) -> str:
+    """Whether Redis answers whoever follows a model, in words."""
+    followers = [follower for follower in service.serving.followers().values() if not follower.deleted]
+    outages = [f.unreachable_since_s for f in followers if f.unreachable_since_s is not None]
+    return (
+        f"unreachable since {datetime.fromtimestamp(min(outages), UTC):%Y-%m-%dT%H:%M:%SZ}" if outages else "reachable"
+    )

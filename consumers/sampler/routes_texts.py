@@ -193,19 +193,19 @@ class _Events(StreamingResponse):
     async def _events(self) -> AsyncGenerator[str, None]:
         try:
             async for piece in self._pieces:
-                yield _event({"text": piece})
+                yield event({"text": piece})
         except HTTPException as error:  # as the JSON answer has it
-            yield _event(error.detail, "error")
+            yield event(error.detail, "error")
             return
         except Exception:
-            yield _event({"error": "internal", "detail": "The model failed at this text."}, "error")
+            yield event({"error": "internal", "detail": "The model failed at this text."}, "error")
             raise
-        yield _event(self._answer().model_dump(mode="json", exclude={"text"}), "done")
+        yield event(self._answer().model_dump(mode="json", exclude={"text"}), "done")
 
     def _answer(self) -> Completed:
         return Completed(**self._live.info(self._service.clock()), seed=self._seed, text="")
 
 
-def _event(data: Any, name: str | None = None) -> str:
+def event(data: Any, name: str | None = None) -> str:
     """https://html.spec.whatwg.org/multipage/server-sent-events.html; the data is one line of ASCII."""
     return f"event: {name}\n" * (name is not None) + f"data: {json.dumps(data)}\n\n"

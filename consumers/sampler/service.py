@@ -162,6 +162,8 @@ class Service:
         readers: admission of those who wait for the store, on threads that they share with all that is not `async`.
         downloads: admission of downloads of weights.
         publishers: admission of those who publish.
+        streams: admission of streams of events.
+        ending: is set when the sampler ends: streams do, too.
         client: the address that asks.
     """
 
@@ -176,6 +178,8 @@ class Service:
     downloads: Admission
     outbox: Outbox
     publishers: Admission
+    streams: Admission
+    ending: asyncio.Event
     registry: CollectorRegistry
     clock: Callable[[], float]
     client: str = ""

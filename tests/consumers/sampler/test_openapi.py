@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from redis import Redis
 
+from consumers.sampler import routes_events
 from consumers.sampler.abilities import ABILITIES
 from consumers.worker.sources import Sources
 from models.registry import BUILTIN
@@ -64,7 +65,8 @@ def at(redis_url: str, given: Mapping[str, str]) -> Iterator[Running]:
             name = unique(way.learner)
             learned(redis, name, way, given)
             tables[name] = {"learner": way.learner, "input": dict(way.input)}
-        with running(configuration(redis_url, tables, **BOUNDS)) as at:
+        with running(configuration(redis_url, tables, **BOUNDS)) as at, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(routes_events, "STREAM_S", 0.5)  # else whoever reads it to its end waits long
             assert all(at.serves(name, 1) for name in tables), at.said
             yield at
 
@@ -155,9 +157,9 @@ def asked_of(at: Running) -> Iterator[tuple[str, str, str, bytes | None]]:
     states = at.client.get("/models").json()
     sent = {"image": file(photo(20, 16)), "text": b"Guten Morgen"}
     queries = {"interpolate": "?seed=1", "strip": "?seed=1", "vary": "?seed=1", "generate": "?seed=1"}
-    for name in ("healthz", "readyz", "metrics", "models"):
+    for name in ("healthz", "readyz", "metrics", "models", "events"):
         yield "GET", f"/{name}", f"/{name}", None
-    for name in ("", "/versions", "/versions/{ref}", "/versions/{ref}/weights"):
+    for name in ("", "/history", "/versions", "/versions/{ref}", "/versions/{ref}/weights"):
         yield "GET", f"/models/{{model}}{name}", f"/models/{states[0]['model']}{name.replace('{ref}', '1')}", None
     yield "DELETE", "/models/{model}/classify", f"/models/{states[0]['model']}/classify", None
     assert {name for state in states for name in state["answers"]} == {ability.route for ability in ABILITIES}
