@@ -6,11 +6,11 @@ for them. With their probabilities p and q a record is answered by the logarithm
 
     softmax(a log p + b log q)
 
-whose weights a, b ≥ 0 explain evidence best, with b = 0 where the head alone is right more often (`pooling`). Evidence
-is records that the network does not learn, none of a class before `FIRST` of it were learned (`evidence`). The head
-does learn them: its sums are exact, so that it can be asked what it would say had it not (with a forgetting factor it
-could not, and leaves them out). So without evidence the head answers alone, from all records, and what the weights add
-up to is how sure the answers may be.
+whose weights a, b ≥ 0 explain evidence best, with b = 0 unless both are right more often than the head alone, by more
+than chance (`pooling`). Evidence is records that the network does not learn, none of a class before `FIRST` of it were
+learned (`evidence`). The head does learn them: its sums are exact, so that it can be asked what it would say had it not
+(with a forgetting factor it could not, and leaves them out). So without evidence the head answers alone, from all
+records, and what the weights add up to is how sure the answers may be.
 Evidence is asked of what both are now. Predictions of the last records, which cost nothing, say little in a stream
 that is sorted by class: there the best answer is always the last one. The head chooses its sharpness τ by such; so
 with τ' at the time when the weights were found it is a τ'/τ that counts.

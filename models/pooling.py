@@ -50,19 +50,21 @@ def fitted(logs: Tensor, y: Tensor) -> Tensor:
 
 
 def heard(logs: Tensor, y: Tensor) -> Tensor:
-    """As `fitted`; but where the first of them alone is right more often, only its weight is not 0.
+    """As `fitted`; but only the weight of the first of them is not 0, unless the pool is right more often than the
+    first alone by one standard deviation of chance: the root of how many records only one of both is right about.
 
     A network that is less right can still make surprises smaller, and then the pool has more errors than the first.
     """
     found = fitted(logs, y)
-    if hits(pooled(logs, found), y) >= hits(logs[:, 0], y):
+    gained = right(pooled(logs, found), y).double() - right(logs[:, 0], y).double()  # (N,) of -1, 0 and 1
+    if gained.sum() >= gained.abs().sum().sqrt():
         return found
     return F.pad(fitted(logs[:, :1], y), (0, logs.shape[1] - 1))
 
 
-def hits(logits: Tensor, y: Tensor) -> int:
-    """How many of (N, K) are highest at their classes (N,)."""
-    return int((logits.argmax(1) == y).sum())
+def right(logits: Tensor, y: Tensor) -> Tensor:
+    """Which (N,) of (N, K) are highest at their classes (N,)."""
+    return logits.argmax(1) == y
 
 
 def objective(logs: Tensor, y: Tensor, weights: Tensor) -> float:

@@ -251,8 +251,8 @@ PARTS |= {
 #: what `headrace init` writes, with nothing chosen: data, its records, its learner, what is wanted in any order
 AUTO: Sequence[tuple[str, str, Callable[..., Set], str, float | None]] = (
     ("digits", "scikit-learn's digits", small_digits, "image-auto", 0.97),
-    ("mnist", "MNIST", digits, "image-auto", None),
-    ("fashion", "Fashion-MNIST", clothes, "image-auto", None),
+    ("mnist", "MNIST, the first 10,000", at_most(10_000, digits), "image-auto", None),
+    ("fashion", "Fashion-MNIST, the first 10,000", at_most(10_000, clothes), "image-auto", None),
     ("tiles", "crawl_tiles", tiles_mixed, "image-auto", None),
     ("cifar", "CIFAR-10, 10,000", photographs, "image-auto", 0.7),
     ("clinc", "CLINC150", intents, "text-auto", 0.9),
