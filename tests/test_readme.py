@@ -47,7 +47,7 @@ def blocks(pages: list[Path], language: str) -> list[str]:
 
 def commands(pages: list[Path]) -> list[str]:
     """Every line of the shell blocks, without its comment."""
-    lines = [line for block in blocks(pages, "sh") for line in block.splitlines()]
+    lines = [line for block in blocks(pages, "sh") for line in block.replace("\\\n", " ").splitlines()]
     return [line.split(" # ")[0].strip() for line in lines if line.strip()]
 
 
