@@ -24,7 +24,7 @@ from consumers.sampler.routes_texts import WRITTEN, any_seed, seeds_of, write
 from consumers.sampler.service import Service, ServiceOf
 from consumers.sampler.uploads import PICTURE, payload
 from models.capabilities import Generator
-from models.images.generator import between
+from models.images import between
 from pipeline.client import Code, Drawn, Interpolated, Pictures, Strip, Written
 from pipeline.errors import NotFound, RecordError
 from pipeline.records import input_array
