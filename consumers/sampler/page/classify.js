@@ -45,12 +45,16 @@ export function asking(state, answered = () => {}) {
   const ranked = ranking();
   let body = null;
   const ask = newest(async () => {
-    if (body === null) return ranked.clear();
+    const about = body;
+    if (about === null) {
+      answered(null, null);
+      return ranked.clear();
+    }
     try {
-      const reply = await posted(path(state.model, route(state)), body, body.type || "text/plain; charset=utf-8");
+      const reply = await posted(path(state.model, route(state)), about, about.type || "text/plain; charset=utf-8");
       const answer = await reply.json();
       if (body !== null) ranked.show(answer);
-      answered(answer);
+      answered(answer, about);
     } catch (error) {
       ranked.fail(error);
     }

@@ -3,8 +3,9 @@
 import { listen, models, service, start } from "./live.js";
 import * as now from "./now.js";
 import * as sample from "./sample.js";
+import * as teach from "./teach.js";
 
-const VIEWS = { now, sample };
+const VIEWS = { now, teach, sample };
 const view = document.querySelector("#view");
 const state = document.querySelector("#state");
 
