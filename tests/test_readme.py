@@ -93,6 +93,10 @@ class Shell:
             process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0, f"{line}: {(self.folder / 'log').read_text()}"
 
+    def here(self, text: str) -> str:
+        """The text, with the address that its sampler has here."""
+        return text.replace("127.0.0.1:8080", f"127.0.0.1:{self.port}")
+
     def is_ready(self) -> bool:
         """Whether each model has a version, and the sampler serves them."""
         config = load(self.folder / "headrace.toml", self.environment)
@@ -117,7 +121,7 @@ class Shell:
                 data = words.pop(0)
                 content = (self.folder / data[1:]).read_bytes() if data.startswith("@") else data.encode()
             else:
-                url = word.replace("127.0.0.1:8080", f"127.0.0.1:{self.port}")
+                url = self.here(word)
         assert url.startswith("http://")
 
         def answered() -> bool:
@@ -226,7 +230,7 @@ def test_what_is_said_runs(pages: list[Path], shell: Shell, monkeypatch: pytest.
     assert programs
     for number, block in enumerate(programs):
         script = shell.folder / f"block{number}.py"
-        script.write_text(block, "utf-8")
+        script.write_text(shell.here(block), "utf-8")
         runpy.run_path(str(script))
 
 
