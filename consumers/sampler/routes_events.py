@@ -93,13 +93,13 @@ def service_state(service: Service) -> dict[str, Any]:
 
 def _new(service: Service, seen: dict[str, tuple[Any, ...]]) -> list[str]:
     """An event for each model that is not as `seen` says; updates it."""
-    followers, now_s = service.serving.followers(), service.clock()
+    followers = service.serving.followers()
     for name in seen.keys() - followers.keys():
         del seen[name]
     states = {name: (follower.live and follower.live.digest, follower.problem) for name, follower in followers.items()}
     new = [name for name, state in states.items() if seen.get(name) != state]
     seen |= states
-    return [event(model_state(name, followers[name], now_s).model_dump(mode="json"), "model") for name in new]
+    return [event(model_state(service, name, followers[name]).model_dump(mode="json"), "model") for name in new]
 
 
 async def _within(happened: asyncio.Event, seconds: float) -> bool:

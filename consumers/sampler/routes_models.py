@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from consumers.sampler.abilities import ABILITIES, answers
 from consumers.sampler.after import FRESH
 from consumers.sampler.examples import INFO, MODEL, RouteExample
-from consumers.sampler.service import ServiceOf
+from consumers.sampler.service import Service, ServiceOf
 from models.capabilities import Restorer
 from pipeline.client import VersionInfo
 
@@ -28,6 +28,8 @@ STATE = {
     "input": {"kind": "image", "size": [28, 28], "channels": 1, "fit": "letterbox", "background": 0},
     "classes": ["1", "7"],
     "kinds": [],
+    "topics": ["digits"],
+    "labels": None,
     "updates": 294,
     "counts": {"learned": 9198, "held_out": 190},
     "metrics": {"prequential_accuracy": 0.972, "prequential_loss": 0.0725},
@@ -50,6 +52,8 @@ class ModelState(BaseModel):
     input: dict[str, Any] | None = None
     classes: list[str] = []
     kinds: list[str] = Field([], description="of damage that it undoes")
+    topics: list[str] = Field([], description="whose records it learns")
+    labels: str | None = Field(None, description="the topic that corrects them, or labels them later")
     updates: int | None = None
     counts: dict[str, int] = Field({}, description="records by outcome")
     metrics: dict[str, float | None] = Field({}, description="prequential: predicted first, then learned")
@@ -60,32 +64,33 @@ class ModelState(BaseModel):
 @router.get("/models")
 async def list_models(service: ServiceOf) -> list[ModelState]:
     """Every model: its live version, its classes, its metrics, how fresh it is."""
-    now_s = service.clock()
-    return [model_state(name, follower, now_s) for name, follower in service.serving.followers().items()]
+    return [model_state(service, name, follower) for name, follower in service.serving.followers().items()]
 
 
 @router.get("/models/{model}", dependencies=FRESH)
 async def get_model(model: str, service: ServiceOf) -> ModelState:
     """One model."""
-    return model_state(model, service.serving.follower(model), service.clock())
+    return model_state(service, model, service.serving.follower(model))
 
 
-def model_state(name: str, follower: Follower, now_s: float) -> ModelState:
+def model_state(service: Service, name: str, follower: Follower) -> ModelState:
     """What there is to say about a model at this moment."""
     live = follower.live
     if live is None:
         return ModelState(model=name, answers=[], standing=None, problem=follower.problem or "It has no version yet.")
-    manifest = live.manifest
+    manifest, topics = live.manifest, service.serving.topics(name)
     return ModelState(
         model=name,
         answers=answers(live),
-        standing=VersionInfo(**live.info(now_s)),
+        standing=VersionInfo(**live.info(service.clock())),
         problem=follower.problem,
         created_ms=manifest.created_ms,
         learner=manifest.learner,
         input=manifest.input,
         classes=manifest.classes,
         kinds=list(live.model.kinds) if isinstance(live.model, Restorer) else [],
+        topics=[topic for topic, of_labels in topics.items() if not of_labels],
+        labels=next((topic for topic, of_labels in topics.items() if of_labels), None),
         updates=manifest.updates,
         counts=manifest.counts,
         metrics=manifest.metrics,

@@ -27,7 +27,9 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def page(request: Request, service: ServiceOf) -> Response:
-    bounds = f'data-samples="{service.config.max_samples}" data-versions="{service.config.max_versions}"'
+    settings = service.config
+    bounds = f'data-samples="{settings.max_samples}" data-versions="{settings.max_versions}"'
+    bounds += ' data-publishes="yes"' if settings.publish else ""
     return _cached(request, INDEX.replace("data-bounds", bounds).encode(), "text/html", POLICY)
 
 

@@ -91,8 +91,9 @@ class Serving:
         """As the configuration has it, or else as the newest version does."""
         if (table := self._config.models.get(model)) is not None:
             return {topic: topic not in table.topics for topic in table.read_topics}
-        live = self.follower(model).live
-        if live is None:
+        follower = self._followers.get(model)
+        live = follower and follower.live
+        if not live:
             return {}
         labels = live.manifest.config.get("labels")
         of_labels = labels.get("topic") if isinstance(labels, dict) else None

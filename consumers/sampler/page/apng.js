@@ -15,7 +15,10 @@ function chunk(type, data) {
   const bytes = new Uint8Array(12 + data.length);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, data.length);
-  bytes.set([...type].map((c) => c.charCodeAt(0)), 4);
+  bytes.set(
+    [...type].map((c) => c.charCodeAt(0)),
+    4,
+  );
   bytes.set(data, 8);
   view.setUint32(8 + data.length, crc(bytes.subarray(4, 8 + data.length)));
   return bytes;
@@ -24,7 +27,7 @@ function chunk(type, data) {
 /** The chunks of a PNG file: [type, data]. */
 function* chunks(file) {
   const view = new DataView(file.buffer, file.byteOffset);
-  for (let at = 8; at < file.length; ) {
+  for (let at = 8; at < file.length;) {
     const size = view.getUint32(at);
     yield [String.fromCharCode(...file.subarray(at + 4, at + 8)), file.subarray(at + 8, at + 8 + size)];
     at += 12 + size;

@@ -57,7 +57,9 @@ export function chart(label) {
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     const grid = [low, (low + high) / 2, high].map((value) => [
       draw("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }),
-      Object.assign(draw("text", { class: "axis", x: width - RIGHT + 6, y: y(value) + 4 }), { textContent: given.say(value) }),
+      Object.assign(draw("text", { class: "axis", x: width - RIGHT + 6, y: y(value) + 4 }), {
+        textContent: given.say(value),
+      }),
     ]);
     const times = [
       Object.assign(draw("text", { class: "axis", x: LEFT, y: HEIGHT - 4 }), { textContent: clock(first) }),
@@ -78,7 +80,9 @@ export function chart(label) {
   }
 
   function stroke(line, x, y) {
-    const d = line.points.map(([ms, value], i) => `${i ? "L" : "M"}${x(ms).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+    const d = line.points
+      .map(([ms, value], i) => `${i ? "L" : "M"}${x(ms).toFixed(1)} ${y(value).toFixed(1)}`)
+      .join("");
     const [ms, value] = line.points.at(-1);
     return [
       draw("path", { class: `line ${line.kind}`, d }),
@@ -95,7 +99,8 @@ export function chart(label) {
     at = ms;
     if (ms === null) told.textContent = "";
     else {
-      const near = (points) => points.reduce((best, point) => (Math.abs(point[0] - ms) < Math.abs(best[0] - ms) ? point : best));
+      const near = (points) =>
+        points.reduce((best, point) => (Math.abs(point[0] - ms) < Math.abs(best[0] - ms) ? point : best));
       at = near(given.lines[0].points)[0];
       const parts = given.lines.map((line) => `${line.name} ${given.say(near(line.points)[1])}`);
       const span = (place().last - place().first) / 60;

@@ -25,10 +25,17 @@ export const id = (prefix) => `${prefix}-${++made}`;
 /** A control under its name. */
 export function field(name, control, ...more) {
   control.id ||= id("field");
-  return make("div", { className: "field" }, make("label", { htmlFor: control.id, textContent: name }), control, ...more);
+  return make(
+    "div",
+    { className: "field" },
+    make("label", { htmlFor: control.id, textContent: name }),
+    control,
+    ...more,
+  );
 }
 
-export const button = (textContent, onclick, fields = {}) => make("button", { type: "button", textContent, onclick, ...fields });
+export const button = (textContent, onclick, fields = {}) =>
+  make("button", { type: "button", textContent, onclick, ...fields });
 export const row = (...nodes) => make("div", { className: "row" }, ...nodes);
 
 export function choice(options, chosen, onchange) {
@@ -64,7 +71,8 @@ export function note() {
 // --- asking ---
 
 export const path = (model, route, asked = {}) => {
-  const given = Object.entries(asked).filter(([, value]) => value !== "" && value != null);
+  const each = Object.entries(asked).flatMap(([name, values]) => [values].flat().map((value) => [name, value]));
+  const given = each.filter(([, value]) => value !== "" && value != null);
   const query = new URLSearchParams(given).toString();
   return `/models/${encodeURIComponent(model)}${route && `/${route}`}${query && `?${query}`}`;
 };

@@ -25,9 +25,12 @@ export function film(state) {
 
   /** Draws what is lacking, from this version on; those that are kept no more are left out. */
   async function load(index) {
-    const asked = [...versions.slice(index), ...versions.slice(0, index)].filter((one) => !frames.has(one)).slice(0, together);
+    const asked = [...versions.slice(index), ...versions.slice(0, index)]
+      .filter((one) => !frames.has(one))
+      .slice(0, together);
     try {
-      for (const [version, images] of await drawn(state.model, asked, { n, seed, label: label.value })) frames.set(version, images);
+      for (const [version, images] of await drawn(state.model, asked, { n, seed, label: label.value }))
+        frames.set(version, images);
     } catch (error) {
       if (error.status !== 404) throw error;
       await look();
@@ -99,14 +102,28 @@ export function film(state) {
   }
 
   const label = labels(anew);
-  const play = button("Play", () => {
-    if (playing !== null) return stop();
-    playing = 0;
-    play.textContent = "Pause";
-    advance();
-  }, { className: "primary" });
-  const tools = row(play, label.node, button("Other codes", () => (seed++, anew())), button("Download the film", save));
-  const node = make("div", { className: "pair" }, canvas, make("div", { className: "controls" }, field("Version", slider, where), tools, problem));
+  const play = button(
+    "Play",
+    () => {
+      if (playing !== null) return stop();
+      playing = 0;
+      play.textContent = "Pause";
+      advance();
+    },
+    { className: "primary" },
+  );
+  const tools = row(
+    play,
+    label.node,
+    button("Other codes", () => (seed++, anew())),
+    button("Download the film", save),
+  );
+  const node = make(
+    "div",
+    { className: "pair" },
+    canvas,
+    make("div", { className: "controls" }, field("Version", slider, where), tools, problem),
+  );
   return {
     node,
     close: stop,
@@ -138,7 +155,10 @@ export function wipe(state) {
 
   const show = newest(async () => {
     try {
-      for (const [select, canvas] of [[left, below], [right, above]]) {
+      for (const [select, canvas] of [
+        [left, below],
+        [right, above],
+      ]) {
         const [[version, images]] = await drawn(state.model, [select.value], { n, seed, label: label.value });
         paint(canvas, images);
         describe(canvas, `${n} drawings by version ${version}`);
@@ -155,8 +175,18 @@ export function wipe(state) {
   let begun = false;
   slide();
   const stack = make("div", { className: "stack" }, below, above, edge);
-  const tools = row(field("Left", left), field("Right", right), label.node, button("Other codes", () => (seed++, show())));
-  const node = make("div", { className: "pair" }, stack, make("div", { className: "controls" }, tools, field("Wipe", slider), problem));
+  const tools = row(
+    field("Left", left),
+    field("Right", right),
+    label.node,
+    button("Other codes", () => (seed++, show())),
+  );
+  const node = make(
+    "div",
+    { className: "pair" },
+    stack,
+    make("div", { className: "controls" }, tools, field("Wipe", slider), problem),
+  );
   return {
     node,
     close() {},

@@ -1,6 +1,22 @@
 // New drawings, the way from one to another, and variations of a picture.
 
-import { asked, button, choice, dataOf, download, field, fill, make, newest, note, path, pngOf, posted, range, row } from "./dom.js";
+import {
+  asked,
+  button,
+  choice,
+  dataOf,
+  download,
+  field,
+  fill,
+  make,
+  newest,
+  note,
+  path,
+  pngOf,
+  posted,
+  range,
+  row,
+} from "./dom.js";
 import { droppable, picker } from "./pad.js";
 import { MOST, decoded, describe, drawn, kept, labels, paint, picture, png, versionOptions } from "./sheets.js";
 
@@ -44,7 +60,12 @@ export function sheet(state) {
   const save = async () => shown && download(shown, await dataOf(await png(canvas)));
   const tools = row(field("Version", select), label.node, field("Seed", seed));
   const more = row(button("Others", others, { className: "primary" }), button("Download", save));
-  const node = make("div", { className: "pair" }, canvas, make("div", { className: "controls" }, tools, more, said, problem));
+  const node = make(
+    "div",
+    { className: "pair" },
+    canvas,
+    make("div", { className: "controls" }, tools, more, said, problem),
+  );
   return {
     node,
     close() {},
@@ -76,17 +97,27 @@ export function walk(state) {
   const show = newest(async () => {
     try {
       const [seed, to] = seeds.map((box) => box.value);
-      way = await asked(path(state.model, "interpolate", { seed, to, steps: last + 1, label: label.value, format: "json" }));
+      way = await asked(
+        path(state.model, "interpolate", { seed, to, steps: last + 1, label: label.value, format: "json" }),
+      );
       step();
       problem.say("");
     } catch (error) {
       problem.say(error.message);
     }
   });
-  const save = () => way && download(`${state.model}-v${way.version}-seed${way.seed}-to${way.to}-step${place.value}.png`, image.src);
+  const save = () =>
+    way && download(`${state.model}-v${way.version}-seed${way.seed}-to${way.to}-step${place.value}.png`, image.src);
   const label = labels(show);
   const tools = row(field("From seed", seeds[0]), field("To seed", seeds[1]), label.node);
-  const controls = make("div", { className: "controls" }, tools, field("Where between the two", place), row(button("Download", save)), problem);
+  const controls = make(
+    "div",
+    { className: "controls" },
+    tools,
+    field("Where between the two", place),
+    row(button("Download", save)),
+    problem,
+  );
   return {
     node: make("div", { className: "pair" }, image, controls),
     close() {},
@@ -134,7 +165,14 @@ export function variations(state) {
   strength.onchange = show;
   const others = button("Others", () => (seed++, show()), { className: "primary" });
   const save = button("Download", () => name && download(name, many.src));
-  const controls = make("div", { className: "controls" }, row(picker(pick), label.node), field("Strength: from the same to new", strength), row(others, save), problem);
+  const controls = make(
+    "div",
+    { className: "controls" },
+    row(picker(pick), label.node),
+    field("Strength: from the same to new", strength),
+    row(others, save),
+    problem,
+  );
   const place = droppable(make("div", { className: "place twin" }, hint, again, many), pick);
   return {
     node: make("div", { className: "pair" }, place, controls),

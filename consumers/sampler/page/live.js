@@ -1,4 +1,4 @@
-// What the sampler tells by itself: one stream of events for the whole page, and asking again and again where none comes.
+// What the sampler tells by itself: one stream of events for the whole page, and asking again where none comes.
 
 import { asked } from "./dom.js";
 

@@ -48,7 +48,10 @@ export function open(view) {
   const stop = listen(update);
   update();
   for (const [name, card] of cards) card.update(models.get(name));
-  const ticking = setInterval(() => cards.forEach((card, name) => models.has(name) && card.tick(models.get(name))), 1000);
+  const ticking = setInterval(
+    () => cards.forEach((card, name) => models.has(name) && card.tick(models.get(name))),
+    1000,
+  );
   return {
     close() {
       stop();
@@ -84,7 +87,16 @@ function modelCard(name) {
   const events = make("ul", { className: "events", hidden: true });
   const classes = make("ul", { className: "bars" });
   const perClass = make("details", { hidden: true }, make("summary", { textContent: "Per class" }), classes);
-  const body = make("div", { className: "body" }, make("p", { className: "main" }, big, meaning), curve.node, legend, list, perClass, events);
+  const body = make(
+    "div",
+    { className: "body" },
+    make("p", { className: "main" }, big, meaning),
+    curve.node,
+    legend,
+    list,
+    perClass,
+    events,
+  );
   const title = make("h2", { id: `model-${name}`, textContent: name });
   const node = make(
     "section",
@@ -109,9 +121,13 @@ function modelCard(name) {
     reading = true;
     next = performance.now() + HISTORY_MS;
     try {
-      const told = await asked(path(name, "history", { last: read ? Math.min(MOST, Math.max(1, last.standing.version - read)) : MOST }));
+      const told = await asked(
+        path(name, "history", { last: read ? Math.min(MOST, Math.max(1, last.standing.version - read)) : MOST }),
+      );
       const known = new Set(told.points.map((point) => point.version));
-      points = [...points.filter((point) => !known.has(point.version)), ...told.points].sort((a, b) => a.version - b.version);
+      points = [...points.filter((point) => !known.has(point.version)), ...told.points].sort(
+        (a, b) => a.version - b.version,
+      );
       marks = [...marks.filter((mark) => mark.version <= read), ...told.marks].slice(-MOST);
       read = told.points.at(-1)?.version ?? read;
       show();
@@ -127,7 +143,9 @@ function modelCard(name) {
     const line = (metric, title, kind) => ({
       name: title,
       kind,
-      points: points.filter((point) => point.metrics[metric] != null).map((point) => [point.created_ms, point.metrics[metric]]),
+      points: points
+        .filter((point) => point.metrics[metric] != null)
+        .map((point) => [point.created_ms, point.metrics[metric]]),
     });
     const lines = [line(main.metric, main.name, "first")];
     if (main.beside) lines.push(line(main.beside, "held out", "second"));
@@ -139,7 +157,12 @@ function modelCard(name) {
     const newest = marks.slice(-EVENTS).reverse();
     events.replaceChildren(
       ...newest.map((mark) =>
-        make("li", { className: mark.kind }, make("time", { textContent: clock(mark.created_ms) }), ` ${said(mark)}, version ${mark.version}`),
+        make(
+          "li",
+          { className: mark.kind },
+          make("time", { textContent: clock(mark.created_ms) }),
+          ` ${said(mark)}, version ${mark.version}`,
+        ),
       ),
     );
     tick(last);
@@ -165,7 +188,8 @@ function modelCard(name) {
       return;
     }
     version.textContent = `version ${state.standing.version}`;
-    kind.textContent = `${state.learner} learns from ${Object.keys(state.standing.watermark).join(", ") || "nothing yet"}`;
+    const topics = Object.keys(state.standing.watermark).join(", ") || "nothing yet";
+    kind.textContent = `${state.learner} learns from ${topics}`;
     advice.textContent = Object.values(state.diagnoses).join(" ");
     advice.hidden = !advice.textContent;
     const main = mainFigure(state.metrics);
@@ -183,7 +207,12 @@ function modelCard(name) {
     const { version: number } = state.standing;
     if (points.length && points.at(-1).version > number) [points, marks, read] = [[], [], 0]; // it began anew
     if (points.at(-1)?.version !== number) {
-      grow(points, { version: number, created_ms: state.created_ms, records: state.counts.learned ?? 0, metrics: state.metrics });
+      grow(points, {
+        version: number,
+        created_ms: state.created_ms,
+        records: state.counts.learned ?? 0,
+        metrics: state.metrics,
+      });
     }
     show();
   }
@@ -192,7 +221,13 @@ function modelCard(name) {
     const rows = Object.entries(probes ?? {}).filter(([, probe]) => probe.now != null);
     perClass.hidden = !rows.length;
     classes.replaceChildren(
-      ...rows.map(([label, probe]) => bar(label, probe.now, probe.best > probe.now ? `${percent(probe.now)}, was ${percent(probe.best)}` : percent(probe.now))),
+      ...rows.map(([label, probe]) =>
+        bar(
+          label,
+          probe.now,
+          probe.best > probe.now ? `${percent(probe.now)}, was ${percent(probe.best)}` : percent(probe.now),
+        ),
+      ),
     );
   }
 
@@ -203,12 +238,19 @@ function modelCard(name) {
 export function bar(label, share, text) {
   const fill = make("span", { className: "fill" });
   fill.style.width = `${100 * share}%`;
-  return make("li", {}, make("span", { className: "label", textContent: label }), make("span", { className: "track" }, fill), make("span", { className: "value", textContent: text }));
+  return make(
+    "li",
+    {},
+    make("span", { className: "label", textContent: label }),
+    make("span", { className: "track" }, fill),
+    make("span", { className: "value", textContent: text }),
+  );
 }
 
 const key = (kind, text) => make("span", { className: `key ${kind}` }, text);
 
-const said = (mark) => KINDS[mark.kind]?.(mark.what) ?? mark.kind;
+/** What happened, in words: of { kind, what }. */
+export const said = (mark) => KINDS[mark.kind]?.(mark.what) ?? mark.kind;
 
 /** The figure that a card shows large: accuracy where there is one, else the loss. */
 function mainFigure(metrics) {

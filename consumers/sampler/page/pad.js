@@ -5,23 +5,29 @@ import { button, id, make, note, row } from "./dom.js";
 const SIDE = 280; // pixels of the canvas
 const PEN = 24;
 
-/** A button that chooses a picture. */
-export function picker(onpick, text = "Choose a picture …") {
-  const file = make("input", { type: "file", accept: "image/*", attributes: { "aria-label": text.replace(" …", "") } });
+/** A button that chooses a picture, or `multiple`. */
+export function picker(onpick, text = "Choose a picture …", multiple = false) {
+  const attributes = { "aria-label": text.replace(" …", "") };
+  const file = make("input", { type: "file", accept: "image/*", multiple, attributes });
   file.onchange = () => {
-    if (file.files[0]) onpick(file.files[0]);
+    if (file.files.length) onpick(file.files[0], [...file.files]);
     file.value = "";
   };
-  return make("span", { className: "file" }, make("span", { textContent: text, attributes: { "aria-hidden": "true" } }), file);
+  return make(
+    "span",
+    { className: "file" },
+    make("span", { textContent: text, attributes: { "aria-hidden": "true" } }),
+    file,
+  );
 }
 
-/** Takes pictures that are dropped on it. */
+/** Takes pictures that are dropped on it: `onpick(first, all)`. */
 export function droppable(node, onpick) {
   node.addEventListener("dragover", (event) => event.preventDefault());
   node.addEventListener("drop", (event) => {
     event.preventDefault();
-    const file = event.dataTransfer.files[0];
-    if (file) onpick(file);
+    const files = [...event.dataTransfer.files];
+    if (files.length) onpick(files[0], files);
   });
   return node;
 }
@@ -93,7 +99,12 @@ function camera(onpick, problem) {
  * A square to draw on. `changed(blob)` gets what is drawn or was chosen; null where it is empty.
  */
 export function pad(name, changed) {
-  const canvas = make("canvas", { width: SIDE, height: SIDE, className: "pad", attributes: { role: "img", "aria-label": name } });
+  const canvas = make("canvas", {
+    width: SIDE,
+    height: SIDE,
+    className: "pad",
+    attributes: { role: "img", "aria-label": name },
+  });
   const pen = canvas.getContext("2d");
   const hint = make("p", { className: "hint", id: id("hint"), textContent: "Draw here, drop or paste a picture." });
   const problem = note();

@@ -8,7 +8,12 @@ const FRESH = "#1a8fb4"; // of what is painted over
 
 /** `masked`: what is painted over is missing. */
 export function retouch(state, route, masked) {
-  const before = make("canvas", { width: 320, height: 240, className: "smooth", attributes: { role: "img", "aria-label": "Before" } });
+  const before = make("canvas", {
+    width: 320,
+    height: 240,
+    className: "smooth",
+    attributes: { role: "img", "aria-label": "Before" },
+  });
   const after = make("img", { className: "smooth", alt: "After", hidden: true });
   const mask = make("canvas");
   const pens = { mask: mask.getContext("2d"), view: before.getContext("2d") };
@@ -43,7 +48,10 @@ export function retouch(state, route, masked) {
     pens.view.drawImage(image, 0, 0, before.width, before.height);
     pens.mask.fillStyle = "#000";
     pens.mask.fillRect(0, 0, mask.width, mask.height);
-    for (const [pen, strokeStyle] of [[pens.mask, "#fff"], [pens.view, FRESH]]) {
+    for (const [pen, strokeStyle] of [
+      [pens.mask, "#fff"],
+      [pens.view, FRESH],
+    ]) {
       Object.assign(pen, { lineWidth: before.width / 24, lineCap: "round", lineJoin: "round", strokeStyle });
     }
   }
@@ -53,7 +61,8 @@ export function retouch(state, route, masked) {
     try {
       image = await createImageBitmap(picked);
       const scale = Math.min(1, SIDE / Math.max(image.width, image.height));
-      for (const canvas of [before, mask]) Object.assign(canvas, { width: image.width * scale, height: image.height * scale });
+      for (const canvas of [before, mask])
+        Object.assign(canvas, { width: image.width * scale, height: image.height * scale });
     } catch {
       // the sampler says what is wrong with it
     }
@@ -62,7 +71,12 @@ export function retouch(state, route, masked) {
   }
 
   if (masked) {
-    drawing(before, [pens.mask, pens.view], () => painted && send(), () => (painted = image !== null));
+    drawing(
+      before,
+      [pens.mask, pens.view],
+      () => painted && send(),
+      () => (painted = image !== null),
+    );
   }
   droppable(before, pick);
   const kind = choice([["", "any damage"], ...(masked ? state.kinds : []).map((one) => [one, one])], "", send);
@@ -70,6 +84,13 @@ export function retouch(state, route, masked) {
   const save = button("Download", () => name && download(name, after.src));
   const hint = masked ? "Choose or drop a picture. Paint over what is missing." : "Choose or drop a picture.";
   const tools = row(picker(pick), ...(masked ? [field("Damage", kind), undo] : []), save);
-  const node = make("div", { className: "controls" }, make("p", { className: "hint", textContent: hint }), tools, problem, make("div", { className: "twin" }, before, after));
+  const node = make(
+    "div",
+    { className: "controls" },
+    make("p", { className: "hint", textContent: hint }),
+    tools,
+    problem,
+    make("div", { className: "twin" }, before, after),
+  );
   return { node, refresh: send, close() {} };
 }

@@ -25,7 +25,9 @@ const PARTS = [
 ];
 
 const able = (state) =>
-  PARTS.filter(([title, route]) => state.answers.includes(route) && !(title === "Classify" && state.answers.includes("recognise")));
+  PARTS.filter(
+    ([title, route]) => state.answers.includes(route) && !(title === "Classify" && state.answers.includes("recognise")),
+  );
 
 export function open(view) {
   const picks = make("nav", { className: "picks", attributes: { "aria-label": "Models" } });
@@ -83,7 +85,10 @@ export function open(view) {
 /** One model: its tabs, as https://www.w3.org/WAI/ARIA/apg/patterns/tabs/ has them. */
 function panel(state, title) {
   const parts = able(state);
-  const tabs = make("div", { className: "tabs", attributes: { role: "tablist", "aria-label": `What ${state.model} answers` } });
+  const tabs = make("div", {
+    className: "tabs",
+    attributes: { role: "tablist", "aria-label": `What ${state.model} answers` },
+  });
   const body = make("div", { id: id("panel"), className: "panel", attributes: { role: "tabpanel", tabindex: 0 } });
   const heading = make("header", {}, make("h2", { textContent: state.model }), make("span", { className: "version" }));
   const node = make("section", { className: "card", attributes: { "aria-label": state.model } }, heading, tabs, body);
@@ -93,7 +98,9 @@ function panel(state, title) {
 
   for (const [name] of parts) {
     const attributes = { role: "tab", "aria-controls": body.id };
-    tabs.append(make("button", { type: "button", id: id("tab"), textContent: name, onclick: () => go(name), attributes }));
+    tabs.append(
+      make("button", { type: "button", id: id("tab"), textContent: name, onclick: () => go(name), attributes }),
+    );
   }
   tabs.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, Home: -parts.length, End: parts.length }[event.key];
@@ -136,7 +143,10 @@ function panel(state, title) {
   }
 
   tabs.hidden = body.hidden = !parts.length;
-  if (!parts.length) node.append(make("p", { className: "empty", textContent: state.problem ?? "It answers nothing that can be shown here." }));
+  if (!parts.length)
+    node.append(
+      make("p", { className: "empty", textContent: state.problem ?? "It answers nothing that can be shown here." }),
+    );
   heading.lastChild.textContent = state.standing ? `version ${state.standing.version}` : "";
   version = state.standing?.version ?? null;
   show(title);

@@ -26,7 +26,9 @@ export function paint(canvas, images, columns = Math.ceil(Math.sqrt(images.lengt
   const gap = images.length > 1 ? Math.ceil(width / 28) : 0;
   Object.assign(canvas, { width: columns * (width + gap) - gap, height: rows * (height + gap) - gap });
   const pen = canvas.getContext("2d");
-  images.forEach((image, i) => pen.drawImage(image, (i % columns) * (width + gap), Math.floor(i / columns) * (height + gap)));
+  images.forEach((image, i) =>
+    pen.drawImage(image, (i % columns) * (width + gap), Math.floor(i / columns) * (height + gap)),
+  );
 }
 
 /** The canvas as a PNG, enlarged where it is small. */
@@ -39,7 +41,8 @@ export function png(canvas) {
   return new Promise((done) => large.toBlob(done, "image/png"));
 }
 
-export const picture = (label) => make("canvas", { className: "sheet", width: 1, height: 1, attributes: { role: "img", "aria-label": label } });
+export const picture = (label) =>
+  make("canvas", { className: "sheet", width: 1, height: 1, attributes: { role: "img", "aria-label": label } });
 
 export function describe(canvas, text) {
   if (canvas.getAttribute("aria-label") !== text) canvas.setAttribute("aria-label", text);

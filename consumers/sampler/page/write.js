@@ -6,7 +6,7 @@ import { ask, button, field, make, note, path, range, row } from "./dom.js";
 async function* events(reply) {
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (let part; !(part = await reader.read()).done; ) {
+  for (let part; !(part = await reader.read()).done;) {
     const whole = (rest + part.value).split("\n\n");
     rest = whole.pop();
     for (const event of whole) yield JSON.parse(event.slice(event.indexOf("data: ") + 6));
@@ -18,7 +18,12 @@ export function writing(state) {
   const heat = range(1.5, 0.05, 0.8);
   const begun = make("span", { className: "begun" });
   const piece = make("span");
-  const text = make("p", { className: "text", attributes: { "aria-label": "The text", role: "region", tabindex: 0 } }, begun, piece);
+  const text = make(
+    "p",
+    { className: "text", attributes: { "aria-label": "The text", role: "region", tabindex: 0 } },
+    begun,
+    piece,
+  );
   const problem = note();
   let stop = null;
 

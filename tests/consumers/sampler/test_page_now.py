@@ -110,7 +110,7 @@ def test_what_happened_is_marked_on_the_curve_and_listed(redis_url: str, page: P
         )
         expect(shown.locator(".big")).to_have_text("2.250")
         for scheme in SCHEMES:
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
             assert violations(page) == []
 
 
