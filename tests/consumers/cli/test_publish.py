@@ -9,7 +9,8 @@ import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -356,5 +357,6 @@ def test_the_built_in_learners_that_need_no_label_are_listed() -> None:
     kinds: dict[str, Any] = {
         name: it if isinstance(it, type) else get_type_hints(it)["return"] for name, it in made.items()
     }
-    either = {name: get_args(kind) or (kind,) for name, kind in kinds.items()}
-    assert {name for name, some in either.items() if not all(kind.needs_label for kind in some)} == UNLABELLED
+    either = {name: get_args(kind) if isinstance(kind, UnionType) else (kind,) for name, kind in kinds.items()}
+    bare = {name: [get_origin(kind) or kind for kind in some] for name, some in either.items()}
+    assert {name for name, some in bare.items() if not all(kind.needs_label for kind in some)} == UNLABELLED

@@ -391,7 +391,7 @@ def test_the_metrics_are_prometheus_text(sampler: Running) -> None:
 def test_the_page_needs_nothing_from_elsewhere(sampler: Running) -> None:
     answer = sampler.client.get("/")
     assert answer.status_code == 200
-    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "http" + "://" not in answer.text
     assert "http" + "s://" not in answer.text
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from redis import Redis
 
 from consumers.worker.drift import Drift
 from consumers.worker.fold import Fold
+from consumers.worker.sources import Sources
 from models.registry import BUILTIN
 from pipeline.config import Config, ModelConfig, load
 from pipeline.errors import ConfigError
 from pipeline.log.topics import ensure_topics
+from pipeline.store.store import Store
 from tests.consumers.cli import test_cli as shared
 from tests.consumers.cli.test_cli import Headrace
+from tests.consumers.worker.test_every_learner import (
+    FOLDER,
+    JUDGE,
+    given as given,  # a fixture
+)
 from tests.consumers.working import publish, verified, working
 
 folder, headrace, model, topic = shared.folder, shared.headrace, shared.model, shared.topic
@@ -163,7 +172,8 @@ def test_a_reaction_that_a_learner_cannot_make_is_refused(
 
 
 @pytest.mark.parametrize("learner", ["image-classifier", "image-transfer", "text-encoder"])
-def test_every_classifier_with_a_network_can_react(learner: str) -> None:
-    options = {"source": "judge"} if learner == "image-transfer" else {"folder": "encoder"}
-    table = settings(learner, options if learner != "image-classifier" else {}, reaction="flush")
-    assert Fold("model", table, BUILTIN[learner], torch.device("cpu")).drift.state()["boosted"] is None
+def test_every_classifier_with_a_network_can_react(learner: str, redis: Redis, given: Mapping[str, str]) -> None:
+    options = {"image-transfer": {"source": given[JUDGE]}, "text-encoder": {"folder": given[FOLDER]}}.get(learner)
+    sources = Sources(Store(redis, "model", "model"), lambda model: model)
+    table = settings(learner, options, reaction="flush")
+    assert sources.fold("model", table, BUILTIN[learner], torch.device("cpu")).drift.state()["boosted"] is None
