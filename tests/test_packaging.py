@@ -74,7 +74,9 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert packed == {str(path.relative_to(ROOT)) for path in written if "__pycache__" not in path.parts}
 
 
-@pytest.mark.parametrize("name", [*(f"{package}/py.typed" for package in PACKAGES), "jars.sha256", ".lua", "init.toml"])
+@pytest.mark.parametrize(
+    "name", [*(f"{package}/py.typed" for package in PACKAGES), "jars.sha256", ".lua", "init.toml", "page/main.js"]
+)
 def test_the_wheel_holds_what_is_not_python(wheel: Path, name: str) -> None:
     assert any(packed.endswith(name) for packed in zipfile.ZipFile(wheel).namelist())
 

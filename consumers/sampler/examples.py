@@ -67,6 +67,7 @@ PARAMETERS: dict[str, Any] = {
     "model": "digits",
     "topic": "digits",
     "after": ["digits:0:4638"],
+    "record": "digits:0:4638",
     "ref": "latest",
     "alias": "stable",
     "label": "7",

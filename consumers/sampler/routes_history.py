@@ -1,17 +1,24 @@
-"""The sampler's route to how a model came to be: its figures over time, and what happened to it."""
+"""The sampler's routes to how a model came to be: its figures over time, its versions, and what became of a record.
+
+They read the store: so they are `def`, and run on threads.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from consumers.sampler.examples import MODEL, RouteExample
+from consumers.sampler.examples import DIGEST, MODEL, RouteExample
 from consumers.sampler.service import READS, ServiceOf
+from pipeline.records import POSITION, Place
+from pipeline.store import Blame, blame, commits
 
 MOST = 1000  # versions that one answer goes through
+LISTED = 200  # versions that one answer of the log tells
 POINTS = 240  # of a curve
 QUIET = frozenset({"environment", "sources", "held_out"})  # kinds of change that are no event for who watches
 EXAMPLES = {
@@ -30,7 +37,35 @@ EXAMPLES = {
                 {"version": 12, "created_ms": 1_764_499_900_000, "kind": "drift", "what": {"update": 120}},
             ],
         }
-    )
+    ),
+    f"{MODEL}/log": RouteExample(
+        [
+            {
+                "version": 31,
+                "parent": 30,
+                "digest": DIGEST,
+                "aliases": ["stable"],
+                "created_ms": 1_764_500_000_000,
+                "updates": 294,
+                "counts": {"learned": 9198, "held_out": 190},
+                "since_parent": {"learned": 192},
+                "ranges": {"digits:0": [4532, 4638, 106], "digits:1": [4474, 4560, 86]},
+                "metrics": {"prequential_accuracy": 0.972},
+                "changes": [],
+            }
+        ]
+    ),
+    f"{MODEL}/blame": RouteExample(
+        {
+            "model": "digits",
+            "topic": "digits",
+            "partition": 0,
+            "offset": 100,
+            "outcome": "learned",
+            "version": 2,
+            "update": 6,
+        }
+    ),
 }
 router = APIRouter(tags=["models"])
 
@@ -61,6 +96,24 @@ class Curve(BaseModel):
     marks: list[Happening]
 
 
+class LoggedVersion(BaseModel):
+    """A version in the log, and what it learned since its parent."""
+
+    version: int
+    parent: int | None
+    digest: str | None = Field(description="null: this version is not kept any more")
+    aliases: list[str]
+    created_ms: int = Field(description="Unix time")
+    updates: int = Field(description="since the first version")
+    counts: dict[str, int] = Field(description="records by outcome, since the first version")
+    since_parent: dict[str, int] = Field(description="the same since the parent")
+    ranges: dict[str, tuple[int, int, int]] = Field(
+        description="topic:partition → the first offset that was learned, the last one + 1, records"
+    )
+    metrics: dict[str, float | None]
+    changes: list[dict[str, Any]] = Field(description="what else happened, as the table of the lineage's changes says")
+
+
 @router.get("/models/{model}/history", dependencies=READS)
 def get_history(
     model: str,
@@ -80,6 +133,30 @@ def get_history(
             Happening.model_validate({**moment, "kind": k, "what": what}) for k, what in changes if k not in QUIET
         ]
     return Curve(points=thinned(points, POINTS), marks=list(deque(marks, POINTS)))
+
+
+@router.get("/models/{model}/log", dependencies=READS)
+def get_log(
+    model: str,
+    service: ServiceOf,
+    last: Annotated[int, Query(ge=1, le=LISTED, description="so many of the newest versions")] = 20,
+) -> list[LoggedVersion]:
+    """The newest versions that there ever were, newest first, and what each learned."""
+    return [LoggedVersion.model_validate(asdict(one)) for one in commits(service.serving.follower(model).store, last)]
+
+
+@router.get("/models/{model}/blame", dependencies=READS)
+def get_blame(
+    model: str,
+    service: ServiceOf,
+    record: Annotated[str, Query(pattern=f"^{POSITION.pattern}$", description="topic:partition:offset")],
+) -> Blame:
+    """The version and the update that learned a record, or what else became of it.
+
+    `earlier`: none of the newest 1,000 versions accounts for it; `headrace blame` reads all.
+    """
+    place = Place.parsed(record)
+    return blame(service.serving.follower(model).store, place.partition, place.offset, MOST)
 
 
 def thinned(points: list[Point], most: int) -> list[Point]:

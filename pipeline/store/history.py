@@ -17,7 +17,7 @@ from pipeline.store.manifest import HistoryEntry
 from pipeline.store.store import HISTORY_BATCH, Store
 from pipeline.texts import composed
 
-PENDING, NOT_YET, NOTHING = "pending", "not yet", "nothing there"
+PENDING, NOT_YET, NOTHING, EARLIER = "pending", "not yet", "nothing there", "earlier"
 POLL_S = 0.1
 
 
@@ -50,7 +50,9 @@ class Blame:
     topic: str
     partition: int
     offset: int
-    outcome: str  # "learned", "dead-lettered/…", "skipped/…", "held-out", "pending", "not yet" or "nothing there"
+    outcome: (
+        str  # "learned", "dead-lettered/…", "skipped/…", "held-out", "pending", "not yet", "nothing there" or "earlier"
+    )
     version: int | None = None  # the first one that accounts for it
     update: int | None = None  # where it was learned: the update's number
 
@@ -103,10 +105,13 @@ def _commit(entry: HistoryEntry, before: Counter[str], digest: str | None, alias
     )
 
 
-def blame(store: Store, partition: Partition, offset: int) -> Blame:
+def blame(store: Store, partition: Partition, offset: int, most: int | None = None) -> Blame:
     """Says what the model did with one record. Reads back from the head to the version that accounts for it.
 
     Where the topic was made again, its newest records count.
+
+    Args:
+        most: so many versions are read at most; "earlier" is what none of them accounts for.
     """
 
     def found(outcome: str, version: int | None = None, update: int | None = None) -> Blame:
@@ -120,8 +125,10 @@ def blame(store: Store, partition: Partition, offset: int) -> Blame:
         return found(PENDING, head.version)
     if offset >= manifest.positions().get(partition, 0):
         return found(NOT_YET)
-    for entry, parent in pairwise(chain(store.ancestry(head.version, 2), [None])):
+    for number, (entry, parent) in enumerate(pairwise(chain(store.ancestry(head.version, 2), [None]))):
         assert entry is not None  # noqa: S101 - for the type checker: only the last one is followed by None
+        if number == most:
+            return found(EARLIER)
         outcome = entry.lineage.outcome_of(place)
         if outcome == LEARNED:
             within = [place in update for update in entry.lineage.learned()]

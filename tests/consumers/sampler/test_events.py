@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from consumers.sampler import app, routes_events, routes_history
+from pipeline.records import Partition, Place
 from pipeline.store.lineage import LineageBuilder
 from tests.consumers.answering import commit, serving
 
@@ -88,6 +89,22 @@ def test_the_history_tells_figures_and_what_happened(redis_url: str) -> None:
         last = at.client.get("/models/drawings/history", params={"last": 1}).json()
         assert [point["version"] for point in last["points"]] == [4]
         assert at.client.get("/models/nobody/history").status_code == 404
+
+
+def test_the_log_tells_what_each_version_learned(redis_url: str) -> None:
+    with serving(redis_url, "drawings") as (at, makers):
+        lineage = LineageBuilder()
+        lineage.learned([Place(Partition("pictures", 0), offset) for offset in (4, 6)])
+        made = makers["drawings"]
+        made.commit(lineage=lineage.build(), watermark={"pictures": {0: 7}})
+        made.store.set_alias("stable", 4)
+        newest, before = at.client.get("/models/drawings/log", params={"last": 2}).json()
+        assert (newest["version"], newest["parent"], newest["aliases"]) == (4, 3, ["stable"])
+        assert newest["ranges"] == {"pictures:0": [4, 7, 2]}
+        assert before["version"] == 3
+        told = at.client.get("/models/drawings/blame", params={"record": "pictures:0:6"}).json()
+        assert (told["outcome"], told["version"]) == ("learned", 4)
+        assert at.client.get("/models/drawings/blame", params={"record": "pictures"}).status_code == 422
 
 
 def test_a_curve_has_so_many_points_and_the_last_one(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

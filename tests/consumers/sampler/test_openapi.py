@@ -159,8 +159,10 @@ def asked_of(at: Running) -> Iterator[tuple[str, str, str, bytes | None]]:
     queries = {"interpolate": "?seed=1", "strip": "?seed=1", "vary": "?seed=1", "generate": "?seed=1"}
     for name in ("healthz", "readyz", "metrics", "models", "events"):
         yield "GET", f"/{name}", f"/{name}", None
-    for name in ("", "/history", "/versions", "/versions/{ref}", "/versions/{ref}/weights"):
+    for name in ("", "/history", "/log", "/versions", "/versions/{ref}", "/versions/{ref}/weights"):
         yield "GET", f"/models/{{model}}{name}", f"/models/{states[0]['model']}{name.replace('{ref}', '1')}", None
+    place = next(iter(states[0]["standing"]["watermark"]), "topic") + ":0:0"
+    yield "GET", "/models/{model}/blame", f"/models/{states[0]['model']}/blame?record={place}", None
     yield "DELETE", "/models/{model}/classify", f"/models/{states[0]['model']}/classify", None
     assert {name for state in states for name in state["answers"]} == {ability.route for ability in ABILITIES}
     for state, name in ((one, name) for one in states for name in one["answers"]):

@@ -116,6 +116,12 @@ def test_every_record_is_accounted_for(
     assert blame(told, *place) == Blame(told.model, topic, number, offset, outcome, version, update)
 
 
+def test_it_reads_no_more_versions_than_it_may(told: Store) -> None:
+    newest, older = (DIGITS, 9), (DIGITS, 6)
+    assert blame(told, *newest, most=2).outcome == "learned"
+    assert blame(told, *older, most=2).outcome == "earlier"
+
+
 def test_of_a_topic_that_was_made_again_the_newest_records_count(store: Store) -> None:
     writer = store.writer(taken(store))
     jump = {"jump": {"topic": "digits", "partition": 0, "from": 5, "to": 0, "ids": ["old", "new"]}}

@@ -1,0 +1,251 @@
+// The view History: the versions of a model, what each learned, and which names they have.
+
+import { chooser } from "./chooser.js";
+import {
+  ask,
+  asked,
+  button,
+  choice,
+  clock,
+  field,
+  figure,
+  fill,
+  id,
+  make,
+  newest,
+  note,
+  path,
+  row,
+  whole,
+} from "./dom.js";
+import { said } from "./now.js";
+import { kept } from "./sheets.js";
+
+export const TITLE = "History";
+const LAST = 20; // versions that are listed at first
+const MOST = 200; // and at most
+const READ_MS = 2000; // how often versions that come are read
+
+export const open = (view) =>
+  chooser(view, {
+    hash: "history",
+    title: "How a model came to be",
+    empty: "No model here has a version yet.",
+    able: (state) => state.standing !== null,
+    panel: log,
+  });
+
+function log(state) {
+  const version = make("span", { className: "version" });
+  const problem = note();
+  const list = make("ol", { className: "log", attributes: { "aria-label": `Versions of ${state.model}` } });
+  const older = button("Older", () => ((last = Math.min(MOST, last + LAST)), read()));
+  const comparing = compare(state);
+  const names = naming(state, () => read());
+  let last = LAST;
+  let known = 0; // the newest version that was read
+
+  const read = newest(async () => {
+    try {
+      const entries = await asked(path(state.model, "log", { last }));
+      const versions = await kept(state.model);
+      known = entries[0]?.version ?? 0;
+      list.replaceChildren(...entries.map(entry));
+      older.hidden = entries.length < last || last === MOST;
+      comparing.learn(entries);
+      names.learn(versions);
+      problem.say("");
+    } catch (error) {
+      problem.say(error.message);
+    }
+  });
+  const update = (now) => {
+    state = now;
+    version.textContent = `version ${now.standing?.version ?? "–"}`;
+  };
+  const ticking = setInterval(() => state.standing && state.standing.version !== known && read(), READ_MS);
+
+  update(state);
+  read();
+  const heading = make("header", {}, make("h2", { textContent: state.model }), version);
+  const rest = make("div", { className: "controls" }, comparing.node, names.node, blaming(state));
+  const versions = make("div", { className: "controls" }, list, row(older), problem);
+  const body = make("div", { className: "halves" }, versions, rest);
+  return {
+    node: make("section", { className: "card", attributes: { "aria-label": state.model } }, heading, body),
+    update,
+    close: () => clearInterval(ticking),
+  };
+}
+
+/** One version of the list. */
+function entry(one) {
+  const learned = Object.entries(one.since_parent).map(([outcome, count]) => `${whole(count)} ${outcome}`);
+  const ranges = Object.entries(one.ranges).map(([place, [first, end]]) => `${place}:${first}–${end - 1}`);
+  const lines = [
+    [...learned, ...ranges].join(", ") || "no record",
+    Object.entries(one.metrics)
+      .filter(([name, value]) => value != null && /^(prequential|held_out)_(accuracy|loss)$/.test(name))
+      .map(([name, value]) => `${name.replaceAll("_", " ")} ${figure(name, value)}`)
+      .join(", "),
+    ...one.changes.flatMap((change) => Object.entries(change).map(([kind, what]) => said({ kind, what }))),
+  ];
+  return make(
+    "li",
+    {},
+    make(
+      "p",
+      {},
+      make("strong", { textContent: `version ${one.version}` }),
+      make("time", { textContent: `${new Date(one.created_ms).toLocaleDateString("en-CA")} ${clock(one.created_ms)}` }),
+      ...one.aliases.map((alias) => make("span", { className: "alias", textContent: alias })),
+      one.digest === null ? make("span", { textContent: "not kept" }) : null,
+    ),
+    ...lines.filter(Boolean).map((textContent) => make("p", { textContent })),
+  );
+}
+
+const numbers = (entries) => entries.map((one) => [String(one.version), `version ${one.version}`]);
+
+/** Two versions' figures, side by side; by class where both are kept. */
+function compare(state) {
+  const table = make("table");
+  const problem = note();
+  let entries = [];
+  const show = newest(async () => {
+    const both = [left, right].map((select) => entries.find((one) => String(one.version) === select.value));
+    if (both.includes(undefined)) return;
+    try {
+      const stored = both.filter((one) => one.digest !== null);
+      const about = await Promise.all(stored.map((one) => asked(path(state.model, `versions/${one.version}`))));
+      const probes = stored.length === 2 ? about.map((one) => one.probes ?? {}) : [{}, {}];
+      const name = (one) => make("th", { scope: "col", textContent: `version ${one.version}` });
+      const head = make("tr", {}, make("th", { scope: "col", textContent: "Figure" }), ...both.map(name));
+      const metrics = Object.keys({ ...both[0].metrics, ...both[1].metrics }).sort();
+      const classes = Object.keys({ ...probes[0], ...probes[1] }).sort();
+      const accuracy = (one) => figure("accuracy", one?.now);
+      table.replaceChildren(
+        make("thead", {}, head),
+        make(
+          "tbody",
+          {},
+          line("records learned", ...both.map((one) => whole(one.counts.learned ?? 0))),
+          ...metrics.map((key) => line(key.replaceAll("_", " "), ...both.map((one) => figure(key, one.metrics[key])))),
+          ...classes.map((label) => line(`class ${label}`, ...probes.map((one) => accuracy(one[label])))),
+        ),
+      );
+      problem.say("");
+    } catch (error) {
+      problem.say(error.message);
+    }
+  });
+  const line = (name, ...values) =>
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row", textContent: name }),
+      ...values.map((one) => make("td", { textContent: one })),
+    );
+  const left = choice([], "", show);
+  const right = choice([], "", show);
+  const tools = row(field("Compare", left), field("with", right));
+  const node = make(
+    "section",
+    { className: "controls" },
+    make("h3", { textContent: "Two versions" }),
+    tools,
+    table,
+    problem,
+  );
+  return {
+    node,
+    learn(given) {
+      entries = given;
+      const options = numbers(given);
+      fill(left, options, left.value || options.at(-1)?.[0]);
+      fill(right, options);
+      show();
+    },
+  };
+}
+
+/** Lets an alias name a version, after one question. */
+function naming(state, done) {
+  const alias = make("input", { type: "text", value: "stable", maxLength: 100, autocomplete: "off" });
+  const select = choice([]);
+  const problem = note();
+  const question = make("p", { id: id("question") });
+  const dialog = make("dialog", { attributes: { "aria-labelledby": question.id } });
+  let names = new Map(); // alias → version
+
+  const wanted = () => {
+    const name = alias.value.trim();
+    if (!name || !select.value) return problem.say("Give it a name, and choose a version.");
+    const before = names.get(name);
+    const now = before === undefined ? "Nothing has that name yet." : `Now it names version ${before}.`;
+    question.textContent = `Let ${name} name version ${select.value} of ${state.model}? ${now}`;
+    dialog.showModal();
+  };
+  const set = async () => {
+    dialog.close();
+    try {
+      const body = JSON.stringify({ version: Number(select.value) });
+      const url = path(state.model, `aliases/${encodeURIComponent(alias.value.trim())}`);
+      await ask(url, { method: "PUT", body, headers: { "Content-Type": "application/json" } });
+      problem.say("");
+      done();
+    } catch (error) {
+      problem.say(error.message);
+    }
+  };
+  dialog.append(
+    question,
+    row(
+      button("Cancel", () => dialog.close()),
+      button("Name it", set, { className: "primary" }),
+    ),
+  );
+  const tools = row(field("Alias", alias), field("names", select), button("Set …", wanted));
+  const title = make("h3", { textContent: "Names" });
+  return {
+    node: make("section", { className: "controls" }, title, tools, dialog, problem),
+    learn(versions) {
+      names = new Map(versions.flatMap((one) => one.aliases.map((name) => [name, one.version])));
+      fill(select, numbers(versions).reverse());
+    },
+  };
+}
+
+/** Which version learned a record. */
+function blaming(state) {
+  const record = make("input", {
+    type: "text",
+    maxLength: 300,
+    autocomplete: "off",
+    placeholder: "topic:partition:offset",
+  });
+  const found = make("p", { attributes: { role: "status" } });
+  const problem = note();
+  const look = async () => {
+    found.textContent = "";
+    problem.say("");
+    try {
+      const told = await asked(path(state.model, "blame", { record: record.value.trim() }));
+      const by = told.version === null ? "" : ` by version ${told.version}`;
+      const update = told.update === null ? "" : `, update ${told.update}`;
+      found.textContent = `${told.topic}:${told.partition}:${told.offset}: ${told.outcome}${by}${update}`;
+    } catch (error) {
+      problem.say(error.message);
+    }
+  };
+  record.addEventListener("keydown", (event) => event.key === "Enter" && look());
+  const tools = row(field("Record", record), button("Find", look));
+  return make(
+    "section",
+    { className: "controls" },
+    make("h3", { textContent: "Who learned it" }),
+    tools,
+    found,
+    problem,
+  );
+}

@@ -1,0 +1,97 @@
+"""The view History: what each version learned, two of them side by side, their names, and who learned a record."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from pipeline.records import Partition, Place
+from pipeline.store.lineage import LineageBuilder
+from tests.consumers.answering import serving
+from tests.consumers.browsing import (
+    PHONE,
+    SCHEMES,
+    browser as browser,  # a fixture
+    card,
+    page as page,  # a fixture
+    violations,
+    wide,
+)
+from tests.consumers.marked import Maker
+
+DIGITS = Partition("digits", 0)
+
+
+def told(maker: Maker) -> None:
+    """A version that learned two records and drifted, and one that has more to say of its classes."""
+    lineage = LineageBuilder()
+    lineage.learned([Place(DIGITS, 4), Place(DIGITS, 6)])
+    lineage.change({"drift": {"update": 3, "reaction": "flush"}})
+    accuracy = [{"prequential_accuracy": share} for share in (0.5, 0.75)]
+    probes = [{"dark": {"now": share, "best": share, "first": share, "records": 4}} for share in (0.25, 0.5)]
+    watermark = {"digits": {0: 7}}
+    for number, more in enumerate(({"lineage": lineage.build()}, {})):
+        maker.commit(metrics=accuracy[number], probes=probes[number], watermark=watermark, **more)
+
+
+def test_it_tells_what_each_version_learned_and_compares_two(redis_url: str, page: Page) -> None:
+    with serving(redis_url, "eyes") as (at, makers):
+        told(makers["eyes"])
+        assert at.serves("eyes", 5)
+        page.goto(f"{at.url}/#history")
+        shown = card(page, "eyes")
+        versions = shown.get_by_role("list", name="Versions of eyes").get_by_role("listitem")
+        expect(versions).to_have_count(5)
+        expect(versions.nth(1)).to_have_text(
+            re.compile(r"^version 4.*digits:0:4–6.*prequential accuracy 50.0 %.*Drift \(flush\)$")
+        )
+        shown.get_by_label("Compare").select_option("4")
+        row = shown.get_by_role("row")
+        expect(row.filter(has_text="prequential accuracy")).to_have_text("prequential accuracy50.0 %75.0 %")
+        expect(row.filter(has_text="class dark")).to_have_text("class dark25.0 %50.0 %")
+        shown.get_by_label("Record").fill("digits:0:6")
+        shown.get_by_role("button", name="Find").click()
+        expect(shown.get_by_role("status")).to_have_text("digits:0:6: learned by version 4, update 3")
+        makers["eyes"].commit()
+        expect(versions).to_have_count(6)
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+            assert violations(page) == []
+        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+        assert (wide(page), violations(page)) == (0, [])
+
+
+def test_an_alias_is_set_by_one_confirmed_click_and_by_keyboard(redis_url: str, page: Page) -> None:
+    with serving(redis_url, "eyes") as (at, makers):
+        page.goto(f"{at.url}/#history")
+        shown = card(page, "eyes")
+        shown.get_by_label("names").select_option("2")
+        shown.get_by_role("button", name="Set …").click()
+        question = page.get_by_role("dialog")
+        expect(question).to_contain_text("Let stable name version 2 of eyes? Nothing has that name yet.")
+        assert violations(page) == []
+        page.keyboard.press("Escape")
+        expect(question).to_be_hidden()
+        assert makers["eyes"].store.aliases() == {}
+        shown.get_by_role("button", name="Set …").press("Enter")
+        expect(question.get_by_role("button", name="Cancel")).to_be_focused()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(shown.locator(".alias")).to_have_text("stable")
+        assert makers["eyes"].store.aliases()["stable"].version == 2
+        shown.get_by_label("names").select_option("1")
+        shown.get_by_role("button", name="Set …").click()
+        expect(question).to_contain_text("Now it names version 2.")
+        question.get_by_role("button", name="Name it").click()
+        expect(shown.get_by_role("listitem").filter(has_text="stable")).to_have_text(re.compile("^version 1"))
+
+
+def test_what_was_not_done_is_said(redis_url: str, page: Page) -> None:
+    with serving(redis_url, "eyes") as (at, _):
+        page.goto(f"{at.url}/#history")
+        shown = card(page, "eyes")
+        page.route("**/aliases/*", lambda route: route.abort())
+        shown.get_by_role("button", name="Set …").click()
+        page.get_by_role("dialog").get_by_role("button", name="Name it").click()
+        expect(shown.get_by_role("alert")).to_have_text("The sampler does not answer.")
