@@ -377,12 +377,23 @@ class AnalyticLearner(Generic[N]):
         places, new = self._beside.sharpness, len(self._sums.counts) - scores.shape[1]
         scores = F.pad(scores, (0, new))
         prior = F.pad(prior, (0, new)) if prior.dim() else prior
+        telling = self._telling(y)
+        kept = 0.5 ** (len(telling) / HORIZON)
+        every = [F.cross_entropy((t * scores + prior)[telling], y[telling], reduction="sum") for t in places]
         logs = self._logs(scores, prior)
-        kept = 0.5 ** (len(y) / HORIZON)
-        every = [F.cross_entropy(sharpness * scores + prior, y, reduction="sum") for sharpness in places]
         self._losses = kept * self._losses + torch.stack(every)
         self._model.sharpness.fill_(lowest(places, self._losses.tolist()))
         return logs
+
+    def _telling(self, y: Tensor) -> Tensor:
+        """Of records of the classes (B,), the rows that tell how sure answers may be: (N,).
+
+        Not those of a class that only what is served knows: the head that predicts them is wrong until it is solved.
+        But the first record of a class, which takes any head by surprise.
+        """
+        predicted = self._weight[y].any(1).cpu()
+        again = (self._sums.counts[y] > 0) | (y[:, None] == y).tril(-1).any(1)
+        return (predicted | ~again).nonzero()[:, 0]
 
     def scale_learning_rate(self, factor: float) -> None:
         """Solves the head so many times as often. In closed form there is no other learning rate."""
