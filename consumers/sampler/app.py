@@ -61,6 +61,7 @@ GRACE_S = 3  # how long requests that are worked on get of these
 READERS = 24  # who wait for the store at one time; threads are 40
 DOWNLOADS = 8  # of weights, at one time: each has one tensor in memory
 PUBLISHERS = 8  # who publish at one time
+LETTERS = 4  # who read dead letters at one time
 STREAMS = 128  # of events, at one time
 LAST_S = 1.0  # how long what still computes then gets: its answer reaches nobody
 LOGGERS = ("uvicorn.error", "python_multipart.multipart")
@@ -89,8 +90,10 @@ def create_app(
         Admission(ADMITTED_PER_SLOT * settings.slots),
         Admission(READERS),
         Admission(DOWNLOADS),
+        config.kafka,
         Outbox(config.kafka),
         Admission(PUBLISHERS),
+        Admission(LETTERS),
         Admission(STREAMS),
         asyncio.Event(),
         registry,

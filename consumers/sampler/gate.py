@@ -151,7 +151,7 @@ class Access:
         """
         host = headers.get("host", "")
         self._check_host(re.sub(r":\d*$", "", host).strip("[]").lower())
-        writes = method in ("PUT", "DELETE", "PATCH") or (method == "POST" and path.startswith(TOPICS))
+        writes = method in ("PUT", "DELETE", "PATCH") or path.startswith(TOPICS)  # whose records not everybody reads
         origin = headers.get("origin")
         if (writes or method == "POST") and origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise refusal(403, "origin", "A page of another site asks for this. Ask from the sampler's own.")

@@ -19,7 +19,7 @@ from consumers.sampler.follower import BLOCK_MS, Follower, Live, Room
 from consumers.sampler.gate import RETRY_AFTER, refusal
 from consumers.sampler.outbox import Outbox
 from consumers.workers import ANSWER_S, Admission, Broken, Ending, Stalled, Workers
-from pipeline.config import Config, SamplerConfig
+from pipeline.config import Config, KafkaConfig, SamplerConfig
 from pipeline.errors import ConfigError, NotFound
 from pipeline.log import meant
 from pipeline.store import Store, models
@@ -163,6 +163,7 @@ class Service:
         readers: admission of those who wait for the store, on threads that they share with all that is not `async`.
         downloads: admission of downloads of weights.
         publishers: admission of those who publish.
+        letters: admission of those who read dead letters, which takes memory.
         streams: admission of streams of events.
         ending: is set when the sampler ends: streams do, too.
         client: the address that asks.
@@ -177,8 +178,10 @@ class Service:
     slow_admission: Admission
     readers: Admission
     downloads: Admission
+    kafka: KafkaConfig
     outbox: Outbox
     publishers: Admission
+    letters: Admission
     streams: Admission
     ending: asyncio.Event
     registry: CollectorRegistry

@@ -4,7 +4,13 @@ Topics, one publisher, readers by offsets, dead letters and labels that come lat
 """
 
 from pipeline.log.aligned import AlignedReader
-from pipeline.log.dead_letters import DeadLetter, dead_letter_topic, publish_dead_letter
+from pipeline.log.dead_letters import (
+    DeadLetter,
+    dead_letter_topic,
+    publish_dead_letter,
+    read_dead_letters,
+    resolve as resolve_dead_letters,
+)
 from pipeline.log.fetcher import Fetcher
 from pipeline.log.publisher import Publisher, Receipt
 from pipeline.log.reader import Reader
@@ -21,5 +27,7 @@ __all__ = [
     "ensure_topics",
     "meant",
     "publish_dead_letter",
+    "read_dead_letters",
     "refuse_typo",
+    "resolve_dead_letters",
 ]

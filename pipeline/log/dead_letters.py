@@ -200,6 +200,8 @@ def read_dead_letters(
     reason: str | None = None,
     since_ms: int = 0,
     resolved: bool = False,
+    last: int | None = None,
+    keep_bytes: int = 0,
 ) -> list[DeadLetter]:
     """The open dead letters of `topic`, oldest first, without their values. Records that are none are passed over.
 
@@ -210,22 +212,25 @@ def read_dead_letters(
         reason: only those with this one.
         since_ms: only those sent at this time or later, in milliseconds since the epoch.
         resolved: also those that were requeued or dropped.
+        last: only of so many records at the end of each partition of the dead-letter topic.
+        keep_bytes: values of at most so many bytes are kept.
 
     Raises:
         LogUnavailable: Kafka cannot be reached.
         LogError: Kafka refuses.
     """
     letters: dict[tuple[str, str], DeadLetter] = {}
-    with closing(committed(config, dead_letter_topic(topic))) as records:
+    with closing(committed(config, dead_letter_topic(topic), last)) as records:
         for record in records:
             with suppress(RecordError):
                 letter = parse(record)
                 if letter.record.topic != topic or model not in (None, letter.model):
                     continue
                 if letter.resolution is None:
+                    kept = record.value if keep_bytes and len(record.value or b"") <= keep_bytes else None
                     letters[letter.key] = replace(
                         letter,
-                        record=replace(letter.record, value=None),
+                        record=replace(letter.record, value=kept),
                         place=record.place,
                         sent_ms=record.timestamp_ms,
                         value_bytes=None if record.value is None else len(record.value),
@@ -248,9 +253,7 @@ def with_values(config: KafkaConfig, letters: Iterable[DeadLetter]) -> Generator
         for letter in letters:
             original = letter.record
             at_origin = letter.value_bytes is None
-            place = original.place
-            if letter.place is not None and not at_origin:
-                place = letter.place
+            place = original.place if letter.place is None or at_origin else letter.place
             try:
                 [found] = fetcher.records([place])
             except OffsetsGone:
@@ -287,6 +290,7 @@ def resolve(
     letters: Iterable[DeadLetter],
     resolution: Resolution,
     headers: Mapping[tuple[str, str], Headers] | None = None,
+    last: int | None = None,
 ) -> list[DeadLetter]:
     """Requeues or drops dead letters of `topic` that are still open, and returns those.
 
@@ -298,6 +302,7 @@ def resolve(
 
     Args:
         headers: further ones of records that are requeued, by the keys of their letters.
+        last: as of `read_dead_letters`.
 
     Raises:
         OffsetsGone: a value was removed from the log; nothing of that transaction is done.
@@ -305,7 +310,9 @@ def resolve(
         LogError: Kafka refuses, another call took over, or a value is over `kafka.max_bytes`.
     """
     with Publisher(config, transactional_id=f"headrace-requeue-{topic}") as publisher:
-        still_open = {letter.key: letter for letter in read_dead_letters(config, topic)}  # now that no other writes
+        still_open = {
+            letter.key: letter for letter in read_dead_letters(config, topic, last=last)
+        }  # now that no other writes
         chosen = [still_open[key] for key in dict.fromkeys(letter.key for letter in letters) if key in still_open]
         done = [replace(letter, resolution=resolution) for letter in chosen]
         with closing(with_values(config, chosen)) as originals:
@@ -320,8 +327,7 @@ def resolve(
 
 def _chunks(letters: list[DeadLetter], unknown_bytes: int) -> Iterator[list[DeadLetter]]:
     """Letters in order, as they go into one transaction."""
-    chunk: list[DeadLetter] = []
-    size = 0
+    chunk, size = list[DeadLetter](), 0
     for letter in letters:
         letter_bytes = unknown_bytes if letter.value_bytes is None else letter.value_bytes
         if chunk and (len(chunk) == TRANSACTION_LETTERS or size + letter_bytes > TRANSACTION_BYTES):
@@ -358,16 +364,17 @@ def _publish_resolution(publisher: Publisher, letter: DeadLetter) -> None:
     publisher.publish(partition.topic, None, key=letter.origin.encode(), headers=headers, partition=partition.number)
 
 
-def committed(config: KafkaConfig, topic: str) -> Generator[Record]:
+def committed(config: KafkaConfig, topic: str, last: int | None = None) -> Generator[Record]:
     """The committed records of a topic up to its present end, in the order of each partition; none if it is missing.
 
-    A `Reader` goes on for ever; this one ends.
+    A `Reader` goes on for ever; this one ends. `last`: of each partition only so many offsets before its end.
     """
     # "earliest": retention may be faster.
     with connected(KafkaConsumer, config, f"read {topic}", auto_offset_reset="earliest") as consumer:
         found = describe(consumer, [topic]).get(topic)
         partitions = found.partitions if found else ()
         firsts, ends = first_offsets(consumer, partitions), end_offsets(consumer, partitions)
+        firsts = {one: max(first, ends[one] - last) if last else first for one, first in firsts.items()}
         left = {tp(partition): ends[partition] for partition in partitions if firsts[partition] < ends[partition]}
         consumer.assign(list(left))
         for partition in left:

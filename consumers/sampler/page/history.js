@@ -245,6 +245,7 @@ function blaming(state) {
     { className: "controls" },
     make("h3", { textContent: "Who learned it" }),
     tools,
+    make("p", { className: "hint", textContent: "By its id: headrace blame --id ID" }),
     found,
     problem,
   );

@@ -2,11 +2,12 @@
 
 import { listen, models, service, start } from "./live.js";
 import * as history from "./history.js";
+import * as letters from "./letters.js";
 import * as now from "./now.js";
 import * as sample from "./sample.js";
 import * as teach from "./teach.js";
 
-const VIEWS = { now, teach, sample, history };
+const VIEWS = { now, teach, sample, history, letters };
 const view = document.querySelector("#view");
 const state = document.querySelector("#state");
 

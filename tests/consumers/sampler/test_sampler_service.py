@@ -64,6 +64,8 @@ def test_who_may_read_and_who_may_write(
         assert answer.status_code == (refused if open_ == "health" else 200)
         answer = at.client.put(write, json={"version": 1})
         assert answer.status_code == (204 if open_ == "all" else refused)
+        if open_ != "all":  # what was published is not for everybody
+            assert at.client.get("/topics/topic/dead-letters").status_code == refused
         if "token" not in settings:
             closed = {
                 "all": [],

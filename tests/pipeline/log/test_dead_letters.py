@@ -151,6 +151,15 @@ def test_reading_gives_what_was_sent_and_its_values_only_when_asked(kafka_config
     assert (shown["offset"], shown["reason"], shown["headers"], shown["bytes"]) == (3, "empty", {"label": "7"}, 7)
 
 
+def test_only_the_newest_are_read_where_that_is_asked(kafka_config: KafkaConfig, topic: str) -> None:
+    send(kafka_config, *(letter(topic, offset) for offset in range(3)))
+    found = read_dead_letters(kafka_config, topic, last=4, keep_bytes=1000)
+    assert [(one.record.offset, one.record.value) for one in found] == [
+        (offset, letter(topic, offset).record.value) for offset in (1, 2)
+    ]
+    assert [one.record.value for one in read_dead_letters(kafka_config, topic, last=2, keep_bytes=1)] == [None]
+
+
 def test_filters(kafka_config: KafkaConfig, topic: str) -> None:
     send(kafka_config, letter(topic, 0), letter(topic, 0, "other"), replace(letter(topic, 1), reason="label"))
     assert listed(kafka_config, topic, model="m") == [(0, "m", None), (1, "m", None)]
