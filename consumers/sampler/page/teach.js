@@ -101,7 +101,7 @@ function lesson(state) {
   all.label.addEventListener("keydown", (event) => event.key === "Enter" && other.click());
   const mending = state.labels
     ? `Undo publishes a correction to ${state.labels}.`
-    : "A correction needs a topic of labels, which this model does not read: models.NAME.labels in headrace.toml.";
+    : `A correction needs a topic of labels, which this model does not read: models.${state.model}.labels in headrace.toml.`;
   all.problem.before(make("p", { className: "hint", textContent: mending, hidden: !publishes }));
 
   async function teach(name) {
