@@ -47,11 +47,19 @@ class Outbox:
 
         Raises:
             Full: Kafka has not acknowledged yet what an earlier request brought.
-            HTTPException: 504 where Kafka took them and did not acknowledge them in time.
+            HTTPException: 413 where one is larger than may be: none is sent. 504 where Kafka took them and did not
+                acknowledge them in time.
             TopicMissing: there is no such topic, and none is made.
-            RecordError, TooLarge: a record is larger than the log takes.
+            TooLarge: the topic takes none of this size.
             LogUnavailable, LogError: Kafka cannot be reached, or refuses.
         """
+        most = self._kafka.max_bytes
+        for number, message in enumerate(messages, 1):
+            if len(message.value) > most:
+                detail = (
+                    f"Record {number} has {len(message.value)} bytes, over kafka.max_bytes = {most}. Make it smaller."
+                )
+                raise refusal(413, "too-large", detail)
         with self._turn:
             try:
                 return self._sent(topic, messages)

@@ -127,6 +127,7 @@ def test_labels_go_to_topics_of_labels_alone(at: Running, kafka: str, topic: str
         ({"content": b""}, 422, "there is none"),
         ({"files": {"a": b"1", "b": b"2"}}, 400, "files"),
         ({"content": b"x" * 2000}, 413, "kafka.max_bytes"),
+        ({"json": {"records": [{"text": "good"}, {"text": "x" * 2000}]}}, 413, "Record 2"),
     ],
 )
 def test_all_or_none(redis_url: str, kafka: str, topic: str, sent: dict[str, Any], status: int, says: str) -> None:
