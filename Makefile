@@ -6,6 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 UV := $(BIN)/uv
 PEERS := .venv-avalanche
+LITSERVE := .venv-litserve
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every process compiles what it imports: torch takes it two seconds
 # Where no terminal shows uv's own progress, a sign of life every ten seconds, for as long as the command runs.
 PATIENTLY = test -t 2 || { s=0; while sleep 2 && kill -0 $$$$ 2>/dev/null; do s=$$((s + 2)); \
@@ -13,7 +14,7 @@ PATIENTLY = test -t 2 || { s=0; while sleep 2 && kill -0 $$$$ 2>/dev/null; do s=
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels docs format bench bench-learners bench-learning bench-learning-peers soak check-deploy lock clean
+.PHONY: help setup demo test test-kernels docs format bench bench-learners bench-learning bench-learning-peers bench-serving soak check-deploy lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ bench-learning: $(STAMP) ## measure what is kept of a stream sorted by class, e.
 bench-learning-peers: $(STAMP) $(PEERS)/.stamp ## measure Avalanche on the same streams, in an environment of its own
 	@$(BIN)/python -m benchmarks.learning.peers $(ARGS)
 
+bench-serving: $(STAMP) $(LITSERVE)/.stamp ## measure the sampler beside plain FastAPI and LitServe; wants wrk (Debian: apt-get install wrk)
+	@$(BIN)/python -m benchmarks serving $(ARGS)
+
 soak: $(STAMP) ## kill workers 200 times, harm their servers, recount every record; e.g. make soak ARGS="--kills 20"
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
@@ -63,8 +67,13 @@ lock: $(STAMP) ## resolve deploy/*.lock again; ARGS=--upgrade moves to the newes
 	$(LOCK) $(ARGS) --constraint deploy/requirements.lock --output-file deploy/runtime.lock pyproject.toml
 	printf 'hatchling\nuv\n' | $(LOCK) $(ARGS) --constraint deploy/requirements.lock --output-file deploy/bootstrap.lock -
 
+$(LITSERVE)/.stamp: deploy/requirements.lock | $(STAMP)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(LITSERVE)
+	@$(UV) pip install --quiet --python $(LITSERVE)/bin/python --constraint deploy/requirements.lock --editable . litserve==0.2.19
+	@touch $@
+
 clean: ## remove .venv, tools and caches; what the demo learned stays in .headrace
-	rm -rf .venv $(PEERS) .headrace/tools build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(PEERS) $(LITSERVE) .headrace/tools build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is taken away first and set last, so that an interrupted set-up starts over on an empty environment.

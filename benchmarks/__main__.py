@@ -21,6 +21,7 @@ from benchmarks import (
 )
 from benchmarks.machine import machine, others, versions
 from benchmarks.report import Findings, keep
+from benchmarks.serving.measure import measure as measure_serving
 from benchmarks.stage import Stage, stage
 
 app = typer.Typer(help=__doc__, pretty_exceptions_enable=False, add_completion=False)
@@ -99,6 +100,16 @@ def latency(
 def swaps(swaps: Annotated[int, typer.Option(help="How many.", min=20)] = 1000, to: To = HERE) -> None:
     """Hot swaps under steady requests."""
     perform("swaps", lambda s: swaps_part.measure(s, swaps=swaps), to)
+
+
+@app.command()
+def serving(
+    rounds: Annotated[int, typer.Option(help="Each server in turn.", min=1)] = 5,
+    seconds: Annotated[int, typer.Option(help="Each time.", min=1)] = 5,
+    to: To = HERE,
+) -> None:
+    """Requests/s of single pictures, beside a plain FastAPI handler and LitServe."""
+    perform("serving", lambda s: measure_serving(s, rounds=rounds, seconds=seconds), to)
 
 
 @app.command()

@@ -51,6 +51,11 @@ def others() -> Iterator[dict[str, Any]]:
 def _cpu_s() -> tuple[float, float, float]:
     """CPU seconds since the start: of all processes, stolen by the hypervisor, of this process's tree."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split(None, 9)[1:9])
+    return (user + nice + system + irq + softirq) * TICK_S, steal * TICK_S, tree_cpu_s(os.getpid())
+
+
+def tree_cpu_s(root: int) -> float:
+    """CPU seconds of a process and all below it."""
     children: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -61,8 +66,7 @@ def _cpu_s() -> tuple[float, float, float]:
         pid = int(path.parent.name)
         children.setdefault(int(fields[1]), []).append(pid)
         ticks[pid] = sum(map(int, fields[11:15]))  # its own, and of its children that have ended
-    tree = [os.getpid()]
+    tree = [root]
     for pid in tree:
         tree += children.get(pid, [])
-    own = sum(ticks.get(pid, 0) for pid in tree)
-    return (user + nice + system + irq + softirq) * TICK_S, steal * TICK_S, own * TICK_S
+    return sum(ticks.get(pid, 0) for pid in tree) * TICK_S
