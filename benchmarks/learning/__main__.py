@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ import typer
 from benchmarks.learners.__main__ import say
 from benchmarks.learners.data import Set, clothes, digits, photographs, small_digits
 from benchmarks.learners.texts import intents
-from benchmarks.learning import constant, drift, plots
+from benchmarks.learning import constant, drift, plots, sure
 from benchmarks.learning.runs import BATCH, Run, run
 from benchmarks.learning.streams import at_most, domains, news_mixed, pairs, sorted_by_class, split, tiles_mixed
 from benchmarks.machine import machine, others
@@ -274,10 +275,16 @@ PARTS |= {
     for batch in (10, 64)
 }
 
+
+def measured_sure(name: str, data: Path, seeds: int, tuning: bool, peer: float | None) -> Findings:
+    return sure.measure(name, data, tuning)
+
+
 #: what is measured beside streams that are sorted by class
 BESIDE: Mapping[str, Callable[[Path, int, bool, float | None], Findings]] = {
     "constant": lambda data, seeds, tuning, peer: constant.measure(),
     "drift": drift.measure,
+    **{name: partial(measured_sure, name) for name in sure.CASES},
 }
 
 

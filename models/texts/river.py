@@ -7,6 +7,9 @@ splits of a tree, where it cannot be. It has no state of its own, and collisions
 (Weinberger et al. 2009, "Feature hashing for large scale multitask learning").
 
 What a configuration may name is listed in `river_state`: the classes whose state can be captured without pickle.
+
+With `calibrate` an answer is p_k^t over the sum of all, with river's p and one number t, found on a few records that
+are not learned (`calibration`).
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from models.calibration import Calibration
 from models.familiarity import AcquaintedOptions
 from models.labels import Labels
-from models.learner import Batch, Blueprint, Report, Rows, State, structural
+from models.learner import Batch, Blueprint, Report, State, copy_into, structural, tensor
+from models.pooling import floored
 from models.texts.gru import strings
 from models.texts.river_state import CLASSES, classes, decode, encode
 
@@ -59,6 +64,7 @@ class RiverClassifierOptions(AcquaintedOptions):
     strip_accents: bool = structural(True)
     buckets: int = structural(1 << 14, ge=2, le=1 << 24)
     max_classes: int = Field(1000, ge=1)
+    calibrate: bool = structural(True, before=False)  # whether a few records are not learned, but tell how sure it is
 
     @model_validator(mode="after")
     def _works(self) -> RiverClassifierOptions:
@@ -151,6 +157,8 @@ class RiverModel:
 
     def __init__(self, options: RiverClassifierOptions, names: Sequence[str], seed: int) -> None:
         self.classes = list(names)
+        self._is_calibrated = options.calibrate
+        self.sharpness = torch.ones(1)  # t
         self._vectorizer = vectorizer(options)
         self._classifier = classifier(options, seed)
         # A tree compares values, so that a bucket that is not in a text has one too: nothing was ever counted there.
@@ -158,10 +166,16 @@ class RiverModel:
 
     def classify(self, x: Tensor) -> Tensor:
         """x (B, L) int32 → probabilities (B, K) float32, on the CPU."""
-        return self.probabilities(strings(x), len(self.classes))
+        return self.sharpened(self.probabilities(strings(x), len(self.classes)))
+
+    def sharpened(self, p: Tensor) -> Tensor:
+        """River's probabilities (B, K) → as sure as they may be."""
+        if not self._is_calibrated:
+            return p
+        return (self.sharpness * floored(p.log())).softmax(1).float()
 
     def probabilities(self, texts: Sequence[str], count: int) -> Tensor:
-        """(B, count) float32; each row sums to one, evenly where river says nothing."""
+        """River's own: (B, count) float32; each row sums to one, evenly where river says nothing."""
         found = [self._classifier.predict_proba_one(self._features(text)) for text in texts]
         rows = torch.tensor([[p.get(k, 0.0) for k in range(count)] for p in found], dtype=torch.float64)
         rows = rows.view(len(texts), count)
@@ -177,15 +191,19 @@ class RiverModel:
         return {**self._absent, **self._vectorizer.transform_one(text)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `river_state.encode`."""
+        """See `river_state.encode`; and t, where it is calibrated."""
         frequencies = [getattr(self._vectorizer, "n", 0), getattr(self._vectorizer, "dfs", Counter())]
-        return encode([*frequencies, self._classifier])
+        return {**encode([*frequencies, self._classifier]), **self._calibrated()}
+
+    def _calibrated(self) -> dict[str, Tensor]:
+        return {"sharpness": self.sharpness} if self._is_calibrated else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """
         Raises:
             ValueError: a tensor is missing or of another kind.
         """
+        copy_into(self._calibrated(), {name: value for name, value in state_dict.items() if name == "sharpness"})
         count, frequencies, self._classifier = decode(state_dict)
         if hasattr(self._vectorizer, "dfs"):
             self._vectorizer.n, self._vectorizer.dfs = count, frequencies
@@ -203,6 +221,8 @@ class RiverLearner:
     ) -> None:
         self.model = RiverModel(options, (), seed)
         self._labels = Labels(self.model.classes, options.max_classes)
+        self._calibration = Calibration(shape, torch.int32) if options.calibrate else None
+        self._seen: Counter[int] = Counter()  # records of each class
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         return self._labels.refuses(labels)
@@ -211,24 +231,44 @@ class RiverLearner:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         new, classes, texts = self._labels.new(batch.labels), list(self.model.classes), strings(batch.x)
-        p = self.model.probabilities(texts, len(classes))  # (B, K) of before
+        p = self.model.sharpened(self.model.probabilities(texts, len(classes)))  # (B, K) of before
         predicted = [classes[k] for k in p.argmax(1).tolist()] if classes else [None] * len(batch)
         self._labels.add(new)
         numbers = self._labels.numbers(batch.labels)
         of_label = [p[row, number].item() if number < len(classes) else 0.0 for row, number in enumerate(numbers)]
-        for text, number in zip(texts, numbers, strict=True):
-            self.model.learn_one(text, number)
+        for row in self._rest(batch, numbers):
+            self.model.learn_one(texts[row], numbers[row])
+        self._seen.update(numbers)
+        self._calibrate()
         return Report(sum(-math.log(max(value, LEAST)) for value in of_label) / len(batch), predicted)
 
+    def _rest(self, batch: Batch, numbers: Sequence[int]) -> Sequence[int]:
+        """The rows of a batch that are learned. The others calibrate it."""
+        if self._calibration is None:
+            return range(len(batch))
+        return self._calibration.rest(batch, numbers, self._seen, ())
+
+    def _calibrate(self) -> None:
+        if self._calibration is not None and self._calibration.due(self._seen.total()):
+            count = len(self.model.classes)
+            self.model.sharpness = self._calibration.found(lambda x: self.model.probabilities(strings(x), count).log())
+
     def capture(self) -> State:
-        return State(self.model.state_dict(), {}, {"classes": list(self.model.classes), "river": _river()})
+        meta: dict[str, Any] = {"classes": list(self.model.classes), "river": _river()}
+        if self._calibration is None:
+            return State(self.model.state_dict(), {}, meta)
+        training, meta["calibration"] = self._calibration.capture()
+        meta["seen"] = [self._seen[number] for number in range(len(self.model.classes))]
+        return State(self.model.state_dict(), {**training}, meta)
 
     def restore(self, state: State) -> None:
         labels = self._labels.beyond(state.meta["classes"])
         _check_version(state.meta)
-        serving = {name: value.tensor if isinstance(value, Rows) else value for name, value in state.serving.items()}
-        self.model.load_state_dict(serving)
+        self.model.load_state_dict({name: tensor(value) for name, value in state.serving.items()})
         self._labels.add(labels)
+        if self._calibration is not None:
+            self._calibration = Calibration.restored(state.meta["calibration"], state.training)
+            self._seen = Counter(dict(enumerate(state.meta["seen"])))
 
 
 def _river() -> str:

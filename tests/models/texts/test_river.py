@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
+import random
 import re
 import sys
 import threading
@@ -24,7 +25,7 @@ from models.texts.river import BINARY, BLUEPRINT, MULTICLASS, TREE, RiverClassif
 from models.texts.river_state import Op, classes, decode, encode
 from tests.models.contract import SEED, Case, LearnerContract, answers, cloned, same, texts
 
-WORDS = {"ngrams": (1, 1), "buckets": 256}
+WORDS = {"ngrams": (1, 1), "buckets": 256, "calibrate": False}
 SGD = {"optimizer": {"class": "river.optim.SGD", "lr": 0.3}}
 NORMAL = {"initializer": {"class": "river.optim.initializers.Normal", "sigma": 0.1}}
 TREE_OPTIONS = {"buckets": 32, "parameters": {"grace_period": 40, "delta": 0.2, "tau": 0.5, "max_depth": 3}}
@@ -46,6 +47,7 @@ CASES = {
     "logistic regression": case("river.linear_model.LogisticRegression", parameters={**SGD, **NORMAL}),
     "softmax regression": case("river.linear_model.SoftmaxRegression", parameters=SGD),
     "Hoeffding tree": case(TREE, **TREE_OPTIONS),
+    "calibrated": case("river.naive_bayes.MultinomialNB", calibrate=True),
 }
 
 
@@ -64,6 +66,34 @@ class TestContract(LearnerContract):
         """A tree grows until its depth is reached; it has its own test."""
         if case.options.classifier != TREE:
             case.its_state_does_not_grow_with_the_stream()
+
+
+def test_it_is_as_sure_as_it_is_right() -> None:
+    """Naive Bayes counts each of the twenty words of a text as a word for itself, and they are five."""
+    words = [f"word{number}" for number in range(40)]
+    rng = random.Random(0)
+    labels = [str(number % 4) for number in range(900)]
+    own = {label: words[8 * int(label) :][:16] for label in set(labels)}
+    drawn = [[rng.choice(own[label] if rng.random() < 0.4 else words) for _ in range(5)] for label in labels]
+    x = torch.tensor([[*map(ord, " ".join(each * 4).ljust(200))] for each in drawn], dtype=torch.int32)
+    for calibrate in (False, True):
+        one = Case(BLUEPRINT, RiverClassifierOptions(calibrate=calibrate), x, labels)
+        ours = one.learner()
+        for update in range(25):
+            ours.learn(one.batch(24 * update, 24), update_generator(SEED, update))
+        sure, best = answers(ours.model, x[600:], []).max(1)
+        right = [ours.model.classes[k] == label for k, label in zip(best.tolist(), labels[600:], strict=True)]
+        too_sure = sure.mean().item() - sum(right) / 300
+        assert too_sure < 0.08 if calibrate else too_sure > 0.15
+
+
+def test_a_version_of_before_goes_on_as_it_was() -> None:
+    stored = RiverClassifierOptions.of_version({"buckets": 256})
+    assert not stored.calibrate
+    state = Case(BLUEPRINT, stored, *texts()).learned(5).capture()
+    assert not state.training
+    assert not {"seen", "calibration"} & state.meta.keys()
+    assert "sharpness" not in state.serving
 
 
 def hashed(text: str, buckets: int, tokenizer: Any, longest: int) -> list[int]:
