@@ -165,6 +165,11 @@ class AcquaintedModel:
         shares = F.pad(self.shares, (0, p.shape[1] - len(self.shares)))  # classes that came after the last version
         return tempered(p, rank, shares), rank < self._unknown
 
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, ...) → (B, D)"""
+        inner: Any = self.inner
+        return inner.features(x)  # type: ignore[no-any-return]
+
     def state_dict(self) -> dict[str, Tensor]:
         return {PREFIX + name: tensor for name, tensor in self._own().items()}
 

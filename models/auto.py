@@ -126,6 +126,10 @@ class AutoModel(nn.Module):
         rank = ranks(look.strange, head.familiar)
         return tempered(p, rank, head.shares), rank < head.unknown
 
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, ...) → (B, D) of the head, which answers from the first records on"""
+        return self.head.look(x.to(self.head.weight.device)).features
+
 
 def of_now(weights: Tensor, sharpness: Tensor) -> Tensor:
     """a, b and τ' (3,), τ → a τ'/τ and b (2,)"""

@@ -38,6 +38,24 @@ class Recogniser(Classifier, Protocol):
 
 
 @runtime_checkable
+class Linear(Classifier, Protocol):
+    """A classifier of texts whose scores are sums over what is in a text."""
+
+    def contributions(self, x: Tensor) -> Tensor:
+        """x (L,) a text → (n, K) what each of its n code points adds to the score of each class."""
+        ...
+
+
+@runtime_checkable
+class Featured(Protocol):
+    """A model that tells what it makes of records."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, ...) as in `Batch.x` → (B, D): records that it takes for alike are near each other."""
+        ...
+
+
+@runtime_checkable
 class Evaluated(Protocol):
     """A model with a likelihood."""
 

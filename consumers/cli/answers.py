@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.client import Classified, Pictures, SamplingClient
 
 SHOWN = 5  # classes
+SHOWN_CHARACTERS = 60  # of a text
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".txt"}  # of what is a file's name
 
 app = typer.Typer()
@@ -118,6 +119,54 @@ def recognise(asks: Asks, model: ModelName, record: RecordArgument) -> None:
     """
     answer = asks.sampler.recognise(model, _record(record))
     _ranked(answer, asks.json, *["unknown"] * answer.unknown)
+
+
+@asking
+def explain(
+    asks: Asks,
+    model: ModelName,
+    record: RecordArgument,
+    label: Annotated[str | None, typer.Option(help="The class to explain; default: the likeliest.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A PNG to write: the heat over it.")] = None,
+) -> None:
+    """Tell what in a picture or a text speaks for its class, and what against it.
+
+    Example: headrace explain pictures cat.png -o why.png
+    """
+    answer = asks.sampler.explain(model, _record(record), label=label)
+    if output is not None:
+        if answer.image is None:
+            raise ConfigError(f"{model} reads texts, and -o is for pictures. Leave it out.")
+        output.write_bytes(answer.image)
+    file = {} if output is None else {"file": str(output)}
+    lines = [f"{part.weight:+7.2f}  {printable(part.text.strip())}" for part in answer.parts or ()]
+    if answer.heat is not None:
+        lines = [" ".join(f"{cell:+6.2f}" for cell in row) for row in answer.heat]
+    said = f"{answer.probability:6.1%}  {printable(answer.label)}"
+    print_result(asks.json, {**answer.model_dump(mode="json"), **file}, said, *lines)
+
+
+@asking
+def nearest(
+    asks: Asks,
+    model: ModelName,
+    record: RecordArgument,
+    n: Annotated[int | None, typer.Option("-n", help="How many; default: 8.", min=1)] = None,
+) -> None:
+    """Find the learned records that are nearest to a picture or a text; for a drawing, whether it is a copy.
+
+    Example: headrace nearest pictures cat.png -n 3
+    """
+    answer = asks.sampler.nearest(model, _record(record), n)
+    lines = [
+        "  ".join(
+            filter(None, (f"{one.distance:8.3f}", one.position, one.label and printable(one.label), _text(one.text)))
+        )
+        for one in answer.records
+    ]
+    if answer.is_copy is not None:
+        lines.append("It is a copy of the first." if answer.is_copy else "It is no copy.")
+    print_result(asks.json, answer.model_dump(mode="json"), *lines)
 
 
 @asking
@@ -302,6 +351,10 @@ def _record(record: str) -> Path | bytes | str:
             f"{record} is no file.{advice} Correct the path; a text that looks like one goes through standard input, -."
         )
     return record
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else printable(text[:SHOWN_CHARACTERS])
 
 
 def _ranked(answer: "Classified", json_: bool, *before: str) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from consumers.sampler.follower import Live
 from consumers.sampler.gate import refusal
+from consumers.sampler.remembered import keeps_records
 from models.capabilities import Autoencoder, Classifier, Generator, Recogniser, Restorer, Restyler, TextGenerator
+
+if TYPE_CHECKING:
+    from pipeline.store import Manifest
 
 T = TypeVar("T")
 
@@ -16,12 +21,28 @@ def able(live: Live[Any], *kinds: type[T]) -> Live[T] | None:
     return cast("Live[T]", live) if isinstance(live.model, kinds) else None
 
 
-class Ability(Generic[T]):
-    """A route below a model, and the kinds of models that answer it."""
+def of_any(manifest: Manifest) -> bool:
+    return True
 
-    def __init__(self, route: str, *kinds: type[T]) -> None:
+
+class Ability(Generic[T]):
+    """A route below a model, and the kinds of models that answer it.
+
+    Args:
+        where: whether a version has what it takes.
+        lacks: what else the model does not do.
+    """
+
+    def __init__(
+        self, route: str, *kinds: type[T], where: Callable[[Manifest], bool] = of_any, lacks: str = ""
+    ) -> None:
         self.route = route
         self.kinds = kinds
+        self._where = where
+        self._lacks = lacks or f"does not {route}"
+
+    def answered_by(self, live: Live[Any]) -> bool:
+        return isinstance(live.model, self.kinds) and self._where(live.manifest)
 
     def of(self, live: Live[Any]) -> Live[T]:
         """The same version, whose model is known to answer.
@@ -29,17 +50,21 @@ class Ability(Generic[T]):
         Raises:
             HTTPException: 409 where the model does something else.
         """
-        if (found := able(live, *self.kinds)) is None:
+        if not self.answered_by(live):
             can = " or ".join(answers(live)) or "ask for its versions alone"
-            detail = f"{live.manifest.model} does not {self.route}. What it does: {can}."
+            detail = f"{live.manifest.model} {self._lacks}. What it does: {can}."
             raise refusal(409, "wrong-kind", detail)
-        return found
+        return live
 
 
 #: in the order in which a model tells what it answers
 ABILITIES: tuple[Ability[Any], ...] = (
     CLASSIFY := Ability("classify", Classifier),
     RECOGNISE := Ability("recognise", Recogniser),
+    EXPLAIN := Ability("explain", Classifier),
+    NEAREST := Ability[Classifier | Generator](
+        "nearest", Classifier, Generator, where=keeps_records, lacks="keeps no records that it learned"
+    ),
     GENERATE := Ability[Generator | TextGenerator]("generate", Generator, TextGenerator),
     INTERPOLATE := Ability("interpolate", Generator),
     STRIP := Ability("strip", Generator),
@@ -54,4 +79,4 @@ ABILITIES: tuple[Ability[Any], ...] = (
 
 def answers(live: Live[Any]) -> list[str]:
     """The routes that this model answers."""
-    return [ability.route for ability in ABILITIES if isinstance(live.model, ability.kinds)]
+    return [ability.route for ability in ABILITIES if ability.answered_by(live)]

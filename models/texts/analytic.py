@@ -40,6 +40,7 @@ from models.analytic import Sums
 from models.analytic_learner import NOTHING_ELSE, PREFIX, AnalyticLearner, AnalyticModel, Beside, Look
 from models.learner import Blueprint, Rows, State, copy_into, module_on, tensor
 from models.network import widened
+from models.texts.contributions import shared_out, spans
 from models.texts.counts import (
     AT_ONCE,
     INTEGERS,
@@ -119,24 +120,50 @@ class TextAnalytic(AnalyticModel):
 
         That is told by all classes together: what none of them has speaks neither for one nor against it.
         """
-        buckets, classes = self.counts.shape
-        lengths = (self.lengths + SMOOTHING * buckets).log().float()
-        others = (self.lengths.sum() - self.lengths + SMOOTHING * buckets).log().float()
-        units = self.units.float()
-        every = (self.lengths.sum() + SMOOTHING * buckets).log().float()
+        classes = self.counts.shape[1]
         found = self.weight.new_zeros(count, classes + 3)  # and how rare; of q before it has length 1 squares and sum
         for some in torch.split(rows, AT_ONCE):
             text, at, u = some.unbind(1)
-            within = self.counts[at].float()  # (N, K)
-            total = within.sum(1, keepdim=True)
-            q = u[:, None] * torch.log1p(units / (total + SMOOTHING))
-            logs = (within + SMOOTHING).log() - lengths
-            against = (total - within + SMOOTHING).log() - others
-            speaks = (1 - AGAINST) * logs - AGAINST * against
-            rare = every - (total + SMOOTHING).log()
+            speaks, idf, rare = self.said(at)
+            q = u[:, None] * idf
             found.index_add_(0, text, torch.cat([q * speaks, q * rare, q * q, q], 1))
         logs, rare, squares, total = torch.split(found, [classes, 1, 1, 1], 1)
         return logs / squares.sqrt().clamp_min(1e-9), (rare / total.clamp_min(1e-9)).squeeze(1)
+
+    def said(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (N,) → the brackets of s (N, K), and idf and how rare each is, (N, 1) each"""
+        smoothing = SMOOTHING * len(self.counts)
+        lengths = (self.lengths + smoothing).log().float()
+        others = (self.lengths.sum() - self.lengths + smoothing).log().float()
+        every = (self.lengths.sum() + smoothing).log().float()
+        within = self.counts[at].float()  # (N, K)
+        total = within.sum(1, keepdim=True)
+        logs = (within + SMOOTHING).log() - lengths
+        against = (total - within + SMOOTHING).log() - others
+        idf = torch.log1p(self.units.float() / (total + SMOOTHING))
+        return (1 - AGAINST) * logs - AGAINST * against, idf, every - (total + SMOOTHING).log()
+
+    @torch.no_grad()
+    def contributions(self, x: Tensor) -> Tensor:
+        """x (L,) a text → (n, K) what each of its n code points adds to τ (W φ + b) min(1, …) + s, but for b: less the
+        mean of all classes, and as the lengths |w| and |u idf| and the min are.
+
+        A feature adds the same wherever it is in the text, and there by each of its code points.
+        """
+        look = self.look(x[None])
+        _, at, u = look.rows.unbind(1)
+        speaks, idf, _ = self.said(at)
+        q = u[:, None] * idf
+        place, sign = hashed(at, self.weight.shape[1])
+        w = torch.zeros(self.weight.shape[1], dtype=torch.float64).index_add_(0, place, (sign * u).double())
+        share = look.features[0, place] * torch.where(w[place] == 0, 0, sign * u / w[place]).float()
+        head = self.sharpness * share[:, None] * self.weight[:, place].T
+        each = q / q.norm().clamp_min(1e-9) * speaks + (head if look.trust is None else head * look.trust)
+        points = folded(x[x != 0])
+        buckets, _ = hashes(points[None]).rows(len(self.counts))
+        first, behind = spans(points.long(), ORDERS)
+        centred = each - each.mean(1, keepdim=True)
+        return shared_out(centred, torch.searchsorted(at.contiguous(), buckets), first, behind, len(points))
 
     def grow(self, classes: int) -> None:
         super().grow(classes)
@@ -203,12 +230,18 @@ def weights(count: int, buckets: int, each: Tensor, times: Tensor) -> Tensor:
 def placed(count: int, rows: Tensor, width: int) -> Tensor:
     """Features of so many texts, as `weighed` gives them → φ (B, D) float32"""
     text, at, u = rows.unbind(1)
-    spread = mixed(at * BASE + 1)
+    place, sign = hashed(at, width)
     w = torch.zeros(count * width, dtype=torch.float64, device=rows.device)
-    w.index_add_(0, text * width + bucket(spread, width), (u * ((mixed(spread) >> 63) * 2 + 1)).double())
+    w.index_add_(0, text * width + place, (u * sign).double())
     w = w.view(count, width)
     length = w.square().sum(1, keepdim=True).sqrt().clamp_min(1)
     return (w * (SCALE / length)).round().float()
+
+
+def hashed(at: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Features (N,) → the place of each in the head's D, and its sign there"""
+    spread = mixed(at * BASE + 1)
+    return bucket(spread, width), (mixed(spread) >> 63) * 2 + 1
 
 
 def trust(rows: Tensor, features: Tensor) -> Tensor:

@@ -220,6 +220,10 @@ class TextEncoder(nn.Module):
         """x (B, L) int32 → probabilities (B, K) float32."""
         return torch.zeros(len(x), 0) if self.top is None else self.top.classify(self.embed(x))
 
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, L) int32 → (B, D) embeddings, as the replay memory holds them."""
+        return self.embed(x)
+
     def embed(self, x: Tensor) -> Tensor:
         """x (B, L) int32 → embeddings (B, D), on the encoder's device."""
         found: Tensor = self.encoder(strings(x))

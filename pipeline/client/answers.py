@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
@@ -77,6 +77,46 @@ class Recognised(Classified):
     """One record, recognised: `label` and `probability` are null where it resembles none of the classes."""
 
     unknown: bool
+
+
+class WeighedPart(BaseModel):
+    """A part of a text."""
+
+    text: str
+    weight: float = Field(description="how much it speaks for the class; below 0: against it")
+
+
+class Explained(VersionInfo):
+    """Why a record is taken to be of a class: how much each part of it speaks for that, or against it."""
+
+    label: str
+    probability: float
+    method: Literal["occlusion", "left-out", "exact"] = Field(
+        description="the log-odds that are lost without the part, or what exactly the part adds to the class's score"
+    )
+    heat: list[list[float]] | None = Field(description="of a picture: rows of cells; above 0 a cell speaks for it")
+    image: Png | None = Field(description="the picture with the heat over it: orange for the class, blue against it")
+    parts: list[WeighedPart] | None = Field(description="of a text: its parts, in their order")
+
+
+class Neighbour(BaseModel):
+    """A record that was learned."""
+
+    distance: float
+    label: str | None
+    position: str | None = Field(description="topic:partition:offset")
+    image: Png | None
+    text: str | None
+
+
+class Nearest(VersionInfo):
+    """The learned records that are nearest to a record, of those that the version keeps."""
+
+    records: list[Neighbour] = Field(description="the nearest first")
+    kept: int = Field(description="records that the version keeps")
+    compared: int = Field(description="of these: where they are too many, some are left out")
+    spacing: float | None = Field(description="of a model that draws: the mean distance of the next 50")
+    is_copy: bool | None = Field(description="of a model that draws: whether it is at less than half of that")
 
 
 class Pictures(VersionInfo):

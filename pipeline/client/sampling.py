@@ -30,7 +30,9 @@ from pipeline.client.answers import (
     Code,
     Completed,
     Drawn,
+    Explained,
     Interpolated,
+    Nearest,
     Pictures,
     Published,
     Recognised,
@@ -133,6 +135,14 @@ class SamplingClient(Closing):
     def recognise(self, model: str, record: Picture | str) -> Recognised:
         """The same, or `unknown` where it resembles none of the classes."""
         return self._answer(Recognised, model, "recognise", record)
+
+    def explain(self, model: str, record: Picture | str, *, label: str | None = None) -> Explained:
+        """Why a picture or a text (`str`) is taken to be of its likeliest class, or what speaks for another one."""
+        return self._answer(Explained, model, "explain", record, label=label)
+
+    def nearest(self, model: str, record: Picture | str, n: int | None = None) -> Nearest:
+        """The n learned records that are nearest to a picture or a text (`str`); default: 8."""
+        return self._answer(Nearest, model, "nearest", record, n=n)
 
     # --- drawings ---
 

@@ -82,6 +82,22 @@ def test_classify_and_recognise(headrace: Headrace) -> None:
     assert "reads image" in refused.err
 
 
+def test_explain_and_nearest(headrace: Headrace) -> None:
+    said = headrace("explain", "eyes", "dark.png", "-o", "why.png").text.splitlines()
+    assert (said[0], len(said)) == ("100.0%  dark", 9)
+    assert set(" ".join(said[1:]).split()) == {"+0.00"}
+    assert seen(Path("why.png").read_bytes()).shape == (280, 280, 3)
+    answer = json.loads(headrace("explain", "eyes", "dark.png", "--label", "bright", "--json").text)
+    assert (answer["label"], answer["version"], len(answer["heat"])) == ("bright", VERSIONS, 8)
+    near = headrace("nearest", "drawings", "grey.png", "-n", "1").text.splitlines()
+    assert near[0].strip().endswith(("left", "right"))
+    assert near[1:] == ["It is no copy."]
+    assert len(json.loads(headrace("nearest", "drawings", "grey.png", "--json").text)["records"]) > 1
+    refused = headrace("nearest", "eyes", "dark.png")
+    assert (refused.status, refused.out) == (9, b"")
+    assert "eyes keeps no records that it learned. What it does: classify or" in refused.err
+
+
 PICTURES: list[tuple[list[str], tuple[int, ...]]] = [
     (["generate", "drawings", "-n", "4", "--label", "left"], (16, 16)),
     (["interpolate", "drawings", "--to", "2", "--steps", "3"], (8, 24)),

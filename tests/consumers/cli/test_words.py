@@ -87,6 +87,8 @@ TABLE = [
     ("classify {model}x text --url {url}", 9, "There is no model {model}x here", "Known: {model}"),
     ("classify {model} picture.png --url {url}", 9, "The record cannot be read: ", ""),
     ("recognise {model} text --url {url}", 9, "{model} does not recognise", "What it does: classify"),
+    ("explain {model} text --label x --url {url}", 9, "{model} has learned no label 'x'", "Known: "),
+    ("nearest {model} text --url {url}", 9, "{model} keeps no records that it learned", "What it does: classify"),
     ("generate {model} -n 1000 --url {url}", 9, "n = 1000: at most 64 at one time", "Ask for less"),
     ("generate {model} --label x --url {url}", 9, "{model} has learned no label 'x'", "Known: "),
     ("interpolate {model} --steps 999 --url {url}", 9, "steps = 999: at most 64 at one time", "Ask for less"),

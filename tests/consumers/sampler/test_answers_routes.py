@@ -67,9 +67,9 @@ def listed(answer: httpx.Response) -> NDArray[np.uint8]:
 
 def test_models_say_what_they_answer(sampler: Running) -> None:
     models = {model["model"]: model for model in sampler.client.get("/models").json()}
-    drawn = ["generate", "interpolate", "strip", "encode", "reconstruct", "vary"]
+    drawn = ["nearest", "generate", "interpolate", "strip", "encode", "reconstruct", "vary"]
     assert models["drawings"]["answers"] == drawn
-    assert models["eyes"]["answers"] == ["classify", "recognise", "restore", "restyle"]
+    assert models["eyes"]["answers"] == ["classify", "recognise", "explain", "restore", "restyle"]
     assert models["voice"]["answers"] == ["generate", "complete"]
     assert models["eyes"]["kinds"] == ["holes", "negative"]
     assert models["drawings"]["kinds"] == []
@@ -393,6 +393,8 @@ def test_the_routes_are_documented_with_what_they_take_and_give(sampler: Running
     assert given == {
         "classify": {"application/json"},
         "recognise": {"application/json"},
+        "explain": {"application/json"},
+        "nearest": {"application/json"},
         "encode": {"application/json"},
         "generate": both,
         "interpolate": both,

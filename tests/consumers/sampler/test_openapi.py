@@ -34,6 +34,7 @@ from tests.services import unique
 
 ODD = ("eyes", "voice")  # a user's own
 STATUSES = {"400", "401", "403", "404", "405", "408", "409", "413", "421", "422", "500", "502", "503", "504"}
+POSTED = ("classify", "recognise", "explain", "nearest", "encode", "reconstruct", "vary", "restore", "restyle")
 BOUNDS: dict[str, Any] = {"max_samples": 4, "max_side": 32, "max_text_bytes": 64}
 
 
@@ -166,7 +167,7 @@ def asked_of(at: Running) -> Iterator[tuple[str, str, str, bytes | None]]:
     yield "DELETE", "/models/{model}/classify", f"/models/{states[0]['model']}/classify", None
     assert {name for state in states for name in state["answers"]} == {ability.route for ability in ABILITIES}
     for state, name in ((one, name) for one in states for name in one["answers"]):
-        posted = name in ("classify", "recognise", "encode", "reconstruct", "vary", "restore", "restyle")
+        posted = name in POSTED
         content = sent[state["input"]["kind"]] if posted else None
         path = f"/models/{state['model']}/{name}{queries.get(name, '')}"
         yield "POST" if posted else "GET", f"/models/{{model}}/{name}", path, content

@@ -212,8 +212,9 @@ def test_a_seed_that_was_not_given_is_answered_and_draws_the_same_again(sampler:
 def test_models_say_what_they_are_and_what_is_missing(sampler: Running) -> None:
     models = {model["model"]: model for model in sampler.client.get("/models").json()}
     assert list(models) == ["empty", "marks", "sides", "squares", "tongues"]
-    assert models["sides"]["answers"] == ["classify"]
-    assert models["squares"]["answers"] == ["generate", "interpolate", "strip", "encode", "reconstruct", "vary"]
+    assert models["sides"]["answers"] == ["classify", "explain", "nearest"]
+    drawn = ["nearest", "generate", "interpolate", "strip", "encode", "reconstruct", "vary"]
+    assert models["squares"]["answers"] == drawn
     assert models["sides"]["classes"] == ["left", "right"]
     assert models["sides"]["counts"] == {"learned": 20}
     assert models["empty"]["standing"] is None

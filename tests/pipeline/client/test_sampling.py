@@ -54,7 +54,19 @@ def test_records_are_classified_and_recognised(client: Client, tmp_path: Path) -
         assert (answer.model, answer.version, answer.watermark) == ("eyes", VERSIONS, {"topic": {0: VERSIONS}})
         assert client.classify("eyes", picture).probabilities == {"dark": 1, "bright": 0}
     assert client.recognise("eyes", np.full((8, 8), 128, np.uint8)).unknown
-    assert client.answers("eyes") == ["classify", "recognise", "restore", "restyle"]
+    assert client.answers("eyes") == ["classify", "recognise", "explain", "restore", "restyle"]
+
+
+def test_answers_are_explained_and_records_found_again(client: Client) -> None:
+    why = client.explain("eyes", PIXELS * 0, label="bright")
+    assert (why.label, why.probability, why.method, why.version) == ("bright", 0, "occlusion", VERSIONS)
+    assert why.heat is not None
+    assert why.image is not None
+    assert len(why.heat) == len(why.heat[0]) == 8
+    near = client.nearest("drawings", photo(8, 8, 1), 1)
+    assert (len(near.records), near.version, near.is_copy) == (1, VERSIONS, False)
+    assert near.records[0].image is not None
+    assert seen(near.records[0].image).shape == (8, 8)
 
 
 def test_drawings_come_one_by_one_or_on_a_sheet(client: Client) -> None:
