@@ -43,8 +43,8 @@ class Row:
 
     def warnings(self) -> list[str]:
         """What is wrong with the model, a line each."""
-        stalled = self.worker.stalled if self.worker is not None and self.worker.alive else None
-        lines = [] if stalled is None else [f"its worker has been at {stalled} for too long, and learns nothing."]
+        problem = self.worker.problem if self.worker is not None and self.worker.alive else None
+        lines = [problem] if problem else []
         return [f"{self.model}: {line}" for line in (*lines, *self.diagnoses.values())]
 
     def state(self) -> str:

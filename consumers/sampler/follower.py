@@ -145,6 +145,7 @@ class Follower:
         self._room = room
         self.live: Live[Model] | None = None
         self.clock = time.monotonic
+        self.worker: str | None = None  # "alive", or why nothing is learned; None: its worker ended well
         self.deleted = False  # on purpose: nobody waits for a version of it
         self.unreachable_since_s: float | None = None  # Unix time since which Redis does not answer
         self._settings = settings
@@ -213,6 +214,7 @@ class Follower:
         """Puts the head in service and listens a while; gives the last event that was heard."""
         # The head is read at every turn: a missed event costs half a second, not a version.
         self._to_head()
+        self._see_worker()
         events = self.store.events(last, BLOCK_MS)
         if ends := [e.kind for e in events if e.kind in ("reset", "delete") and e.model == self.store.model]:
             self._forget(ends[-1] == "delete")
@@ -221,6 +223,12 @@ class Follower:
         if (self.unreachable_since_s, self._problem) != (None, problem):
             self._set(unreachable_since_s=None, _problem=problem)
         return events[-1].id if events else last
+
+    def _see_worker(self) -> None:
+        held = self.store.holding()
+        worker = held and (held.problem or "alive")
+        if worker != self.worker:
+            self._set(worker=worker)
 
     def _failed(self, error: BaseException) -> None:
         """Reports a turn that failed; the next one tries again. At the end a turn fails as the connection is closed."""

@@ -143,6 +143,11 @@ class Access:
             return None
         return "the routes that write are closed" if self._reading_open else "all but its health is closed"
 
+    @property
+    def records_open(self) -> bool:
+        """Whether who reads the page reads records, too, without being asked for the token first."""
+        return self._token is None or not self._reading_open
+
     def check(self, method: str, path: str, headers: Headers) -> None:
         """
         Raises:

@@ -96,7 +96,10 @@ def _new(service: Service, seen: dict[str, tuple[Any, ...]]) -> list[str]:
     followers = service.serving.followers()
     for name in seen.keys() - followers.keys():
         del seen[name]
-    states = {name: (follower.live and follower.live.digest, follower.problem) for name, follower in followers.items()}
+    states = {
+        name: (follower.live and follower.live.digest, follower.problem, follower.worker)
+        for name, follower in followers.items()
+    }
     new = [name for name, state in states.items() if seen.get(name) != state]
     seen |= states
     return [event(model_state(service, name, followers[name]).model_dump(mode="json"), "model") for name in new]

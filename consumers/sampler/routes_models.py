@@ -13,6 +13,7 @@ from consumers.sampler.examples import INFO, MODEL, RouteExample
 from consumers.sampler.service import Service, ServiceOf
 from models.capabilities import Restorer
 from pipeline.client import VersionInfo
+from pipeline.store import Learned
 
 if TYPE_CHECKING:
     from consumers.sampler.follower import Follower
@@ -23,6 +24,7 @@ STATE = {
     "answers": ["classify"],
     "standing": INFO,
     "problem": None,
+    "worker": "alive",
     "created_ms": 1_764_500_000_000,
     "learner": "image-analytic",
     "input": {"kind": "image", "size": [28, 28], "channels": 1, "fit": "letterbox", "background": 0},
@@ -35,6 +37,7 @@ STATE = {
     "metrics": {"prequential_accuracy": 0.972, "prequential_loss": 0.0725},
     "diagnoses": {},
     "probes": {"7": {"now": 0.97, "best": 0.99, "first": 0.4, "records": 19}},
+    "last": [{"record": "digits:0:4637", "label": "7", "predicted": "1"}],
 }
 EXAMPLES = {"/models": RouteExample([STATE]), MODEL: RouteExample(STATE)}
 router = APIRouter(tags=["models"])
@@ -47,6 +50,7 @@ class ModelState(BaseModel):
     answers: list[str] = Field(description=f"the routes below this model that it answers, of: {ROUTES}")
     standing: VersionInfo | None
     problem: str | None = Field(description="why the newest version is not the live one")
+    worker: str | None = Field(None, description="alive, or why nothing is learned; null: no worker runs")
     created_ms: int | None = None
     learner: str | None = None
     input: dict[str, Any] | None = None
@@ -59,6 +63,7 @@ class ModelState(BaseModel):
     metrics: dict[str, float | None] = Field({}, description="prequential: predicted first, then learned")
     diagnoses: dict[str, str] = Field({}, description="why it does badly, if it does, and what to do")
     probes: dict[str, dict[str, Any]] = Field({}, description="by class: accuracy on so many held-out records")
+    last: list[Learned] = Field([], description="of the records that this version learned")
 
 
 @router.get("/models")
@@ -77,13 +82,15 @@ def model_state(service: Service, name: str, follower: Follower) -> ModelState:
     """What there is to say about a model at this moment."""
     live = follower.live
     if live is None:
-        return ModelState(model=name, answers=[], standing=None, problem=follower.problem or "It has no version yet.")
+        problem = follower.problem or "It has no version yet."
+        return ModelState(model=name, answers=[], standing=None, problem=problem, worker=follower.worker)
     manifest, topics = live.manifest, service.serving.topics(name)
     return ModelState(
         model=name,
         answers=answers(live),
         standing=VersionInfo(**live.info(service.clock())),
         problem=follower.problem,
+        worker=follower.worker,
         created_ms=manifest.created_ms,
         learner=manifest.learner,
         input=manifest.input,
@@ -96,4 +103,5 @@ def model_state(service: Service, name: str, follower: Follower) -> ModelState:
         metrics=manifest.metrics,
         diagnoses=manifest.diagnoses,
         probes=manifest.probes,
+        last=list(manifest.last),
     )

@@ -8,7 +8,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Request, Response
 
 from consumers.sampler.examples import RouteExample
-from consumers.sampler.gate import refusal
+from consumers.sampler.gate import Access, refusal
 from consumers.sampler.service import ServiceOf
 
 TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -30,6 +30,7 @@ async def page(request: Request, service: ServiceOf) -> Response:
     settings = service.config
     bounds = f'data-samples="{settings.max_samples}" data-versions="{settings.max_versions}"'
     bounds += ' data-publishes="yes"' if settings.publish else ""
+    bounds += ' data-records="open"' if Access(settings).records_open else ""
     return _cached(request, INDEX.replace("data-bounds", bounds).encode(), "text/html", POLICY)
 
 

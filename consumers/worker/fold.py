@@ -35,7 +35,7 @@ from models.memory import PolicyName
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, Diverged
 from pipeline.records import Example, Partition, Place
-from pipeline.store import About, Change, Draft, Group, LineageBuilder, Manifest, Runs, watermark_of
+from pipeline.store import About, Change, Draft, Group, Learned, LineageBuilder, Manifest, Runs, watermark_of
 
 HELD_OUT = "held-out"  # the outcome of records that are kept aside
 JOINED = "joined"  # the outcome of a label that completed a record; what was learned has it right behind the record
@@ -49,6 +49,7 @@ class Update:
     """What one update tells."""
 
     loss: float  # mean over its records, from before it
+    predicted: Sequence[str | None] | None  # before it; None for learners that do not classify
     drift: Change  # "drift": the prequential error rose for good; "flush": what left the replay memory
     far_above: bool  # the loss left its recent range
     alarms: Sequence[str]  # the learner's own that were not there before
@@ -232,7 +233,7 @@ class Fold:
         self.alarms = alarms
         for alarm in raised:
             self.lineage.change({"alarm": {"update": self.updates, "name": alarm}})
-        return Update(report.loss, drift, far_above, raised)
+        return Update(report.loss, report.predicted, drift, far_above, raised)
 
     def correct(self, corrections: Sequence[Correction]) -> list[str]:
         """Replaces labels of remembered and held-out records, in one update if there are any; gives their outcomes.
@@ -302,6 +303,7 @@ class Fold:
         examined: Mapping[str, float],
         probes: dict[str, dict[str, Any]],
         diagnoses: dict[str, str],
+        last: tuple[Learned, ...],
         keyframe: bool,
     ) -> Draft:
         """What becomes the next version; copies what changed, and starts the lineage anew.
@@ -311,13 +313,13 @@ class Fold:
         """
         state = self._captured()
         self._unsent = {} if keyframe else {key: rows for key, rows in self._unsent.items() if key[0] == "training"}
-        settings = self.settings
+        settings, learner = self.settings, self.learner
         about = About(
             learner=settings.learner,
             input=settings.input.model_dump(mode="json"),
             options=self.options.model_dump(mode="json"),
             config=settings.model_dump(mode="json"),
-            classes=list(self.learner.model.classes),
+            classes=list(learner.model.classes),
             seed=settings.seed,
             updates=self.updates,
             counts=dict(self.counts),
@@ -325,12 +327,18 @@ class Fold:
             pending=pending,
             topic_ids=dict(topic_ids),
             newest_timestamp_ms=self.newest_timestamp_ms,
-            metrics={**self.prequential.metrics(), **examined, "lag_records": float(lag_records)},
+            metrics={
+                **self.prequential.metrics(),
+                **examined,
+                **({"replay_fill": learner.replay_size / learner.replay_capacity} if learner.replay_capacity else {}),
+                "lag_records": float(lag_records),
+            },
             environment=environment(self.device),
             meta=dict(state.meta),
             worker=self.books(),
             probes=probes,
             diagnoses=diagnoses,
+            last=last,
         )
         training = copied(state.training) if keyframe else None
         return Draft(about, self.lineage.build(), copied(state.serving), training)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import InitVar, dataclass
 from functools import partial
+from itertools import zip_longest
 from threading import Event
 from typing import Any
 
@@ -24,10 +26,11 @@ from pipeline.errors import Diverged, Exhausted, OffsetsGone, RecordError, Topic
 from pipeline.log import AlignedReader, Publisher, Reader, publish_dead_letter
 from pipeline.metrics import WorkerMetrics
 from pipeline.records import Example, Partition, Place, Record, labelled
-from pipeline.store import MADE_AGAIN, Manifest, Store
+from pipeline.store import MADE_AGAIN, Learned, Manifest, Store
 from pipeline.words import counted
 
 TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
+LAST = 8  # records that a version shows
 TRIPS = 3  # of the guard without an update that went well: then it is not the records
 WATCH_S = 1.0  # how often is looked whether the log still reaches back to the keyframe
 
@@ -63,6 +66,7 @@ class Session:
         self._captured_s = self._watched_s = time.monotonic()
         self._captured_updates = self.fold.updates
         self._recent = LastLabels()
+        self._last: deque[Learned] = deque(maxlen=LAST)
         self._diagnoses = manifest.diagnoses if manifest else {}
         keyframe = self.store.keyframe(manifest) if manifest else None
         self._versions = manifest.version - keyframe.version if manifest and keyframe else 0  # since the keyframe
@@ -82,6 +86,7 @@ class Session:
                 lease.check()
                 self.committer.check()
                 self.metrics.log_up.set(self.reader.reachable)
+                self.stalls.is_log_away = not self.reader.reachable
                 item = feed.take(TAKE_S)
                 if item is not None:
                     with self.stalls.at(partial(_records_text, item)):
@@ -149,7 +154,7 @@ class Session:
 
     def _learn(self, item: Item) -> None:
         assert item.batch is not None  # noqa: S101 - the caller looked
-        started, examples = time.perf_counter(), item.examples
+        started, examples, learned = time.perf_counter(), item.examples, list[Learned]()
         try:
             update = self.fold.learn(item.batch, examples)
         except Diverged as error:
@@ -160,6 +165,7 @@ class Session:
                 return
         else:
             self._trips = 0
+            learned = _learned(examples[-LAST:], (update.predicted or ())[-LAST:])
             if "drift" in update.drift:
                 self.say(f"{self.fold.name}: drift: the prequential error rose (update {self.fold.updates}).")
                 self.metrics.drifts.inc()
@@ -175,6 +181,7 @@ class Session:
         if self.evaluator is not None:
             self.evaluator.learned(examples)
         self._recent.add(item.batch.x, item.batch.labels)
+        self._last.extend(learned)
         self.metrics.updated(
             time.perf_counter() - started,
             [example.record.timestamp_ms for example in examples],
@@ -217,6 +224,7 @@ class Session:
             raise Diverged(f"{error} Again and again: lower the learning rate, or look at what is published.")
         self.say(f"{error} Going back to the last version to find the records that did it.")
         self.committer.finish(self._settings.lease_s)
+        self._last.clear()  # it may have some of those
         head = self.store.head()
         manifest = self.store.manifest(head) if head else None
         lineage = self.fold.lineage.build()
@@ -285,9 +293,11 @@ class Session:
             examined=self._examined,
             probes=self.evaluator.retention.state() if self.evaluator is not None else {},
             diagnoses=self._diagnoses,
+            last=tuple(self._last),
             keyframe=keyframe,
         )
         self._dirty, self._started = False, set(positions)
+        self._last.clear()
         self._captured_s, self._captured_updates = time.monotonic(), self.fold.updates
         self._versions += 1
         if keyframe:
@@ -355,6 +365,14 @@ class Session:
             )
         self.metrics.ahead.inc(sum(ahead.values()) - sum(self._ahead.values()))
         self._ahead = ahead
+
+
+def _learned(examples: Sequence[Example], predicted: Sequence[str | None]) -> list[Learned]:
+    """As a version shows them."""
+    return [
+        Learned(record=str(example.record.place), label=example.label, predicted=answer)
+        for example, answer in zip_longest(examples, predicted)
+    ]
 
 
 def _records_text(item: Item) -> str:

@@ -24,6 +24,7 @@ class Stalls:
     def __post_init__(self) -> None:
         self._at: tuple[Callable[[], str], float] | None = None
         self._said: str | None = None
+        self.is_log_away = False
 
     @contextmanager
     def at(self, what: Callable[[], str]) -> Iterator[None]:
@@ -33,6 +34,10 @@ class Stalls:
             yield
         finally:
             self._at = None
+
+    def told(self) -> str | None:
+        """What keeps the worker from learning, for whoever watches. For another thread, again and again."""
+        return self.look() or ("Kafka, which does not answer," if self.is_log_away else None)
 
     def look(self) -> str | None:
         """What has been worked on for too long. Says so once, and once when it has ended. For another thread."""

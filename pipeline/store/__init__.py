@@ -7,7 +7,7 @@ from pipeline.store.changes import MADE_AGAIN, Change
 from pipeline.store.codec import Array, header
 from pipeline.store.history import Blame, Commit, blame, commits, places_of
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
-from pipeline.store.manifest import About, Group, HistoryEntry, Manifest, Ref, watermark_of
+from pipeline.store.manifest import About, Group, HistoryEntry, Learned, Manifest, Ref, watermark_of
 from pipeline.store.redis import Fence, Holding, connect, from_url, models
 from pipeline.store.rowlog import Delta
 from pipeline.store.store import AFTER_S, Store
@@ -28,6 +28,7 @@ __all__ = [
     "Group",
     "HistoryEntry",
     "Holding",
+    "Learned",
     "Lineage",
     "LineageBuilder",
     "Manifest",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline.errors import ConfigError, Corrupt
-from pipeline.records import Partition, Place
+from pipeline.records import POSITION, Partition, Place
 from pipeline.store.codec import ITEM_BYTES, sha256
 from pipeline.store.lineage import Int64, Lineage, Runs
 
@@ -107,6 +107,14 @@ class Stored(Immutable):
             raise Corrupt(f"{what} is damaged at {where!r}: {first['msg']}. Use another version.") from None
 
 
+class Learned(Immutable):
+    """One of the last records that a version learned."""
+
+    record: str = Field(pattern=f"^{POSITION.pattern}$")  # topic:partition:offset
+    label: str | None = None
+    predicted: str | None = None  # before it was learned; None: nothing was known yet, or it is no classifier
+
+
 class About(Stored):
     """What a version is, but for its place in the history and its tensors: a draft says it, and the manifest keeps it.
 
@@ -131,6 +139,7 @@ class About(Stored):
     worker: dict[str, Any]  # the worker's own: what it needs to go on
     probes: dict[str, dict[str, Any]] = {}  # class → accuracy on held-out records: now, best, first; records
     diagnoses: dict[str, str] = {}  # what is wrong, by name: what is seen, and what to do
+    last: tuple[Learned, ...] = ()  # of what was learned since the parent
 
 
 class Named(Stored):

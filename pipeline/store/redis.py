@@ -124,6 +124,13 @@ class Holding:
     seen_s: float | None  # ago, by the clock of Redis; None: it is of an older headrace
     stalled: str | None = None  # what it has been at for too long
 
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is learned."""
+        if not self.alive:
+            return "its worker has died. Start it again, or see why nobody does."
+        return self.stalled and f"its worker has been at {self.stalled} for too long, and learns nothing."
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import HeadraceError
 from pipeline.threads import Background
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def failing(error: BaseException, failed: threading.Event) -> Background:

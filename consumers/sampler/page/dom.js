@@ -148,6 +148,7 @@ export function rate(x) {
 /** What a figure of this name looks like. */
 export function figure(name, value) {
   if (value == null) return "–";
+  if (/records$/.test(name)) return whole(value);
   if (/accuracy|ratio|fill/.test(name)) return percent(value);
   return Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(3);
 }

@@ -18,6 +18,7 @@ import {
   row,
   whole,
 } from "./dom.js";
+import { learned } from "./learned.js";
 import { said } from "./now.js";
 import { kept } from "./sheets.js";
 
@@ -50,7 +51,7 @@ function log(state) {
       const entries = await asked(path(state.model, "log", { last }));
       const versions = await kept(state.model);
       known = entries[0]?.version ?? 0;
-      list.replaceChildren(...entries.map(entry));
+      list.replaceChildren(...entries.map((one) => entry(one, one.digest !== null && one.since_parent.learned ? seen(one.version) : null)));
       older.hidden = entries.length < last || last === MOST;
       comparing.learn(entries);
       names.learn(versions);
@@ -59,6 +60,24 @@ function log(state) {
       problem.say(error.message);
     }
   });
+  const looks = new Map(); // version → what its last records look like, so that what is open stays open
+
+  function seen(version) {
+    if (!looks.has(version)) {
+      const strip = learned(`Last records of version ${version}`);
+      const fetched = async () => {
+        try {
+          strip.show(state, (await asked(path(state.model, `versions/${version}`))).last ?? []);
+        } catch (error) {
+          problem.say(error.message);
+        }
+      };
+      const summary = make("summary", { textContent: "Last records" });
+      looks.set(version, make("details", { ontoggle: ({ target }) => target.open && fetched() }, summary, strip.node));
+    }
+    return looks.get(version);
+  }
+
   const update = (now) => {
     state = now;
     version.textContent = `version ${now.standing?.version ?? "–"}`;
@@ -79,11 +98,11 @@ function log(state) {
 }
 
 /** One version of the list. */
-function entry(one) {
-  const learned = Object.entries(one.since_parent).map(([outcome, count]) => `${whole(count)} ${outcome}`);
+function entry(one, looks) {
+  const outcomes = Object.entries(one.since_parent).map(([outcome, count]) => `${whole(count)} ${outcome}`);
   const ranges = Object.entries(one.ranges).map(([place, [first, end]]) => `${place}:${first}–${end - 1}`);
   const lines = [
-    [...learned, ...ranges].join(", ") || "no record",
+    [...outcomes, ...ranges].join(", ") || "no record",
     Object.entries(one.metrics)
       .filter(([name, value]) => value != null && /^(prequential|held_out)_(accuracy|loss)$/.test(name))
       .map(([name, value]) => `${name.replaceAll("_", " ")} ${figure(name, value)}`)
@@ -102,6 +121,7 @@ function entry(one) {
       one.digest === null ? make("span", { textContent: "not kept" }) : null,
     ),
     ...lines.filter(Boolean).map((textContent) => make("p", { textContent })),
+    looks,
   );
 }
 

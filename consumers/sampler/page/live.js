@@ -73,7 +73,7 @@ async function poll() {
     names({ models: states.map((state) => state.model) });
     for (const state of states) {
       const known = models.get(state.model);
-      if (known?.standing?.digest !== state.standing?.digest || known?.problem !== state.problem) learned(state);
+      if (known?.standing?.digest !== state.standing?.digest || known?.problem !== state.problem || known?.worker !== state.worker) learned(state);
     }
   } catch {
     up(false);

@@ -2,6 +2,7 @@
 
 import { chart, grow } from "./chart.js";
 import { age, asked, clock, figure, make, note, path, percent, rate, whole } from "./dom.js";
+import { learned } from "./learned.js";
 import { freshness, listen, models, service } from "./live.js";
 
 export const TITLE = "Now";
@@ -12,7 +13,7 @@ const HISTORY_MS = 5000;
 const MOST = 1000; // versions that /history tells at one time
 
 const KINDS = {
-  alarm: (what) => `Alarm: ${what.name}`,
+  alarm: (what) => (what.name === "cut_ratio" ? "Many texts are cut" : `Alarm: ${what.name}`),
   config: () => "Configuration changed",
   doubtful: (what) => `Records of ${what.topic} are in doubt`,
   drift: (what) => `Drift (${what.reaction})`,
@@ -75,6 +76,7 @@ function modelCard(name) {
   const version = make("span", { className: "version" });
   const kind = make("p", { className: "kind" });
   const problem = note();
+  const worker = note();
   const advice = make("p", { className: "advice", hidden: true });
   const big = make("span", { className: "big" });
   const meaning = make("span", { className: "meaning" });
@@ -86,6 +88,7 @@ function modelCard(name) {
   const list = make("dl", { className: "facts" }, ...Object.values(facts).map((one) => one.node));
   const events = make("ul", { className: "events", hidden: true });
   const classes = make("ul", { className: "bars" });
+  const last = learned(`Last records of ${name}`);
   const perClass = make("details", { hidden: true }, make("summary", { textContent: "Per class" }), classes);
   const body = make(
     "div",
@@ -94,6 +97,7 @@ function modelCard(name) {
     curve.node,
     legend,
     list,
+    last.node,
     perClass,
     events,
   );
@@ -104,6 +108,7 @@ function modelCard(name) {
     make("header", {}, title, version),
     kind,
     problem,
+    worker,
     advice,
     body,
   );
@@ -113,7 +118,7 @@ function modelCard(name) {
   let read = 0; // the version up to which /history was read
   let reading = false;
   let next = 0; // when it may be read again
-  let last = null;
+  let now = null;
 
   /** Reads what is not read yet, at most every few seconds: versions that were not served here, and what happened. */
   async function history() {
@@ -122,7 +127,7 @@ function modelCard(name) {
     next = performance.now() + HISTORY_MS;
     try {
       const told = await asked(
-        path(name, "history", { last: read ? Math.min(MOST, Math.max(1, last.standing.version - read)) : MOST }),
+        path(name, "history", { last: read ? Math.min(MOST, Math.max(1, now.standing.version - read)) : MOST }),
       );
       const known = new Set(told.points.map((point) => point.version));
       points = [...points.filter((point) => !known.has(point.version)), ...told.points].sort(
@@ -138,8 +143,8 @@ function modelCard(name) {
   }
 
   function show() {
-    if (!last?.standing) return;
-    const main = mainFigure(last.metrics);
+    if (!now?.standing) return;
+    const main = mainFigure(now.metrics);
     const line = (metric, title, kind) => ({
       name: title,
       kind,
@@ -165,7 +170,7 @@ function modelCard(name) {
         ),
       ),
     );
-    tick(last);
+    tick(now);
   }
 
   function tick(state) {
@@ -178,8 +183,9 @@ function modelCard(name) {
   }
 
   function update(state) {
-    last = state;
+    now = state;
     problem.say(state.problem && state.standing ? state.problem : "");
+    worker.say(working(state.worker, name));
     body.hidden = !state.standing;
     if (!state.standing) {
       kind.textContent = state.problem;
@@ -204,6 +210,7 @@ function modelCard(name) {
     facts["left out"].say(lost ? whole(lost) : null);
     facts["left out"].node.title = left.map(([outcome, count]) => `${outcome}: ${count}`).join("\n");
     bars(state.probes);
+    last.show(state, state.last);
     const { version: number } = state.standing;
     if (points.length && points.at(-1).version > number) [points, marks, read] = [[], [], 0]; // it began anew
     if (points.at(-1)?.version !== number) {
@@ -245,6 +252,12 @@ export function bar(label, share, text) {
     make("span", { className: "track" }, fill),
     make("span", { className: "value", textContent: text }),
   );
+}
+
+/** Why nothing is learned, in a sentence, or nothing. */
+function working(worker, name) {
+  if (worker === "alive") return "";
+  return worker ? `${worker[0].toUpperCase()}${worker.slice(1)}` : `No worker learns it: headrace train ${name}`;
 }
 
 const key = (kind, text) => make("span", { className: `key ${kind}` }, text);

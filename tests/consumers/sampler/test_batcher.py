@@ -16,7 +16,7 @@ from consumers.sampler.follower import Live
 from consumers.workers import ANSWER_S, Admission, Stalled
 from pipeline.texts import TextInput
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_it_tells_what_each_version_learned_and_compares_two(redis_url: str, pag
         row = shown.get_by_role("row")
         expect(row.filter(has_text="prequential accuracy")).to_have_text("prequential accuracy50.0 %75.0 %")
         expect(row.filter(has_text="class dark")).to_have_text("class dark25.0 %50.0 %")
-        shown.get_by_label("Record").fill("digits:0:6")
+        shown.get_by_role("textbox", name="Record").fill("digits:0:6")
         shown.get_by_role("button", name="Find").click()
         expect(shown.get_by_role("status")).to_have_text("digits:0:6: learned by version 4, update 3")
         makers["eyes"].commit()

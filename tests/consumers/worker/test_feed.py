@@ -22,7 +22,7 @@ from pipeline.store.lineage import Runs
 from pipeline.texts import TextInput
 from tests.services import Topics, unique
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 TEXT = TextInput(max_chars=8)
 CPU = Uplink(torch.device("cpu"))
 

@@ -23,7 +23,7 @@ from tests.services import Topics
 
 AT = TopicPartition("t", 0)
 MOST = 1 << 20
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 NO_TEXT = b"Gr\xf6\xdfe"  # a header's name in Latin-1
 
 values = st.none() | st.binary(max_size=40)

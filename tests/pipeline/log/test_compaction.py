@@ -18,7 +18,7 @@ from pipeline.records import Partition, Record
 from tests.pipeline.brokers import ConfiguredKafka
 from tests.services import Topics, unique
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 SEGMENT_MS = 1000  # a record that is so much newer than a segment's first one begins the next segment
 SETTINGS = {
     "cleanup.policy": "compact",

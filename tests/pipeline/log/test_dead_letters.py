@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers(0, 2**62)

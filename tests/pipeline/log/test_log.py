@@ -21,7 +21,7 @@ from pipeline.log.topics import ensure_topics
 from pipeline.records import Partition, Record
 from tests.services import Topics, unique
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def publish(config: KafkaConfig, topic: str, *values: bytes, partition: int | None = None) -> None:

@@ -21,7 +21,7 @@ from pipeline.log.topics import ensure_topics
 from tests.pipeline.brokers import SecuredKafka
 from tests.services import unique
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 STORE_PASSWORD = "of-the-keystore"
 USER, PASSWORD, WRONG = "ann", "open-sesame", "close-sesame"
 MEETINGS: dict[str, Callable[[KafkaConfig], object]] = {

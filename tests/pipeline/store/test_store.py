@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, Fenced, NotFound, StoreError, StoreUnav
 from pipeline.records import Partition, Place
 from pipeline.store.codec import Array, from_numpy
 from pipeline.store.lineage import Runs
-from pipeline.store.manifest import About, Manifest
+from pipeline.store.manifest import About, Learned, Manifest
 from pipeline.store.redis import connect, models
 from pipeline.store.rowlog import Delta
 from pipeline.store.store import Store
@@ -65,6 +65,7 @@ def test_a_manifest_says_all_that_its_draft_says(store: Store, writer: Writer) -
         worker={"topics": {"digits": 0}},
         probes={"a": {"now": 0.5}},
         diagnoses={"lr": "lower it"},
+        last=(Learned(record="digits:0:1", label="a", predicted="b"),),
     )
     writer.commit(made)
     manifest = store.manifest()
