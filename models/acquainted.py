@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.capabilities import Classifier, Model
+from models.capabilities import Classifier, Model, Recogniser
 from models.familiarity import (
     FAMILIAR,
     NEVER,
@@ -136,8 +136,8 @@ Familiar = FamiliarPictures | FamiliarTexts
 KINDS: dict[str, Callable[[tuple[int, ...]], Familiar]] = {"image": FamiliarPictures, "text": FamiliarTexts}
 
 
-class AcquaintedModel:
-    """What is served: a `Classifier` and a `Recogniser`."""
+class AcquaintedModel(Recogniser):
+    """What is served. Its answers are on the CPU."""
 
     def __init__(self, model: Classifier, familiar: Familiar, unknown: float) -> None:
         self.inner = model
@@ -152,10 +152,6 @@ class AcquaintedModel:
     @classes.setter
     def classes(self, names: list[str]) -> None:
         self.inner.classes = names
-
-    def classify(self, x: Tensor) -> Tensor:
-        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, on the CPU, in the order of `classes`."""
-        return self.recognise(x)[0]
 
     @torch.no_grad()
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.analytic import HeadName, Solved, Sums
+from models.capabilities import Recogniser
 from models.familiarity import NEVER, SAMPLE, ranks, tempered
 from models.labels import Labels
 from models.learner import Batch, Options, Report, Rows, State, copy_into
@@ -70,8 +71,8 @@ class Look:
         return scores if self.trust is None else scores * self.trust
 
 
-class AnalyticModel(nn.Module):
-    """What is served: a `Classifier` and a `Recogniser`. Probabilities are softmax(τ (W φ + b) + prior), as far as a
+class AnalyticModel(nn.Module, Recogniser):
+    """What is served. Probabilities are softmax(τ (W φ + b) + prior), as far as a
     record resembles what was learned (`familiarity`)."""
 
     weight: Tensor
@@ -102,10 +103,6 @@ class AnalyticModel(nn.Module):
     def reads_as(self, other: Self) -> bool:
         """Whether both have the same features."""
         return self.reads == other.reads
-
-    def classify(self, x: Tensor) -> Tensor:
-        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
-        return self.recognise(x)[0]
 
     @torch.no_grad()
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from models.acquainted import parted
 from models.analytic_learner import AnalyticLearner, AnalyticModel, AnalyticOptions
+from models.capabilities import Recogniser
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
 from models.evidence import AT_ONCE, FIRST, PREFIX, Evidence
 from models.familiarity import ranks, tempered
@@ -38,6 +39,7 @@ from models.images import analytic as image_analytic, classifier as image_classi
 from models.images.analytic import ImageAnalyticOptions
 from models.images.classifier import ImageClassifierOptions
 from models.learner import NOTHING, Batch, Blueprint, Options, Reference, Report, Rows, Start, State, copy_into
+from models.memory import records_of
 from models.pooling import FLOOR, floored, heard, pooled
 from models.texts import analytic as text_analytic, classifier as text_classifier
 from models.texts.classifier import TextClassifierOptions
@@ -83,8 +85,8 @@ class TextAutoOptions(AutoOptions):
     network: TextClassifierOptions = TextClassifierOptions()
 
 
-class AutoModel(nn.Module):
-    """What is served: a `Classifier` and a `Recogniser`."""
+class AutoModel(nn.Module, Recogniser):
+    """What is served."""
 
     weights: Tensor  # (3,): a, b, and τ' or 0
 
@@ -110,10 +112,6 @@ class AutoModel(nn.Module):
         head, network = parted(state_dict, "head.")
         completed = {f"head.{name}": value for name, value in self.head.completed(head).items()}
         return super().load_state_dict({**network, **completed}, *args, **kwargs)
-
-    def classify(self, x: Tensor) -> Tensor:
-        """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`."""
-        return self.recognise(x)[0]
 
     @torch.no_grad()
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +211,7 @@ class AutoLearner(WrappedClassifier[ClassifierLearner[Any]]):
         return True
 
     def _correct_evidence(self, id_: bytes, label: str, rng: torch.Generator) -> None:
-        kept = self._evidence.kept(id_, self._head.classes)
+        kept = records_of(id_, self._evidence.columns(), self._head.classes)
         is_new = label not in self._head.classes
         if is_new:  # the first of its class: both learn it
             self.inner.learn(relabelled(kept, label), rng)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.evidence import AT_ONCE, FIRST, PREFIX, Evidence
+from models.evidence import AT_ONCE, FIRST, Evidence
 from models.learner import Batch, Rows
 from models.pooling import fitted, floored
 
@@ -22,11 +22,15 @@ AGAIN = 1 / 8  # the share
 SLOTS, SHARE = 200, 1 / 20  # of the evidence: a single number needs little
 
 
-class Calibration:
-    """Keeps the evidence of one learner, and says when and how t is fitted to it."""
+class Calibration(Evidence):
+    """The evidence of one learner; says when and how t is fitted to it.
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self._evidence = Evidence(shape, dtype, SLOTS, SHARE)
+    Args:
+        records: (0, ...), of the shape and type of those to come.
+    """
+
+    def __init__(self, records: Tensor) -> None:
+        super().__init__(tuple(records.shape[1:]), records.dtype, SLOTS, SHARE)
         self._fresh = 0  # records that came since t was found
 
     def rest(self, batch: Batch, y: Sequence[int], seen: Mapping[int, int], learned: Collection[bytes]) -> list[int]:
@@ -43,7 +47,7 @@ class Calibration:
     def _takes(self, batch: Batch, row: int, number: int, seen: int, learned: Collection[bytes]) -> bool:
         id_ = bytes(batch.ids[row].tolist())
         may_be = seen >= FIRST and id_ not in learned
-        return id_ in self.remembered() or (may_be and self._evidence.takes(batch.rows([row]), number))
+        return id_ in self.remembered() or (may_be and self.takes(batch.rows([row]), number))
 
     def due(self, records: int) -> bool:
         """Whether it is time to fit t anew, after so many records in all."""
@@ -52,38 +56,14 @@ class Calibration:
     def found(self, log_probabilities: Callable[[Tensor], Tensor]) -> Tensor:
         """Fits t (1,) to the evidence, by a function of records (B, ...) → log-probabilities (B, K)."""
         self._fresh = 0
-        x, y = self._evidence.records()
+        x, y = self.records()
         if not len(y):
             return torch.ones(1)
         return fitted(floored(torch.cat([log_probabilities(some) for some in torch.split(x, AT_ONCE)]))[:, None], y)
 
-    def remembered(self) -> Collection[bytes]:
-        return self._evidence.remembered()
+    def meta(self) -> dict[str, Any]:
+        return {"memory": super().meta(), "fresh": self._fresh}
 
-    def relabel(self, id_: bytes, y: int) -> None:
-        """The record of this id, one of `remembered`, is of class y."""
-        self._evidence.relabel(id_, y)
-
-    def flush(self, y: int) -> None:
-        """Drops the records of a class, since the class has changed."""
-        self._evidence.flush(y)
-
-    def capture(self) -> tuple[dict[str, Rows], dict[str, Any]]:
-        """evidence/…, and what is JSON."""
-        return self._evidence.capture(), {"memory": self._evidence.meta(), "fresh": self._fresh}
-
-    @classmethod
-    def restored(cls, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> Calibration:
-        """
-        Raises:
-            ValueError: a tensor is missing or does not fit.
-        """
-        stored = {name: value for name, value in state.items() if name.startswith(PREFIX)}
-        if PREFIX + "x" not in stored:
-            raise ValueError(f"{PREFIX}x is in only one of the stored state and this learner.")
-        x = stored[PREFIX + "x"]
-        tensor = x.tensor if isinstance(x, Rows) else x
-        made = cls(tuple(tensor.shape[1:]), tensor.dtype)
-        made._evidence.restore(meta["memory"], stored)
-        made._fresh = meta["fresh"]
-        return made
+    def restore(self, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> None:
+        super().restore(meta["memory"], state)
+        self._fresh = meta["fresh"]

@@ -30,7 +30,10 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class Recogniser(Classifier, Protocol):
-    """A classifier that knows when a record resembles none of its classes."""
+    """A classifier that knows when a record resembles none of its classes. A subclass needs `recognise` alone."""
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.recognise(x)[0]
 
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from models.calibration import Calibration
 from models.dreams import Dreams, Memory, RecordsAndDreams
+from models.evidence import PREFIX
 from models.familiarity import AcquaintedOptions
 from models.learner import Batch, Report, State, structural
 from models.memory import PolicyName, ReplayMemory
@@ -184,7 +185,8 @@ class ClassifierLearner(ReplayingLearner[C]):
         self._rate_factor = 1.0
         self._updates = 0  # of the average
         self._seen: Counter[int] = Counter()  # records of each class
-        self._calibration: Calibration | None = None  # from the first record on, where there is one
+        has_spare = options.calibrate and options.replay_capacity  # records that are not learned
+        self._calibration = Calibration(memory.columns()["x"]) if has_spare else None
 
     @property
     def replay_capacity(self) -> int:
@@ -212,10 +214,8 @@ class ClassifierLearner(ReplayingLearner[C]):
 
     def _rest(self, batch: Batch, numbers: Sequence[int]) -> Sequence[int]:
         """The rows of a batch that are learned. The others calibrate it; without a replay memory there are none."""
-        if not (self.options.calibrate and self.options.replay_capacity):
-            return range(len(batch))
         if self._calibration is None:
-            self._calibration = Calibration(tuple(batch.x.shape[1:]), batch.x.dtype)
+            return range(len(batch))
         return self._calibration.rest(batch, numbers, self._seen, self._memory.remembered())
 
     def _calibrate(self) -> None:
@@ -231,7 +231,7 @@ class ClassifierLearner(ReplayingLearner[C]):
             rows = slice(start, None, parts)  # from all over the batch, so that a sorted one is mixed
             came_with = self._backward(x[rows], y[rows], rng)  # (B / parts, K)
             if parts == 1:
-                is_predicted = self._average is None and not self._shown.changes_incoming  # at no cost
+                is_predicted = self.model is self._learning and not self._shown.changes_incoming  # at no cost
                 answers = came_with if is_predicted else self._logits(x)
             self._step()
             for _ in range(1, self.options.steps):
@@ -300,10 +300,10 @@ class ClassifierLearner(ReplayingLearner[C]):
         state = super().capture()
         seen = [self._seen[number] for number in range(len(self.model.classes))]
         meta, training = {**state.meta, "seen": seen}, dict(state.training)
-        if self._calibration is not None:
-            evidence, meta["calibration"] = self._calibration.capture()
-            training |= evidence
-        if self._average is not None:
+        if self._calibration is not None and self._seen:
+            training |= self._calibration.capture()
+            meta["calibration"] = self._calibration.meta()
+        if self.options.average:
             meta["updates"] = self._updates
         return self._part.capture(State(state.serving, training, meta))
 
@@ -315,8 +315,9 @@ class ClassifierLearner(ReplayingLearner[C]):
         super().restore(State({**before, **state.serving}, state.training, state.meta))
         self._seen = Counter(dict(enumerate(state.meta.get("seen", [SETTLED] * len(self.model.classes)))))
         self._updates = state.meta.get("updates", 0)
-        if "calibration" in state.meta:
-            self._calibration = Calibration.restored(state.meta["calibration"], state.training)
+        if self._calibration is not None and "calibration" in state.meta:
+            evidence = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
+            self._calibration.restore(state.meta["calibration"], evidence)
 
     def flush(self, label: str) -> int:
         [number] = self._labels.numbers([label])
@@ -328,9 +329,8 @@ class ClassifierLearner(ReplayingLearner[C]):
     def _step(self) -> None:
         self._part.step(self._rate_factor)
         self._optimizer.step(self._rate_factor)
-        if self._average is not None:
-            self._average.move(decay_of_updates(self.options.average, self._updates))
-            self._updates += 1
+        self._average.move(decay_of_updates(self.options.average, self._updates))
+        self._updates += 1
 
     @staticmethod
     def _predicted(logits: Tensor, classes: Sequence[str]) -> list[str | None]:

@@ -8,7 +8,7 @@ again, since the largest number that is kept only falls.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.evaluation.held_out import is_held_out
 from models.learner import Batch, Rows, copy_into
-from models.memory import Changed, ReplayMemory, records_of
+from models.memory import Changed, ReplayMemory
 
 SHARE = 1 / 10
 SLOTS = 500
@@ -65,56 +65,25 @@ class Smallest:
         self._changed.take()
 
 
-class Evidence:
+class Evidence(ReplayMemory):
     """At most so many records of `shape`, of a share of all, on the CPU, with the numbers of their classes."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, slots: int = SLOTS, share: float = SHARE) -> None:
+        super().__init__(slots, shape, dtype, torch.device("cpu"), Smallest(slots), prefix=PREFIX)
         self._share = share
-        self._memory = ReplayMemory(slots, shape, dtype, torch.device("cpu"), Smallest(slots))
 
     def __len__(self) -> int:
-        return self._memory.size
+        return self.size
 
     def takes(self, one: Batch, y: int) -> bool:
         """Whether one record is evidence from now on."""
         id_ = bytes(one.ids[0].tolist())
         if id_ not in self.remembered() and is_held_out(id_.hex(), self._share):
             chance = torch.Generator("cpu").manual_seed(int.from_bytes(id_[:8], "big") >> 1)
-            self._memory.add(one, [y], chance)
+            self.add(one, [y], chance)
         return id_ in self.remembered()
 
     def records(self) -> tuple[Tensor, Tensor]:
         """x (N, ...) as in `Batch.x`, y (N,)"""
-        columns = self._memory.columns()
+        columns = self.columns()
         return columns["x"], columns["y"]
-
-    def remembered(self) -> Collection[bytes]:
-        """The ids, 16 bytes each. A view."""
-        return self._memory.remembered()
-
-    def kept(self, id_: bytes, classes: Sequence[str]) -> Batch:
-        """The record of this id, one of `remembered`."""
-        return records_of(id_, self._memory.columns(), classes)
-
-    def relabel(self, id_: bytes, y: int) -> None:
-        """The record of this id, one of `remembered`, is of class y."""
-        self._memory.relabel(id_, y)
-
-    def flush(self, y: int) -> None:
-        """Drops the records of a class."""
-        self._memory.flush(y)
-
-    def capture(self) -> dict[str, Rows]:
-        """evidence/x, y, origins, ids and chances"""
-        return {PREFIX + name.removeprefix("memory/"): rows for name, rows in self._memory.capture().items()}
-
-    def meta(self) -> dict[str, Any]:
-        """JSON."""
-        return self._memory.meta()
-
-    def restore(self, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> None:
-        """
-        Raises:
-            ValueError: a tensor is missing or does not fit.
-        """
-        self._memory.restore(meta, {f"memory/{name.removeprefix(PREFIX)}": value for name, value in state.items()})

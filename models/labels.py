@@ -12,7 +12,7 @@ class Labels:
 
     Args:
         classes: the model's own list, which grows in place.
-        limit: the most classes there may be.
+        limit: the most classes there may be; 0: labels are of no interest.
     """
 
     def __init__(self, classes: list[str], limit: int) -> None:
@@ -24,7 +24,7 @@ class Labels:
         """Row → reason, for each row whose label would be one class too many. Rows are looked at in order."""
         refused = {}
         new: set[str] = set()
-        for row, label in enumerate(labels):
+        for row, label in enumerate(labels if self._limit else ()):
             if label is None or label in self._numbers or label in new:
                 continue
             if len(self._numbers) + len(new) < self._limit:

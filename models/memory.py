@@ -217,6 +217,7 @@ class ReplayMemory:
         shape: of one record.
         dtype: of one record.
         logits: of so many classes the logits that a record came with are kept; 0: of none.
+        prefix: of its names in a state.
     """
 
     def __init__(
@@ -227,7 +228,9 @@ class ReplayMemory:
         device: torch.device,
         policy: PolicyName | Policy,
         logits: int = 0,
+        prefix: str = "memory/",
     ) -> None:
+        self._prefix = prefix
         self.slots = slots
         self.size = 0
         self._device = device
@@ -352,7 +355,7 @@ class ReplayMemory:
         """memory/x, y, origins and ids, and what the policy keeps for each slot; all have a row a slot."""
         changed = self._changed.take()
         columns = {name: Rows(column, changed) for name, column in self._columns.items()}
-        return {f"memory/{name}": rows for name, rows in (columns | self._policy.capture()).items()}
+        return {f"{self._prefix}{name}": rows for name, rows in (columns | self._policy.capture()).items()}
 
     def meta(self) -> dict[str, Any]:
         """Counters, as JSON."""
@@ -363,7 +366,7 @@ class ReplayMemory:
         Raises:
             ValueError: a tensor is missing or does not fit.
         """
-        tensors = {name.removeprefix("memory/"): value for name, value in state.items()}
+        tensors = {name.removeprefix(self._prefix): value for name, value in state.items()}
         copy_into(self._columns, {name: tensors.pop(name) for name in self._columns if name in tensors})
         self._changed.take()
         self.size = meta["size"]

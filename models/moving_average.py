@@ -34,18 +34,21 @@ def decay_of_records(records: int, half_life: float) -> float:
 
 
 class MovingAverage(Generic[N]):
-    """w̄ in `model`, a copy of a network that learns. What does not learn, and buffers, it leaves alone."""
+    """w̄ in `model`, a copy of a network that learns. What does not learn, and buffers, it leaves alone.
 
-    def __init__(self, network: N) -> None:
-        self.model = copy.deepcopy(network).requires_grad_(False)
+    Where nothing is `averaged`, `model` is the network itself, and each method does nothing.
+    """
+
+    def __init__(self, network: N, averaged: bool = True) -> None:
+        self.model = copy.deepcopy(network).requires_grad_(False) if averaged else network
         self._network = network
 
     @torch.no_grad()
     def move(self, decay: float) -> None:
         """w̄ ← d w̄ + (1 - d) w"""
-        learned = self._learned()
-        served: list[Tensor] = [self.model.get_parameter(name) for name in learned]
-        torch._foreach_lerp_(served, list(learned.values()), 1 - decay)
+        if learned := self._learned():
+            served: list[Tensor] = [self.model.get_parameter(name) for name in learned]
+            torch._foreach_lerp_(served, list(learned.values()), 1 - decay)
 
     def follow(self) -> None:
         """Follows parameters that were replaced by ones with more rows. A new row's average starts at its value."""
@@ -62,8 +65,10 @@ class MovingAverage(Generic[N]):
 
     def restore(self, training: Mapping[str, Tensor | Rows]) -> None:
         """After `model` was restored: w, from all that is stored for training."""
-        copy_into(self._network.state_dict(), self.model.state_dict())  # what does not learn is the same in both
-        copy_into(self.capture(), {name: value for name, value in training.items() if name.startswith(PREFIX)})
+        if self.model is not self._network:
+            copy_into(self._network.state_dict(), self.model.state_dict())  # what does not learn is the same in both
+            copy_into(self.capture(), {name: value for name, value in training.items() if name.startswith(PREFIX)})
 
     def _learned(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self._network.named_parameters() if p.requires_grad}
+        named = self._network.named_parameters() if self.model is not self._network else ()
+        return {name: p.detach() for name, p in named if p.requires_grad}

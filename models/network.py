@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.learner import M, module_on
+from models.learner import M, Of, module_on
 
 
 def seeded(build: Callable[[], M], seed: int, device: torch.device) -> M:
@@ -30,6 +31,17 @@ def seeded(build: Callable[[], M], seed: int, device: torch.device) -> M:
                 else:
                     parameter.zero_()
     return module
+
+
+def served(
+    network: Callable[[Of, tuple[int, ...], Sequence[str]], M],
+) -> Callable[[Of, tuple[int, ...], Mapping[str, Any]], M]:
+    """A blueprint's `model`, of a network of (options, shape, class names)."""
+
+    def model(options: Of, shape: tuple[int, ...], meta: Mapping[str, Any]) -> M:
+        return module_on(lambda: network(options, shape, meta["classes"]), torch.device("cpu")).eval()
+
+    return model
 
 
 def root(x: Tensor) -> Tensor:

@@ -39,7 +39,25 @@ class Rates(Protocol):
     def weight_decay(self) -> float: ...
 
 
-class ReplayingLearner(Generic[N]):
+class Replaying:
+    """What of a `Learner` its replay memory and its classes tell."""
+
+    _memory: Memory
+    _labels: Labels
+
+    @property
+    def replay_capacity(self) -> int:
+        return self._memory.slots
+
+    @property
+    def replay_size(self) -> int:
+        return self._memory.size
+
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        return self._labels.refuses(labels)
+
+
+class ReplayingLearner(Replaying, Generic[N]):
     """What is learned of a network, and what is replayed: the part of a `Learner` that is not the update.
 
     Args:
@@ -51,26 +69,14 @@ class ReplayingLearner(Generic[N]):
         self, network: N, options: Rates, memory: Memory, device: torch.device, *, classes: int, averaged: bool
     ) -> None:
         self._learning = network
-        self._average = MovingAverage(network) if averaged else None
-        self.model = network if self._average is None else self._average.model
+        self._average = MovingAverage(network, averaged)
+        self.model = self._average.model
         self.model.classes = network.classes  # one list, which grows
         self._device = device
         self._memory = memory
         self._labels = Labels(network.classes, classes)
-        self._has_classes = classes > 0
         rate, decay = options.learning_rate, options.weight_decay
         self._optimizer = AdamW(network, learning_rate=rate, weight_decay=decay)
-
-    @property
-    def replay_capacity(self) -> int:
-        return self._memory.slots
-
-    @property
-    def replay_size(self) -> int:
-        return self._memory.size
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels) if self._has_classes else {}
 
     def remembered(self) -> Collection[bytes]:
         return self._memory.remembered()
@@ -88,16 +94,14 @@ class ReplayingLearner(Generic[N]):
 
     def capture(self) -> State:
         training: dict[str, Tensor | Rows] = {**self._optimizer.capture(), **self._memory.capture()}
-        if self._average is not None:
-            training |= self._average.capture()
+        training |= self._average.capture()
         meta = {"classes": list(self.model.classes), "memory": self._memory.meta()}
         return State(dict(self.model.state_dict()), training, meta)
 
     def restore(self, state: State) -> None:
         self._grow(self._labels.beyond(state.meta["classes"]), None)
         copy_into(self.model.state_dict(), state.serving)
-        if self._average is not None:
-            self._average.restore(state.training)
+        self._average.restore(state.training)
         memory = {name: value for name, value in state.training.items() if name.startswith("memory/")}
         self._optimizer.restore({name: v for name, v in state.training.items() if name.startswith("optimizer/")})
         self._memory.restore(state.meta["memory"], memory)
@@ -106,8 +110,7 @@ class ReplayingLearner(Generic[N]):
         if labels:
             self._learning.grow(len(labels), rng)
             self._optimizer.follow()
-            if self._average is not None:
-                self._average.follow()
+            self._average.follow()
             self._labels.add(labels)
 
 

@@ -146,7 +146,7 @@ def speed(data: Path, say: Say) -> Findings:
     """Rounds of both, one after the other, by CPU time: what else runs on the machine hits both alike."""
     train = sets.clothes(data).shuffled(0).take(range(1600))
     stream = list(sets.batches(train, BATCH))
-    gan = image_gan.learner(CLOTHES, tuple(train.x.shape[1:]), 0, CPU)
+    gan = image_gan.ImageGanLearner(CLOTHES, tuple(train.x.shape[1:]), 0, CPU)
     plain = Plain(train.x, [int(label) for label in train.labels])
     rates: dict[str, list[float]] = {"learner": [], "plain": []}
     for number in range(ROUNDS):

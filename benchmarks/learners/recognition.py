@@ -111,7 +111,7 @@ def turned(records: Set, seed: int) -> Set:
 def started(source: Source) -> ImageRecogniserLearner:
     """An untrained recogniser over it."""
     options = image_recogniser.ImageRecogniserOptions.model_validate(OPTIONS)
-    return image_recogniser.learner(options, SHAPE, 0, CPU, {"source": source})
+    return image_recogniser.ImageRecogniserLearner(options, SHAPE, 0, CPU, {"source": source})
 
 
 def on_split(source: Source, train: Set, test: Set, strange: Set, taught: str) -> dict[int, Runs]:
@@ -125,7 +125,7 @@ def on_split(source: Source, train: Set, test: Set, strange: Set, taught: str) -
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw)).tolist()
         for shots in SHOTS:
             given = train.take(drawn(train.labels, order, taught, shots))
-            learner = image_recogniser.learner(empty.options, SHAPE, 0, CPU)
+            learner = image_recogniser.ImageRecogniserLearner(empty.options, SHAPE, 0, CPU)
             learner.restore(untrained)
             for _ in learn(learner, given, batch_size=8):
                 pass

@@ -214,8 +214,8 @@ def pairs(train: Set) -> list[float]:
     learner; no average of its weights.
     """
     options = image_restorer.ImageRestorerOptions.model_validate({**OPTIONS, "replay_slots": 0})
-    learner = image_restorer.learner(options, (4, 32, 32), SEED, CPU)
-    network = image_restorer.learner(options, (4, 32, 32), SEED, CPU).model.requires_grad_(True)
+    learner = image_restorer.ImageRestorerLearner(options, (4, 32, 32), SEED, CPU)
+    network = image_restorer.ImageRestorerLearner(options, (4, 32, 32), SEED, CPU).model.requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, weight_decay=0.0, fused=True)
     stream = list(batches(train.take(range(UPDATES * 2 * BATCH)), 2 * BATCH))
     taught = torch.tensor([degradations.KINDS.index(kind) for kind in options.damages])
@@ -246,7 +246,7 @@ def pairs(train: Set) -> list[float]:
 def learned(train: Set, say: Callable[[str], None]) -> tuple[image_restorer.ImageRestorer, dict[str, float]]:
     """The served model after `LOOPS` passes in different orders, and what the last of them reported."""
     options = image_restorer.ImageRestorerOptions.model_validate(OPTIONS)
-    learner = image_restorer.learner(options, (4, 32, 32), SEED, CPU)
+    learner = image_restorer.ImageRestorerLearner(options, (4, 32, 32), SEED, CPU)
     update, started = 0, time.process_time()
     for loop in range(LOOPS):
         reports = list(learn(learner, train.shuffled(loop), batch_size=BATCH, seed=SEED, first_update=update))

@@ -111,7 +111,7 @@ def classifier(records: Set, passes: int, seed: int, options: Mapping[str, Any])
 def started(source: Source) -> ImageRestylerLearner:
     """An untrained restyler whose loss looks through this version."""
     options = image_restyler.ImageRestylerOptions.model_validate(OPTIONS)
-    return image_restyler.learner(options, SHAPE, 0, CPU, {"source": source})
+    return image_restyler.ImageRestylerLearner(options, SHAPE, 0, CPU, {"source": source})
 
 
 def taught(learner: ImageRestylerLearner, styles: Tensor, contents: Set, say: Callable[[str], None]) -> ImageRestyler:

@@ -48,7 +48,7 @@ def _drawings(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     floor = frechet_distance(real, learned)
     say(f"the judge: accuracy {accuracy:.3f}; Fréchet distance of as many training pictures {floor:.2f}")
 
-    vae = image_generator.learner(OPTIONS, SHAPE, 0, CPU)
+    vae = image_generator.ImageVaeLearner(OPTIONS, SHAPE, 0, CPU)
     figures: list[Figure] = []
     raw: dict[str, Any] = {"judge_accuracy": accuracy, "frechet_of_training_pictures": floor}
     for passes in (1, 2, 3):
@@ -102,7 +102,7 @@ def _rows(what: str, judged: Mapping[str, float], asked: float, real: float, bit
 
 def _transfer(data: Path, say: Callable[[str], None]) -> Findings:
     source_set, source_test = digits(data).shuffled(0).take(range(20_000)), digits(data, "test").take(range(1000))
-    source = image_generator.learner(ImageVaeOptions.model_validate(SMALL), SHAPE, 0, CPU)
+    source = image_generator.ImageVaeLearner(ImageVaeOptions.model_validate(SMALL), SHAPE, 0, CPU)
     for _ in learn(source, source_set):
         pass
     before, version = _nats(source.model, source_test), _version(source)
@@ -148,7 +148,7 @@ def _transfer(data: Path, say: Callable[[str], None]) -> Findings:
 
 def _taught(settings: dict[str, Any], version: Source, few: Set, updates: int) -> ImageVaeLearner:
     start = {"source": version} if "source" in settings else {}
-    vae = image_generator.learner(ImageVaeOptions.model_validate(settings), SHAPE, 0, CPU, start)
+    vae = image_generator.ImageVaeLearner(ImageVaeOptions.model_validate(settings), SHAPE, 0, CPU, start)
     for _ in learn(vae, few.take([row % len(few) for row in range(updates * 64)])):
         pass
     return vae
@@ -172,7 +172,7 @@ def _speed(data: Path, say: Callable[[str], None]) -> Findings:
     """Rounds of both, one after the other, by CPU time: what else runs on the machine hits both alike."""
     train = clothes(data).shuffled(0).take(range(6400))
     stream = list(batches(train))
-    vae = image_generator.learner(OPTIONS.model_copy(update={"young_updates": 0}), SHAPE, 0, CPU)
+    vae = image_generator.ImageVaeLearner(OPTIONS.model_copy(update={"young_updates": 0}), SHAPE, 0, CPU)
     plain = Plain(train.x, [int(label) for label in train.labels])
     rates: dict[str, list[float]] = {"learner": [], "plain": []}
     for number in range(11):
@@ -200,7 +200,7 @@ class Plain:
 
     def __init__(self, x: Tensor, y: Sequence[int]) -> None:
         self.x, self.y = x, torch.tensor(y)
-        self.network = image_generator.learner(OPTIONS, SHAPE, 0, CPU).model
+        self.network = image_generator.ImageVaeLearner(OPTIONS, SHAPE, 0, CPU).model
         self.network.conditions.grow(torch.randn(10, OPTIONS.label_dim))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=OPTIONS.learning_rate, weight_decay=0.0, fused=True

@@ -15,7 +15,7 @@ from benchmarks.learners.data import Set, batches, shakespeare
 from benchmarks.report import Figure, Findings
 from models.capabilities import Sampling
 from models.learner import Rows, update_generator
-from models.texts.generator import CLIP, TextGeneratorLearner, TextGeneratorModel, TextGeneratorOptions, learner
+from models.texts.generator import CLIP, TextGeneratorLearner, TextGeneratorModel, TextGeneratorOptions
 
 CPU = torch.device("cpu")
 RECORDS = 16  # an update
@@ -38,7 +38,7 @@ def speeches(data: bytes) -> Set:
 def measure(data: Path, sheets: Path, say: Callable[[str], None]) -> Findings:
     raw = shakespeare(data)
     options = TextGeneratorOptions()
-    ours = learner(options, (1,), 0, CPU)
+    ours = TextGeneratorLearner(options, (1,), 0, CPU)
     started = time.process_time()
     curve = _learned(ours, raw, say)
     cpu_min = (time.process_time() - started) / 60
@@ -104,7 +104,7 @@ def _sample(model: TextGeneratorModel) -> tuple[str, float]:
 
 def _against_a_plain_loop(raw: bytes) -> tuple[float, float]:
     """CPU seconds of the plain loop and of the learner with its network alone, over the same bytes, turn by turn."""
-    ours = learner(TextGeneratorOptions(slots=0), (1,), 0, CPU)
+    ours = TextGeneratorLearner(TextGeneratorOptions(slots=0), (1,), 0, CPU)
     records = list(batches(speeches(raw[: ROUNDS * ROUND_BYTES]), RECORDS))
     plain = _plain(TextGeneratorOptions(slots=0))
     next(plain)

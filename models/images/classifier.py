@@ -12,16 +12,15 @@ one class, is learned like any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from models.classifier import ClassifierLearner, ClassifierNetwork
 from models.images.warping import WarpedOptions
-from models.learner import Blueprint, module_on, structural
-from models.network import pixels, seeded
+from models.learner import Blueprint, structural
+from models.network import pixels, seeded, served
 
 GROUPS = 8
 
@@ -82,8 +81,5 @@ def learner(
     return ClassifierLearner(network, options, memory, device, shown=options.shown())
 
 
-def model(options: ImageClassifierOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageClassifier:
-    return module_on(lambda: ImageClassifier(options, shape, meta["classes"]), torch.device("cpu")).eval()
-
-
+model = served(ImageClassifier)
 BLUEPRINT = Blueprint(ImageClassifierOptions, learner, model, "image")

@@ -27,7 +27,7 @@ al. 2021); `gan_networks` says how.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -51,16 +51,14 @@ from models.learner import (
     Start,
     State,
     copy_into,
-    module_on,
     structural,
 )
 from models.memory import PolicyName, ReplayMemory
 from models.moving_average import MovingAverage, decay_of_records
-from models.network import pixels, seeded
+from models.network import pixels, seeded, served
 from models.optimizer import AdamW
-from models.replaying import weighed
+from models.replaying import Replaying, weighed
 
-CPU = torch.device("cpu")
 SAME = ("latent", "width", "depth", "hidden", "label_dim")  # a model and its source agree in these
 
 
@@ -88,20 +86,18 @@ class ImageGanOptions(SourcedOptions):
     replay_draws: int = Field(16, ge=0)  # records replayed in each update
 
 
-class ImageGanLearner:
+class ImageGanLearner(Replaying):
     """Learns an `ImageGan`: a step of the discriminator, then one of the generator, whose average is `model`."""
 
     needs_label = False
 
     def __init__(
-        self,
-        options: ImageGanOptions,
-        shape: tuple[int, ...],
-        seed: int,
-        device: torch.device,
-        views: Pixels | Projected,
+        self, options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
     ) -> None:
         self.options = options
+        backbone = options.backbone(start)
+        projected = backbone and Projected(backbone, shape, 2 * options.width, seed, device)
+        views = projected or Pixels(shape)
         self.generator = identical_at_first(seeded(lambda: _network(options, shape, ()), seed, device))
         self._average = MovingAverage(self.generator)
         self.model = self._average.model
@@ -124,17 +120,8 @@ class ImageGanLearner:
         options.freeze_in({name: m for name, m in blocks.items() if not name.endswith((".", ".conditions"))})
         settings: dict[str, Any] = {"learning_rate": options.learning_rate, "betas": options.betas, "weight_decay": 0.0}
         self._optimizers = {part: AdamW(network, **settings) for part, network in self._networks.items()}
-
-    @property
-    def replay_capacity(self) -> int:
-        return self._memory.slots
-
-    @property
-    def replay_size(self) -> int:
-        return self._memory.size
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
+        if options.source is not None and not isinstance(start, State):
+            self._start_from(start["source"])
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         options, count = self.options, len(batch)
@@ -271,7 +258,7 @@ class ImageGanLearner:
         self._average.follow()
         self._labels.add(labels)
 
-    def start_from(self, source: Source) -> None:
+    def _start_from(self, source: Source) -> None:
         """Takes the source's average, classes and drawings, and its discriminator if the features are the same.
 
         Raises:
@@ -291,25 +278,13 @@ class ImageGanLearner:
         copy_into(self._sample, drawings(network, len(self._sample["source/y"])))
 
 
-def learner(
-    options: ImageGanOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
-) -> ImageGanLearner:
-    backbone = options.backbone(start)
-    projected = backbone and Projected(backbone, shape, 2 * options.width, seed, device)
-    made = ImageGanLearner(options, shape, seed, device, projected or Pixels(shape))
-    if options.source is not None and not isinstance(start, State):
-        made.start_from(start["source"])
-    return made
-
-
-def model(options: ImageGanOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageGan:
-    return module_on(lambda: _network(options, shape, meta["classes"]), CPU).eval()
-
-
 def _network(options: ImageGanOptions, shape: tuple[int, ...], classes: Sequence[str]) -> ImageGan:
     return ImageGan(
         shape, classes, latent=options.latent, label_dim=options.label_dim, width=options.width, depth=options.depth
     )
 
 
-BLUEPRINT = Blueprint(ImageGanOptions, learner, model, "image", ImageGanOptions.references, started=learner)
+model = served(_network)
+BLUEPRINT = Blueprint(
+    ImageGanOptions, ImageGanLearner, model, "image", ImageGanOptions.references, started=ImageGanLearner
+)

@@ -30,6 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.capabilities import Recogniser
 from models.familiarity import projected, signs
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.images.recognition import FAMILIARITY, NEVER, background, distances, fit, shrunk
@@ -90,8 +91,8 @@ class Moduli(nn.Module):
         return F.normalize(projected(self.wavelets(pictures), self.signs).float()).to(pictures.device)
 
 
-class ImageRecogniser(nn.Module):
-    """What is served: a `Classifier` and a `Recogniser`."""
+class ImageRecogniser(nn.Module, Recogniser):
+    """What is served."""
 
     background_mean: Tensor
     background_whitener: Tensor
@@ -155,10 +156,6 @@ class ImageRecogniser(nn.Module):
             return u.new_zeros(len(u), dtype=torch.float64)
         return distances(u, self.background_whitener, self.background_mean[None])[:, 0]
 
-    def classify(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) uint8 → probabilities (B, K) float32 in the order of `classes`."""
-        return self.recognise(x)[0]
-
     @torch.no_grad()
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) uint8 → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
@@ -183,7 +180,15 @@ class ImageRecogniserLearner:
     replay_capacity = 0
     replay_size = 0
 
-    def __init__(self, model: ImageRecogniser, options: ImageRecogniserOptions, device: torch.device) -> None:
+    def __init__(
+        self,
+        options: ImageRecogniserOptions,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        start: Start = NOTHING,
+    ) -> None:
+        model = untrained(options, shape, start, ()).to(device)
         self.options, self.model, self._device = options, model, device
         dim, slots, backbone = model.dim, options.calibration_pictures, model.backbone
         self._labels = Labels(model.classes, options.max_classes)
@@ -201,8 +206,10 @@ class ImageRecogniserLearner:
         self._kept_ids = torch.zeros(0, slots, 16, dtype=torch.uint8)
         self._kept_counts = torch.zeros(0, dtype=torch.int64)
         self._served, self._prior = Frozen(), Frozen()
+        if model.relative and not isinstance(start, State):
+            self._compare_with(start["source"])
 
-    def compare_with(self, source: Source) -> None:
+    def _compare_with(self, source: Source) -> None:
         """Takes S₀ and d_0 from the replay memory of a version.
 
         Raises:
@@ -384,18 +391,10 @@ def untrained(
     ).eval()
 
 
-def learner(
-    options: ImageRecogniserOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
-) -> ImageRecogniserLearner:
-    network = untrained(options, shape, start, ()).to(device)
-    made = ImageRecogniserLearner(network, options, device)
-    if network.relative and not isinstance(start, State):
-        made.compare_with(start["source"])
-    return made
-
-
 def model(options: ImageRecogniserOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRecogniser:
     return untrained(options, shape, State({}, {}, meta), meta["classes"])
 
 
-BLUEPRINT = Blueprint(ImageRecogniserOptions, learner, model, "image", references, started=learner)
+BLUEPRINT = Blueprint(
+    ImageRecogniserOptions, ImageRecogniserLearner, model, "image", references, started=ImageRecogniserLearner
+)

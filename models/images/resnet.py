@@ -14,17 +14,16 @@ batch norm: a batch of a stream is no sample of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.classifier import ClassifierLearner, ClassifierNetwork
 from models.images.warping import WarpedOptions
-from models.learner import Blueprint, module_on, structural
-from models.network import pixels, seeded
+from models.learner import Blueprint, structural
+from models.network import pixels, seeded, served
 
 GROUPS = 4
 
@@ -84,8 +83,5 @@ def learner(
     return ClassifierLearner(network, options, memory, device, shown=options.shown())
 
 
-def model(options: ImageResnetOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageResnet:
-    return module_on(lambda: ImageResnet(options, shape, meta["classes"]), torch.device("cpu")).eval()
-
-
+model = served(ImageResnet)
 BLUEPRINT = Blueprint(ImageResnetOptions, learner, model, "image")

@@ -24,9 +24,8 @@ and Juditsky 1992).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -36,10 +35,10 @@ from torch.nn import functional as F
 from models.images.degradations import KINDS, Damaged, Kind, damaged
 from models.images.metrics import psnr, ssim
 from models.labels import NONE
-from models.learner import Batch, Blueprint, Options, Report, State, module_on, structural
+from models.learner import Batch, Blueprint, Options, Report, State, structural
 from models.memory import PolicyName, ReplayMemory
-from models.moving_average import MovingAverage, decay_of_records
-from models.network import pixels, root, seeded
+from models.moving_average import decay_of_records
+from models.network import pixels, root, seeded, served
 from models.replaying import LabelledNetwork, ReplayingLearner
 
 FLOOR = 0.01  # δ: what is nearer than 40 dB pulls less and less
@@ -102,13 +101,13 @@ class DamageClassifier(nn.Module):
 
 
 class ImageRestorer(LabelledNetwork):
-    """The networks: a `Restorer` of pictures with `channels`, of any size from `MIN_SIDE` on."""
+    """The networks: a `Restorer` of pictures with the channels of `shape`, of any size from `MIN_SIDE` on."""
 
     _taught: Tensor  # (K,) int64, indices of `KINDS`
 
-    def __init__(self, options: ImageRestorerOptions, channels: int) -> None:
+    def __init__(self, options: ImageRestorerOptions, shape: tuple[int, ...], classes: Sequence[str]) -> None:
         super().__init__()
-        self.classes = []
+        self.classes, channels = list(classes), shape[0]
         self.kinds: Sequence[str] = options.damages
         self.register_buffer("_taught", torch.tensor([KINDS.index(kind) for kind in self.kinds]), persistent=False)
         self.networks = nn.ModuleDict(
@@ -195,12 +194,13 @@ class ImageRestorerLearner(ReplayingLearner[ImageRestorer]):
     """Learns an `ImageRestorer`: incoming and replayed pictures, damaged afresh, in one pass, then one AdamW step."""
 
     needs_label = False
-    _average: MovingAverage[ImageRestorer]
 
-    def __init__(
-        self, network: ImageRestorer, options: ImageRestorerOptions, memory: ReplayMemory, device: torch.device
-    ) -> None:
+    def __init__(self, options: ImageRestorerOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
+        if min(shape[1:]) < MIN_SIDE:
+            raise ValueError(f"image-restorer needs {MIN_SIDE} pixels on each side, not {shape[1]} × {shape[2]}.")
         self.options = options
+        network = identical_at_first(seeded(lambda: ImageRestorer(options, shape, ()), seed, device))
+        memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
         super().__init__(network, options, memory, device, classes=0, averaged=True)
         self._seen = 0
 
@@ -248,18 +248,5 @@ def identical_at_first(network: ImageRestorer) -> ImageRestorer:
     return network
 
 
-def learner(
-    options: ImageRestorerOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> ImageRestorerLearner:
-    if min(shape[1:]) < MIN_SIDE:
-        raise ValueError(f"image-restorer needs {MIN_SIDE} pixels on each side, not {shape[1]} × {shape[2]}.")
-    network = identical_at_first(seeded(lambda: ImageRestorer(options, shape[0]), seed, device))
-    memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
-    return ImageRestorerLearner(network, options, memory, device)
-
-
-def model(options: ImageRestorerOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRestorer:
-    return module_on(lambda: ImageRestorer(options, shape[0]), torch.device("cpu")).eval()
-
-
-BLUEPRINT = Blueprint(ImageRestorerOptions, learner, model, "image")
+model = served(ImageRestorer)
+BLUEPRINT = Blueprint(ImageRestorerOptions, ImageRestorerLearner, model, "image")

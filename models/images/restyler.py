@@ -21,9 +21,8 @@ Until a style is learned S is left out: the network, which begins as the identit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -32,9 +31,9 @@ from torch.nn import functional as F
 
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.labels import NONE
-from models.learner import NOTHING, Batch, Blueprint, Frozen, Report, Start, State, copy_into, module_on, structural
+from models.learner import NOTHING, Batch, Blueprint, Frozen, Report, Start, State, copy_into, structural
 from models.memory import PolicyName, ReplayMemory
-from models.network import pixels, seeded
+from models.network import pixels, seeded, served
 from models.replaying import LabelledNetwork, ReplayingLearner
 
 MIN_SIDE = 16
@@ -80,11 +79,11 @@ class RestylerBlock(nn.Module):
 
 
 class ImageRestyler(LabelledNetwork):
-    """The network: a `Restyler` of pictures with `channels`, of any size from `MIN_SIDE` on."""
+    """The network: a `Restyler` of pictures with the channels of `shape`, of any size from `MIN_SIDE` on."""
 
-    def __init__(self, options: ImageRestylerOptions, channels: int) -> None:
+    def __init__(self, options: ImageRestylerOptions, shape: tuple[int, ...], classes: Sequence[str]) -> None:
         super().__init__()
-        self.classes = []
+        self.classes, channels = list(classes), shape[0]
         self.colours = channels - (channels in (2, 4))  # the others are alpha
         self.stride = 2**options.depth
         widths = [options.width * 2**level for level in range(options.depth + 1)]
@@ -159,17 +158,22 @@ class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
 
     def __init__(
         self,
-        network: ImageRestyler,
         options: ImageRestylerOptions,
-        memory: ReplayMemory,
+        shape: tuple[int, ...],
+        seed: int,
         device: torch.device,
-        backbone: Backbone,
+        start: Start = NOTHING,
     ) -> None:
+        if min(shape[1:]) < MIN_SIDE:
+            raise ValueError(f"image-restyler needs {MIN_SIDE} pixels on each side, not {shape[1]} × {shape[2]}.")
         self.options = options
+        network = seeded(lambda: ImageRestyler(options, shape, ()), seed, device)
+        nn.init.zeros_(network.out.weight)  # it begins as the identity
+        memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
         super().__init__(network, options, memory, device, classes=0, averaged=False)
         self._frozen = Frozen()
-        self._backbone = backbone.to(device)
-        widths = [network.colours + 1, *backbone.channels]
+        self._backbone = Backbone.of_start(options, start, "features").to(device)
+        widths = [network.colours + 1, *self._backbone.channels]
         self._styles = [torch.zeros(width, width, device=device) for width in widths]  # Ḡ_l
         self._styles_seen = torch.zeros((), dtype=torch.int64)
 
@@ -244,19 +248,7 @@ class ImageRestylerLearner(ReplayingLearner[ImageRestyler]):
         return {"style/seen": self._styles_seen, **{f"style/{k}": mean for k, mean in enumerate(self._styles)}}
 
 
-def learner(
-    options: ImageRestylerOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
-) -> ImageRestylerLearner:
-    if min(shape[1:]) < MIN_SIDE:
-        raise ValueError(f"image-restyler needs {MIN_SIDE} pixels on each side, not {shape[1]} × {shape[2]}.")
-    network = seeded(lambda: ImageRestyler(options, shape[0]), seed, device)
-    nn.init.zeros_(network.out.weight)  # it begins as the identity
-    memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
-    return ImageRestylerLearner(network, options, memory, device, Backbone.of_start(options, start, "features"))
-
-
-def model(options: ImageRestylerOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageRestyler:
-    return module_on(lambda: ImageRestyler(options, shape[0]), torch.device("cpu")).eval()
-
-
-BLUEPRINT = Blueprint(ImageRestylerOptions, learner, model, "image", references, started=learner)
+model = served(ImageRestyler)
+BLUEPRINT = Blueprint(
+    ImageRestylerOptions, ImageRestylerLearner, model, "image", references, started=ImageRestylerLearner
+)

@@ -28,9 +28,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -51,12 +51,11 @@ from models.learner import (
     Start,
     State,
     copy_into,
-    module_on,
     structural,
 )
 from models.memory import PolicyName, ReplayMemory
 from models.moving_average import PREFIX, decay_of_updates
-from models.network import pixels, seeded
+from models.network import pixels, seeded, served
 from models.replaying import ReplayingLearner, weighed
 
 GROUPS = 8
@@ -224,24 +223,24 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
     needs_label = False
 
     def __init__(
-        self,
-        network: ImageVae,
-        options: ImageVaeOptions,
-        memory: ReplayMemory,
-        device: torch.device,
-        features: Backbone | None,
+        self, options: ImageVaeOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
     ) -> None:
         self.options = options
+        network = seeded(lambda: ImageVae(options, shape, ()), seed, device)
+        memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
         options.freeze_in({name: part for name, part in network.named_modules() if name.split(".")[0] in BLOCKS})
         super().__init__(network, options, memory, device, classes=options.max_classes, averaged=options.average > 0)
         self.model.codes = network.codes  # one for both: they are of the codes of the one that is served
         self._updates = 0
+        features = options.backbone(start)
         self._features = features and features.to(device)
         self._sample: dict[str, Tensor] = {}
         if options.source is not None and (kept := options.source_samples):
-            self._sample["source/x"] = torch.zeros(kept, *network.shape, dtype=torch.uint8, device=device)
+            self._sample["source/x"] = torch.zeros(kept, *shape, dtype=torch.uint8, device=device)
             self._sample["source/y"] = torch.full((kept,), NONE, device=device)
         self._served, self._kept = Frozen(), Frozen()
+        if options.source is not None and not isinstance(start, State):
+            self._start_from(start["source"])
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         options, count = self.options, len(batch)
@@ -280,7 +279,7 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         if len(losses) > target:
             loss = loss + options.source_weight * losses[target:].mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        if self._average is not None:
+        if self.model is not self._learning:
             with torch.no_grad():  # replayed records too: the moments of old classes follow the encoder
                 surprise, kl, distance, z = self._terms(self.model, x[:target], y[:target], noise[:target])
         self._step()
@@ -298,8 +297,7 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
 
     def _step(self) -> None:
         self._optimizer.step()
-        if self._average is not None:
-            self._average.move(decay_of_updates(self.options.average, self._updates))
+        self._average.move(decay_of_updates(self.options.average, self._updates))
         self._updates += 1
 
     def _warmth(self) -> float:
@@ -334,7 +332,7 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         features = {} if self._features is None else self._features.state_dict()
         return {**self._sample, **{f"features/{name}": tensor for name, tensor in features.items()}}
 
-    def start_from(self, source: Source) -> None:
+    def _start_from(self, source: Source) -> None:
         """Takes its weights, its classes, and a sample of what it draws.
 
         Raises:
@@ -350,19 +348,7 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
             copy_into(self._sample, drawings(network, self.options.source_samples))
 
 
-def learner(
-    options: ImageVaeOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
-) -> ImageVaeLearner:
-    network = seeded(lambda: ImageVae(options, shape, ()), seed, device)
-    memory = ReplayMemory(options.replay_slots, shape, torch.uint8, device, options.replay_policy)
-    made = ImageVaeLearner(network, options, memory, device, options.backbone(start))
-    if options.source is not None and not isinstance(start, State):
-        made.start_from(start["source"])
-    return made
-
-
-def model(options: ImageVaeOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> ImageVae:
-    return module_on(lambda: ImageVae(options, shape, meta["classes"]), torch.device("cpu")).eval()
-
-
-BLUEPRINT = Blueprint(ImageVaeOptions, learner, model, "image", ImageVaeOptions.references, started=learner)
+model = served(ImageVae)
+BLUEPRINT = Blueprint(
+    ImageVaeOptions, ImageVaeLearner, model, "image", ImageVaeOptions.references, started=ImageVaeLearner
+)

@@ -12,8 +12,7 @@ An update touches only the rows of the n-grams that it saw, so a snapshot moves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions, OwnUpdate, Shown
-from models.learner import Blueprint, Rows, State, copy_into, module_on, structural
+from models.learner import Blueprint, Rows, State, copy_into, structural
 from models.memory import Changed
 from models.moving_average import PREFIX
-from models.network import root, seeded
+from models.network import root, seeded, served
 from models.texts.hashing import Found, both, ngrams, trimmed, words
 
 ROWS, OWN = "optimizer/table.rows", PREFIX + "table.weight"  # of the table, in the state
@@ -130,7 +129,7 @@ class RowRms(OwnUpdate):
 class TextClassifier(ClassifierNetwork):
     """The network. Texts are (B, L) int32."""
 
-    def __init__(self, options: TextClassifierOptions, classes: Sequence[str]) -> None:
+    def __init__(self, options: TextClassifierOptions, _: tuple[int, ...], classes: Sequence[str]) -> None:
         super().__init__(options.dim, classes)
         self.orders = range(1, options.orders + 1)
         self.words = options.words
@@ -165,7 +164,7 @@ class Thinned(Shown):
 def learner(
     options: TextClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> ClassifierLearner[TextClassifier]:
-    network = seeded(lambda: TextClassifier(options, ()), seed, device)
+    network = seeded(lambda: TextClassifier(options, shape, ()), seed, device)
     generator = torch.Generator("cpu").manual_seed(seed)
     network.table.weight.copy_(0.1 * torch.randn(network.table.weight.shape, generator=generator))
     memory = options.memory(shape, torch.int32, device)
@@ -179,8 +178,5 @@ def learner(
     )
 
 
-def model(options: TextClassifierOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextClassifier:
-    return module_on(lambda: TextClassifier(options, meta["classes"]), torch.device("cpu")).eval()
-
-
+model = served(TextClassifier)
 BLUEPRINT = Blueprint(TextClassifierOptions, learner, model, "text")

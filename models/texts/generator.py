@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from models.capabilities import Sampling
 from models.learner import Batch, Blueprint, Options, Report, Rows, State, copy_into, module_on, structural
 from models.moving_average import PREFIX, MovingAverage, decay_of_updates
+from models.network import served
 from models.optimizer import AdamW
 from models.texts.mixing import Mixer, byte_log_probabilities, nats, tree_logits
 from models.texts.ngrams import CHUNK, TAIL, Ngrams, contexts, nodes_of
@@ -133,9 +134,9 @@ class TextGeneratorModel(nn.Module):
 
     classes: list[str]
 
-    def __init__(self, options: TextGeneratorOptions) -> None:
+    def __init__(self, options: TextGeneratorOptions, _: tuple[int, ...], classes: Sequence[str]) -> None:
         super().__init__()
-        self.classes = []
+        self.classes = list(classes)
         self.network = ByteNetwork(options)
         self.ngrams = Ngrams(options.slots) if options.slots else None
         self.mixer = Mixer(options.mixing_rate, options.least_mixing_rate) if options.slots else None
@@ -235,14 +236,15 @@ class TextGeneratorLearner:
     replay_capacity = 0  # records are not kept: the history is bytes
     replay_size = 0
 
-    def __init__(self, model: TextGeneratorModel, options: TextGeneratorOptions, device: torch.device) -> None:
-        self.model = model
+    def __init__(self, options: TextGeneratorOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
+        model = module_on(lambda: TextGeneratorModel(options, shape, ()), torch.device("cpu"))
+        model.network.initialise(torch.Generator("cpu").manual_seed(seed))
+        self.model = model.to(device)
         self.options = options
         self._device = device
         self._learning = model.network
-        self._average = MovingAverage(self._learning) if options.average else None
-        if self._average is not None:
-            model.network = self._average.model
+        self._average = MovingAverage(self._learning, options.average > 0)
+        model.network = self._average.model
         self._optimizer = AdamW(self._learning, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
         self._steps = 0
         self._lanes: list[tuple[int, int]] = []  # (topic, partition) of each row of the two below
@@ -341,8 +343,7 @@ class TextGeneratorLearner:
         F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         self._optimizer.step()
-        if self._average is not None:
-            self._average.move(decay_of_updates(self.options.average, self._steps))
+        self._average.move(decay_of_updates(self.options.average, self._steps))
         self._steps += 1
 
     def _remember(self, data: Tensor) -> None:
@@ -362,8 +363,7 @@ class TextGeneratorLearner:
             "lanes/tails": self._tails,
             "history": Rows(self._history, self._changed["history"].take()),
         }
-        if self._average is not None:
-            training |= self._average.capture()
+        training |= self._average.capture()
         lanes = [list(lane) for lane in self._lanes]
         return State(serving, training, {"classes": [], "lanes": lanes, "silent": self._silent, "seen": self._seen})
 
@@ -372,8 +372,7 @@ class TextGeneratorLearner:
         own = {"lanes/states": self._states, "lanes/tails": self._tails, "history": self._history}
         copy_into(self.model.state_dict(), state.serving)
         copy_into(own, {name: value for name, value in state.training.items() if name not in network})
-        if self._average is not None:
-            self._average.restore(network)
+        self._average.restore(network)
         self._optimizer.restore({name: value for name, value in network.items() if name.startswith("optimizer/")})
         self._steps = int(self._optimizer.capture()["optimizer/step"])  # exact to 2²⁴, when d is long constant
         self._lanes = [(topic, partition) for topic, partition in state.meta["lanes"]]
@@ -399,19 +398,11 @@ class Touched:
         return rows
 
 
-def learner(
-    options: TextGeneratorOptions, shape: tuple[int, ...], seed: int, device: torch.device
-) -> TextGeneratorLearner:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    network = module_on(lambda: TextGeneratorModel(options), torch.device("cpu"))
-    network.network.initialise(generator)
-    return TextGeneratorLearner(network.to(device), options, device)
-
-
-def model(options: TextGeneratorOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextGeneratorModel:
-    return module_on(lambda: TextGeneratorModel(options), torch.device("cpu")).eval()
-
-
+model = served(TextGeneratorModel)
 BLUEPRINT = Blueprint(
-    TextGeneratorOptions, learner, model, "text", reads_whole=lambda options: options.long_texts == "whole"
+    TextGeneratorOptions,
+    TextGeneratorLearner,
+    model,
+    "text",
+    reads_whole=lambda options: options.long_texts == "whole",
 )

@@ -13,8 +13,7 @@ read in pieces, each from the first state on, and pooled over all of them: so no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -23,8 +22,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.classifier import ClassifierLearner, ClassifierNetwork, ClassifierOptions
-from models.learner import Blueprint, module_on, structural
-from models.network import seeded
+from models.learner import Blueprint, structural
+from models.network import seeded, served
 from models.texts.hashing import trimmed
 
 END = 256
@@ -74,7 +73,7 @@ def strings(x: Tensor) -> list[str]:
 class TextGru(ClassifierNetwork):
     """The network. Texts are (B, L) int32."""
 
-    def __init__(self, options: TextGruOptions, classes: Sequence[str]) -> None:
+    def __init__(self, options: TextGruOptions, _: tuple[int, ...], classes: Sequence[str]) -> None:
         width = options.hidden * (2 if options.bidirectional else 1)
         super().__init__(width, classes)
         self.embedding = nn.Embedding(END + 1, options.dim)
@@ -128,14 +127,11 @@ def initialise(network: TextGru, seed: int) -> None:
 def learner(
     options: TextGruOptions, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> ClassifierLearner[TextGru]:
-    network = seeded(lambda: TextGru(options, ()), seed, device)
+    network = seeded(lambda: TextGru(options, shape, ()), seed, device)
     initialise(network, seed)
     memory = options.memory(shape, torch.int32, device)
     return ClassifierLearner(network, options, memory, device)
 
 
-def model(options: TextGruOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextGru:
-    return module_on(lambda: TextGru(options, meta["classes"]), torch.device("cpu")).eval()
-
-
+model = served(TextGru)
 BLUEPRINT = Blueprint(TextGruOptions, learner, model, "text")

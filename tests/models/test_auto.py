@@ -17,6 +17,7 @@ from torch import Tensor
 from models.auto import HEAD_ALONE, AutoLearner, ImageAutoOptions
 from models.evaluation.held_out import is_held_out
 from models.learner import structural_fields, update_generator
+from models.memory import records_of
 from models.pooling import PRIOR, fitted, heard, pooled, right
 from models.registry import BUILTIN
 from tests.models.contract import SEED, Case, LearnerContract, digits, same, texts
@@ -272,10 +273,10 @@ def test_evidence_can_be_corrected(fades: bool) -> None:
     one = fading(case("image-auto")) if fades else case("image-auto")
     learner = learner_of(one, 60)
     id_ = next(iter(learner._evidence.remembered()))
-    was, before = learner._evidence.kept(id_, learner.model.classes), learner._head.counts.clone()
+    was, before = records_of(id_, learner._evidence.columns(), learner.model.classes), learner._head.counts.clone()
     for label in (learner.model.classes[3], "unheard of"):
         assert learner.correct(id_, label, update_generator(SEED, 60))
-        assert learner._evidence.kept(id_, learner.model.classes).labels == [label]
+        assert records_of(id_, learner._evidence.columns(), learner.model.classes).labels == [label]
         assert learner._head.classes == learner.inner.model.classes
     assert "unheard of" in learner._head.classes
     changed = learner._head.counts - torch.nn.functional.pad(before, (0, 1))

@@ -93,7 +93,7 @@ def test_sharpness_explains_evidence_best() -> None:
     calibration = ours._calibration
     assert calibration is not None
     t = calibration.found(ours.log_probabilities)
-    x, y = calibration._evidence.records()
+    x, y = calibration.records()
     logs = ours.log_probabilities(x).double()
 
     def objective(value: float) -> float:
@@ -148,7 +148,7 @@ def test_evidence_of_a_class_that_turned_is_dropped() -> None:
     ours = taught(case())
     calibration = ours._calibration
     assert calibration is not None
-    before = calibration._evidence.records()[1].clone()
+    before = calibration.records()[1].clone()
     ours.flush(ours.model.classes[0])
-    assert sorted(before[before != 0].tolist()) == sorted(calibration._evidence.records()[1].tolist())
+    assert sorted(before[before != 0].tolist()) == sorted(calibration.records()[1].tolist())
     assert (before == 0).any()

@@ -87,5 +87,5 @@ def classes(module: ModuleType) -> list[type]:
 def test_a_wrong_factory_is_seen_by_mypy() -> None:
     """In strict mode it complains about an ignore that ignores nothing."""
     Blueprint(ImageVaeOptions, image_classifier.learner, vae.model, "image")  # type: ignore[arg-type]
-    Blueprint(ImageVaeOptions, vae.learner, image_classifier.model, "image")  # type: ignore[arg-type]
-    Blueprint(ImageVaeOptions, vae.learner, vae.learner, "image")  # type: ignore[arg-type]
+    Blueprint(ImageVaeOptions, vae.ImageVaeLearner, image_classifier.model, "image")  # type: ignore[arg-type]
+    Blueprint(ImageVaeOptions, vae.ImageVaeLearner, vae.ImageVaeLearner, "image")  # type: ignore[arg-type]

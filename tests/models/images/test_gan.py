@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from models.images import classifier as image_classifier
-from models.images.gan import BLUEPRINT, ImageGanLearner, ImageGanOptions, learner
+from models.images.gan import BLUEPRINT, ImageGanLearner, ImageGanOptions
 from models.images.gan_losses import Spread
 from models.learner import Rows, Source, Start, State, update_generator
 from models.network import pixels
@@ -86,7 +86,7 @@ class TestContract(LearnerContract):
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 12, 20), (4, 32, 32), (1, 28, 28), (3, 128, 64)])
 def test_any_multiple_of_four_and_number_of_channels(shape: tuple[int, ...]) -> None:
-    ours = learner(options(), shape, SEED, CPU)
+    ours = ImageGanLearner(options(), shape, SEED, CPU)
     x = torch.randint(256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     report = ours.learn(Case(BLUEPRINT, options(), x, "ab").batch(0, 2), update_generator(SEED, 0))
     assert all(math.isfinite(value) for value in report.metrics.values())
@@ -96,7 +96,7 @@ def test_any_multiple_of_four_and_number_of_channels(shape: tuple[int, ...]) -> 
 
 def test_a_side_that_is_no_multiple_of_four_is_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 4, not 30 × 28"):
-        learner(ImageGanOptions(), (1, 30, 28), SEED, CPU)
+        ImageGanLearner(ImageGanOptions(), (1, 30, 28), SEED, CPU)
 
 
 def test_it_learns_digits_and_draws_what_it_is_asked_for() -> None:
@@ -302,7 +302,7 @@ def test_a_frozen_block_stays_and_another_one_learns() -> None:
     assert "generator/optimizer/dense.weight/exp_avg" not in state.training
     for block in ("generator.dens", "generator.conditions", "generator", "generator."):
         with pytest.raises(ValueError, match=rf"'{block}' is no block.*generator\.dense"):
-            learner(options(source="digits", freeze=(block,)), (1, 8, 8), SEED, CPU)
+            ImageGanLearner(options(source="digits", freeze=(block,)), (1, 8, 8), SEED, CPU)
     with pytest.raises(ValueError, match="freeze has no source"):
         options(freeze=freeze)
 

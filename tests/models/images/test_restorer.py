@@ -11,7 +11,7 @@ from torch import Tensor
 from models.capabilities import Restorer
 from models.images.degradations import KINDS, damaged
 from models.images.metrics import psnr, ssim
-from models.images.restorer import BLUEPRINT, ImageRestorerLearner, ImageRestorerOptions, fill, learner
+from models.images.restorer import BLUEPRINT, ImageRestorerLearner, ImageRestorerOptions, fill
 from models.learner import State, structural_fields, update_generator
 from models.network import pixels
 from tests.device import CPU
@@ -158,7 +158,7 @@ def test_a_ramp_goes_on_through_a_hole() -> None:
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 17, 40), (4, 33, 21)])
 def test_any_size_and_number_of_channels_and_each_picture_by_itself(shape: tuple[int, ...]) -> None:
     options = ImageRestorerOptions.model_validate({**SMALL, "depth": 3, "learning_rate": 0.02})
-    ours, x = learner(options, shape, SEED, CPU), random(4, *shape)
+    ours, x = ImageRestorerLearner(options, shape, SEED, CPU), random(4, *shape)
     for update in range(3):
         ours.learn(Case(BLUEPRINT, options, x, "abcd").batch(0, 4), update_generator(SEED, update))
     model = ours.model
@@ -181,7 +181,7 @@ def test_what_was_not_taught_is_refused() -> None:
     with pytest.raises(KeyError, match="blur"):
         ours.model.restore(random(2, 1, 16, 16), ["fog", "blur"])
     with pytest.raises(ValueError, match="16 pixels on each side, not 12 × 16"):
-        learner(ImageRestorerOptions(), (1, 12, 16), SEED, CPU)
+        ImageRestorerLearner(ImageRestorerOptions(), (1, 12, 16), SEED, CPU)
 
 
 def test_another_damage_may_be_taught_later() -> None:

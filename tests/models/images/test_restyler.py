@@ -21,7 +21,6 @@ from models.images.restyler import (
     ImageRestylerOptions,
     content_loss,
     gram,
-    learner,
     style_loss,
     variation,
 )
@@ -296,4 +295,4 @@ def test_what_it_needs_is_named() -> None:
 
 def test_pictures_that_are_too_small_are_refused() -> None:
     with pytest.raises(ValueError, match="16 pixels on each side, not 8 × 20"):
-        learner(ImageRestylerOptions(source="before"), (1, 8, 20), SEED, CPU)
+        ImageRestylerLearner(ImageRestylerOptions(source="before"), (1, 8, 20), SEED, CPU)

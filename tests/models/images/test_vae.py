@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.capabilities import Autoencoder
 from models.images.backbone import Backbone, BackboneOptions
-from models.images.vae import ImageVae, ImageVaeLearner, ImageVaeOptions, learner
+from models.images.vae import ImageVae, ImageVaeLearner, ImageVaeOptions
 from models.labels import NONE
 from models.learner import Options, Reference, Rows, Source, update_generator
 from models.network import pixels, seeded
@@ -209,7 +209,7 @@ def test_an_untrained_model_encodes_and_draws_numbers() -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 20), (4, 16, 16), (1, 28, 28), (3, 128, 64)])
 def test_any_multiple_of_four_and_number_of_channels(shape: tuple[int, ...]) -> None:
     options = ImageVaeOptions.model_validate({**SMALL, "replay_slots": 0})
-    ours = learner(options, shape, SEED, CPU)
+    ours = ImageVaeLearner(options, shape, SEED, CPU)
     x = torch.randint(256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     losses = [
         ours.learn(Case(BLUEPRINT, options, x, "ab").batch(0, 2), update_generator(SEED, u)).loss for u in range(6)
@@ -221,7 +221,7 @@ def test_any_multiple_of_four_and_number_of_channels(shape: tuple[int, ...]) -> 
 
 def test_a_side_that_is_no_multiple_of_four_is_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 4, not 30 × 28"):
-        learner(ImageVaeOptions(), (1, 30, 28), SEED, CPU)
+        ImageVaeLearner(ImageVaeOptions(), (1, 30, 28), SEED, CPU)
 
 
 def test_a_label_beyond_the_limit_is_refused() -> None:

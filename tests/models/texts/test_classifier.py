@@ -109,6 +109,6 @@ def test_replayed_texts_lose_a_part_and_incoming_ones_nothing() -> None:
 
 def test_words_are_read_where_they_are_asked_for() -> None:
     x = padded(["where is it"], 16)
-    with_words = TextClassifier(TextClassifierOptions(buckets=64, dim=4, orders=2, words=True), ()).found(x)
+    with_words = TextClassifier(TextClassifierOptions(buckets=64, dim=4, orders=2, words=True), (8,), ()).found(x)
     found = with_words.hashes[with_words.there].tolist()
     assert found == [*ngrams_of("where is it", range(1, 3)), *words_of("where is it")]
