@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.analytic import Sums
-from models.analytic_learner import NOTHING_ELSE, PREFIX, AnalyticLearner, AnalyticModel, Beside, Look
+from models.analytic_learner import NOTHING_ELSE, PREFIX, AnalyticLearner, AnalyticModel, Look
 from models.learner import Blueprint, Rows, State, copy_into, module_on, tensor
 from models.network import widened
 from models.texts.contributions import shared_out, spans
@@ -47,8 +47,8 @@ from models.texts.counts import (
     NAMES,
     ORDERS,
     SCALE,
+    BesideBayes,
     BesideCounts,
-    LastScores,
     TextAnalyticOptions as TextAnalyticOptions,
     TextCounts,
     counts_type,
@@ -258,7 +258,7 @@ def count(counts: Tensor, rows: Tensor, y: Tensor, sign: int = 1) -> None:
     counts.index_put_((at, y.to(counts.device)[text]), (sign * u).to(counts), accumulate=True)  # in bytes -1 is 255
 
 
-class BesideWeights(Beside[TextAnalytic]):
+class BesideWeights(BesideBayes[TextAnalytic]):
     """Naive Bayes over weights, which a version holds as they were some time before, and the log of the texts that came
     since. Weights of the head are in half precision: a version holds K D of them. τ is not chosen (`BesideCounts`)."""
 
@@ -266,19 +266,12 @@ class BesideWeights(Beside[TextAnalytic]):
 
     def __init__(self, model: TextAnalytic, options: TextAnalyticOptions, device: torch.device) -> None:
         super().__init__(model, options, Sums(options.width, device, units=1, half=True))
-        self._scores, self._recent = LastScores(), RecentTexts()
+        self._recent = RecentTexts()
         self._base = torch.zeros(0, 0, dtype=model.counts.dtype)  # C of before the texts in the log
         self._is_stored = False  # whether a version has what was before them
         self._fades = options.forgetting < 1
         if not self._fades:
             self.sums.keep()
-
-    def meet(self, look: Look, y: Tensor, sign: int) -> None:
-        if sign > 0:
-            self._scores.add(look, self.sums.counts[y], self.model.familiar)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"head/scored": self._scores.count}
 
     def capture(self, state: State) -> State:
         model, weight = self.model, PREFIX + "weight"

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from models.analytic import Sums
-from models.analytic_learner import NOTHING_ELSE, AnalyticModel, AnalyticOptions, Beside, Look
+from models.analytic_learner import NOTHING_ELSE, AnalyticModel, AnalyticOptions, Beside, Look, N
 from models.familiarity import SAMPLE
 from models.learner import Rows, State, structural, tensor
 from models.memory import Changed
@@ -130,24 +130,25 @@ def hashes(x: Tensor) -> Found:
     return both(words(x), ngrams(edged(x), ORDERS))
 
 
-class LastScores:
-    """How strange the last records were, each from before it was learned."""
+class BesideBayes(Beside[N]):
+    """Naive Bayes, and how strange the last records were, each from before it was learned."""
 
-    def __init__(self) -> None:
-        self.count = torch.zeros((), dtype=torch.int64)
+    def __init__(self, model: N, options: TextAnalyticOptions, sums: Sums) -> None:
+        super().__init__(model, options, sums)
+        self._scored = torch.zeros((), dtype=torch.int64)
 
-    def add(self, look: Look, records: Tensor, familiar: Tensor) -> None:
-        """
-        Args:
-            records: (B,) of the class of each.
-            familiar: (SAMPLE,), which they are written to.
-        """
-        scores = look.strange[records >= ENOUGH].to(familiar)
-        familiar[(self.count + torch.arange(len(scores))) % SAMPLE] = scores
-        self.count += len(scores)
+    def meet(self, look: Look, y: Tensor, sign: int) -> None:
+        if sign > 0:
+            familiar = self.model.familiar
+            scores = look.strange[self.sums.counts[y] >= ENOUGH].to(familiar)
+            familiar[(self._scored + torch.arange(len(scores))) % SAMPLE] = scores
+            self._scored += len(scores)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"head/scored": self._scored}
 
 
-class BesideCounts(Beside[TextCounts]):
+class BesideCounts(BesideBayes[TextCounts]):
     """Naive Bayes over counts of records.
 
     τ is not chosen: of a class that has just come the head knows little and naive Bayes enough, so that predictions of
@@ -158,14 +159,7 @@ class BesideCounts(Beside[TextCounts]):
 
     def __init__(self, model: TextCounts, options: TextAnalyticOptions, device: torch.device) -> None:
         super().__init__(model, options, Sums(options.width, device))
-        self._scores, self._changed = LastScores(), Changed()
-
-    def meet(self, look: Look, y: Tensor, sign: int) -> None:
-        if sign > 0:
-            self._scores.add(look, self.sums.counts[y], self.model.familiar)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"head/scored": self._scores.count}
+        self._changed = Changed()
 
     def capture(self, state: State) -> State:
         counts = self.model.counts
