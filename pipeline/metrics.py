@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from pipeline.errors import ConfigError
-from pipeline.records import Partition
 from pipeline.store.manifest import Manifest
 from pipeline.store.writer import Committed
 from pipeline.words import said
@@ -33,6 +33,11 @@ class Measure:
     def set(self, value: float, *labels: object) -> None:
         self._gauge.labels(self._model, *labels).set(value)
 
+    def __call__(self, values: Mapping[Any, float]) -> None:
+        """Sets the value of each label, or of several in a tuple."""
+        for labels, value in values.items():
+            self.set(value, *(labels if isinstance(labels, tuple) else (labels,)))
+
 
 class WorkerMetrics:
     """One worker's metrics; every one carries the label `model`. What is a single value has no method here."""
@@ -51,16 +56,12 @@ class WorkerMetrics:
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(name, text, ["model"], buckets=buckets, registry=registry).labels(model)
 
-        self._records = Counter(
-            "headrace_records_total",
-            "Records by outcome; the reason is empty for those that were learned.",
-            ["model", "outcome", "reason"],
-            registry=registry,
-        )
+        text = "Records by outcome; the reason is empty for those that were learned."
+        self._records = Counter("headrace_records_total", text, ["model", "outcome", "reason"], registry=registry)
         self._learned = self._records.labels(model, "learned", "")
         self.stuck = gauge("headrace_stalled_seconds", "How long the worker has been at work that takes too long.")
-        self._lag = gauge("headrace_lag_records", "Records in the partition that were not yet read.", *PARTITION)
-        self._withheld = gauge(
+        self.lag = gauge("headrace_lag_records", "Records in the partition that were not yet read.", *PARTITION)
+        self.withheld = gauge(
             "headrace_withheld_records",
             "Of the lag, records behind a producer's transaction that has been open for long.",
             *PARTITION,
@@ -133,8 +134,7 @@ class WorkerMetrics:
         self._loss.set(loss)
         if accuracy is not None:
             self._accuracy.set(accuracy)
-        for name, mean in means.items():
-            self._means.set(mean, name)
+        self._means(means)
         self._replay.set(replay_records)
         for timestamp_ms in timestamps_ms:
             self._to_learned.observe(_age_s(now, timestamp_ms))
@@ -144,28 +144,14 @@ class WorkerMetrics:
         outcome, _, reason = name.partition("/")
         self._records.labels(self._model, outcome, reason).inc()
 
-    def lag(self, lag: Mapping[Partition, int]) -> None:
-        for partition, records in lag.items():
-            self._lag.set(records, *partition)
-
-    def withheld(self, withheld: Mapping[Partition, int]) -> None:
-        """Records that wait behind an open transaction, per partition."""
-        for partition, records in withheld.items():
-            self._withheld.set(records, *partition)
-
     def examined(self, means: Mapping[str, float], probes: Mapping[str, Mapping[str, float]]) -> None:
         """The model was asked what it makes of the records that are held out, and of those of each class."""
-        for name, mean in means.items():
-            self._held_out.set(mean, name)
-        for label, kept in probes.items():
-            self._held_out_class.set(kept["now"], label)
+        self._held_out(means)
+        self._held_out_class({label: kept["now"] for label, kept in probes.items()})
 
     def diagnosed(self, names: Iterable[str], former: Iterable[str]) -> None:
         """What is wrong with the model now, and what else was before."""
-        for name in former:
-            self._diagnoses.set(0, name)
-        for name in names:
-            self._diagnoses.set(1, name)
+        self._diagnoses({**dict.fromkeys(former, 0), **dict.fromkeys(names, 1)})
 
     def stalled(self, seconds: float) -> None:
         self._stall.observe(seconds)
@@ -203,35 +189,20 @@ class SamplerMetrics:
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(name, text, labels, buckets=buckets, registry=registry)
 
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
         self._requests = histogram("headrace_request_seconds", "Time to answer a request.", STEP_S, "route", "status")
-        self._version = Gauge(
-            "headrace_served_version", "Number of the version in service.", ["model"], registry=registry
-        )
-        self._freshness = Gauge(
-            "headrace_freshness_seconds",
-            "Age of the newest record that the version in service has learned.",
-            ["model"],
-            registry=registry,
-        )
-        self._to_served = histogram(
-            "headrace_publish_to_served_seconds",
-            "Time from the timestamp of a version's newest record to the version's service.",
-            AGE_S,
-            "model",
-        )
-        self._swap = histogram(
-            "headrace_swap_seconds",
-            "Time to fetch, check and build a version that was put in service.",
-            STEP_S,
-            "model",
-        )
-        self._failures = Counter(
-            "headrace_swap_failures_total",
-            "Versions that could not be fetched or built; the one before stays in service.",
-            ["model"],
-            registry=registry,
-        )
-        self._store_up = Gauge("headrace_store_up", "Whether the last call to the store succeeded.", registry=registry)
+        self._version = gauge("headrace_served_version", "Number of the version in service.", "model")
+        text = "Age of the newest record that the version in service has learned."
+        self._freshness = gauge("headrace_freshness_seconds", text, "model")
+        text = "Time from the timestamp of a version's newest record to the version's service."
+        self._to_served = histogram("headrace_publish_to_served_seconds", text, AGE_S, "model")
+        text = "Time to fetch, check and build a version that was put in service."
+        self._swap = histogram("headrace_swap_seconds", text, STEP_S, "model")
+        text = "Versions that could not be fetched or built; the one before stays in service."
+        self._failures = Counter("headrace_swap_failures_total", text, ["model"], registry=registry)
+        self._store_up = gauge("headrace_store_up", "Whether the last call to the store succeeded.")
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered. `route` is the template of the path, never the path itself."""
