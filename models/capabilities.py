@@ -25,7 +25,6 @@ class Classifier(Protocol):
 
     def classify(self, x: Tensor) -> Tensor:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32 in the order of `classes`; K may be 0."""
-        ...
 
 
 @runtime_checkable
@@ -37,7 +36,6 @@ class Recogniser(Classifier, Protocol):
 
     def recognise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) as in `Batch.x` → probabilities (B, K) float32, and (B,) bool: it resembles none of them."""
-        ...
 
 
 @runtime_checkable
@@ -64,7 +62,6 @@ class Evaluated(Protocol):
 
     def evaluate(self, x: Tensor, labels: Sequence[str | None]) -> float:
         """Mean loss in nats per record on records that are not learned, with fixed random numbers."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +72,6 @@ class Generator(Protocol):
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
         """N seeds → their codes (N, Z) float32 on the CPU, of N(0, I)."""
-        ...
 
     def draw(self, z: Tensor, labels: Sequence[str | None]) -> Tensor:
         """z (N, Z) and labels → (N, C, H, W) uint8 on the CPU. A row depends on its own code and label alone.
@@ -83,11 +79,9 @@ class Generator(Protocol):
         Raises:
             KeyError: a label that the model has never learned.
         """
-        ...
 
     def generate(self, seeds: Sequence[int], labels: Sequence[str | None]) -> Tensor:
         """`draw(latents(seeds), labels)`, bit for bit; raises what `draw` raises."""
-        ...
 
 
 @runtime_checkable
@@ -100,7 +94,6 @@ class Autoencoder(Generator, Protocol):
         Raises:
             KeyError: a label that the model has never learned.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +117,6 @@ class TextGenerator(Protocol):
         It ends at `max_bytes`, before the stop text, or where the model ends the record. The same prompt, seed and
         sampling give the same text.
         """
-        ...
 
 
 @runtime_checkable
@@ -143,7 +135,6 @@ class Restorer(Protocol):
         Raises:
             KeyError: a kind that the model was not taught.
         """
-        ...
 
 
 @runtime_checkable
@@ -152,4 +143,3 @@ class Restyler(Protocol):
 
     def restyle(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) uint8, any H and W from 16 pixels on → the same shape, uint8 on the CPU."""
-        ...

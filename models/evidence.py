@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.evaluation.held_out import is_held_out
 from models.learner import Batch, Rows, copy_into
-from models.memory import Changed, ReplayMemory
+from models.memory import Changed, Policy, ReplayMemory
 
 SHARE = 1 / 10
 SLOTS = 500
@@ -25,7 +25,7 @@ AT_ONCE = 64  # records of the evidence that are answered together
 PREFIX = "evidence/"
 
 
-class Smallest:
+class Smallest(Policy):
     """A policy of a replay memory that keeps the records with the smallest chances."""
 
     def __init__(self, slots: int) -> None:
@@ -44,17 +44,11 @@ class Smallest:
         self._changed.add(slot)
         return slot
 
-    def relabel(self, slot: int, label: int) -> None:
-        pass  # which class a record is of makes no difference
-
     def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
         self._chances[list(moved.values())] = self._chances[list(moved)]
         self._chances[size:] = 1.0
         self._used = size
         self._changed = Changed()  # all of them
-
-    def meta(self) -> dict[str, Any]:
-        return {}
 
     def capture(self) -> dict[str, Rows]:
         return {"chances": Rows(self._chances, self._changed.take())}

@@ -105,31 +105,23 @@ class Acquaintance:
     def capture(self) -> dict[str, Tensor]:
         """familiar/moments (d + 1, d + 1) float64, familiar/v (SAMPLE, d) float32, and how many rows of it are used:
         familiar/known () int64."""
-        state, found = self._blank(), [row for _, row in sorted(self._sample.items())]
-        state["familiar/moments"].copy_(self.moments)
-        state["familiar/known"].fill_(len(found))
-        for target, row in zip(state["familiar/v"], found, strict=False):
+        found = [row for _, row in sorted(self._sample.items())]
+        v = torch.zeros(SAMPLE, len(self.moments) - 1)
+        for target, row in zip(v, found, strict=False):
             target.copy_(row)
-        return state
+        known = torch.tensor(len(found))
+        return {"familiar/moments": self.moments.clone(), "familiar/v": v, "familiar/known": known}
 
     def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
         """
         Raises:
             ValueError: a tensor is missing or does not fit.
         """
-        found = self._blank()
+        found = self.capture()
         copy_into(found, state)
         self.moments, self._sample = found["familiar/moments"], {}
         for row in found["familiar/v"][: int(found["familiar/known"])]:
             self._keep(row)
-
-    def _blank(self) -> dict[str, Tensor]:
-        width = len(self.moments) - 1
-        return {
-            "familiar/moments": torch.zeros_like(self.moments),
-            "familiar/v": torch.zeros(SAMPLE, width),
-            "familiar/known": torch.zeros((), dtype=torch.int64),
-        }
 
     def _keep(self, row: Tensor) -> None:
         digest = _digest(row)

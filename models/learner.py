@@ -183,22 +183,18 @@ class Learner(Protocol):
     @property
     def needs_label(self) -> bool:
         """Whether records without a label are skipped."""
-        ...
 
     @property
     def replay_capacity(self) -> int:
         """The most records that the replay memory holds; 0: there is none."""
-        ...
 
     @property
     def replay_size(self) -> int:
         """Records in the replay memory."""
-        ...
 
     @property
     def model(self) -> Model:
         """The live model, changed in place by `learn`; read it only between updates."""
-        ...
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
         """Row → reason, for the rows that `learn` must not see: the worker dead-letters them and drops them first.
@@ -206,7 +202,6 @@ class Learner(Protocol):
         It takes all labels of a batch, since two new ones may compete for the last free class, and it depends on what
         was learned before: ask on the thread that learns, right before `learn`.
         """
-        ...
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         """One update. Reads `batch`, never writes to it; draws random numbers from `rng` (on the CPU) alone.
@@ -214,14 +209,12 @@ class Learner(Protocol):
         Raises:
             ValueError: the batch holds a label that `refuses` names. Nothing was learned.
         """
-        ...
 
     def capture(self) -> State:
         """Returns the state, as views on the live tensors, and starts to track changed rows anew.
 
         `Rows.changed` names the rows written since the last `capture` or `restore`; before the first, it is None.
         """
-        ...
 
     def restore(self, state: State) -> None:
         """Takes the state of a learner with the same options. Tensors are copied.
@@ -229,7 +222,6 @@ class Learner(Protocol):
         Raises:
             ValueError: a tensor is missing, or of another shape: its message names it.
         """
-        ...
 
 
 @runtime_checkable
@@ -238,7 +230,6 @@ class Correcting(Protocol):
 
     def remembered(self) -> Collection[bytes]:
         """The ids, 16 bytes each, of the records in the replay memory. A view: read it only between updates."""
-        ...
 
     def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
         """Gives the record of this id (16 bytes) another label from now on; False: it is not in the replay memory.
@@ -248,7 +239,6 @@ class Correcting(Protocol):
         Raises:
             ValueError: `refuses` names the label, and the record is there. Nothing was changed.
         """
-        ...
 
 
 @runtime_checkable
@@ -257,7 +247,6 @@ class Reacting(Protocol):
 
     def scale_learning_rate(self, factor: float) -> None:
         """From the next update on its rates are so many times its own. No part of its state: the caller keeps it."""
-        ...
 
 
 @runtime_checkable
@@ -267,7 +256,6 @@ class Flushing(Protocol):
     @property
     def replays(self) -> bool:
         """Whether there is anything that can be flushed."""
-        ...
 
     def flush(self, label: str) -> int:
         """Drops the records of a class from the replay memory; how many that were.
@@ -275,7 +263,6 @@ class Flushing(Protocol):
         Raises:
             KeyError: no record with this label was learned.
         """
-        ...
 
 
 Of = TypeVar("Of", bound=Options, default=Any)

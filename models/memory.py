@@ -8,8 +8,9 @@ room where the stream has enough of them, and each class's share is a uniform sa
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,31 +38,33 @@ class Changed:
         return None if rows is None else torch.tensor(sorted(rows), dtype=torch.int64)
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """Chooses slots. `slot` may write down what it chose: the caller stores the record."""
 
+    @abstractmethod
     def slot(self, label: int, chance: float) -> int | None:
         """The slot for the next record of the stream, or None; `chance` is uniform in [0, 1)."""
-        ...
 
-    def relabel(self, slot: int, label: int) -> None:
+    def relabel(self, slot: int, label: int) -> None:  # noqa: B027 - to most policies it makes no difference
         """The record in this slot is of another class from now on."""
-        ...
 
+    @abstractmethod
     def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
         """A class was dropped. Records of others `moved` (from → to) into its slots; the first `size` are used."""
-        ...
 
     def meta(self) -> dict[str, Any]:
         """Counters, as JSON."""
-        ...
+        return {}
 
-    def capture(self) -> dict[str, Rows]: ...
+    def capture(self) -> dict[str, Rows]:
+        """What it keeps for each slot."""
+        return {}
 
+    @abstractmethod
     def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None: ...
 
 
-class Reservoir:
+class Reservoir(Policy):
     """The t-th record of the stream is kept with probability N / t, in a slot chosen uniformly.
 
     After a flush t is scaled by the share of the memory that stayed, as if the class had never come.
@@ -80,9 +83,6 @@ class Reservoir:
         slot = int(chance * self._seen)
         return slot if slot < self._slots else None
 
-    def relabel(self, slot: int, label: int) -> None:
-        pass  # which class a record is of makes no difference
-
     def flush(self, label: int, moved: Mapping[int, int], size: int) -> None:
         self._seen = round(self._seen * size / self._used)
         self._used = size
@@ -90,15 +90,12 @@ class Reservoir:
     def meta(self) -> dict[str, Any]:
         return {"seen": self._seen}
 
-    def capture(self) -> dict[str, Rows]:
-        return {}
-
     def restore(self, meta: Mapping[str, Any], y: Tensor, tensors: Mapping[str, Tensor | Rows]) -> None:
         self._seen = meta["seen"]
         self._used = len(y)
 
 
-class Balanced:
+class Balanced(Policy):
     """A full memory takes a slot from the largest class, until the record's own class has been the largest.
 
     From then on the class is *full* and keeps a reservoir of its own: of n_c records seen, one is kept with

@@ -34,7 +34,7 @@ class HeldOut:
     def __init__(self, slots: int, shape: tuple[int, ...], dtype: torch.dtype, policy: PolicyName, seed: int) -> None:
         self.classes: list[str] = []
         self._labels = Labels(self.classes, slots + SPARE_CLASSES)
-        self._memory = ReplayMemory(slots, shape, dtype, torch.device("cpu"), policy)
+        self._memory = ReplayMemory(slots, shape, dtype, torch.device("cpu"), policy, prefix=PREFIX)
         self._seed = seed
         self._seen = 0
 
@@ -79,7 +79,7 @@ class HeldOut:
 
     def capture(self) -> dict[str, Rows]:
         """held_out/x, y, origins and ids, and what the policy keeps for each slot."""
-        return {PREFIX + name.removeprefix("memory/"): rows for name, rows in self._memory.capture().items()}
+        return self._memory.capture()
 
     def meta(self) -> dict[str, Any]:
         """JSON."""
@@ -90,6 +90,6 @@ class HeldOut:
         Raises:
             ValueError: a tensor is missing or does not fit.
         """
-        self._memory.restore(meta["memory"], {f"memory/{name.removeprefix(PREFIX)}": t for name, t in state.items()})
+        self._memory.restore(meta["memory"], state)
         self._labels.add(meta["classes"])
         self._seen = meta["seen"]
