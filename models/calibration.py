@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.evidence import AT_ONCE, FIRST, Evidence
+from models.evidence import AT_ONCE, FIRST, PREFIX, Evidence
 from models.learner import Batch, Rows
 from models.pooling import fitted, floored
 
@@ -23,14 +23,10 @@ SLOTS, SHARE = 200, 1 / 20  # of the evidence: a single number needs little
 
 
 class Calibration(Evidence):
-    """The evidence of one learner; says when and how t is fitted to it.
+    """The evidence of one learner; says when and how t is fitted to it."""
 
-    Args:
-        records: (0, ...), of the shape and type of those to come.
-    """
-
-    def __init__(self, records: Tensor) -> None:
-        super().__init__(tuple(records.shape[1:]), records.dtype, SLOTS, SHARE)
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__(shape, dtype, SLOTS, SHARE)
         self._fresh = 0  # records that came since t was found
 
     def rest(self, batch: Batch, y: Sequence[int], seen: Mapping[int, int], learned: Collection[bytes]) -> list[int]:
@@ -65,5 +61,5 @@ class Calibration(Evidence):
         return {"memory": super().meta(), "fresh": self._fresh}
 
     def restore(self, meta: Mapping[str, Any], state: Mapping[str, Tensor | Rows]) -> None:
-        super().restore(meta["memory"], state)
+        super().restore(meta["memory"], {name: value for name, value in state.items() if name.startswith(PREFIX)})
         self._fresh = meta["fresh"]

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from models.calibration import Calibration
 from models.dreams import Dreams, Memory, RecordsAndDreams
-from models.evidence import PREFIX
 from models.familiarity import AcquaintedOptions
 from models.learner import Batch, Report, State, structural
 from models.memory import PolicyName, ReplayMemory
@@ -185,8 +184,10 @@ class ClassifierLearner(ReplayingLearner[C]):
         self._rate_factor = 1.0
         self._updates = 0  # of the average
         self._seen: Counter[int] = Counter()  # records of each class
-        has_spare = options.calibrate and options.replay_capacity  # records that are not learned
-        self._calibration = Calibration(memory.columns()["x"]) if has_spare else None
+        self._calibration = None
+        if options.calibrate and options.replay_capacity:
+            x = memory.columns()["x"]
+            self._calibration = Calibration(tuple(x.shape[1:]), x.dtype)
 
     @property
     def replay_capacity(self) -> int:
@@ -316,8 +317,7 @@ class ClassifierLearner(ReplayingLearner[C]):
         self._seen = Counter(dict(enumerate(state.meta.get("seen", [SETTLED] * len(self.model.classes)))))
         self._updates = state.meta.get("updates", 0)
         if self._calibration is not None and "calibration" in state.meta:
-            evidence = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
-            self._calibration.restore(state.meta["calibration"], evidence)
+            self._calibration.restore(state.meta["calibration"], state.training)
 
     def flush(self, label: str) -> int:
         [number] = self._labels.numbers([label])

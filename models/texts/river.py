@@ -257,9 +257,9 @@ class RiverLearner:
         meta: dict[str, Any] = {"classes": list(self.model.classes), "river": _river()}
         if self._calibration is None:
             return State(self.model.state_dict(), {}, meta)
-        training, meta["calibration"] = self._calibration.capture()
-        meta["seen"] = [self._seen[number] for number in range(len(self.model.classes))]
-        return State(self.model.state_dict(), {**training}, meta)
+        seen = [self._seen[number] for number in range(len(self.model.classes))]
+        meta |= {"calibration": self._calibration.meta(), "seen": seen}
+        return State(self.model.state_dict(), {**self._calibration.capture()}, meta)
 
     def restore(self, state: State) -> None:
         labels = self._labels.beyond(state.meta["classes"])
@@ -267,7 +267,7 @@ class RiverLearner:
         self.model.load_state_dict({name: tensor(value) for name, value in state.serving.items()})
         self._labels.add(labels)
         if self._calibration is not None:
-            self._calibration = Calibration.restored(state.meta["calibration"], state.training)
+            self._calibration.restore(state.meta["calibration"], state.training)
             self._seen = Counter(dict(enumerate(state.meta["seen"])))
 
 
