@@ -23,13 +23,18 @@ SLOTS, SHARE = 200, 1 / 20  # of the evidence: a single number needs little
 
 
 class Calibration(Evidence):
-    """The evidence of one learner; says when and how t is fitted to it."""
+    """The evidence of one learner; says when and how t is fitted to it.
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__(shape, dtype, SLOTS, SHARE)
+    Where it is not `wanted`, all is learned, and there is nothing to fit or to capture.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, wanted: bool) -> None:
+        super().__init__(shape, dtype, SLOTS if wanted else 0, SHARE)
         self._fresh = 0  # records that came since t was found
 
-    def rest(self, batch: Batch, y: Sequence[int], seen: Mapping[int, int], learned: Collection[bytes]) -> list[int]:
+    def rest(
+        self, batch: Batch, y: Sequence[int], seen: Mapping[int, int], learned: Collection[bytes]
+    ) -> Sequence[int]:
         """Takes some rows of a batch as evidence → the rows that are to be learned.
 
         Args:
@@ -37,6 +42,8 @@ class Calibration(Evidence):
             seen: records of each class before, by its number.
             learned: ids of such as are remembered, which cannot be evidence any more.
         """
+        if not self.slots:
+            return range(len(batch))
         self._fresh += len(batch)
         return [row for row, number in enumerate(y) if not self._takes(batch, row, number, seen[number], learned)]
 
@@ -47,7 +54,7 @@ class Calibration(Evidence):
 
     def due(self, records: int) -> bool:
         """Whether it is time to fit t anew, after so many records in all."""
-        return self._fresh >= min(EVERY, max(FEW, AGAIN * records))
+        return self.slots > 0 and self._fresh >= min(EVERY, max(FEW, AGAIN * records))
 
     def found(self, log_probabilities: Callable[[Tensor], Tensor]) -> Tensor:
         """Fits t (1,) to the evidence, by a function of records (B, ...) → log-probabilities (B, K)."""

@@ -184,10 +184,9 @@ class ClassifierLearner(ReplayingLearner[C]):
         self._rate_factor = 1.0
         self._updates = 0  # of the average
         self._seen: Counter[int] = Counter()  # records of each class
-        self._calibration = None
-        if options.calibrate and options.replay_capacity:
-            x = memory.columns()["x"]
-            self._calibration = Calibration(tuple(x.shape[1:]), x.dtype)
+        x = memory.columns().get("x", torch.zeros(0))  # none, where only dreams are replayed
+        wanted = options.calibrate and options.replay_capacity > 0
+        self._calibration = Calibration(tuple(x.shape[1:]), x.dtype, wanted)
 
     @property
     def replay_capacity(self) -> int:
@@ -199,7 +198,7 @@ class ClassifierLearner(ReplayingLearner[C]):
         classes = list(self.model.classes)
         self._grow(self._labels.new(batch.labels), rng)
         numbers = self._labels.numbers(batch.labels)
-        rest = self._rest(batch, numbers)
+        rest = self._calibration.rest(batch, numbers, self._seen, self._memory.remembered())
         answers = self._logits(batch.x.to(self._device)) if len(rest) < len(batch) else batch.x.new_empty(0)
         if rest:
             learned = self._update(batch.rows(rest), [numbers[row] for row in rest], rng)
@@ -209,19 +208,10 @@ class ClassifierLearner(ReplayingLearner[C]):
         logs = answers.log_softmax(1)
         loss = F.nll_loss(logs, torch.tensor(numbers, device=logs.device)).item()
         report = Report(loss, self._predicted(answers, classes), logs=logs)
-        self._calibrate()
+        if self._calibration.due(self._seen.total()):
+            self.model.sharpness.copy_(self._calibration.found(self.log_probabilities))
         self._part.learned()
         return report
-
-    def _rest(self, batch: Batch, numbers: Sequence[int]) -> Sequence[int]:
-        """The rows of a batch that are learned. The others calibrate it; without a replay memory there are none."""
-        if self._calibration is None:
-            return range(len(batch))
-        return self._calibration.rest(batch, numbers, self._seen, self._memory.remembered())
-
-    def _calibrate(self) -> None:
-        if self._calibration is not None and self._calibration.due(self._seen.total()):
-            self.model.sharpness.copy_(self._calibration.found(self.log_probabilities))
 
     def _update(self, batch: Batch, numbers: Sequence[int], rng: torch.Generator) -> Tensor:
         """Learns records of these classes (B,) → the served model's logits (B, K) from before the update."""
@@ -287,11 +277,10 @@ class ClassifierLearner(ReplayingLearner[C]):
         self._rate_factor = factor
 
     def remembered(self) -> Collection[bytes]:
-        found = super().remembered()
-        return found if self._calibration is None else {*found, *self._calibration.remembered()}
+        return {*super().remembered(), *self._calibration.remembered()}
 
     def correct(self, id_: bytes, label: str, rng: torch.Generator) -> bool:
-        if self._calibration is None or id_ not in self._calibration.remembered():
+        if id_ not in self._calibration.remembered():
             return super().correct(id_, label, rng)
         self._grow(self._labels.new([label]), rng)
         self._calibration.relabel(id_, *self._labels.numbers([label]))
@@ -301,7 +290,7 @@ class ClassifierLearner(ReplayingLearner[C]):
         state = super().capture()
         seen = [self._seen[number] for number in range(len(self.model.classes))]
         meta, training = {**state.meta, "seen": seen}, dict(state.training)
-        if self._calibration is not None and self._seen:
+        if self._calibration.slots and self._seen:
             training |= self._calibration.capture()
             meta["calibration"] = self._calibration.meta()
         if self.options.average:
@@ -316,14 +305,13 @@ class ClassifierLearner(ReplayingLearner[C]):
         super().restore(State({**before, **state.serving}, state.training, state.meta))
         self._seen = Counter(dict(enumerate(state.meta.get("seen", [SETTLED] * len(self.model.classes)))))
         self._updates = state.meta.get("updates", 0)
-        if self._calibration is not None and "calibration" in state.meta:
+        if self._calibration.slots and "calibration" in state.meta:
             self._calibration.restore(state.meta["calibration"], state.training)
 
     def flush(self, label: str) -> int:
         [number] = self._labels.numbers([label])
         self._seen[number] = 0
-        if self._calibration is not None:
-            self._calibration.flush(number)
+        self._calibration.flush(number)
         return self._memory.flush(number)
 
     def _step(self) -> None:

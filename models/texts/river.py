@@ -221,7 +221,7 @@ class RiverLearner:
     ) -> None:
         self.model = RiverModel(options, (), seed)
         self._labels = Labels(self.model.classes, options.max_classes)
-        self._calibration = Calibration(shape, torch.int32) if options.calibrate else None
+        self._calibration = Calibration(shape, torch.int32, options.calibrate)
         self._seen: Counter[int] = Counter()  # records of each class
 
     def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
@@ -236,26 +236,17 @@ class RiverLearner:
         self._labels.add(new)
         numbers = self._labels.numbers(batch.labels)
         of_label = [p[row, number].item() if number < len(classes) else 0.0 for row, number in enumerate(numbers)]
-        for row in self._rest(batch, numbers):
+        for row in self._calibration.rest(batch, numbers, self._seen, ()):
             self.model.learn_one(texts[row], numbers[row])
         self._seen.update(numbers)
-        self._calibrate()
-        return Report(sum(-math.log(max(value, LEAST)) for value in of_label) / len(batch), predicted)
-
-    def _rest(self, batch: Batch, numbers: Sequence[int]) -> Sequence[int]:
-        """The rows of a batch that are learned. The others calibrate it."""
-        if self._calibration is None:
-            return range(len(batch))
-        return self._calibration.rest(batch, numbers, self._seen, ())
-
-    def _calibrate(self) -> None:
-        if self._calibration is not None and self._calibration.due(self._seen.total()):
+        if self._calibration.due(self._seen.total()):
             count = len(self.model.classes)
             self.model.sharpness = self._calibration.found(lambda x: self.model.probabilities(strings(x), count).log())
+        return Report(sum(-math.log(max(value, LEAST)) for value in of_label) / len(batch), predicted)
 
     def capture(self) -> State:
         meta: dict[str, Any] = {"classes": list(self.model.classes), "river": _river()}
-        if self._calibration is None:
+        if not self._calibration.slots:
             return State(self.model.state_dict(), {}, meta)
         seen = [self._seen[number] for number in range(len(self.model.classes))]
         meta |= {"calibration": self._calibration.meta(), "seen": seen}
@@ -266,7 +257,7 @@ class RiverLearner:
         _check_version(state.meta)
         self.model.load_state_dict({name: tensor(value) for name, value in state.serving.items()})
         self._labels.add(labels)
-        if self._calibration is not None:
+        if self._calibration.slots:
             self._calibration.restore(state.meta["calibration"], state.training)
             self._seen = Counter(dict(enumerate(state.meta["seen"])))
 
