@@ -188,10 +188,6 @@ class ClassifierLearner(ReplayingLearner[C]):
         wanted = options.calibrate and options.replay_capacity > 0
         self._calibration = Calibration(tuple(x.shape[1:]), x.dtype, wanted)
 
-    @property
-    def replay_capacity(self) -> int:
-        return self.options.replay_capacity
-
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")

@@ -59,6 +59,14 @@ def widened(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(count, *rows.shape[1:])])
 
 
+class Normed(nn.Sequential):
+    """Convolution and norm; the norm's offset would make a bias of the convolution idle."""
+
+    def __init__(self, before: int, after: int, groups: int, *, kernel: int = 3, stride: int = 1) -> None:
+        convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
+        super().__init__(convolution, nn.GroupNorm(groups, after))
+
+
 class Head(nn.Module):
     """A linear layer with one row a class; a new class is a new row of zeros, which changes no other logit."""
 

@@ -21,14 +21,7 @@ class Wrapped(Generic[L]):
 
     def __init__(self, inner: L) -> None:
         self.inner = inner
-
-    @property
-    def needs_label(self) -> bool:
-        return self.inner.needs_label
-
-    @property
-    def replay_capacity(self) -> int:
-        return self.inner.replay_capacity
+        self.needs_label, self.replay_capacity = inner.needs_label, inner.replay_capacity
 
     @property
     def replay_size(self) -> int:

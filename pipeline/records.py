@@ -58,7 +58,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -201,6 +201,7 @@ def as_input(described: object) -> Input:
     return KINDS[kind].model_validate(described)
 
 
+@dataclass(frozen=True)
 class RecordDecoder:
     """Record → example, for one model. Holds no state: threads may share it.
 
@@ -208,22 +209,13 @@ class RecordDecoder:
     may come without one. A model that `reads_whole` is given all of a text that is longer than `max_chars`.
     """
 
-    def __init__(
-        self,
-        input: Input,
-        *,
-        needs_label: bool,
-        decode: PayloadDecoder | None = None,
-        model: str | None = None,
-        labels: str | None = None,
-        reads_whole: bool = False,
-    ) -> None:
-        self._input = input
-        self._reads_whole = reads_whole
-        self._needs_label = needs_label and labels is None
-        self._labels = labels
-        self._decode = decode or from_headers
-        self._model = None if model is None else model.encode()
+    input: Input
+    _: KW_ONLY
+    needs_label: bool
+    decode: PayloadDecoder | None = None
+    model: str | None = None
+    labels: str | None = None
+    reads_whole: bool = False
 
     def __call__(self, record: Record) -> Example | Label | Skipped:
         """
@@ -234,26 +226,26 @@ class RecordDecoder:
             raise record.fault
         if record.value is None:
             return Skipped(record, "tombstone")
-        if self._model is not None and record.headers:
-            requeued_for = next((value for name, value in record.headers if name == FOR), self._model)
-            if requeued_for != self._model:
+        if self.model is not None and record.headers:
+            ours = self.model.encode()
+            if next((value for name, value in record.headers if name == FOR), ours) != ours:
                 return Skipped(record, "requeued")
-        if record.topic == self._labels:
+        if record.topic == self.labels:
             return label_in(record)
-        payload = self._decode(record)
-        if payload.label is None and self._needs_label:
+        payload = (self.decode or from_headers)(record)
+        if payload.label is None and self.needs_label and self.labels is None:
             return Skipped(record, "unlabelled")
         label = None if payload.label is None else name_of("label", payload.label)
         id_ = str(record.place) if payload.id is None else name_of("id", payload.id)
-        x = input_array(payload.content, self._input, payload.content_type, whole=True)
+        x = input_array(payload.content, self.input, payload.content_type, whole=True)
         return self._example(Example(record, x, label, id_))
 
     def _example(self, example: Example) -> Example:
         """What the model reads of one that is whole."""
-        if example.x.shape == self._input.shape:
+        if example.x.shape == self.input.shape:
             return example
-        start = example.x[: self._input.shape[0]].copy()  # else it keeps the rest in memory
-        if self._reads_whole:
+        start = example.x[: self.input.shape[0]].copy()  # else it keeps the rest in memory
+        if self.reads_whole:
             return replace(example, x=start, whole=example.x)
         return replace(example, x=start, is_cut=True)
 

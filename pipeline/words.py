@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from difflib import get_close_matches
 
 NUMBERED = re.compile(r"^\[Err(?:or|no) -?\d+\] ")  # as kafka-python and Python tell their errors
@@ -22,6 +23,15 @@ def near(word: str, names: Iterable[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """ "1 record", "2,000 records"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def milliseconds(text: str) -> int | None:
+    """Since the epoch, of an ISO 8601 time with its zone; None: it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if moment.tzinfo is None else int(moment.timestamp() * 1000)
 
 
 def said(error: BaseException) -> str:

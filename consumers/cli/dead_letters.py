@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ from consumers.cli.command import (
     valid_topic,
 )
 from pipeline.errors import ConfigError, LogError, RecordError
-from pipeline.words import counted
+from pipeline.words import counted, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,16 +190,11 @@ def _unknown(origin: str, topic: str) -> LogError:
 
 
 def _milliseconds(since: str | None) -> int:
-    """Since the epoch, of an ISO 8601 time with its zone."""
     if since is None:
         return 0
-    try:
-        time = datetime.fromisoformat(since)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
+    if (found := milliseconds(since)) is None:
         raise ConfigError(f"--since {since} is not a time with its zone. Write it as 2026-01-31T12:00:00Z.")
-    return int(time.timestamp() * 1000)
+    return found
 
 
 def _line(letter: DeadLetter) -> str:

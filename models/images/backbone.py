@@ -40,14 +40,10 @@ HEADS = ("fc", "classifier", "heads", "head")
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further heads of GoogLeNet and Inception, for training alone
 CPU = torch.device("cpu")
 
-#: what learned it → how its network is built; each has `blocks`, convolutions for any size, and `encode`
-OWN: Mapping[str, Callable[[Mapping[str, Any], tuple[int, ...]], nn.Module]] = {
-    "image-classifier": lambda options, shape: image_classifier.ImageClassifier(
-        image_classifier.ImageClassifierOptions.of_version(options), shape, ()
-    ),
-    "image-resnet": lambda options, shape: image_resnet.ImageResnet(
-        image_resnet.ImageResnetOptions.of_version(options), shape, ()
-    ),
+#: what learned it → its options, and its network; each has `blocks`, convolutions for any size, and `encode`
+OWN: Mapping[str, tuple[type[Options], Callable[..., nn.Module]]] = {
+    "image-classifier": (image_classifier.ImageClassifierOptions, image_classifier.ImageClassifier),
+    "image-resnet": (image_resnet.ImageResnetOptions, image_resnet.ImageResnet),
 }
 
 _found: ContextVar[dict[str, Tensor] | None] = ContextVar("_found", default=None)  # maps of the pass of this thread
@@ -310,7 +306,8 @@ def _described(options: BackboneOptions, sources: Mapping[str, Source]) -> dict[
 def _built(description: Mapping[str, Any]) -> nn.Module:
     if description["architecture"] is not None:
         return torchvision_network(description["architecture"])
-    return OWN[description["learner"]](description["options"], tuple(description["shape"]))
+    options, network = OWN[description["learner"]]
+    return network(options.of_version(description["options"]), tuple(description["shape"]), ())
 
 
 def _without_head(network: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.classifier import ClassifierLearner, ClassifierNetwork
 from models.images.warping import WarpedOptions
 from models.learner import Blueprint, structural
-from models.network import pixels, seeded, served
+from models.network import Normed, pixels, seeded, served
 
 GROUPS = 4
 
@@ -34,23 +34,15 @@ class ImageResnetOptions(WarpedOptions):
     width: int = structural(20, ge=GROUPS, multiple_of=GROUPS)
 
 
-class ResnetUnit(nn.Sequential):
-    """Convolution and norm; the norm's offset would make a bias of the convolution idle."""
-
-    def __init__(self, before: int, after: int, *, kernel: int, stride: int) -> None:
-        convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
-        super().__init__(convolution, nn.GroupNorm(GROUPS, after))
-
-
 class ResnetBlock(nn.Module):
     """Two units and the way round them."""
 
     def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()
-        self.first = ResnetUnit(before, after, kernel=3, stride=stride)
-        self.second = ResnetUnit(after, after, kernel=3, stride=1)
+        self.first = Normed(before, after, GROUPS, stride=stride)
+        self.second = Normed(after, after, GROUPS)
         same = before == after and stride == 1
-        self.around = nn.Identity() if same else ResnetUnit(before, after, kernel=1, stride=stride)
+        self.around = nn.Identity() if same else Normed(before, after, GROUPS, kernel=1, stride=stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.relu_(self.second(torch.relu_(self.first(maps))) + self.around(maps))
@@ -62,7 +54,7 @@ class ImageResnet(ClassifierNetwork):
     def __init__(self, options: ImageResnetOptions, shape: tuple[int, ...], classes: Sequence[str]) -> None:
         super().__init__(8 * options.width, classes)
         widths = [options.width * times for times in (1, 1, 2, 4, 8)]
-        blocks: list[nn.Module] = [nn.Sequential(ResnetUnit(shape[0], options.width, kernel=3, stride=1), nn.ReLU())]
+        blocks: list[nn.Module] = [nn.Sequential(Normed(shape[0], options.width, GROUPS), nn.ReLU())]
         for stage, (before, after) in enumerate(pairwise(widths)):
             blocks += [ResnetBlock(before, after, stride=2 if stage else 1), ResnetBlock(after, after, stride=1)]
         self.blocks = nn.Sequential(*blocks)

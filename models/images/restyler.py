@@ -33,7 +33,7 @@ from models.images.backbone import Backbone, BackboneOptions, references
 from models.labels import NONE
 from models.learner import NOTHING, Batch, Blueprint, Frozen, Report, Start, State, copy_into, structural
 from models.memory import PolicyName, ReplayMemory
-from models.network import pixels, seeded, served
+from models.network import Normed, pixels, seeded, served
 from models.replaying import LabelledNetwork, ReplayingLearner
 
 MIN_SIDE = 16
@@ -58,20 +58,12 @@ class ImageRestylerOptions(BackboneOptions):
     replay_draws: int = Field(8, ge=0)  # contents replayed in each update
 
 
-class RestylerUnit(nn.Sequential):
-    """Convolution and instance norm (Ulyanov et al. 2016): each map of each record is normalised alone."""
-
-    def __init__(self, before: int, after: int, *, kernel: int = 3, stride: int = 1) -> None:
-        convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
-        super().__init__(convolution, nn.GroupNorm(after, after))
-
-
 class RestylerBlock(nn.Module):
-    """Two units, added to what came in."""
+    """Two units, added to what came in. Each map of each record is normalised alone (Ulyanov et al. 2016)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = RestylerUnit(width, width), RestylerUnit(width, width)
+        self.first, self.second = Normed(width, width, width), Normed(width, width, width)
 
     def forward(self, maps: Tensor) -> Tensor:
         inner: Tensor = self.second(torch.relu_(self.first(maps)))
@@ -88,10 +80,10 @@ class ImageRestyler(LabelledNetwork):
         self.stride = 2**options.depth
         widths = [options.width * 2**level for level in range(options.depth + 1)]
         steps = list(pairwise(widths))
-        self.stem = RestylerUnit(self.colours + 1, widths[0], kernel=5)
-        self.down = nn.ModuleList(RestylerUnit(a, b, stride=2) for a, b in steps)
+        self.stem = Normed(self.colours + 1, widths[0], widths[0], kernel=5)
+        self.down = nn.ModuleList(Normed(a, b, b, stride=2) for a, b in steps)
         self.middle = nn.Sequential(*(RestylerBlock(widths[-1]) for _ in range(options.blocks)))
-        self.up = nn.ModuleList(RestylerUnit(b, a) for a, b in reversed(steps))
+        self.up = nn.ModuleList(Normed(b, a, a) for a, b in reversed(steps))
         self.out = nn.Conv2d(widths[0], self.colours, 5, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:

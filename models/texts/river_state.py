@@ -77,6 +77,9 @@ class Op(IntEnum):
     RANDOM = 14  # 624 words, position, whether a Gaussian is left; a float
 
 
+CONSTANTS: Mapping[Any, Op] = {None: Op.NONE, False: Op.FALSE, True: Op.TRUE}
+
+
 @functools.cache
 def classes() -> dict[str, type[Any]]:
     """Every listed class by its name. Importing river's models takes seconds, so it waits until one is used."""
@@ -105,7 +108,7 @@ class _Encoder:
     def write(self, value: Any) -> None:
         out = self.integers
         if value is None or value is False or value is True:
-            out.append({None: Op.NONE, False: Op.FALSE, True: Op.TRUE}[value])
+            out.append(CONSTANTS[value])
         elif type(value) is int:
             out += (Op.INT, value)
         elif isinstance(value, float):
@@ -199,12 +202,8 @@ class _Decoder:
 
     def read(self) -> Any:
         match Op(self._next()):
-            case Op.NONE:
-                return None
-            case Op.FALSE:
-                return False
-            case Op.TRUE:
-                return True
+            case Op.NONE | Op.FALSE | Op.TRUE as op:
+                return next(constant for constant, its in CONSTANTS.items() if its is op)
             case Op.INT:
                 return self._next()
             case Op.FLOAT:

@@ -11,7 +11,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
 from typing import Annotated, Any, Required
 
@@ -23,6 +22,7 @@ from typing_extensions import TypedDict
 
 from pipeline.errors import ConfigError, OffsetsGone, TopicMissing, TopicReplaced
 from pipeline.records import Partition, Record
+from pipeline.words import milliseconds
 
 REMEMBERED = 100_000  # records that were read last, of a partition
 AGAIN_S = 10.0  # for reading doubtful ones again
@@ -130,7 +130,12 @@ def starts(
         return {partition: firsts[partition] for partition in partitions}
     if start == "latest":
         return {partition: ends[partition] for partition in partitions}
-    moments = {tp(partition): _milliseconds(start) for partition in partitions}
+    if (moment_ms := milliseconds(start)) is None:
+        raise ConfigError(
+            f"start = {start!r} is not a time with its zone. "
+            'Write "earliest", "latest" or an ISO 8601 time such as "2026-01-31T12:00:00Z".'
+        )
+    moments = {tp(partition): moment_ms for partition in partitions}
     found = consumer.offsets_for_times(moments, timeout_ms=CALL_MS)  # None: nothing is that new
     return _plain({at: ends[Partition(*at)] if hit is None else hit.offset for at, hit in found.items()})
 
@@ -333,20 +338,6 @@ def deleted(names: Iterable[str], model: str) -> TopicMissing:
 
 def _choices(model: str) -> str:
     return f"`headrace train {model} --jump`, or start the model anew with `headrace reset {model}`"
-
-
-def _milliseconds(start: str) -> int:
-    """Since the epoch, of an ISO 8601 time with its zone."""
-    try:
-        moment = datetime.fromisoformat(start)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ConfigError(
-            f"start = {start!r} is not a time with its zone. "
-            'Write "earliest", "latest" or an ISO 8601 time such as "2026-01-31T12:00:00Z".'
-        )
-    return int(moment.timestamp() * 1000)
 
 
 def _plain(offsets: Mapping[Any, int]) -> dict[Partition, int]:
