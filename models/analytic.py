@@ -137,9 +137,10 @@ class Sums:
             gram.addr_(mean, mean, alpha=-n.item())
             targets = self.by_class - self.counts[:, None] * mean
             spread = (self.counts * (1 - self.counts / n)).sum()
+            tried = (ridge,) if ridge else RIDGES
             found = [
-                (*_ridge(gram.clone(), targets, each / n.item(), n, spread), each)
-                for each in ((ridge,) if ridge else RIDGES)
+                (*_ridge(gram if each == tried[-1] else gram.clone(), targets, each / n.item(), n, spread), each)
+                for each in tried
             ]
             _, weight, chosen = min(found, key=itemgetter(0))
             return Solved(weight.float(), (self.counts / n - weight @ mean).float(), chosen)

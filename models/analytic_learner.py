@@ -154,6 +154,10 @@ class Beside(Generic[N]):
     def __init__(self, model: N, options: AnalyticOptions, sums: Sums) -> None:
         self.model, self.options, self.sums = model, options, sums
 
+    def looks(self, x: Tensor) -> Sequence[Look]:
+        """Looks at records (N, ...), `AT_ONCE` together. Most of them are those of the last time."""
+        return [self.model.look(some) for some in torch.split(x, AT_ONCE)]
+
     def meet(self, look: Look, y: Tensor, sign: int) -> None:
         """Takes note of how strange records of the classes (B,) are, which are learned, or with sign -1 taken out."""
 
@@ -242,15 +246,16 @@ class AnalyticLearner(Generic[N]):
     def left_out(self, x: Tensor, y: Tensor) -> Tensor:
         """x (N, ...) as in `Batch.x`, y (N,) → logarithms (N, K) of the probabilities that it would give to these
         records, which it learned, had it not learned them."""
-        looks = [self.model.look(some.to(self._device)) for some in torch.split(x, AT_ONCE)]
+        model = self.model
+        looks = self._beside.looks(x.to(self._device))
         each = list(zip(looks, torch.split(y, AT_ONCE), strict=True))
         sums = self._sums.copy()
+        sums.add(torch.cat([look.features for look in looks]), y, sign=-1)
         for look, of_some in each:
-            sums.add(look.features, of_some, sign=-1)
             self._beside.count(look, of_some, -1)
         solved = sums.solve(self.options.head, self._ridge_now())
         weight, bias = solved.weight.to(self._device), solved.bias.to(self._device)
-        logs = [self._logs(look.scores(weight, bias).cpu(), self._model.prior(look).cpu()) for look in looks]
+        logs = [self._logs(look.scores(weight, bias).cpu(), model.prior(look).cpu()) for look in looks]
         for look, of_some in each:
             self._beside.count(look, of_some, 1)
         return torch.cat(logs)

@@ -32,6 +32,7 @@ The head is solved from sums over all records (`analytic`) now and then (`analyt
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Self
@@ -41,7 +42,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.analytic_learner import NOTHING_ELSE, AnalyticLearner, AnalyticModel, AnalyticOptions, Beside, Look
+from models.analytic_learner import AT_ONCE, NOTHING_ELSE, AnalyticLearner, AnalyticModel, AnalyticOptions, Beside, Look
 from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole as sixteenths
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.images.patches import Patches
@@ -142,6 +143,22 @@ class BesidePictures(Beside[ImageAnalytic]):
         super().__init__(model, options, LoggedSums(options.width, device))
         self._acquaintance = Acquaintance(len(model.mean))
         self._constant = Frozen()
+        self._looked: dict[bytes, Tensor] = {}  # digest of a picture → φ (D,), of those of the last `looks`
+
+    def looks(self, x: Tensor) -> Sequence[Look]:
+        if not isinstance(self.model.extractor, Wavelets):  # the last bits of a backbone's are a matter of the batch
+            return super().looks(x)
+        digests = [_digest(picture) for picture in x.cpu()]
+        new = [row for row, digest in enumerate(digests) if digest not in self._looked]
+        found = [row.clone() for look in super().looks(x[new]) for row in look.features] if new else []
+        known = self._looked | {digests[row]: features for row, features in zip(new, found, strict=True)}
+        self._looked = {digest: known[digest] for digest in digests}
+        features = torch.stack([known[digest] for digest in digests])  # (N, D)
+        nothing = self.model.weight.new_zeros(())
+        return [
+            Look(some, nothing, nothing, nothing, torch.zeros(0, 2, dtype=torch.int64))
+            for some in torch.split(features, AT_ONCE)
+        ]
 
     def meet(self, look: Look, y: Tensor, sign: int) -> None:
         self._acquaintance.add(look.v, sign=sign, forgetting=self.options.forgetting)
@@ -183,6 +200,10 @@ def untrained(
         extractor, patches = BackboneFeatures(backbone, options.features), None
     width, unknown, mirror = options.width, options.unknown, options.mirror
     return module_on(lambda: ImageAnalytic(extractor, patches, width, classes, unknown, mirror), device).eval()
+
+
+def _digest(picture: Tensor) -> bytes:
+    return hashlib.blake2b(picture.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def both_sides(features: Tensor, mirrored: Tensor, sided: int) -> Tensor:
