@@ -7,6 +7,7 @@ versions. `batcher.py` runs forward passes. A new route is a row in `abilities.p
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -205,7 +206,9 @@ def open_server(config: Config, say: Callable[[str], None], stop: Event | None =
         access_log=False,
         server_header=False,
         lifespan="on",
+        loop="uvloop",
         http=Patient,
+        ws="none",
         timeout_graceful_shutdown=GRACE_S,
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=[str(proxy) for proxy in settings.proxies],
@@ -238,6 +241,8 @@ def serve(
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"The sampler answers at {url}")
+        gc.collect()
+        gc.freeze()  # what lives until the end: else each look for garbage between requests walks through all of it
         listens(url)
         with listener:
             server.run([listener])

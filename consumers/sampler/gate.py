@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
+from consumers.sampler.connections import presence
 from consumers.workers import Ending
 from pipeline.errors import ConfigError, Corrupt, LogError, NotFound, RecordError, StoreError, TooLarge, TopicMissing
 
@@ -36,7 +37,6 @@ HEALTH = "/healthz"
 TOPICS = "/topics/"
 OPERATIONS = (HEALTH, "/readyz", "/metrics")  # for what watches the sampler: read without a token
 BODY_S = 30.0  # how long a client may take to send its body
-SEND_S = 30.0  # and to take the next piece of an answer
 REQUESTS = 1024  # at one time; half of them of one client
 GONE = 499  # in the metrics: the client went away before it was answered
 BODIES = 32  # of the largest size, that are in memory at one time; half of them of one client
@@ -226,13 +226,11 @@ class Gate:
                 status = message["status"]
                 said = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(pair for pair in SAFETY if pair[0] not in said)]
-            async with asyncio.timeout(SEND_S):  # else whoever does not read keeps what is answered in memory
-                await send(message)
+            await send(message)
 
         try:
-            await self._admitted(inner, receive, guarded)
-        except TimeoutError:
-            pass  # the connection is closed
+            with presence(scope).working():
+                await self._admitted(inner, receive, guarded)
         except ClientDisconnect:
             status = GONE
         except asyncio.CancelledError:  # the sampler ends, and this took longer than it waits
@@ -263,17 +261,13 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
-        read, whole, is_answered = 0, asyncio.Event(), False
-        no_body: list[Message] = []
-        if length in ("", "0") and "transfer-encoding" not in headers:
-            no_body = [{"type": "http.request"}]  # whoever asks for the body need not wait, which `watching` does
-            whole.set()
+        read, whole = 0, False
         deadline = asyncio.get_running_loop().time() + BODY_S
 
         async def counting() -> Message:
-            nonlocal read
-            if whole.is_set():
-                return no_body.pop() if no_body else await receive()  # which tells when the client goes away
+            nonlocal read, whole
+            if whole:
+                return await receive()  # which tells when the client goes away
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
@@ -281,8 +275,7 @@ class Gate:
                 detail = f"The body did not come within {BODY_S:.0f} s. Send it again."
                 raise refusal(408, "timeout", detail, Connection="close") from None
             size = len(message.get("body", b""))
-            if not message.get("more_body"):
-                whole.set()
+            whole = not message.get("more_body")
             read += size
             self._held[client] += size
             if read > self._max_bytes:
@@ -291,28 +284,9 @@ class Gate:
                 raise refusal(503, "busy", "Too many large bodies at one time. Try again in a second.", **RETRY_AFTER)
             return message
 
-        async def answering(message: Message) -> None:
-            nonlocal is_answered
-            is_answered = message["type"] == "http.response.body" and not message.get("more_body")
-            await send(message)
-
-        async def watching() -> None:
-            await whole.wait()
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            if not is_answered:
-                work.cancel()
-
-        work = asyncio.ensure_future(self._app(scope, counting, answering))
-        watch = asyncio.ensure_future(watching())
         try:
-            await work
-        except asyncio.CancelledError:
-            if watch.done():
-                raise ClientDisconnect from None
-            raise
+            await self._app(scope, counting, send)
         finally:
-            watch.cancel()
             self._held[client] -= read
             self._held += Counter()
 

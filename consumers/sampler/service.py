@@ -318,12 +318,13 @@ def ended() -> Iterator[None]:
         raise refusal(504, "timeout", f"It was not done within {ANSWER_S:.0f} s. Ask for less.") from None
 
 
-def _service(request: Request) -> Service:
+async def service_of(request: Request) -> Service:  # what is not async, FastAPI calls on a thread
+    """What the routes work with, for the client that asks."""
     service: Service = request.app.state.service
     return replace(service, client=request.client.host if request.client else "")
 
 
-ServiceOf = Annotated[Service, Depends(_service)]
+ServiceOf = Annotated[Service, Depends(service_of)]
 
 
 async def _reading(service: ServiceOf) -> AsyncIterator[None]:

@@ -94,6 +94,27 @@ def test_a_silent_connection_is_closed(at: Running, held: ExitStack, monkeypatch
     assert is_closed(held.enter_context(opened(at, BEGUN["a header"])))
 
 
+ENDLESS = {
+    "an address": "GET /",
+    "a header": "GET /models HTTP/1.1\nHost: localhost\nX-A: ",
+    "a second head": "GET /healthz HTTP/1.1\nHost: localhost\n\nGET /models HTTP/1.1\nX-A: ",
+    "a chunk's extension": "POST /models HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked\n\n1;",
+    "a trailer": "POST /models HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked\n\n0\nX-A: ",
+}
+
+
+@pytest.mark.parametrize("begun", ENDLESS.values(), ids=ENDLESS)
+def test_what_is_no_body_is_bounded(at: Running, held: ExitStack, begun: str) -> None:
+    connection = held.enter_context(opened(at, begun))
+    for _ in range(100):
+        with suppress(OSError):  # it is closed
+            connection.sendall(b"a" * 10_000)
+    with suppress(OSError):
+        while connection.recv(1000):
+            pass
+    assert is_closed(connection)
+
+
 POST = "POST /models/{}/classify HTTP/1.1\nHost: localhost\nContent-Type: {}\nContent-Length: 1000\n\na"
 CHUNKED = "POST /models/{}/classify HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked\n\n1\na\n"
 
@@ -177,7 +198,7 @@ def test_who_asks_is_believed_from_proxies_alone(
 
 
 def test_who_does_not_read_is_let_go(at: Running, name: str, held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "SEND_S", 0.2)
+    monkeypatch.setattr(connections, "SEND_S", 0.2)
     for _ in range(sampler.DOWNLOADS // 2):
         held.enter_context(opened(at, WEIGHTS.format(name, "127.0.0.1"))).recv(100)
     while at.client.get(f"/models/{name}/versions/1/weights").status_code == 503:
