@@ -16,6 +16,7 @@ from benchmarks import (
     commits as commits_part,
     costs as costs_part,
     latency as latency_part,
+    page as page_part,
     swaps as swaps_part,
     throughput as throughput_part,
 )
@@ -110,6 +111,16 @@ def serving(
 ) -> None:
     """Requests/s of single pictures, beside a plain FastAPI handler and LitServe."""
     perform("serving", lambda s: measure_serving(s, rounds=rounds, seconds=seconds), to)
+
+
+@app.command()
+def page(
+    seconds: Annotated[float, typer.Option(help="So long versions are looked on.", min=10)] = 60,
+    updates_per_s: Annotated[float, typer.Option(help="Versions committed meanwhile.", min=0.1)] = 20,
+    to: To = HERE,
+) -> None:
+    """The page in Chromium: paint, bytes, layout shifts, long tasks, memory."""
+    perform("page", lambda s: page_part.measure(s, seconds=seconds, updates_per_s=updates_per_s), to)
 
 
 @app.command()
