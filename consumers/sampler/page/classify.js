@@ -65,8 +65,10 @@ export function asking(state, answered = () => {}) {
   };
   if (state.input.kind === "text") {
     const box = make("textarea", { rows: 4, oninput: () => changed(box.value || null) });
-    return { node: make("div", { className: "pair" }, field("A text", box), ranked.node), refresh: ask, close() {} };
+    const put = (text) => changed((box.value = text));
+    return { node: make("div", { className: "pair" }, field("A text", box), ranked.node), refresh: ask, put, close() {} };
   }
   const drawn = pad(`Drawing for ${state.model}`, changed);
-  return { node: make("div", { className: "pair" }, drawn.node, ranked.node), refresh: ask, close: drawn.close };
+  const node = make("div", { className: "pair" }, drawn.node, ranked.node);
+  return { node, refresh: ask, put: drawn.show, close: drawn.close };
 }

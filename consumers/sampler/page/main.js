@@ -1,13 +1,14 @@
 // The page: which view is shown, and what the line at the top says.
 
 import { listen, models, service, start } from "./live.js";
+import * as explain from "./explain.js";
 import * as history from "./history.js";
 import * as letters from "./letters.js";
 import * as now from "./now.js";
 import * as sample from "./sample.js";
 import * as teach from "./teach.js";
 
-const VIEWS = { now, teach, sample, history, letters };
+const VIEWS = { now, teach, sample, explain, history, letters };
 const view = document.querySelector("#view");
 const state = document.querySelector("#state");
 

@@ -3,6 +3,7 @@
 import { chooser } from "./chooser.js";
 import { asking, route, verdict } from "./classify.js";
 import { ask, button, choice, dataOf, field, id, make, newest, note, path, posted, row } from "./dom.js";
+import { why } from "./explain.js";
 import { droppable, picker } from "./pad.js";
 import { MOST } from "./sheets.js";
 
@@ -88,15 +89,18 @@ const thumbOf = async (taught) =>
 function lesson(state) {
   const right = button("Right", () => teach(answer?.label), { disabled: true });
   const other = button("Teach", () => teach(all.label.value.trim()), { className: "primary" });
+  const because = button("Why?", () => why(state.model, body), { disabled: true });
   let body = null;
   let answer = null;
   let open = true;
 
   const asks = asking(state, (given, about) => {
     [answer, body] = [given, about];
+    because.disabled = answer?.label == null;
     right.disabled = answer?.label == null;
     right.textContent = answer?.label == null ? "Right" : `Right: ${answer.label}`;
   });
+  asks.node.lastChild.append(row(because));
   const all = frame(state, asks.node, (label) => [right, field("It is …", label), other]);
   all.label.addEventListener("keydown", (event) => event.key === "Enter" && other.click());
   const mending = state.labels

@@ -27,7 +27,7 @@ from tests.consumers.running import Running, configuration, running
 from tests.consumers.sampler.test_openapi import at as at  # a fixture
 from tests.consumers.worker.test_every_learner import given as given  # a fixture
 
-VIEWS = ("now", "teach", "sample", "history")  # and "letters", which asks Kafka
+VIEWS = ("now", "teach", "sample", "explain", "history")  # and "letters", which asks Kafka
 MOST_BYTES = 200_000  # of all that the page loads
 
 
