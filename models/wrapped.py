@@ -21,7 +21,11 @@ class Wrapped(Generic[L]):
 
     def __init__(self, inner: L) -> None:
         self.inner = inner
-        self.needs_label, self.replay_capacity = inner.needs_label, inner.replay_capacity
+        self.replay_capacity = inner.replay_capacity
+
+    @property
+    def needs_label(self) -> bool:
+        return self.inner.needs_label
 
     @property
     def replay_size(self) -> int:
