@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, HTTPException, Query, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import Depends, HTTPException, Query
 
 from consumers.sampler.gate import refusal
-from consumers.sampler.service import Service, ServiceOf, service_of
+from consumers.sampler.service import Service, ServiceOf
 from pipeline.log import meant
 from pipeline.records import POSITION, Place
 from pipeline.store import AFTER_S, Manifest
@@ -70,21 +69,3 @@ def _not_yet(model: str, manifest: Manifest | None, places: Sequence[Place]) -> 
 
 #: of routes that answer from the newest version
 FRESH = [Depends(_after)]
-
-
-class Direct(APIRoute):
-    """A route of (model, request, service) with no other question than `?after=`.
-
-    Without one it is called at once: FastAPI's dependencies take longer than a small model.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        solved = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            if request.scope["query_string"]:
-                return await solved(request)
-            answer = await self.endpoint(request.path_params["model"], request, await service_of(request))
-            return Response(answer.model_dump_json(), media_type="application/json")
-
-        return handle

@@ -16,6 +16,8 @@ import threading
 import time
 from collections import ChainMap
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
 from threading import Event
@@ -26,8 +28,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from consumers import sampler
+from consumers.sampler import routes_classes
 from consumers.sampler.batcher import Batcher, Sideline
 from consumers.sampler.connections import CONNECTIONS, Patient
+from consumers.sampler.direct import Direct
 from consumers.sampler.examples import add_examples
 from consumers.sampler.follower import client
 from consumers.sampler.gate import ERRORS, MOVED, Access, Gate, tell_errors
@@ -57,6 +61,8 @@ ROUTES = [
 ]
 ADMITTED_PER_BATCH = 4  # requests admitted at one time, in full batches
 ADMITTED_PER_SLOT = 4  # of those that take long, worked on or waiting
+GARBAGE = 20_000, 20, 20  # objects between two looks for garbage, which took a third of a request's time
+CLIENTS = 1024  # of which one is known again
 END_S = 5.0  # from the signal to the end of the process, whatever is at work
 GRACE_S = 3  # how long requests that are worked on get of these
 READERS = 24  # who wait for the store at one time; threads are 40
@@ -116,6 +122,7 @@ def create_app(
     # No /docs: its page runs a third party's scripts, which could write here. /openapi.json has what it shows.
     app = FastAPI(title="headrace sampler", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.service = service
+    app.state.service_of = lru_cache(CLIENTS)(lambda client: replace(service, client=client))
     for part in ROUTES:
         app.include_router(part.router, responses={**MOVED, **ERRORS})
     document = app.openapi()  # made once, and kept
@@ -123,6 +130,7 @@ def create_app(
     document["components"]["securitySchemes"] = schemes
     add_examples(document, dict(ChainMap(*(part.EXAMPLES for part in ROUTES))))
     document["security"] = [{"token": []}, {"password": []}, {}]
+    app.add_middleware(Direct, routes=routes_classes.router.routes)
     app.add_middleware(Gate, config=settings, access=Access(settings), metrics=metrics)
     tell_errors(app)
     return app
@@ -242,7 +250,8 @@ def serve(
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"The sampler answers at {url}")
         gc.collect()
-        gc.freeze()  # what lives until the end: else each look for garbage between requests walks through all of it
+        gc.freeze()  # what lives until the end: else looks for garbage walk through all of it
+        gc.set_threshold(*GARBAGE)
         listens(url)
         with listener:
             server.run([listener])

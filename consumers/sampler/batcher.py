@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -130,8 +131,8 @@ class Sideline(Workers[_Piece]):
             Stalled: the model's last work has not ended.
         """
         with self._wake:
-            there = [*self._queue, *(piece for work in self._works for piece in work.tasks)]
-            turn = sum(piece.client == client for piece in there)
+            at_work = (piece for work in self._works for piece in work.tasks)
+            turn = sum([piece.client == client for piece in chain(self._queue, at_work)])
             return self._submit(_Piece(model, client, self.clock(), lambda: work(*arguments), turn))
 
     def _take(self) -> list[_Piece]:

@@ -10,6 +10,7 @@ import re
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,7 @@ def refusal(status: int, error: str, detail: str, **headers: str) -> HTTPExcepti
     return HTTPException(status, {"error": error, "detail": detail}, headers or None)
 
 
+@lru_cache(256)  # it is asked at each request
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach that address."""
     try:

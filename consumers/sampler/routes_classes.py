@@ -14,7 +14,7 @@ import torch
 from fastapi import APIRouter, Request
 
 from consumers.sampler.abilities import CLASSIFY, RECOGNISE
-from consumers.sampler.after import FRESH, Direct
+from consumers.sampler.after import FRESH
 from consumers.sampler.examples import INFO, MODEL, RouteExample
 from consumers.sampler.follower import Live
 from consumers.sampler.service import Service, ServiceOf
@@ -34,7 +34,7 @@ EXAMPLES = {
 }
 Answer = TypeVar("Answer")
 ModelT = TypeVar("ModelT")
-router = APIRouter(tags=["answers"], dependencies=FRESH, route_class=Direct)
+router = APIRouter(tags=["answers"], dependencies=FRESH)
 
 
 @router.post("/models/{model}/classify", openapi_extra={"requestBody": {"content": INPUTS}})

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Full
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -320,8 +320,9 @@ def ended() -> Iterator[None]:
 
 async def service_of(request: Request) -> Service:  # what is not async, FastAPI calls on a thread
     """What the routes work with, for the client that asks."""
-    service: Service = request.app.state.service
-    return replace(service, client=request.client.host if request.client else "")
+    client = request.scope["client"]
+    service: Service = request.app.state.service_of(client[0] if client else "")
+    return service
 
 
 ServiceOf = Annotated[Service, Depends(service_of)]
