@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+PATH = re.compile("/models/([^/]+)/([^/]+)")
 
 
 class Direct:
@@ -42,9 +45,9 @@ class Direct:
     def _found(self, scope: Scope) -> tuple[str, APIRoute] | None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
             return None
-        _, models, model, name, *rest = [*scope["path"].split("/"), "", "", "", ""]
-        route = None if any(rest) else self._routes.get(f"/{models}/{{model}}/{name}")
-        return None if route is None else (model, route)
+        asked = PATH.fullmatch(scope["path"])
+        route = asked and self._routes.get(f"/models/{{model}}/{asked[2]}")
+        return (asked[1], route) if asked and route else None
 
 
 async def _answered(route: APIRoute, model: str, request: Request) -> Response:

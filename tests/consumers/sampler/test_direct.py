@@ -37,10 +37,11 @@ def test_both_ways_answer_the_same(redis_url: str, redis: Redis, asked: tuple[st
         _is_counted(at, route, short.status_code)
 
 
-def test_a_model_that_is_not_there_is_missed_alike(redis_url: str) -> None:
-    with running(configuration(redis_url, {})) as at:
-        short, long = (at.client.post(f"/models/none/classify{query}", content=b"x") for query in ("", AFTER))
-        assert (short.status_code, short.json()) == (long.status_code, long.json())
+@pytest.mark.parametrize("path", ["none/classify", "none/classify/", "none/classify/more", "none/nothing"])
+def test_what_is_not_there_is_missed_alike(redis_url: str, path: str) -> None:
+    with running(configuration(redis_url, {"some": {}})) as at:
+        short, long = (at.client.post(f"/models/{path}{query}", content=b"x") for query in ("", "?a=b"))
+        assert (short.status_code, short.text) == (long.status_code, long.text)
 
 
 def _without_age(answer: dict[str, object]) -> dict[str, object]:
