@@ -15,8 +15,9 @@ from consumers.sampler.examples import RouteExample
 from consumers.sampler.gate import PUSHED_BACK, refusal
 from consumers.sampler.routes_topics import Topic
 from consumers.sampler.service import Service, ServiceOf
+from pipeline.errors import RecordError
 from pipeline.log import DeadLetter, meant, read_dead_letters, resolve_dead_letters
-from pipeline.records import POSITION, Place
+from pipeline.records import POSITION, Place, headers_of, name_of
 
 NEWEST = 200  # records at the end of each partition of a topic of dead letters that are looked at
 SHOWN_BYTES = 1 << 16  # of a letter's value; a larger one is not shown
@@ -27,12 +28,13 @@ LETTER = {
     "detail": "it is no picture.",
     "sent_ms": 1_764_500_000_000,
     "bytes": 5,
+    "label": "7",
     "text": "hello",
     "data": "aGVsbG8=",
 }
 EXAMPLES = {
     "/topics/{topic}/dead-letters": RouteExample(
-        [LETTER], {"origin": "digits:0:17", "model": "digits", "resolution": "dropped"}
+        [LETTER], {"origin": "digits:0:17", "model": "digits", "resolution": "requeued", "label": "1"}
     )
 }
 router = APIRouter(tags=["topics"])
@@ -47,6 +49,7 @@ class Letter(BaseModel):
     detail: str
     sent_ms: int | None = Field(description="Unix time")
     bytes: int | None = Field(description="of the record; null: it is at its origin alone")
+    label: str | None = None
     text: str | None = Field(None, description="the record, where it is a text of at most 64 kB")
     data: str | None = Field(None, description="the record in base64, where it has at most 64 kB")
 
@@ -57,6 +60,8 @@ class Resolved(BaseModel):
     origin: str = Field(pattern=f"^{POSITION.pattern}$")
     model: str
     resolution: Literal["requeued", "dropped"]
+    label: str | None = Field(None, description="what it is requeued with")
+    text: str | None = Field(None, min_length=1, description="what it is requeued as, where the model reads texts")
 
 
 @router.get("/topics/{topic}/dead-letters")
@@ -76,14 +81,18 @@ def get_letters(
 
 @router.post("/topics/{topic}/dead-letters", responses={429: PUSHED_BACK})
 def post_letter(topic: Topic, asked: Resolved, service: ServiceOf) -> list[Letter]:
-    """Publish a dead letter again for its model alone, after a fix, or drop it; answers with what was done."""
+    """Publish a dead letter again for its model alone, after a fix or mended, or drop it; tells what was done."""
     service.has_labels(topic)  # where nothing is published, it refuses
     if asked.resolution == "requeued":
         _check_requeued(service, asked)
+    key, headers = (asked.origin, asked.model), _mended(asked)
+    values = {} if asked.text is None else {key: asked.text.encode()}
     with service.publishing(), service.admitted(service.letters):
         letters = read_dead_letters(service.kafka, topic, last=NEWEST, model=asked.model)
         chosen = [letter for letter in letters if letter.origin == asked.origin]
-        done = resolve_dead_letters(service.kafka, topic, chosen, asked.resolution, last=NEWEST) if chosen else []
+        done = chosen and resolve_dead_letters(
+            service.kafka, topic, chosen, asked.resolution, {key: headers}, NEWEST, values
+        )
         if not done:
             detail = f"No such dead letter is open among the newest: {asked.origin} of {asked.model}. "
             raise refusal(404, "not-found", f"{detail}`headrace dead-letters list {topic}` looks at all.")
@@ -103,10 +112,25 @@ def _check_requeued(service: Service, asked: Resolved) -> None:
     if any(service.serving.topics(asked.model).values()):
         detail = f"{asked.model} reads labels from a topic: `headrace dead-letters requeue` looks for that of a record."
         raise refusal(409, "labels", detail)
+    if asked.text is not None and live.input.kind != "text":
+        raise refusal(422, "invalid", f"{asked.model} reads no texts: requeue it without one.")
+
+
+def _mended(asked: Resolved) -> tuple[tuple[str, bytes], ...]:
+    """
+    Raises:
+        HTTPException: 422 where the label can be none.
+    """
+    try:
+        label = None if asked.label is None else name_of("label", asked.label)
+    except RecordError as error:
+        raise refusal(422, error.reason, f"The label: {error.detail}") from None
+    return headers_of(None if asked.text is None else "text/plain", label, None)
 
 
 def _shown(letter: DeadLetter) -> Letter:
     value = letter.record.value
+    labels = [text for name, text in letter.record.headers if name == "label"]
     return Letter(
         origin=letter.origin,
         model=letter.model,
@@ -114,6 +138,7 @@ def _shown(letter: DeadLetter) -> Letter:
         detail=letter.detail,
         sent_ms=letter.sent_ms,
         bytes=letter.value_bytes,
+        label=labels[-1].decode(errors="replace") if labels else None,
         text=None if value is None else _text(value),
         data=None if value is None else base64.b64encode(value).decode(),
     )

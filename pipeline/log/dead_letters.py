@@ -291,6 +291,7 @@ def resolve(
     resolution: Resolution,
     headers: Mapping[tuple[str, str], Headers] | None = None,
     last: int | None = None,
+    values: Mapping[tuple[str, str], bytes] | None = None,
 ) -> list[DeadLetter]:
     """Requeues or drops dead letters of `topic` that are still open, and returns those.
 
@@ -303,6 +304,7 @@ def resolve(
     Args:
         headers: further ones of records that are requeued, by the keys of their letters.
         last: as of `read_dead_letters`.
+        values: what takes the place of a record's value.
 
     Raises:
         OffsetsGone: a value was removed from the log; nothing of that transaction is done.
@@ -320,7 +322,9 @@ def resolve(
                 with publisher.transaction():
                     for letter in chunk:
                         if resolution == "requeued":
-                            _publish_again(publisher, next(originals), (headers or {}).get(letter.key, ()))
+                            original = next(originals)
+                            value = (values or {}).get(letter.key, original.record.value)
+                            _publish_again(publisher, original, value, (headers or {}).get(letter.key, ()))
                         _publish_resolution(publisher, letter)
     return done
 
@@ -339,15 +343,15 @@ def _chunks(letters: list[DeadLetter], unknown_bytes: int) -> Iterator[list[Dead
         yield chunk
 
 
-def _publish_again(publisher: Publisher, letter: DeadLetter, more: Headers) -> None:
+def _publish_again(publisher: Publisher, letter: DeadLetter, value: bytes | None, more: Headers) -> None:
     record = letter.record
     ours = ((ORIGIN, letter.origin.encode()), (FOR, letter.model.encode()))
     others = tuple(header for header in record.headers if header[0] not in (ORIGIN, FOR))
     try:
-        if record.value is None:
+        if value is None:
             raise record.fault or RecordError("undecodable", "it has no value.")
         publisher.publish(
-            record.topic, record.value, key=record.key, headers=(*ours, *others, *more), partition=record.partition
+            record.topic, value, key=record.key, headers=(*ours, *others, *more), partition=record.partition
         )
     except RecordError as error:
         raise LogError(f"{letter.origin} cannot be requeued: {error.detail}") from None

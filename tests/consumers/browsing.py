@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 PATIENCE_MS = 60_000  # a slow machine is no failure
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 800}
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # nobody is asked for leave
 SCHEMES = ("light", "dark")
 
 
@@ -22,7 +23,7 @@ def browser() -> Iterator[Browser]:
     assert chromium, "Chromium is missing: install it (Debian: apt-get install chromium)."
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *CAMERA])
         yield browser
         browser.close()
 

@@ -68,6 +68,21 @@ export function note() {
   return node;
 }
 
+/** A question before something is done: `ask(text, work)` does the work after a yes. */
+export function question(yes) {
+  const text = make("p", { id: id("question") });
+  const node = make("dialog", { attributes: { "aria-labelledby": text.id } });
+  const agree = button(yes, null, { className: "primary" });
+  const cancel = button("Cancel", () => node.close());
+  node.append(text, row(cancel, agree));
+  const ask = (textContent, work) => {
+    text.textContent = textContent;
+    agree.onclick = () => (node.close(), work());
+    node.showModal();
+  };
+  return { node, ask };
+}
+
 // --- asking ---
 
 export const path = (model, route, asked = {}) => {

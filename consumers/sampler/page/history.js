@@ -10,11 +10,11 @@ import {
   field,
   figure,
   fill,
-  id,
   make,
   newest,
   note,
   path,
+  question,
   row,
   whole,
 } from "./dom.js";
@@ -194,8 +194,7 @@ function naming(state, done) {
   const alias = make("input", { type: "text", value: "stable", maxLength: 100, autocomplete: "off" });
   const select = choice([]);
   const problem = note();
-  const question = make("p", { id: id("question") });
-  const dialog = make("dialog", { attributes: { "aria-labelledby": question.id } });
+  const naming = question("Name it");
   let names = new Map(); // alias → version
 
   const wanted = () => {
@@ -203,11 +202,9 @@ function naming(state, done) {
     if (!name || !select.value) return problem.say("Give it a name, and choose a version.");
     const before = names.get(name);
     const now = before === undefined ? "Nothing has that name yet." : `Now it names version ${before}.`;
-    question.textContent = `Let ${name} name version ${select.value} of ${state.model}? ${now}`;
-    dialog.showModal();
+    naming.ask(`Let ${name} name version ${select.value} of ${state.model}? ${now}`, set);
   };
   const set = async () => {
-    dialog.close();
     try {
       const body = JSON.stringify({ version: Number(select.value) });
       const url = path(state.model, `aliases/${encodeURIComponent(alias.value.trim())}`);
@@ -218,17 +215,10 @@ function naming(state, done) {
       problem.say(error.message);
     }
   };
-  dialog.append(
-    question,
-    row(
-      button("Cancel", () => dialog.close()),
-      button("Name it", set, { className: "primary" }),
-    ),
-  );
   const tools = row(field("Alias", alias), field("names", select), button("Set …", wanted));
   const title = make("h3", { textContent: "Names" });
   return {
-    node: make("section", { className: "controls" }, title, tools, dialog, problem),
+    node: make("section", { className: "controls" }, title, tools, naming.node, problem),
     learn(versions) {
       names = new Map(versions.flatMap((one) => one.aliases.map((name) => [name, one.version])));
       fill(select, numbers(versions).reverse());

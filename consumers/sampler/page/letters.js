@@ -1,7 +1,7 @@
 // The view Dead letters: what could not be learned, why, and what becomes of it.
 
 import { chooser } from "./chooser.js";
-import { asked, button, choice, clock, field, make, newest, note, posted, row, whole } from "./dom.js";
+import { asked, button, choice, clock, field, make, newest, note, posted, question, row, whole } from "./dom.js";
 
 export const TITLE = "Dead letters";
 const PICTURES = { iVBORw: "png", "/9j/": "jpeg", R0lGOD: "gif", UklGR: "webp" }; // by how their base64 begins
@@ -19,6 +19,7 @@ export const open = (view) =>
   });
 
 function letters(state) {
+  const reads = state.input.kind === "text";
   const problem = note();
   const empty = make("p", { className: "empty", hidden: true, textContent: "No dead letter is open here." });
   const list = make("ul", { className: "lessons", attributes: { "aria-label": "Dead letters" } });
@@ -41,26 +42,35 @@ function letters(state) {
   const place = () => `/topics/${encodeURIComponent(topic.value)}/dead-letters`;
 
   function letter(one) {
-    const act = (name, resolution) =>
-      button(name, async () => {
-        try {
-          const { origin, model } = one;
-          await posted(place(), JSON.stringify({ origin, model, resolution }), "application/json");
-          read();
-        } catch (error) {
-          problem.say(error.message);
-        }
+    const label = make("input", { type: "text", maxLength: 200, autocomplete: "off", value: one.label ?? "" });
+    const text = make("textarea", { value: one.text ?? "", rows: 3 });
+    const resolve = async (resolution, mended = {}) => {
+      try {
+        const { origin, model } = one;
+        await posted(place(), JSON.stringify({ origin, model, resolution, ...mended }), "application/json");
+        read();
+      } catch (error) {
+        problem.say(error.message);
+      }
+    };
+    const requeue = () =>
+      resolve("requeued", {
+        ...(label.value.trim() && label.value !== one.label && { label: label.value }),
+        ...(reads && text.value !== (one.text ?? "") && { text: text.value }),
       });
-    const acts = publishes ? [act("Requeue", "requeued"), act("Drop", "dropped")] : [];
+    const fields = row(field("Label", label), ...(reads ? [field("Text", text)] : []));
+    const mend = make("details", {}, make("summary", { textContent: "Mend" }), fields);
+    const acts = [mend, row(button("Requeue", requeue), button("Drop …", () => drops.ask(`Drop ${one.origin} for ${one.model}? It will not be learned.`, () => resolve("dropped"))))];
     const when = one.sent_ms === null ? "" : ` at ${clock(one.sent_ms)}`;
     const about = make("span", { textContent: `${one.reason}, for ${one.model}${when}: ${one.detail}` });
-    return make("li", {}, preview(one), make("strong", { textContent: one.origin }), about, row(...acts));
+    return make("li", {}, preview(one), make("strong", { textContent: one.origin }), about, ...(publishes ? acts : []));
   }
 
   const heading = make("header", {}, make("h2", { textContent: state.model }));
   const tools = row(field("Topic", topic), button("Look again", read));
   const node = make("section", { className: "card", attributes: { "aria-label": state.model } });
-  node.append(heading, tools, problem, empty, list);
+  const drops = question("Drop it");
+  node.append(heading, tools, problem, empty, list, drops.node);
   read();
   return { node, update() {}, close() {} };
 }

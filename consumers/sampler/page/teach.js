@@ -2,7 +2,7 @@
 
 import { chooser } from "./chooser.js";
 import { asking, route, verdict } from "./classify.js";
-import { ask, button, choice, dataOf, field, id, make, newest, note, path, posted, row } from "./dom.js";
+import { ask, asked, button, choice, dataOf, field, id, make, newest, note, path, posted, row } from "./dom.js";
 import { why } from "./explain.js";
 import { droppable, picker } from "./pad.js";
 import { MOST } from "./sheets.js";
@@ -11,19 +11,22 @@ export const TITLE = "Teach";
 const LESSONS = 12; // that are listed
 const TRIES = 10; // times that a version is waited for, half a minute each
 const SHEET = 16; // drawings
+const BEGINNING = 12; // characters of a taught text, from which the model goes on
+const GOES_ON = 160; // bytes that it writes then
 const CLOSED = "This sampler publishes nothing: sampler.publish = false.";
 
 const publishes = "publishes" in document.querySelector("main").dataset;
 const classifies = (state) => state.answers.includes("classify");
 const draws = (state) => state.answers.includes("interpolate");
+const writes = (state) => state.answers.includes("complete");
 
 export const open = (view) =>
   chooser(view, {
     hash: "teach",
     title: "Teach a model",
     empty: "No model here has a version that can be taught yet.",
-    able: (state) => classifies(state) || draws(state),
-    panel: (state) => (classifies(state) ? lesson(state) : feeding(state)),
+    able: (state) => classifies(state) || draws(state) || writes(state),
+    panel: (state) => (classifies(state) ? lesson(state) : draws(state) ? feeding(state) : telling(state)),
   });
 
 /** A model's name and version, where it is taught, the labels that it knows, and what it was taught. */
@@ -240,6 +243,55 @@ function feeding(state) {
   return {
     node: all.node,
     update,
+    close() {
+      open = false;
+    },
+  };
+}
+
+/** A model that writes: it is told a text, and goes on from its beginning. */
+function telling(state) {
+  const box = make("textarea", { rows: 5, disabled: !publishes });
+  const text = make("p", { className: "text", attributes: { "aria-label": "How it goes on", role: "region" } });
+  const caption = make("p", { className: "hint", textContent: "Once it has learned a text, it goes on from its beginning." });
+  let open = true;
+
+  const teach = async () => {
+    const taught = box.value;
+    if (!taught.trim()) return all.problem.say("Write something first.");
+    all.problem.say("");
+    try {
+      const url = `/topics/${encodeURIComponent(all.topic())}`;
+      const told = await (await posted(url, taught, "text/plain; charset=utf-8")).json();
+      const said = all.add(await thumbOf(taught));
+      said.textContent = `published at ${told.after.join(", ")}`;
+      const wrote = await patiently(
+        () => goesOn(taught, told.after),
+        said,
+        () => open,
+      );
+      if (wrote) said.textContent = `learned by version ${wrote.version}`;
+    } catch (error) {
+      all.problem.say(error.message);
+    }
+  };
+
+  async function goesOn(taught, after) {
+    const prompt = [...taught.trim()].slice(0, BEGINNING).join("");
+    const how = { prompt, seed: 1, temperature: 0.5, max_bytes: GOES_ON, after };
+    const wrote = await asked(path(state.model, "complete", how), { headers: { Accept: "application/json" } });
+    text.replaceChildren(make("span", { className: "begun", textContent: prompt }), wrote.text);
+    caption.textContent = `How version ${wrote.version} goes on`;
+    return wrote;
+  }
+
+  const shown = make("div", { className: "controls" }, text, caption);
+  const body = make("div", { className: "pair" }, make("div", { className: "controls" }, field("A text", box)), shown);
+  const all = frame(state, body, () => [button("Teach", teach, { className: "primary" })]);
+  all.update(state);
+  return {
+    node: all.node,
+    update: all.update,
     close() {
       open = false;
     },

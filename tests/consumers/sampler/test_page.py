@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,9 @@ from playwright.sync_api import Page, expect
 from redis import Redis
 
 from models.registry import BUILTIN
+from pipeline.local import free_port
 from pipeline.local.servers import EmbeddedRedis
+from pipeline.process import tied
 from pipeline.store.store import Store
 from tests.consumers.answering import GREY, VAE, serving
 from tests.consumers.browsing import (
@@ -27,6 +33,7 @@ from tests.consumers.running import Running, configuration, running
 from tests.consumers.sampler.test_openapi import at as at  # a fixture
 from tests.consumers.worker.test_every_learner import given as given  # a fixture
 
+HEADRACE = str(Path(sys.executable).with_name("headrace"))
 VIEWS = ("now", "teach", "sample", "explain", "history")  # and "letters", which asks Kafka
 MOST_BYTES = 200_000  # of all that the page loads
 
@@ -105,21 +112,57 @@ def test_a_keyboard_is_enough(redis_url: str, page: Page) -> None:
         expect(focused).to_have_attribute("aria-valuetext", "version 1")
 
 
-def test_it_says_that_the_sampler_is_gone_and_comes_back(redis_url: str, page: Page) -> None:
+CONFIG = """
+redis.url = "{redis_url}"
+sampler.port = {port}
+[models.drawings]
+family = "{family}"
+topics = ["topic"]
+learner = "image-vae"
+input = {{ kind = "image", size = 8, channels = 1 }}
+"""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """`headrace serve` in a folder with its file, once it has said that it serves."""
+    with subprocess.Popen(
+        tied([HEADRACE, "serve", "--json"]), cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def test_it_says_that_the_sampler_was_killed_and_comes_back(redis_url: str, page: Page, tmp_path: Path) -> None:
     with serving(redis_url, "drawings") as (_, makers):
-        store = makers["drawings"].store
-        tables = {"drawings": {"family": store.family, "learner": "image-vae", "input": GREY, "options": VAE}}
-        with running(configuration(redis_url, tables)) as second:
-            port = int(second.url.rpartition(":")[2])
-            page.goto(second.url)
+        made, port = makers["drawings"], free_port()
+        config = CONFIG.format(redis_url=redis_url, port=port, family=made.store.family)
+        (tmp_path / "headrace.toml").write_text(config, "utf-8")
+        with served(tmp_path) as process:
+            page.goto(f"http://127.0.0.1:{port}")
             expect(page.locator("#state")).to_have_text("Live: 1 model")
+            process.kill()
         expect(page.locator("#state")).to_have_text("The sampler does not answer")
         expect(card(page, "drawings")).to_be_visible()  # what was known stays
-        made = makers["drawings"]
         made.commit()
-        with running(configuration(redis_url, tables, port=port)):
+        with served(tmp_path):
             expect(page.locator("#state")).to_have_text("Live: 1 model")
             expect(card(page, "drawings").locator(".version")).to_have_text("version 4")
+            page.goto("about:blank")
+
+
+def test_it_asks_where_no_stream_comes_through(redis_url: str, page: Page) -> None:
+    with serving(redis_url, "drawings") as (at, makers):
+        page.route("**/events", lambda route: route.abort())
+        page.goto(at.url)
+        expect(page.locator("#state")).to_have_text("Live: 1 model")
+        expect(card(page, "drawings").locator(".version")).to_have_text("version 3")
+        makers["drawings"].commit()
+        expect(card(page, "drawings").locator(".version")).to_have_text("version 4")
 
 
 def test_a_model_that_is_there_no_more_is_shown_no_more(tmp_path: Path, page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from playwright.sync_api import Page, expect
 
@@ -43,6 +44,10 @@ def test_what_could_not_be_learned_is_listed_dropped_and_requeued(
             page.set_viewport_size(PHONE)  # type: ignore[arg-type]
             assert (wide(page), violations(page)) == (0, [])
             letters.first.get_by_role("button", name="Drop").click()
+            page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+            expect(letters).to_have_count(2)
+            letters.first.get_by_role("button", name="Drop").click()
+            page.get_by_role("dialog").get_by_role("button", name="Drop it").click()
             expect(letters).to_have_count(1)
             letters.get_by_role("button", name="Requeue").press("Enter")
             worker.read(4)  # it is read again, and dead again
@@ -72,3 +77,28 @@ def test_only_what_is_open_is_resolved_and_only_where_it_may(kafka: str, redis_u
         assert at.client.post(path, json=asked).status_code == 200
         assert at.client.post(path, json=asked).status_code == 404
         assert at.client.get(path).json() == []
+
+
+def test_a_text_and_its_label_are_mended_and_learned(kafka: str, redis_url: str, topics: Topics, page: Page) -> None:
+    topic, name = topics(), unique("texts")
+    table: dict[str, Any] = {"learner": "text-analytic", "input": {"kind": "text"}}
+    config = configuration(kafka, redis_url, topic, name=name, **table)
+    tables, path = {name: {**table, "topics": [topic]}}, f"/topics/{topic}/dead-letters"
+    with working(config) as worker, running(served(redis_url, tables, kafka)) as at:
+        publish(config, topic, (b"guten Tag", "de"), (b"bon \xff jour", "fr\n"))
+        worker.read(2)
+        assert at.serves(name, worker.store.manifest().version)
+        page.goto(f"{at.url}/#letters")
+        letters = card(page, name).get_by_role("list", name="Dead letters").get_by_role("listitem")
+        expect(letters).to_have_count(1)
+        letters.get_by_text("Mend").click()
+        letters.get_by_label("Label").fill("fr")
+        letters.get_by_label("Text").fill("bon jour")
+        assert violations(page) == []
+        letters.get_by_role("button", name="Requeue").click()
+        expect(letters).to_have_count(0)
+        head = worker.until(lambda manifest: manifest.counts.get("learned") == 2)
+        assert head.classes == ["de", "fr"]
+        letter = {"origin": f"{topic}:0:1", "model": name, "resolution": "requeued"}
+        assert at.client.post(path, json={**letter, "label": "a\nb"}).status_code == 422
+        page.goto("about:blank")

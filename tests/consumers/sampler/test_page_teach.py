@@ -109,6 +109,54 @@ def test_a_model_that_draws_takes_up_what_is_dropped(
             page.goto("about:blank")
 
 
+def test_a_model_that_writes_is_told_a_text(kafka: str, redis_url: str, topics: Topics, page: Page) -> None:
+    topic, name = topics(), unique("voice")
+    table = {"learner": "text-generator", "input": {"kind": "text"}}
+    config = configuration(kafka, redis_url, topic, name=name, **table)
+    with working(config) as worker:
+        publish(config, topic, b"Where the mill is, the water runs.")
+        worker.read(1)
+        with running(served(redis_url, {name: {**table, "topics": [topic]}}, kafka)) as at:
+            page.goto(f"{at.url}/#teach")
+            shown = card(page, name)
+            shown.get_by_role("button", name="Teach").click()
+            expect(shown.get_by_role("alert")).to_have_text("Write something first.")
+            shown.get_by_label("A text").fill("The water runs where the mill is.")
+            shown.get_by_role("button", name="Teach").click()
+            lesson = shown.get_by_role("list", name="What was taught").get_by_role("listitem")
+            expect(lesson).to_have_text(re.compile(r"mill is\. ?learned by version [0-9]+$"))
+            expect(shown.get_by_role("region", name="How it goes on")).to_have_text(re.compile("^The water ru."))
+            assert worker.finish().counts["learned"] == 2
+            page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+            assert (wide(page), violations(page)) == (0, [])
+            page.goto("about:blank")
+
+
+def test_a_photograph_by_the_camera_is_taught(kafka: str, redis_url: str, topics: Topics, page: Page) -> None:
+    """Chromium's own camera for tests: a moving picture."""
+    topic, name = topics(), unique("signs")
+    table = {"learner": "image-analytic", "input": GREY}
+    config = configuration(kafka, redis_url, topic, name=name, **table)
+    with working(config) as worker:
+        publish(config, topic, *[(half(side), side) for side in ("left", "right")])
+        worker.read(2)
+        with running(served(redis_url, {name: {**table, "topics": [topic]}}, kafka)) as at:
+            page.goto(f"{at.url}/#teach")
+            shown = card(page, name)
+            shown.get_by_role("button", name="Camera").click()
+            expect(shown.locator("video")).to_be_visible()
+            page.wait_for_function("document.querySelector('video').videoWidth > 0")
+            shown.get_by_role("button", name="Take it").click()
+            expect(shown.locator("video")).to_be_hidden()
+            expect(shown.locator(".said")).to_have_text(re.compile("sure$"))
+            shown.get_by_label("It is …").fill("camera")
+            shown.get_by_role("button", name="Teach").click()
+            lesson = shown.get_by_role("list", name="What was taught").get_by_role("listitem")
+            expect(lesson).to_have_text(re.compile("^camera ?learned by version [0-9]+: "))
+            assert worker.finish().classes == ["left", "right", "camera"]
+            page.goto("about:blank")
+
+
 def test_where_nothing_is_published_it_says_so(redis_url: str, page: Page) -> None:
     with serving(redis_url, "eyes", publish=False) as (at, _):
         page.goto(f"{at.url}/#teach")
