@@ -67,7 +67,7 @@ function camera(onpick, problem) {
   let stream = null;
   const close = () => {
     stream?.getTracks().forEach((track) => track.stop());
-    stream = null;
+    video.srcObject = stream = null;
     video.hidden = true;
     toggle.textContent = "Camera";
   };
@@ -84,14 +84,14 @@ function camera(onpick, problem) {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
       video.srcObject = stream;
       video.hidden = false;
+      await video.play(); // before that it has no size
       toggle.textContent = "Take it";
-      await video.play();
     } catch (error) {
       close();
       problem.say(`The camera cannot be used: ${error.message}.`);
     }
   };
-  const toggle = button("Camera", () => (stream ? shoot() : start()));
+  const toggle = button("Camera", () => (!stream ? start() : video.videoWidth && shoot()));
   return { video, toggle: navigator.mediaDevices ? toggle : null, close };
 }
 
