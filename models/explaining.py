@@ -5,9 +5,9 @@ the log-odds of the class fall without it:
 
     log p / (1 - p)
 
-A part of a picture is a window of `WINDOW` × `WINDOW` cells, covered with the colour that the picture has most of
-(occlusion: Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks"). So what looks like the
-ground says nothing. A part of a text is a word, which is left out; where the scores of a classifier are sums over what
+A part of a picture is a cell and the eight around it, covered with the colour that the picture has most of (occlusion:
+Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks"). So what looks like the ground says
+nothing. A part of a text is a word, which is left out; where the scores of a classifier are sums over what
 is in a text, it is told instead what exactly the word adds.
 """
 
@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from models.capabilities import Linear
 
 CELLS = 14  # of a picture's side
-WINDOW = 3  # cells of a side that are covered at one time
 WORDS = 96  # parts of a text: where it has more words, a part is several of them
 AT_ONCE = 32  # records that are classified together
 LEAST = 1e-30  # probability: odds of 10³⁰ are the most that are told apart
@@ -37,25 +36,23 @@ Classify = Callable[[Tensor], Tensor]  # as a `Classifier` does
 
 
 def occlusion(classify: Classify, x: Tensor, number: int) -> Tensor:
-    """How much each cell of a picture x (C, H, W) uint8 speaks for a class → (h, w) float32: the mean over all windows
-    that the cell is in."""
+    """How much the surroundings of each cell of a picture x (C, H, W) uint8 speak for a class → (h, w) float32"""
     tops, lefts = edges(x.shape[1]), edges(x.shape[2])
-    size = min(WINDOW, len(tops) - 1), min(WINDOW, len(lefts) - 1)
-    windows = list(product(range(len(tops) - size[0]), range(len(lefts) - size[1])))
+    cells = list(product(range(len(tops) - 1), range(len(lefts) - 1)))
     ground = x.flatten(1).mode(1).values[:, None, None]
 
     def covered(rows: Sequence[int]) -> Tensor:
         found = x.repeat(len(rows), 1, 1, 1)
-        for picture, (top, left) in zip(found, (windows[row] for row in rows), strict=True):
-            picture[:, tops[top] : tops[top + size[0]], lefts[left] : lefts[left + size[1]]] = ground
+        for picture, (row, column) in zip(found, (cells[each] for each in rows), strict=True):
+            picture[:, around(tops, row), around(lefts, column)] = ground
         return found
 
-    worth = _worth(classify, x, covered, len(windows), number)
-    total, times = torch.zeros(2, len(tops) - 1, len(lefts) - 1).unbind()
-    for (top, left), each in zip(windows, worth, strict=True):
-        total[top : top + size[0], left : left + size[1]] += each
-        times[top : top + size[0], left : left + size[1]] += 1
-    return total / times
+    return _worth(classify, x, covered, len(cells), number).view(len(tops) - 1, -1)
+
+
+def around(edges: Sequence[int], cell: int) -> slice:
+    """The pixels of a cell and of its neighbours on both sides."""
+    return slice(edges[max(0, cell - 1)], edges[min(len(edges) - 1, cell + 2)])
 
 
 def edges(side: int) -> list[int]:
