@@ -63,12 +63,13 @@ export function asking(state, answered = () => {}) {
     body = given;
     ask();
   };
+  const asks = { refresh: ask, body: () => body };
   if (state.input.kind === "text") {
     const box = make("textarea", { rows: 4, oninput: () => changed(box.value || null) });
     const put = (text) => changed((box.value = text));
-    return { node: make("div", { className: "pair" }, field("A text", box), ranked.node), refresh: ask, put, close() {} };
+    return { ...asks, node: make("div", { className: "pair" }, field("A text", box), ranked.node), put, close() {} };
   }
   const drawn = pad(`Drawing for ${state.model}`, changed);
   const node = make("div", { className: "pair" }, drawn.node, ranked.node);
-  return { node, refresh: ask, put: drawn.show, close: drawn.close };
+  return { ...asks, node, put: drawn.show, close: drawn.close };
 }

@@ -45,11 +45,9 @@ function explaining(state) {
   const heat = why_();
   const near = neighbours(state, "It looks like these");
   const label = choice([["", "the likeliest"]]);
-  const go = button("Why?", () => (body === null ? problem.say("Draw, choose or type something first.") : tell(body)), {
-    className: "primary",
-  });
-  let body = null;
-  const asks = asking(state, (_, about) => (body = about));
+  const asks = asking(state);
+  const ask = () => (asks.body() === null ? problem.say("Draw, choose or type something first.") : tell(asks.body()));
+  const go = button("Why?", ask, { className: "primary" });
 
   const tell = newest(async (about) => {
     problem.say("");
