@@ -100,6 +100,10 @@ class AnalyticModel(nn.Module, Recogniser):
         """`look.prior` by the sums of now."""
         return look.prior
 
+    def strangeness(self, look: Look) -> Tensor:
+        """`look.strange` (B,) by the sums of now."""
+        return look.strange
+
     def reads_as(self, other: Self) -> bool:
         """Whether both have the same features."""
         return self.reads == other.reads
@@ -160,6 +164,9 @@ class Beside(Generic[N]):
 
     def meet(self, look: Look, y: Tensor, sign: int) -> None:
         """Takes note of how strange records of the classes (B,) are, which are learned, or with sign -1 taken out."""
+
+    def recall(self, looks: Sequence[Look]) -> None:
+        """Takes note of how strange a sample of all learned records is, which are taken out for now."""
 
     def add(self, look: Look, y: Tensor, sign: int, rest: Callable[[], None]) -> None:
         """Has `rest` add these records to the head's sums, or take them out, and `count` them."""
@@ -243,9 +250,13 @@ class AnalyticLearner(Generic[N]):
         return self._logs(look.scores(self._weight, self._bias).cpu(), look.prior.cpu())
 
     @torch.no_grad()
-    def left_out(self, x: Tensor, y: Tensor) -> Tensor:
+    def left_out(self, x: Tensor, y: Tensor, *, tells_familiar: bool = False) -> Tensor:
         """x (N, ...) as in `Batch.x`, y (N,) → logarithms (N, K) of the probabilities that it would give to these
-        records, which it learned, had it not learned them."""
+        records, which it learned, had it not learned them.
+
+        Args:
+            tells_familiar: whether they are a sample of the stream, and tell from now on how strange learned ones are.
+        """
         model = self.model
         looks = self._beside.looks(x.to(self._device))
         each = list(zip(looks, torch.split(y, AT_ONCE), strict=True))
@@ -256,6 +267,8 @@ class AnalyticLearner(Generic[N]):
         solved = sums.solve(self.options.head, self._ridge_now())
         weight, bias = solved.weight.to(self._device), solved.bias.to(self._device)
         logs = [self._logs(look.scores(weight, bias).cpu(), model.prior(look).cpu()) for look in looks]
+        if tells_familiar:
+            self._beside.recall(looks)
         for look, of_some in each:
             self._beside.count(look, of_some, 1)
         return torch.cat(logs)

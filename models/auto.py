@@ -153,6 +153,9 @@ class AutoLearner(WrappedClassifier[ClassifierLearner[Any]]):
         self._fresh = 0  # records that came since the weights were found
         self._weighed = 0  # classes that were known then
         self._is_exact = head.options.forgetting == 1
+        self._tells_familiar = (
+            True  # whether evidence tells the head how strange records are; not in versions of before
+        )
         self._model = AutoModel(head.model, network.model, network_reads).to(head.model.weight.device)
 
     @property
@@ -243,6 +246,7 @@ class AutoLearner(WrappedClassifier[ClassifierLearner[Any]]):
         metas: dict[str, Any] = {part: dict(state.meta) for part, state in states.items()}
         meta = {"classes": list(self._head.classes), **metas, "evidence": self._evidence.meta()}
         meta |= {"fresh": self._fresh, "weighed": self._weighed, "head_learns_evidence": self._is_exact}
+        meta["tells_familiar"] = self._tells_familiar
         return State(serving, training, meta)
 
     def restore(self, state: State) -> None:
@@ -254,6 +258,7 @@ class AutoLearner(WrappedClassifier[ClassifierLearner[Any]]):
             evidence = {name: value for name, value in state.training.items() if name.startswith(PREFIX)}
             self._evidence.restore(state.meta["evidence"], evidence)
         self._fresh, self._weighed = state.meta["fresh"], state.meta["weighed"]
+        self._tells_familiar = state.meta.get("tells_familiar", False)
 
     def _parted(self, batch: Batch) -> tuple[list[int], list[int]]:
         """The rows that are no evidence, and those that are evidence from now on; what is it already is in neither."""
@@ -278,7 +283,10 @@ class AutoLearner(WrappedClassifier[ClassifierLearner[Any]]):
         x, y = self._evidence.records()
         self._fresh, self._weighed = 0, len(self._head.classes)
         if len(y):
-            head = self._head.left_out(x, y) if self._is_exact else log_probabilities(self._head, x)
+            if self._is_exact:
+                head = self._head.left_out(x, y, tells_familiar=self._tells_familiar)
+            else:
+                head = log_probabilities(self._head, x)
             found = heard(torch.stack([floored(head), floored(log_probabilities(self.inner, x))], 1), y)
             self._weights = torch.cat([found, self._head.sharpness_now[None]])
 

@@ -115,6 +115,9 @@ class TextAnalytic(AnalyticModel):
         logs, _ = self.bayes(len(look.features), look.rows)
         return logs - logs.mean(1, keepdim=True)
 
+    def strangeness(self, look: Look) -> Tensor:
+        return self.bayes(len(look.features), look.rows)[1]
+
     def bayes(self, count: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features of so many texts, as `weighed` gives them → s (B, K); and how rare what is in each text is (B,).
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from models.analytic import Sums
 from models.analytic_learner import NOTHING_ELSE, AnalyticModel, AnalyticOptions, Beside, Look, N
-from models.familiarity import SAMPLE
+from models.familiarity import NEVER, SAMPLE
 from models.learner import Rows, State, structural, tensor
 from models.memory import Changed
 from models.network import widened
@@ -40,6 +40,7 @@ SMOOTHING = 2e-4  # ε
 TRUST = 0.03  # β
 AT_ONCE = 1 << 16  # code points that are hashed together, and features that are weighed together, but for a longer text
 ENOUGH = 8  # records of a class from which on another one of it is no stranger
+SAMPLED = 100  # records of a sample of the stream from which on it tells how strange records are, not the last ones
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)  # from narrow to wide
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*INTEGERS, torch.float64)}
 TYPES = {name: dtype for dtype, name in NAMES.items()}
@@ -90,6 +91,11 @@ class TextCounts(AnalyticModel):
         logs = self.bayes(len(look.features), *look.rows.unbind(1))
         return TRUST * (logs - logs.mean(1, keepdim=True))
 
+    def strangeness(self, look: Look) -> Tensor:
+        row, buckets = look.rows.unbind(1)
+        features_each = torch.bincount(row, minlength=len(look.features)).clamp_min(1)
+        return -self.bayes(len(look.features), row, buckets).amax(1) / features_each
+
     def features(self, found: Found) -> Tensor:
         """The hashes of B texts → φ (B, D) float32"""
         signs = torch.where(found.there, (mixed(found.hashes) >> 63) * 2 + 1, 0).float()
@@ -131,14 +137,24 @@ def hashes(x: Tensor) -> Found:
 
 
 class BesideBayes(Beside[N]):
-    """Naive Bayes, and how strange the last records were, each from before it was learned."""
+    """Naive Bayes, and how strange the last records were, each from before it was learned.
+
+    Of a stream that is sorted by class these are of one class. Where there is a sample of all, it takes their place.
+    """
 
     def __init__(self, model: N, options: TextAnalyticOptions, sums: Sums) -> None:
         super().__init__(model, options, sums)
         self._scored = torch.zeros((), dtype=torch.int64)
 
+    def recall(self, looks: Sequence[Look]) -> None:
+        scores = torch.cat([self.model.strangeness(look) for look in looks])[:SAMPLE]
+        if len(scores) >= SAMPLED:
+            self.model.familiar.fill_(NEVER)
+            self.model.familiar[: len(scores)] = scores
+            self._scored.fill_(-1)  # the last ones tell it no more
+
     def meet(self, look: Look, y: Tensor, sign: int) -> None:
-        if sign > 0:
+        if sign > 0 and self._scored >= 0:
             familiar = self.model.familiar
             scores = look.strange[self.sums.counts[y] >= ENOUGH].to(familiar)
             familiar[(self._scored + torch.arange(len(scores))) % SAMPLE] = scores

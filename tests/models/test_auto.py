@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.auto import HEAD_ALONE, AutoLearner, ImageAutoOptions
 from models.evaluation.held_out import is_held_out
-from models.learner import structural_fields, update_generator
+from models.learner import State, structural_fields, update_generator
 from models.memory import records_of
 from models.pooling import PRIOR, fitted, heard, pooled, right
 from models.registry import BUILTIN
@@ -167,6 +167,29 @@ def test_the_head_says_what_it_would_without_the_evidence(name: str, head: dict[
     found = learner._head.left_out(x, y)
     torch.testing.assert_close(found, expected.to(found), atol=2e-3, rtol=1e-2)
     assert same(learner._head.capture(), before)
+
+
+def test_evidence_tells_what_is_like_learned_texts_in_a_sorted_stream() -> None:
+    """The last records are of the last class, and say little of the others."""
+    rng = np.random.default_rng(0)
+    labels = [label for label in "abcd" for _ in range(400)]
+    # Each class has a vocabulary of its own, of a quarter of the words of the class before.
+    words = {label: [f"{label}{number}" for number in range(800 >> 2 * at)] for at, label in enumerate("abcd")}
+    drawn = [" ".join(rng.choice(words[label], 4)) for label in (*labels, *("abcd" * 100))]
+    x = torch.tensor([[*map(ord, text.ljust(32, "\0"))] for text in drawn], dtype=torch.int32)
+    one = replace(case("text-auto"), x=x, labels=[*labels, *("abcd" * 100)])
+    learner = one.learner()
+    assert isinstance(learner, AutoLearner)
+    for update in range(100):
+        learner.learn(one.batch(16 * update, 16), update_generator(SEED, update))
+    learner.capture()
+    called = learner.model.recognise(one.x[1600:])[1].float().mean().item()
+    assert 0.005 < called < 0.2  # a quarter by the last records
+    before = one.learner()
+    assert isinstance(before, AutoLearner)
+    state = learner.capture()
+    before.restore(State(state.serving, state.training, {k: v for k, v in state.meta.items() if k != "tells_familiar"}))
+    assert not before.capture().meta["tells_familiar"]
 
 
 def test_a_class_that_comes_as_one_batch_has_evidence_too() -> None:
