@@ -100,6 +100,8 @@ def test_records_are_shown_as_the_model_sees_them(kafka: str, redis_url: str, to
         assert at.serves(picture, 1)
         assert at.client.get(f"/models/{picture}").status_code == 200
         assert at.client.get(f"/topics/{topic}/records", params=asked).status_code == 401
+        assert at.client.post(f"/models/{picture}/classify", content=half("left")).status_code == 200
+        assert at.client.post(f"/models/{picture}/nearest", content=half("left")).status_code == 401
 
 
 @pytest.mark.parametrize("end", ["well", "killed"])
