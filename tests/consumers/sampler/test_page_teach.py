@@ -65,6 +65,7 @@ def test_a_lesson_is_undone_by_a_correction(kafka: str, redis_url: str, topics: 
         publish(config, topic, *[(half(side), side) for side in ("left", "right")] * 8)
         worker.read(16)
         with running(served(redis_url, {name: {**table, "topics": [topic]}}, kafka)) as at:
+            assert at.serves(name, 1)
             state = at.client.get(f"/models/{name}").json()
             assert (state["topics"], state["labels"]) == ([topic], answers)
             page.goto(f"{at.url}/#teach")
