@@ -432,23 +432,3 @@ def test_colours_that_nobody_sees_do_not_count() -> None:
     x[1, :3, :8] = 255 - x[1, :3, :8]
     model = Case(BLUEPRINT, ImageAnalyticOptions(width=16), x, "ab").learner().model
     assert torch.equal(*model.look(x).features)  # type: ignore[attr-defined]
-
-
-def test_what_is_left_out_again_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = a_case()
-    learner, other = one.learned(20), one.learned(20)
-    assert isinstance(learner, AnalyticLearner)
-    assert isinstance(other, AnalyticLearner)
-    y = torch.tensor([learner.classes.index(str(label)) for label in one.labels[:80]])
-    learner.left_out(one.x[:70], y[:70])
-    seen: list[int] = []
-    look = ImageAnalytic.look
-
-    def counted(self: ImageAnalytic, x: Tensor, *others: Any) -> Any:
-        seen.append(len(x))
-        return look(self, x, *others)
-
-    monkeypatch.setattr(ImageAnalytic, "look", counted)
-    found = learner.left_out(one.x[10:80], y[10:80])
-    assert seen == [10]
-    assert torch.equal(found, other.left_out(one.x[10:80], y[10:80]))
