@@ -109,8 +109,8 @@ class Acquaintance:
         v = torch.zeros(SAMPLE, len(self.moments) - 1)
         for target, row in zip(v, found, strict=False):
             target.copy_(row)
-        known = torch.tensor(len(found))
-        return {"familiar/moments": self.moments.clone(), "familiar/v": v, "familiar/known": known}
+        rows = torch.tensor(len(found))
+        return {"familiar/moments": self.moments.clone(), "familiar/v": v, "familiar/known": rows}
 
     def restore(self, state: Mapping[str, Tensor | Rows]) -> None:
         """

@@ -35,7 +35,7 @@ At = Annotated[str, Field(pattern=r"^[0-9]{1,9}:[0-9]{1,18}$")]
 router = APIRouter(tags=["topics"])
 
 
-class Shown(BaseModel):
+class ShownRecord(BaseModel):
     """A record; without both it is not in the log any more, or cannot be shown."""
 
     at: str = Field(description="partition:offset")
@@ -49,7 +49,7 @@ async def get_records(
     service: ServiceOf,
     model: Annotated[str, Query(description="that reads the topic")],
     at: Annotated[list[At], Query(min_length=1, max_length=MOST, description="partition:offset")],
-) -> list[Shown]:
+) -> list[ShownRecord]:
     """Records of a topic as a model sees them, in the order that is asked for: `last` in its state names some."""
     live = service.serving.follower(model).live
     if topic not in service.serving.topics(model):
@@ -72,13 +72,13 @@ def _read(kafka: KafkaConfig, topic: str, at: list[str], topic_ids: Mapping[str,
     return found
 
 
-async def _shown(service: Service, live: Live[Model], at: str, record: Record | None) -> Shown:
+async def _shown(service: Service, live: Live[Model], at: str, record: Record | None) -> ShownRecord:
     if record is None or record.value is None:
-        return Shown(at=at)
+        return ShownRecord(at=at)
     if live.input.kind != "image":
-        return Shown(at=at, text=record.value[: 4 * SHOWN].decode(errors="replace")[:SHOWN])
+        return ShownRecord(at=at, text=record.value[: 4 * SHOWN].decode(errors="replace")[:SHOWN])
     try:
         image = await service.decoded(live, lambda value: png(input_array(value, live.input)), record.value)
     except RecordError:
-        return Shown(at=at)
-    return Shown(at=at, image=base64.b64encode(image).decode())
+        return ShownRecord(at=at)
+    return ShownRecord(at=at, image=base64.b64encode(image).decode())

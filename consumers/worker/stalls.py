@@ -35,7 +35,7 @@ class Stalls:
         finally:
             self._at = None
 
-    def told(self) -> str | None:
+    def problem(self) -> str | None:
         """What keeps the worker from learning, for whoever watches. For another thread, again and again."""
         return self.look() or ("Kafka, which does not answer," if self.is_log_away else None)
 

@@ -94,7 +94,7 @@ class Worker:
         kafka, topics = self.config.kafka, self._settings.read_topics
         while (fence := self._take_lease()) is not None:
             try:
-                with Lease(self.store, fence, self._settings.lease_s, self.metrics, self._stalls.told) as lease:
+                with Lease(self.store, fence, self._settings.lease_s, self.metrics, self._stalls.problem) as lease:
                     ensure_topics(kafka, [*topics, *map(dead_letter_topic, topics)])
                     with Fetcher(kafka) as fetcher:
                         self._session(fence, lease, fetcher)

@@ -151,9 +151,9 @@ class BesidePictures(Beside[ImageAnalytic]):
         digests = [_digest(picture) for picture in x.cpu()]
         new = [row for row, digest in enumerate(digests) if digest not in self._looked]
         found = [row.clone() for look in super().looks(x[new]) for row in look.features] if new else []
-        known = self._looked | {digests[row]: features for row, features in zip(new, found, strict=True)}
-        self._looked = {digest: known[digest] for digest in digests}
-        features = torch.stack([known[digest] for digest in digests])  # (N, D)
+        looked = self._looked | {digests[row]: features for row, features in zip(new, found, strict=True)}
+        self._looked = {digest: looked[digest] for digest in digests}
+        features = torch.stack([looked[digest] for digest in digests])  # (N, D)
         nothing = self.model.weight.new_zeros(())
         return [
             Look(some, nothing, nothing, nothing, torch.zeros(0, 2, dtype=torch.int64))

@@ -110,7 +110,7 @@ def test_a_model_that_draws_takes_up_what_is_dropped(
             page.goto("about:blank")
 
 
-def test_a_model_that_writes_is_told_a_text(kafka: str, redis_url: str, topics: Topics, page: Page) -> None:
+def test_a_model_that_writes_learns_a_text(kafka: str, redis_url: str, topics: Topics, page: Page) -> None:
     topic, name = topics(), unique("voice")
     table = {"learner": "text-generator", "input": {"kind": "text"}}
     config = configuration(kafka, redis_url, topic, name=name, **table)
