@@ -59,6 +59,6 @@ async def _answered(route: APIRoute, model: str, request: Request) -> Response:
         kind = next((kind for kind in type(error).__mro__ if kind in tells), Exception)
         if kind is Exception:  # which is told outside of everything
             raise
-        answer: Response = await tells[kind](request, error)
-        return answer
+        refused: Response = await tells[kind](request, error)
+        return refused
     return Response(answer.model_dump_json(), media_type="application/json")
