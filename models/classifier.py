@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.calibration import Calibration
 from models.dreams import Dreams, Memory, RecordsAndDreams
+from models.evidence import Calibration
 from models.familiarity import AcquaintedOptions
 from models.learner import Batch, Report, State, structural
 from models.memory import PolicyName, ReplayMemory
@@ -85,7 +85,7 @@ class ClassifierOptions(AcquaintedOptions):
 class ClassifierNetwork(LabelledNetwork):
     """Features, and a head with one row a class."""
 
-    sharpness: Tensor  # (1,): t (`calibration`)
+    sharpness: Tensor  # (1,): t (`evidence`)
 
     def __init__(self, width: int, classes: Sequence[str]) -> None:
         super().__init__()

@@ -23,10 +23,9 @@ from consumers.worker.replay import Replay
 from consumers.worker.stalls import Stalls
 from models.diagnosis import LastLabels, Measured, diagnose
 from pipeline.errors import Diverged, Exhausted, OffsetsGone, RecordError, TopicMissing
-from pipeline.log import AlignedReader, Publisher, Reader, publish_dead_letter
-from pipeline.metrics import WorkerMetrics
+from pipeline.log import publish_dead_letter
 from pipeline.records import Example, Partition, Place, Record, labelled
-from pipeline.store import MADE_AGAIN, Learned, Manifest, Store
+from pipeline.store import MADE_AGAIN, Learned, Manifest
 from pipeline.words import counted
 
 TAKE_S = 0.1  # how long a step waits for an item before it looks at the clock and at the stop signal
@@ -42,17 +41,15 @@ class Session:
     fold: Fold  # at the version `manifest`
     manifest: InitVar[Manifest | None]
     make_fold: Callable[[Manifest | None], Fold]  # makes the fold at a version, anew each time
-    store: Store
     committer: Committer
-    reader: Reader | AlignedReader
-    letters: Publisher
     replay: Replay
     evaluator: Evaluator | None  # evaluates the model on held-out records; None where none is held out
     stalls: Stalls
-    metrics: WorkerMetrics
-    say: Callable[[str], None]
 
     def __post_init__(self, manifest: Manifest | None) -> None:
+        through = self.committer
+        self.store, self.reader, self.letters = through.store, through.reader, through.dead_letters
+        self.metrics, self.say = through.metrics, through.say
         self._settings = self.fold.settings
         self._examined: dict[str, float] = {}  # what was found last
         if self.evaluator is not None and manifest is not None:

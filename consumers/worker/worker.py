@@ -158,20 +158,7 @@ class Worker:
             backlog = self._backlog(fold, manifest, replay)
             replay.topic_ids |= reader.topic_ids
             first = reader.poll(0)  # its first chunk has the first position of each partition
-            session = Session(
-                fold,
-                manifest,
-                make_fold,
-                self.store,
-                committer,
-                reader,
-                letters,
-                replay,
-                self._evaluator(),
-                self._stalls,
-                self.metrics,
-                self.say,
-            )
+            session = Session(fold, manifest, make_fold, committer, replay, self._evaluator(), self._stalls)
             feed = Feed(
                 reader,
                 decoder_of(fold),

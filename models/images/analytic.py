@@ -42,13 +42,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.analytic import LoggedSums
 from models.analytic_learner import AT_ONCE, NOTHING_ELSE, AnalyticLearner, AnalyticModel, AnalyticOptions, Beside, Look
 from models.familiarity import FAMILIAR, STEPS, Acquaintance, contrast, distances, projected, signs, whole as sixteenths
 from models.images.backbone import Backbone, BackboneOptions, references
 from models.images.patches import Patches
 from models.images.wavelets import Wavelets
 from models.learner import NOTHING, Blueprint, Frozen, Reference, Start, State, module_on, structural
-from models.logged_sums import LoggedSums
 from models.network import pixels
 
 CELLS = 3  # of a side: where maps are averaged

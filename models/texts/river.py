@@ -9,7 +9,7 @@ splits of a tree, where it cannot be. It has no state of its own, and collisions
 What a configuration may name is listed in `river_state`: the classes whose state can be captured without pickle.
 
 With `calibrate` an answer is p_k^t over the sum of all, with river's p and one number t, found on a few records that
-are not learned (`calibration`).
+are not learned (`evidence`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from models.calibration import Calibration
+from models.evidence import Calibration
 from models.familiarity import AcquaintedOptions
 from models.labels import Labels
 from models.learner import Batch, Blueprint, Report, State, copy_into, structural, tensor
