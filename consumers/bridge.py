@@ -12,18 +12,9 @@ from models.learner import Rows
 from pipeline.store import Array, Delta
 
 # The names of safetensors' dtypes.
-NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+BITS = {"float": (16, 32, 64), "int": (8, 16, 32, 64), "uint": (8,)}
+NAMES = {getattr(torch, f"{kind}{n}"): f"{kind[0].upper()}{n}" for kind, sizes in BITS.items() for n in sizes}
+NAMES |= {torch.bfloat16: "BF16", torch.bool: "BOOL"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 

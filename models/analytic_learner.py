@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from models.analytic import HeadName, Solved, Sums
 from models.capabilities import Recogniser
 from models.familiarity import NEVER, SAMPLE, ranks, tempered
-from models.labels import Labels
+from models.labels import Labels, likeliest
 from models.learner import Batch, Options, Report, Rows, State, copy_into
 from models.network import widened
 
@@ -291,7 +291,7 @@ class AnalyticLearner(Generic[N]):
         classes = list(model.classes)
         look = self._look(batch)
         scores, prior = look.scores(self._weight, self._bias).cpu(), look.prior.cpu()  # (B, K) of before
-        predicted = (model.sharpness.cpu() * scores + prior).argmax(1).tolist() if classes else []
+        predicted = likeliest(model.sharpness.cpu() * scores + prior, classes)
         self._grow(self._labels.new(batch.labels))
         y = torch.tensor(self._labels.numbers(batch.labels))
         logs = self._evaluate(scores, prior, y)
@@ -301,7 +301,7 @@ class AnalyticLearner(Generic[N]):
         if self._due():
             self._solve()
         loss = F.nll_loss(logs, y).item()
-        return Report(loss, [classes[k] for k in predicted] or [None] * len(batch), logs=logs)
+        return Report(loss, predicted, logs=logs)
 
     @torch.no_grad()
     def forget(self, batch: Batch) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from models.dreams import Dreams, Memory, RecordsAndDreams
 from models.evidence import Calibration
 from models.familiarity import AcquaintedOptions
+from models.labels import likeliest
 from models.learner import Batch, Report, State, structural
 from models.memory import PolicyName, ReplayMemory
 from models.moving_average import decay_of_updates
@@ -203,7 +204,7 @@ class ClassifierLearner(ReplayingLearner[C]):
         answers = self.model.sharpness * answers
         logs = answers.log_softmax(1)
         loss = F.nll_loss(logs, torch.tensor(numbers, device=logs.device)).item()
-        report = Report(loss, self._predicted(answers, classes), logs=logs)
+        report = Report(loss, likeliest(answers, classes), logs=logs)
         if self._calibration.due(self._seen.total()):
             self.model.sharpness.copy_(self._calibration.found(self.log_probabilities))
         self._part.learned()
@@ -315,10 +316,3 @@ class ClassifierLearner(ReplayingLearner[C]):
         self._optimizer.step(self._rate_factor)
         self._average.move(decay_of_updates(self.options.average, self._updates))
         self._updates += 1
-
-    @staticmethod
-    def _predicted(logits: Tensor, classes: Sequence[str]) -> list[str | None]:
-        """logits (B, K) and the classes of before the update → the likeliest of these for each record, or None."""
-        if not classes:
-            return [None] * len(logits)
-        return [classes[number] for number in logits[:, : len(classes)].argmax(1).tolist()]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch import Tensor
+
 NONE = -1  # the number of a record without a label
+
+
+def likeliest(scores: Tensor, classes: Sequence[str]) -> list[str | None]:
+    """Scores (B, K) and the classes of before an update → the likeliest of these for each record; None without any."""
+    if not classes:
+        return [None] * len(scores)
+    return [classes[number] for number in scores[:, : len(classes)].argmax(1).tolist()]
 
 
 class Labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,17 @@ class Normed(nn.Sequential):
     def __init__(self, before: int, after: int, groups: int, *, kernel: int = 3, stride: int = 1) -> None:
         convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
         super().__init__(convolution, nn.GroupNorm(groups, after))
+
+
+class Residual(nn.Sequential):
+    """Parts one after the other; what comes out is added to what came in."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__(OrderedDict(parts))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        update: Tensor = super().forward(maps)  # type: ignore[no-untyped-call]
+        return maps + update
 
 
 class Head(nn.Module):

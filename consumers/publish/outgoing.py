@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import RecordError
 from pipeline.records import content_id, headers_of, name_of
+from pipeline.texts import BYTE_ORDER_MARK
 
 PICTURES = {
     ".bmp": "image/bmp",
@@ -86,17 +87,24 @@ def from_file(path: Path, label: str | None, limit: int) -> Outgoing:
     return Outgoing(value, kind, None if label is None else named("label", label), where=str(path))
 
 
+def decoded(raw: bytes, advice: str) -> str:
+    """
+    Raises:
+        RecordError: it is not UTF-8; what to do then is the `advice`.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        why = f"not UTF-8 (byte {raw[error.start]:#04x} at {error.start}). {advice}"
+        raise RecordError("undecodable", why) from None
+
+
 def text_of(raw: bytes) -> str:
     """
     Raises:
         RecordError: no model reads it as a text.
     """
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            "undecodable", f"not UTF-8 (byte {raw[error.start]:#04x} at {error.start}). Save it as UTF-8."
-        ) from None
+    text = decoded(raw, "Save it as UTF-8.").removeprefix(BYTE_ORDER_MARK)
     if not text:
         raise RecordError("empty", "it is empty. Fill it, or leave it out.")
     if "\0" in text:

@@ -19,6 +19,7 @@ from consumers.publish.outgoing import (
     Outgoing,
     Refused,
     content_type_of,
+    decoded,
     from_file,
     named,
     shown,
@@ -155,12 +156,7 @@ def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
 def _decoded(line: bytes, most: int) -> str:
     if len(line) > most:
         raise RecordError("too-large", f"a line of more than {most:,} bytes. Break it.")
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            "undecodable", f"not UTF-8 (byte {line[error.start]:#04x} at {error.start}). Convert it to UTF-8."
-        ) from None
+    return decoded(line, "Convert it to UTF-8.")
 
 
 def _fields(line: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from consumers.sampler.examples import RouteExample
 from consumers.sampler.routes_models import model_state
 from consumers.sampler.routes_operations import store_state
-from consumers.sampler.routes_texts import event
+from consumers.sampler.routes_texts import event, stream_of
 from consumers.sampler.service import Service, ServiceOf
 
 if TYPE_CHECKING:
@@ -24,23 +24,13 @@ ALIVE_S = 5.0  # how often it is said that nothing is new
 STREAM_S = 600.0  # a stream ends then, and a browser opens the next one by itself
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 EXAMPLES: dict[str, RouteExample] = {}
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {
-            "text/event-stream": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
-                    "description": "Events `service`, `model` and `alive` with JSON as data.",
-                }
-            }
-        }
-    }
-}
+TELLS = "Events `service`, `model` and `alive` with JSON as data."
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/events", response_class=Response, responses=STREAM)
+@router.get(
+    "/events", response_class=Response, responses=stream_of("Events `service`, `model` and `alive` with JSON as data.")
+)
 async def get_events(request: Request, service: ServiceOf) -> Response:
     """What `/models` tells, as it changes: server-sent events.
 

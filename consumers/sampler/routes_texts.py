@@ -32,21 +32,20 @@ if TYPE_CHECKING:
     from models.capabilities import TextGenerator
 
 DEFAULT = Sampling()
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {
-            "text/event-stream": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
-                    "description": 'Events with {"text": …}, the next piece, as data; in the end an event `done` '
-                    "with all of the JSON answer but its text, or an event `error` with error and detail.",
-                }
-            }
-        },
-        "headers": Completed.described(),
-    }
-}
+PIECES = (
+    'Events with {"text": …}, the next piece, as data; in the end an event `done` with all of the JSON answer but its '
+    "text, or an event `error` with error and detail."
+)
+
+
+def stream_of(description: str, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI: an answer that is a stream of events."""
+    text = {"type": "string"}
+    schema = {"type": "object", "properties": {"event": text, "data": text}, "description": description}
+    return {200: {"content": {"text/event-stream": {"schema": schema}}, **more}}
+
+
+EVENTS = stream_of(PIECES, headers=Completed.described())
 WRITTEN = {**INFO, "model": "verses", "seed": 7, "texts": ["the winter of our discontent"]}
 EXAMPLES = {
     f"{MODEL}/complete": RouteExample(

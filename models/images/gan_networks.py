@@ -36,7 +36,7 @@ from models.images.backbone import Backbone
 from models.images.generator import DrawingNetwork
 from models.images.vae import Conditions
 from models.learner import M
-from models.network import seeded
+from models.network import Residual, seeded
 
 
 def norm(width: int, *, affine: bool = True) -> nn.GroupNorm:
@@ -49,17 +49,12 @@ def normed(width: int) -> nn.Module:
     return nn.Sequential(norm(width), nn.SiLU())
 
 
-class GanBlock(nn.Module):
+class GanBlock(Residual):
     """A block."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(normed(width), nn.Conv2d(width, width, 3, padding=1))
-        self.last = nn.Sequential(normed(width), nn.Conv2d(width, width, 3, padding=1))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        update: Tensor = self.last(self.first(maps))
-        return maps + update
+        first, last = (nn.Sequential(normed(width), nn.Conv2d(width, width, 3, padding=1)) for _ in range(2))
+        super().__init__(first=first, last=last)
 
 
 class Modulated(nn.Module):
@@ -114,7 +109,7 @@ def identical_at_first(module: M) -> M:
     """Makes each block of a module the identity (Zhang et al. 2019, "Fixup initialization")."""
     for part in module.modules():
         if isinstance(part, GanBlock):
-            nn.init.zeros_(part.last[1].get_parameter("weight"))
+            nn.init.zeros_(part.get_parameter("last.1.weight"))
         elif isinstance(part, Modulated):
             nn.init.zeros_(part.last.weight)
     return module

@@ -36,7 +36,7 @@ from models.images.backbone import Backbone, BackboneOptions, references
 from models.images.recognition import FAMILIARITY, NEVER, background, distances, fit, shrunk
 from models.images.warping import Warp, warped
 from models.images.wavelets import Wavelets
-from models.labels import Labels
+from models.labels import Labels, likeliest
 from models.learner import (
     NOTHING,
     Batch,
@@ -239,17 +239,13 @@ class ImageRecogniserLearner:
         u = self.model.features(batch.x)
         logs, scores = self.model.answer(u)
         unknown = scores > self.model.threshold
-        predicted: list[str | None] = [None] * len(batch)
-        if classes:
-            predicted = [classes[number] for number in logs.argmax(1).tolist()]
-
         self._grow(self._labels.new(batch.labels))
         numbers = self._labels.numbers(batch.labels)
         self._add(u, numbers, batch.ids)
         if isinstance(self.model.backbone, Moduli):
             self._warp(batch.x, u, batch.ids)
         self._fit()
-        return self._report(logs, unknown, numbers, predicted)
+        return self._report(logs, unknown, numbers, likeliest(logs, classes))
 
     def _report(self, logs: Tensor, unknown: Tensor, numbers: Sequence[int], predicted: Sequence[str | None]) -> Report:
         """The report of an update. A record of a new class counts as an even guess among all classes of now."""

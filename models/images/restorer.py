@@ -38,7 +38,7 @@ from models.labels import NONE
 from models.learner import Batch, Blueprint, Options, Report, State, structural
 from models.memory import PolicyName, ReplayMemory
 from models.moving_average import decay_of_records
-from models.network import pixels, root, seeded, served
+from models.network import Residual, pixels, root, seeded, served
 from models.replaying import LabelledNetwork, ReplayingLearner
 
 FLOOR = 0.01  # δ: what is nearer than 40 dB pulls less and less
@@ -62,24 +62,17 @@ class ImageRestorerOptions(Options):
     replay_draws: int = Field(32, ge=0)  # records replayed in each update
 
 
-class DilatedBlock(nn.Module):
+def dilated(width: int, dilation: int) -> Residual:
     """Convolution, ReLU, convolution; added to what came in."""
-
-    def __init__(self, width: int, dilation: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        inner: Tensor = self.second(F.relu(self.first(maps)))
-        return maps + inner
+    first = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+    return Residual(first=first, relu=nn.ReLU(), second=nn.Conv2d(width, width, 3, padding=1))
 
 
 class RestoringNetwork(nn.Sequential):
     """f_k: maps (B, C + 1, H, W) → what is to be added (B, C, H, W)"""
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
-        blocks = [DilatedBlock(width, DILATIONS[number % len(DILATIONS)]) for number in range(depth)]
+        blocks = [dilated(width, DILATIONS[number % len(DILATIONS)]) for number in range(depth)]
         stem, out = nn.Conv2d(channels + 1, width, 3, padding=1), nn.Conv2d(width, channels, 3, padding=1)
         super().__init__(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), out=out))
 

@@ -33,7 +33,7 @@ from models.images.backbone import Backbone, BackboneOptions, references
 from models.labels import NONE
 from models.learner import NOTHING, Batch, Blueprint, Frozen, Report, Start, State, copy_into, structural
 from models.memory import PolicyName, ReplayMemory
-from models.network import Normed, pixels, seeded, served
+from models.network import Normed, Residual, pixels, seeded, served
 from models.replaying import LabelledNetwork, ReplayingLearner
 
 MIN_SIDE = 16
@@ -58,16 +58,10 @@ class ImageRestylerOptions(BackboneOptions):
     replay_draws: int = Field(8, ge=0)  # contents replayed in each update
 
 
-class RestylerBlock(nn.Module):
+def block(width: int) -> Residual:
     """Two units, added to what came in. Each map of each record is normalised alone (Ulyanov et al. 2016)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = Normed(width, width, width), Normed(width, width, width)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        inner: Tensor = self.second(torch.relu_(self.first(maps)))
-        return maps + inner
+    first, second = Normed(width, width, width), Normed(width, width, width)
+    return Residual(first=first, relu=nn.ReLU(inplace=True), second=second)
 
 
 class ImageRestyler(LabelledNetwork):
@@ -82,7 +76,7 @@ class ImageRestyler(LabelledNetwork):
         steps = list(pairwise(widths))
         self.stem = Normed(self.colours + 1, widths[0], widths[0], kernel=5)
         self.down = nn.ModuleList(Normed(a, b, b, stride=2) for a, b in steps)
-        self.middle = nn.Sequential(*(RestylerBlock(widths[-1]) for _ in range(options.blocks)))
+        self.middle = nn.Sequential(*(block(widths[-1]) for _ in range(options.blocks)))
         self.up = nn.ModuleList(Normed(b, a, a) for a, b in reversed(steps))
         self.out = nn.Conv2d(widths[0], self.colours, 5, padding=2)
 

@@ -295,14 +295,23 @@ def files_of(state: Mapping[str, Tensor | Rows]) -> dict[str, bytes]:
 class TextEncoderLearner(WrappedClassifier[ClassifierLearner[Top]]):
     """A learner of texts: embeds them, and hands the embeddings to `inner`, a classifier."""
 
-    def __init__(self, model: TextEncoder, inner: ClassifierLearner[Top]) -> None:
-        super().__init__(inner)
-        self._encoder = model
+    def __init__(
+        self,
+        options: TextEncoderOptions,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        start: Start = NOTHING,
+    ) -> None:
+        self.model = TextEncoder(options, ())
+        if isinstance(start, State):
+            top = self.model.equip(files_of(start.serving), device, seed)
+        else:
+            top = self.model.open_folder(start["folder"], device, seed)
+        memory = options.memory((self.model.encoder.width,), torch.float32, device)
+        super().__init__(ClassifierLearner(top, options, memory, device))
+        self.model.top = self.inner.model  # the average, where there is one
         self._frozen = Frozen()
-
-    @property
-    def model(self) -> TextEncoder:
-        return self._encoder
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         return self.inner.learn(replace(batch, x=self.model.embed(batch.x)), rng)
@@ -319,29 +328,15 @@ class TextEncoderLearner(WrappedClassifier[ClassifierLearner[Top]]):
         self._frozen.restored()
 
 
-def learner(
-    options: TextEncoderOptions, shape: tuple[int, ...], seed: int, device: torch.device, start: Start = NOTHING
-) -> TextEncoderLearner:
-    model = TextEncoder(options, ())
-    if isinstance(start, State):
-        top = model.equip(files_of(start.serving), device, seed)
-    else:
-        top = model.open_folder(start["folder"], device, seed)
-    memory = options.memory((model.encoder.width,), torch.float32, device)
-    inner = ClassifierLearner(top, options, memory, device)
-    model.top = inner.model  # the average, where there is one
-    return TextEncoderLearner(model, inner)
-
-
 def model(options: TextEncoderOptions, shape: tuple[int, ...], meta: Mapping[str, Any]) -> TextEncoder:
     return TextEncoder(options, meta["classes"]).eval()
 
 
 BLUEPRINT = Blueprint(
     TextEncoderOptions,
-    learner,
+    TextEncoderLearner,
     model,
     "text",
     lambda options: {"folder": Reference("folder", options.folder)},
-    started=learner,
+    started=TextEncoderLearner,
 )

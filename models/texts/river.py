@@ -28,7 +28,7 @@ from torch import Tensor
 
 from models.evidence import Calibration
 from models.familiarity import AcquaintedOptions
-from models.labels import Labels
+from models.labels import Labels, likeliest
 from models.learner import Batch, Blueprint, Report, State, copy_into, structural, tensor
 from models.pooling import floored
 from models.texts.gru import strings
@@ -232,7 +232,7 @@ class RiverLearner:
             raise ValueError("a classifier was given a record without a label. Drop it: `needs_label` is true.")
         new, classes, texts = self._labels.new(batch.labels), list(self.model.classes), strings(batch.x)
         p = self.model.sharpened(self.model.probabilities(texts, len(classes)))  # (B, K) of before
-        predicted = [classes[k] for k in p.argmax(1).tolist()] if classes else [None] * len(batch)
+        predicted = likeliest(p, classes)
         self._labels.add(new)
         numbers = self._labels.numbers(batch.labels)
         of_label = [p[row, number].item() if number < len(classes) else 0.0 for row, number in enumerate(numbers)]

@@ -18,7 +18,7 @@ from models.diagnosis import DIAGNOSES, SOME, LastLabels, Layer, Measured, diagn
 from models.images.classifier import ImageClassifierOptions
 from models.learner import Batch, Learner, Source, update_generator
 from models.registry import BUILTIN
-from models.texts.encoder import TextEncoderOptions, learner as encoder_learner
+from models.texts.encoder import TextEncoderLearner, TextEncoderOptions
 from tests.models.contract import texts
 from tests.models.encoders import save_encoder
 
@@ -147,7 +147,7 @@ def test_units_above_a_sentence_encoder_are_seen(tmp_path: Path) -> None:
     x, labels = texts()
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}
     source = Source("0", load_file(tmp_path / "model.safetensors"), files=files)
-    learner = encoder_learner(options, tuple(x.shape[1:]), 0, torch.device("cpu"), {"folder": source})
+    learner = TextEncoderLearner(options, tuple(x.shape[1:]), 0, torch.device("cpu"), {"folder": source})
     seen = LastLabels()
     for update in range(SOME // 16):
         rows = slice(16 * update, 16 * update + 16)

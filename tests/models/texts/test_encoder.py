@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.learner import Learner, Reference, Rows, Source, update_generator
-from models.texts.encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions, learner, transformers
+from models.texts.encoder import BLUEPRINT, TextEncoder, TextEncoderLearner, TextEncoderOptions, transformers
 from tests.device import CPU
 from tests.models.contract import SEED, Case, LearnerContract, answers, cloned, same, texts
 from tests.models.encoders import bert_tokenizer, save_encoder
@@ -54,7 +54,7 @@ def a_case(path: Path, **others: Any) -> Case:
 
 def over(path: Path, found: Source, length: int = 64) -> TextEncoderLearner:
     """A learner over what a worker hands over."""
-    return learner(options(path), (length,), SEED, CPU, {"folder": found})
+    return TextEncoderLearner(options(path), (length,), SEED, CPU, {"folder": found})
 
 
 class TestContract(LearnerContract):
