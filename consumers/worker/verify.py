@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from consumers.worker.sources import Sources
 from models.learner import Blueprint
 from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable
-from pipeline.store import Array, Group, HistoryEntry, Manifest, Store
+from pipeline.store import Array, Change, Group, HistoryEntry, Manifest, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,12 @@ def verify(
         raise mismatch(target, f"learner = {settings.learner!r}, and it was learned by {target.learner!r}.")
     first = start.version if start else 0
     then, threads = recorded(target, settings), target.environment["threads"]
-    for entry in reversed([entry for entry in _between(store, start, target) if entry.lineage.changes]):
-        for change in reversed(entry.lineage.changes):
-            then = changed(then, {key: [now, before] for key, (before, now) in change.get("config", {}).items()})
-            threads = change.get("environment", {}).get("threads", [threads])[0]
-            if "jump" in change and "ids" in change["jump"]:
-                replay.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][0]
+    changes = [change for entry in _between(store, start, target) for change in entry.lineage.changes]
+    for change in reversed(changes):
+        then = changed(then, {key: [now, before] for key, (before, now) in change.get("config", {}).items()})
+        threads = change.get("environment", {}).get("threads", [threads])[0]
+        if "jump" in change and "ids" in change["jump"]:
+            replay.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][0]
     if start is not None:
         fold = at_version(store.model, then, blueprint, device, store, start, replay)
     else:
@@ -115,7 +115,7 @@ def verify(
         stored=_digest(stored),
         learned=_digest(live),
         differs=differs,
-        environment=_changed_environment(store, start, target, environment(device)),
+        environment=_changed_environment(changes, target, environment(device)),
     )
 
 
@@ -127,15 +127,14 @@ def recorded_sources(store: Store) -> Mapping[str, str]:
 
 
 def _changed_environment(
-    store: Store, start: Manifest | None, target: Manifest, now: Mapping[str, Any]
+    changes: Sequence[Change], target: Manifest, now: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
     """Where any of the versions was learned otherwise than here; their numbers of threads are followed."""
     then = dict(target.environment)
     found = differences(then, now)
-    for entry in reversed([entry for entry in _between(store, start, target) if entry.lineage.changes]):
-        for change in reversed(entry.lineage.changes):
-            then |= {key: before for key, (before, _) in change.get("environment", {}).items()}
-            found = {**differences({**then, "threads": now["threads"]}, now), **found}
+    for change in reversed(changes):
+        then |= {key: before for key, (before, _) in change.get("environment", {}).items()}
+        found = {**differences({**then, "threads": now["threads"]}, now), **found}
     return found
 
 
