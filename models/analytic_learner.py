@@ -33,6 +33,7 @@ from models.familiarity import NEVER, SAMPLE, ranks, tempered
 from models.labels import Labels, likeliest
 from models.learner import Batch, Options, Report, Rows, State, copy_into
 from models.network import widened
+from models.replaying import Labelled
 
 FRESH, FEWEST = 1 / 4, 1 / 64  # of the width: when so many records are not in the head, it is solved anew
 LATER = 1 / 8  # of all records: so many of them, too, where that is more
@@ -197,12 +198,11 @@ class Beside(Generic[N]):
         rest(state)
 
 
-class AnalyticLearner(Generic[N]):
+class AnalyticLearner(Labelled, Generic[N]):
     """Adds records to the sums, and solves the head from them now and then."""
 
     needs_label = True
-    replay_capacity = 0
-    replay_size = 0
+    replay_capacity = replay_size = 0
 
     def __init__(self, beside: Beside[N], device: torch.device) -> None:
         self.options, self._model, self._sums = beside.options, beside.model, beside.sums
@@ -279,9 +279,6 @@ class AnalyticLearner(Generic[N]):
 
     def _logs(self, scores: Tensor, prior: Tensor) -> Tensor:
         return (self._model.sharpness.cpu() * scores + prior).log_softmax(1)
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
 
     @torch.no_grad()
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:

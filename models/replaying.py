@@ -39,11 +39,19 @@ class Rates(Protocol):
     def weight_decay(self) -> float: ...
 
 
-class Replaying:
-    """What of a `Learner` its replay memory and its classes tell."""
+class Labelled:
+    """What of a `Learner` its classes tell."""
+
+    _labels: Labels
+
+    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
+        return self._labels.refuses(labels)
+
+
+class Replaying(Labelled):
+    """What its replay memory tells, too."""
 
     _memory: Memory
-    _labels: Labels
 
     @property
     def replay_capacity(self) -> int:
@@ -52,9 +60,6 @@ class Replaying:
     @property
     def replay_size(self) -> int:
         return self._memory.size
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
 
 
 class ReplayingLearner(Replaying, Generic[N]):

@@ -126,9 +126,7 @@ def recorded_sources(store: Store) -> Mapping[str, str]:
     return next((change["sources"] for change in changes if "sources" in change), {})
 
 
-def _changed_environment(
-    changes: Sequence[Change], target: Manifest, now: Mapping[str, Any]
-) -> dict[str, list[Any]]:
+def _changed_environment(changes: Sequence[Change], target: Manifest, now: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Where any of the versions was learned otherwise than here; their numbers of threads are followed."""
     then = dict(target.environment)
     found = differences(then, now)

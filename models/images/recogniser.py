@@ -52,6 +52,7 @@ from models.learner import (
     structural,
 )
 from models.network import pixels, widened
+from models.replaying import Labelled
 
 MAX_DIM = 2048  # of u: covariances are D × D, in double precision
 PROJECTED = 512  # of u without a backbone
@@ -173,12 +174,11 @@ def shifted(x: Tensor, by: int) -> list[Tensor]:
     return [wide[:, :, top : top + height, left : left + width] for top, left in corners]
 
 
-class ImageRecogniserLearner:
+class ImageRecogniserLearner(Labelled):
     """Counts and sums."""
 
     needs_label = True
-    replay_capacity = 0
-    replay_size = 0
+    replay_capacity = replay_size = 0
 
     def __init__(
         self,
@@ -227,9 +227,6 @@ class ImageRecogniserLearner:
         self._within = statistics.within
         self.model.background_mean.copy_(statistics.mean)
         self.model.background_whitener.copy_(statistics.whitener)
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:

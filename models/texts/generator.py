@@ -24,7 +24,7 @@ Ghahramani 2016), and tied embeddings use one matrix for bytes that come in and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -34,10 +34,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.capabilities import Sampling
+from models.labels import Labels
 from models.learner import Batch, Blueprint, Options, Report, Rows, State, copy_into, module_on, structural
 from models.moving_average import PREFIX, MovingAverage, decay_of_updates
 from models.network import served
 from models.optimizer import AdamW
+from models.replaying import Labelled
 from models.texts.mixing import Mixer, byte_log_probabilities, nats, tree_logits
 from models.texts.ngrams import CHUNK, TAIL, Ngrams, contexts, nodes_of
 from models.texts.utf8 import Utf8, drawn, held_back
@@ -229,17 +231,17 @@ def before(stream: Tensor, times: int) -> Tensor:
     return torch.stack([wide[TAIL - 1 : -1], wide[TAIL - 2 : -2]], 1).repeat_interleave(times, 0)
 
 
-class TextGeneratorLearner:
+class TextGeneratorLearner(Labelled):
     """Learns a `TextGeneratorModel`: every byte once by the n-grams and the mixer, and in windows by the network."""
 
     needs_label = False
-    replay_capacity = 0  # records are not kept: the history is bytes
-    replay_size = 0
+    replay_capacity = replay_size = 0  # records are not kept: the history is bytes
 
     def __init__(self, options: TextGeneratorOptions, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
         model = module_on(lambda: TextGeneratorModel(options, shape, ()), torch.device("cpu"))
         model.network.initialise(torch.Generator("cpu").manual_seed(seed))
         self.model = model.to(device)
+        self._labels = Labels(model.classes, 0)
         self.options = options
         self._device = device
         self._learning = model.network
@@ -254,9 +256,6 @@ class TextGeneratorLearner:
         self._history = torch.zeros(options.history, dtype=torch.uint8, device=device)
         self._seen = 0  # bytes
         self._changed = {"table": Touched(options.slots), "history": Touched(options.history)}
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return {}
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         streams: dict[tuple[int, int], list[int]] = {}  # lane → its records

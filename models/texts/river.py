@@ -31,6 +31,7 @@ from models.familiarity import AcquaintedOptions
 from models.labels import Labels, likeliest
 from models.learner import Batch, Blueprint, Report, State, copy_into, structural, tensor
 from models.pooling import floored
+from models.replaying import Labelled
 from models.texts.gru import strings
 from models.texts.river_state import CLASSES, classes, decode, encode
 
@@ -209,12 +210,11 @@ class RiverModel:
             self._vectorizer.n, self._vectorizer.dfs = count, frequencies
 
 
-class RiverLearner:
+class RiverLearner(Labelled):
     """Learns one record after the other; all of a batch are predicted before the first of it is learned."""
 
     needs_label = True
-    replay_capacity = 0
-    replay_size = 0
+    replay_capacity = replay_size = 0
 
     def __init__(
         self, options: RiverClassifierOptions, shape: tuple[int, ...], seed: int, device: torch.device
@@ -223,9 +223,6 @@ class RiverLearner:
         self._labels = Labels(self.model.classes, options.max_classes)
         self._calibration = Calibration(shape, torch.int32, options.calibrate)
         self._seen: Counter[int] = Counter()  # records of each class
-
-    def refuses(self, labels: Sequence[str | None]) -> Mapping[int, str]:
-        return self._labels.refuses(labels)
 
     def learn(self, batch: Batch, rng: torch.Generator) -> Report:
         if None in batch.labels:
