@@ -25,6 +25,7 @@ from benchmarks.soak.checker import Recount, Seen, read_log, recount, weights
 from benchmarks.soak.stage import BOTH, MODELS, TOPICS, WANTED, Stage, Ticker, together
 from consumers.loading import resolve_blueprint
 from consumers.sampler.app import open_server
+from consumers.worker.fold import Recipe
 from consumers.worker.replay import Replay
 from consumers.worker.sources import Sources
 from consumers.worker.verify import verify
@@ -180,8 +181,8 @@ def _verified(stage: Stage, model: str) -> dict[str, Any]:
     target = store.manifest()
     with Fetcher(stage.direct.kafka) as fetcher:
         replay = Replay(fetcher, target.topic_ids)
-        blueprint, sources = resolve_blueprint(settings.learner), Sources(store, stage.direct.family)
-        found = verify(store, settings, blueprint, pick_device(settings.device), replay, sources, target)
+        recipe = Recipe(model, settings, resolve_blueprint(settings.learner), pick_device(settings.device))
+        found = verify(store, recipe, replay, Sources(store, stage.direct.family), target)
     say(f"{model}: {found.versions} versions, {found.updates} updates learned again: {'same' if found.same else found}")
     return found.json()
 

@@ -162,6 +162,7 @@ def verify(
     choose(model, table.model_copy(update={"deterministic": deterministic}), os.environ)
 
     from consumers.loading import resolve_blueprint
+    from consumers.worker.fold import Recipe
     from consumers.worker.replay import Replay, environment_text, gaps_text
     from consumers.worker.sources import Sources
     from consumers.worker.verify import verify as verified
@@ -173,9 +174,7 @@ def verify(
         task = bar.add_task("learning again", total=None)
         result = verified(
             store,
-            table,
-            resolve_blueprint(table.learner),
-            pick_device(table.device),
+            Recipe(model, table, resolve_blueprint(table.learner), pick_device(table.device)),
             Replay(fetcher, target.topic_ids),
             Sources(store, settings.family),
             target,

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ class Update:
     alarms: Sequence[str]  # the learner's own that were not there before
 
 
+class Recipe(NamedTuple):
+    """What a fold is made by."""
+
+    name: str  # of the model
+    settings: ModelConfig  # its table of the configuration
+    blueprint: Blueprint  # how its learner is built
+    device: torch.device
+
+
 @dataclass(eq=False)
 class Fold:
     """What a model is between two commits: its learner, what watches it, and the lineage since the last version.
@@ -64,9 +73,9 @@ class Fold:
         ValueError: it cannot be built from this state.
     """
 
-    name: str  # of the model
-    settings: ModelConfig  # its table of the configuration
-    blueprint: Blueprint  # how its learner is built
+    name: str
+    settings: ModelConfig
+    blueprint: Blueprint
     device: torch.device
     clock: Callable[[], float] = time.time  # seconds since the epoch; a timestamp that is ahead of it counts as now
     shaped: Mapping[str, Any] | None = None  # the structural options of the version that it goes on from (`shape_of`)
@@ -109,22 +118,14 @@ class Fold:
             raise ConfigError(f"models.{self.name}: {error} Change its input or its options.") from None
 
     @classmethod
-    def of_keyframe(
-        cls,
-        name: str,
-        settings: ModelConfig,
-        blueprint: Blueprint,
-        device: torch.device,
-        keyframe: Manifest,
-        state: State,
-    ) -> Fold:
+    def of_keyframe(cls, recipe: Recipe, keyframe: Manifest, state: State) -> Fold:
         """The fold at a keyframe.
 
         Raises:
             StateMismatch: its state does not fit these settings.
         """
         try:
-            fold = cls(name, settings, blueprint, device, shaped=shape_of(keyframe, blueprint), start=state)
+            fold = cls(*recipe, shaped=shape_of(keyframe, recipe.blueprint), start=state)
             fold._restore(state, keyframe.worker.get("held_out"))
         except ValueError as error:
             raise mismatch(keyframe, str(error)) from None

@@ -15,9 +15,9 @@ from consumers.bridge import array, tensor, tensors
 from consumers.worker.environment import environment
 from consumers.worker.feed import Uplink, collate
 from consumers.worker.fitting import differences
-from consumers.worker.fold import HELD_OUT, Fold, whole
+from consumers.worker.fold import HELD_OUT, Fold, Recipe, whole
 from consumers.worker.joiner import Correction
-from models.learner import Blueprint, State
+from models.learner import State
 from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable, OffsetsGone, RecordError
 from pipeline.log import Fetcher
@@ -218,20 +218,12 @@ def _decoded(decoder: RecordDecoder, record: Record) -> Example | Label:
 
 
 def at_version(
-    name: str,
-    shall: ModelConfig,
-    blueprint: Blueprint,
-    device: torch.device,
-    store: Store,
-    manifest: Manifest,
-    replay: Replay,
-    say: Callable[[str], None] = lambda line: None,
+    recipe: Recipe, store: Store, manifest: Manifest, replay: Replay, say: Callable[[str], None] = lambda line: None
 ) -> Fold:
     """The state of a version: as it was stored, or learned again from its keyframe on and checked against it.
 
     Args:
-        name: of the model.
-        shall: the settings that hold from then on.
+        recipe: with the settings that hold from then on.
 
     Raises:
         StateMismatch: these settings do not fit.
@@ -241,8 +233,9 @@ def at_version(
     keyframe = store.keyframe(manifest)
     serving, training = (tensors(store.arrays(keyframe, group)) for group in ("serving", "training"))
     is_stored = keyframe.version == manifest.version
-    state, settings = State(serving, training, keyframe.meta), shall if is_stored else recorded(keyframe, shall)
-    fold = Fold.of_keyframe(name, settings, blueprint, device, keyframe, state)
+    shall = recipe.settings
+    first = recipe if is_stored else recipe._replace(settings=recorded(keyframe, shall))
+    fold = Fold.of_keyframe(first, keyframe, State(serving, training, keyframe.meta))
     if is_stored:
         return fold
     use_threads(keyframe.environment["threads"])

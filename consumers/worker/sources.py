@@ -16,9 +16,8 @@ from torch import Tensor
 
 from consumers.bridge import tensors
 from consumers.worker.fitting import validated_options
-from consumers.worker.fold import Fold
-from models.learner import Blueprint, Reference, Source
-from pipeline.config import ModelConfig
+from consumers.worker.fold import Fold, Recipe
+from models.learner import Reference, Source
 from pipeline.errors import ConfigError, NotFound, NotRepeatable
 from pipeline.records import as_input
 from pipeline.store import Store
@@ -35,13 +34,7 @@ class Sources:
     family: Callable[[str], str]  # a model's name → the family that holds its keys
 
     def fold(
-        self,
-        name: str,
-        settings: ModelConfig,
-        blueprint: Blueprint,
-        device: torch.device,
-        shaped: Mapping[str, Any] | None = None,
-        recorded: Mapping[str, str] | None = None,
+        self, recipe: Recipe, shaped: Mapping[str, Any] | None = None, recorded: Mapping[str, str] | None = None
     ) -> Fold:
         """A fold that has learned nothing, from the sources that its options name.
 
@@ -52,9 +45,10 @@ class Sources:
             ConfigError: a source is not there, cannot be read, or does not fit.
             NotRepeatable: a source is not what it was.
         """
+        name, settings, blueprint, _ = recipe
         references = blueprint.sources(validated_options(name, settings, blueprint, shaped))
         found = self.find(references, f"models.{name}.options", recorded)
-        return Fold(name, settings, blueprint, device, shaped=shaped, start=found)
+        return Fold(*recipe, shaped=shaped, start=found)
 
     def find(
         self, references: Mapping[str, Reference], where: str, recorded: Mapping[str, str] | None = None

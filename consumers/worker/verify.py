@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from consumers.bridge import array
 from consumers.worker.environment import environment, use_deterministic
 from consumers.worker.fitting import differences, mismatch, shape_of
-from consumers.worker.fold import whole
+from consumers.worker.fold import Recipe, whole
 from consumers.worker.replay import Replay, at_version, changed, differing, recorded, use_threads
 from consumers.worker.sources import Sources
-from models.learner import Blueprint
-from pipeline.config import ModelConfig
 from pipeline.errors import NotRepeatable
 from pipeline.store import Array, Change, Group, HistoryEntry, Manifest, Store
 
@@ -48,9 +44,7 @@ class Verification:
 
 def verify(
     store: Store,
-    settings: ModelConfig,
-    blueprint: Blueprint,
-    device: torch.device,
+    recipe: Recipe,
     replay: Replay,
     sources: Sources,
     target: Manifest,
@@ -68,10 +62,10 @@ def verify(
         ConfigError: what the model started from is gone; start from a version.
         NotRepeatable: the history has a gap, or a record does not decode any more.
     """
-    if target.learner != settings.learner:
-        raise mismatch(target, f"learner = {settings.learner!r}, and it was learned by {target.learner!r}.")
+    if target.learner != recipe.settings.learner:
+        raise mismatch(target, f"learner = {recipe.settings.learner!r}, and it was learned by {target.learner!r}.")
     first = start.version if start else 0
-    then, threads = recorded(target, settings), target.environment["threads"]
+    then, threads = recorded(target, recipe.settings), target.environment["threads"]
     changes = [change for entry in _between(store, start, target) for change in entry.lineage.changes]
     for change in reversed(changes):
         then = changed(then, {key: [now, before] for key, (before, now) in change.get("config", {}).items()})
@@ -79,10 +73,10 @@ def verify(
         if "jump" in change and "ids" in change["jump"]:
             replay.topic_ids[change["jump"]["topic"]] = change["jump"]["ids"][0]
     if start is not None:
-        fold = at_version(store.model, then, blueprint, device, store, start, replay)
+        fold = at_version(recipe._replace(settings=then), store, start, replay)
     else:
-        shaped = shape_of(target, blueprint)
-        fold = sources.fold(store.model, then, blueprint, device, shaped, recorded_sources(store))
+        shaped = shape_of(target, recipe.blueprint)
+        fold = sources.fold(recipe._replace(settings=then), shaped, recorded_sources(store))
     fold.lineage.build()
     use_threads(threads)
     use_deterministic(bool(target.environment.get("deterministic")))
@@ -115,7 +109,7 @@ def verify(
         stored=_digest(stored),
         learned=_digest(live),
         differs=differs,
-        environment=_changed_environment(changes, target, environment(device)),
+        environment=_changed_environment(changes, target, environment(recipe.device)),
     )
 
 

@@ -16,7 +16,7 @@ from consumers.worker.environment import environment, use_deterministic
 from consumers.worker.evaluator import Evaluator, feature_extractor_of
 from consumers.worker.feed import Feed, Uplink
 from consumers.worker.fitting import config_changes, differences, settled, validated_options
-from consumers.worker.fold import Fold
+from consumers.worker.fold import Fold, Recipe
 from consumers.worker.joiner import Joiner
 from consumers.worker.replay import Replay, at_version, decoder_of
 from consumers.worker.session import Session
@@ -235,11 +235,11 @@ class Worker:
 
     def _at(self, manifest: Manifest | None, replay: Replay) -> Fold:
         """The fold at a version, under the present settings. Without a version: an untrained learner."""
-        name, blueprint, device = self.name, self.blueprint, self._device
+        recipe = Recipe(self.name, self._settings, self.blueprint, self._device)
         if manifest is None:
-            return Sources(self.store, self.config.family).fold(name, self._settings, blueprint, device)
-        settings = settled(self._settings, manifest)
-        fold = at_version(name, settings, blueprint, device, self.store, manifest, replay, self.say)
+            return Sources(self.store, self.config.family).fold(recipe)
+        recipe = recipe._replace(settings=settled(self._settings, manifest))
+        fold = at_version(recipe, self.store, manifest, replay, self.say)
         fold.lineage.change(
             {
                 "config": config_changes(manifest, self._settings, self.blueprint),

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from consumers.cli.command import open_store
 from consumers.loading import resolve_blueprint
+from consumers.worker.fold import Recipe
 from consumers.worker.replay import Replay
 from consumers.worker.sources import Sources
 from consumers.worker.verify import Verification, verify
@@ -214,9 +215,7 @@ def verified(
         with Fetcher(config.kafka) as fetcher:
             return verify(
                 run.store,
-                settings,
-                resolve_blueprint(settings.learner),
-                device,
+                Recipe(run.name, settings, resolve_blueprint(settings.learner), device),
                 Replay(fetcher, target.topic_ids),
                 Sources(run.store, config.family),
                 target,

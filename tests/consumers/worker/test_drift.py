@@ -12,7 +12,7 @@ import torch
 from redis import Redis
 
 from consumers.worker.drift import Drift
-from consumers.worker.fold import Fold
+from consumers.worker.fold import Fold, Recipe
 from consumers.worker.sources import Sources
 from models.registry import BUILTIN
 from pipeline.config import Config, ModelConfig, load
@@ -176,4 +176,4 @@ def test_every_classifier_with_a_network_can_react(learner: str, redis: Redis, g
     options = {"image-transfer": {"source": given[JUDGE]}, "text-encoder": {"folder": given[FOLDER]}}.get(learner)
     sources = Sources(Store(redis, "model", "model"), lambda model: model)
     table = settings(learner, options, reaction="flush")
-    assert sources.fold("model", table, BUILTIN[learner], torch.device("cpu")).drift.state()["boosted"] is None
+    assert sources.fold(Recipe("model", table, BUILTIN[learner], torch.device("cpu"))).drift.state()["boosted"] is None

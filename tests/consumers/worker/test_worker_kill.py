@@ -16,6 +16,7 @@ from benchmarks.soak import traffic, workers
 from benchmarks.soak.checker import read_log, recount, weights
 from benchmarks.soak.proxy import Proxy, Trap
 from consumers.loading import resolve_blueprint
+from consumers.worker.fold import Recipe
 from consumers.worker.replay import Replay
 from consumers.worker.sources import Sources
 from consumers.worker.verify import verify
@@ -125,7 +126,7 @@ def test_killed_at_random_moments_every_record_is_learned_exactly_once(
     settings, target = direct.model("counts"), store.manifest()
     with Fetcher(direct.kafka) as fetcher:
         replay = Replay(fetcher, target.topic_ids)
-        blueprint, sources = resolve_blueprint(settings.learner), Sources(store, direct.family)
-        again = verify(store, settings, blueprint, DEVICE, replay, sources, target)
+        recipe = Recipe("counts", settings, resolve_blueprint(settings.learner), DEVICE)
+        again = verify(store, recipe, replay, Sources(store, direct.family), target)
     assert again.differs == {}
     assert again.records == len(learned)
