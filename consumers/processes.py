@@ -80,16 +80,18 @@ class Processes(Closing):
         self._children.clear()
 
 
+@dataclass(eq=False)
 class Child:
     """One of them. In a session of its own: Ctrl-C in a terminal reaches only its parent, which ends all in order."""
 
-    def __init__(self, name: str, command: list[str], say: Callable[[str], None]) -> None:
-        self.name = name
-        self.command = command
-        self._say = say
+    name: str
+    command: list[str]
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self._last: deque[str] = deque(maxlen=1)
         self.process = subprocess.Popen(
-            tied(command),
+            tied(self.command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,7 +99,7 @@ class Child:
             errors="replace",
             start_new_session=True,
         )
-        self.log = Background(self._read, f"log-{name}")
+        self.log = Background(self._read, f"log-{self.name}")
         self.log.start()
 
     def failed(self, status: int) -> HeadraceError:
@@ -113,7 +115,7 @@ class Child:
         try:
             self.process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._say(f"{self.name} did not end within {STOP_S:.0f} s; killed.")
+            self.say(f"{self.name} did not end within {STOP_S:.0f} s; killed.")
             self.process.kill()
             self.process.wait()
 
@@ -122,7 +124,7 @@ class Child:
         with self.process.stdout as lines:
             for line in lines:
                 self._last.append(line.rstrip())
-                self._say(f"{self.name:<{NAME_WIDTH}} | {line.rstrip()}")
+                self.say(f"{self.name:<{NAME_WIDTH}} | {line.rstrip()}")
 
 
 def how(status: int) -> str:

@@ -11,7 +11,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -289,11 +289,13 @@ class Try(Closing):
     def __init__(self, path: Path) -> None:
         private(path.parent)
         self._path = path
+        self.start: Mark | None = None  # of one that ended early
         self._file: BinaryIO = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.seek(0)
-            self.start = _mark(self._file.read())  # of one that ended early
+            with suppress(ValidationError):
+                self.start = Mark.model_validate_json(self._file.read())
         except BlockingIOError:
             self._file.close()
             raise OSError("another process publishes the same at this moment.") from None
@@ -314,10 +316,3 @@ class Try(Closing):
     def close(self) -> None:
         """Lets another process have it."""
         self._file.close()
-
-
-def _mark(raw: bytes) -> Mark | None:
-    try:
-        return Mark.model_validate_json(raw)
-    except ValidationError:
-        return None

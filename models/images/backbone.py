@@ -173,7 +173,8 @@ class Backbone(nn.Module):
 
         Tokens of a transformer are put back into their places; what is no token of a place is dropped.
         """
-        return self._maps(self._prepared(x, tuple(x.shape[2:]) if self._own else self._size(x)), self.layers)
+        found = self._passed(self._prepared(x, tuple(x.shape[2:]) if self._own else self._size(x)))
+        return [_as_map(found[name], name, self._description["architecture"]).float() for name in self.layers]
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: no dropout, and norms keep the statistics that they have."""
@@ -193,10 +194,6 @@ class Backbone(nn.Module):
     def _body(self) -> nn.Module:
         """What maps come from: all of torchvision's, the convolutions of our own."""
         return self.network.get_submodule("blocks") if self._own else self.network
-
-    def _maps(self, prepared: Tensor, layers: Sequence[str]) -> list[Tensor]:
-        found = self._passed(prepared)
-        return [_as_map(found[name], name, self._description["architecture"]).float() for name in layers]
 
     def _passed(self, prepared: Tensor) -> dict[str, Tensor]:
         """What the modules that have a hook give, by name."""

@@ -137,7 +137,8 @@ def fit(
         scores = d.min(1).values - FAMILIARITY * kept_distances[several]
     else:  # then n = 1
         spread, alone = n.new_tensor(float(len(within))), kept_y if len(n) > 1 else kept_y[:0]
-        nearest = records * _nearest_other(whitened)[alone]
+        apart = torch.cdist(whitened, whitened).square().fill_diagonal_(math.inf)  # infinite where there is no other
+        nearest = records * apart.min(1).values[alone]
         sharpness = SURE / nearest.mean().clamp_min(1e-9).item() if len(alone) else 1.0
         scores = nearest - spread - FAMILIARITY * kept_distances[: len(alone)]
     threshold = limit(scores.tolist(), false_rejection)
@@ -191,11 +192,6 @@ def _left_out(u: Tensor, y: Tensor, means: Tensor, n: Tensor) -> tuple[Tensor, T
     d[rows, y] = a.square() * (h + raised * h.square())
     counts[rows, y] -= 1
     return d, counts
-
-
-def _nearest_other(means: Tensor) -> Tensor:
-    """Whitened means (K, D) → (K,) squared distances to the nearest other one; infinite where there is none."""
-    return torch.cdist(means, means).square().fill_diagonal_(math.inf).min(1).values
 
 
 def _sharpness(d: Tensor, y: Tensor) -> float:

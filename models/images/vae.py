@@ -273,7 +273,8 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         noise = torch.randn(len(y), options.latent, generator=rng).to(self._device)
 
         surprise, kl, distance, z = self._terms(self._learning, x, y, noise)
-        losses = surprise + self._warmth() * options.beta * kl + options.feature_weight * distance  # (N,)
+        warmth = min(1.0, self._updates / options.kl_warmup_updates) if options.kl_warmup_updates else 1.0  # w_u
+        losses = surprise + warmth * options.beta * kl + options.feature_weight * distance  # (N,)
         even = options.replay_policy == "balanced"
         loss = (weighed(torch.cat(classes[:2]), even=even) * losses[:target]).sum()
         if len(losses) > target:
@@ -299,10 +300,6 @@ class ImageVaeLearner(ReplayingLearner[ImageVae]):
         self._optimizer.step()
         self._average.move(decay_of_updates(self.options.average, self._updates))
         self._updates += 1
-
-    def _warmth(self) -> float:
-        """w_u: the factor on the KL term in the next update."""
-        return min(1.0, self._updates / self.options.kl_warmup_updates) if self.options.kl_warmup_updates else 1.0
 
     @staticmethod
     def _feature_distances(backbone: Backbone, x: Tensor, decoded: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ def fetch(cache: Path, say: Callable[[str], None], stop: Event, pins: Path | Non
         LogUnavailable: a jar cannot be downloaded, or does not match its pin.
         Stopped: `stop` was set meanwhile.
     """
-    wanted = _pinned(pins)
+    lines = (pins or PINS).read_text("utf-8").splitlines()  # a SHA-256 in hex and a name
+    wanted = {name.removeprefix("kafka/"): digest for digest, name in map(str.split, lines)}
     folder = cache / "kafka"
     private(folder)
     with locked(folder / ".lock", lambda: _wait(stop)):  # of several processes that find nothing, one downloads
@@ -53,12 +54,6 @@ def fetch(cache: Path, say: Callable[[str], None], stop: Event, pins: Path | Non
     for jar in jars:
         _check(jar, wanted[jar.name])
     return jars
-
-
-def _pinned(pins: Path | None) -> dict[str, str]:
-    """File name → SHA-256 in hex."""
-    lines = (pins or PINS).read_text("utf-8").splitlines()
-    return {name.removeprefix("kafka/"): digest for digest, name in (line.split() for line in lines)}
 
 
 def _download(wanted: Mapping[str, str], folder: Path, say: Callable[[str], None], stop: Event) -> None:

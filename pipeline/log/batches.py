@@ -146,7 +146,8 @@ def _fields(raw: bytes) -> _Fields:
     value, at = _bytes(raw, at)
     count, at = decode_varint(raw, at)
     if count > MAX_HEADERS:
-        return _Fields(timestamp_delta, offset_delta, key, fault=_too_many(count))
+        fault = RecordError("too-large", f"{count} headers, over {MAX_HEADERS}.")
+        return _Fields(timestamp_delta, offset_delta, key, fault=fault)
     headers: list[tuple[str, bytes]] = []
     for _ in range(count):
         name, at = _bytes(raw, at)
@@ -159,10 +160,6 @@ def _fields(raw: bytes) -> _Fields:
     if count < 0 or at != len(raw):
         raise ValueError(f"a record's fields take {at} of its {len(raw)} bytes")
     return _Fields(timestamp_delta, offset_delta, key, value, tuple(headers))
-
-
-def _too_many(count: int) -> RecordError:
-    return RecordError("too-large", f"{count} headers, over {MAX_HEADERS}.")
 
 
 def _bytes(raw: bytes, at: int) -> tuple[bytes | None, int]:

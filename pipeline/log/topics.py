@@ -15,17 +15,6 @@ from pipeline.log.connection import BATCH_OVERHEAD, connected, missing_topics
 TOPIC_EXISTS = 36  # Kafka's error code
 
 
-def _missing_of(config: KafkaConfig, topics: Iterable[str]) -> list[str]:
-    """Returns the topics that do not exist. Asking makes none.
-
-    Raises:
-        LogError: Kafka refuses.
-        LogUnavailable: Kafka cannot be reached.
-    """
-    with connected(KafkaAdminClient, config, "describe topics") as admin:
-        return _missing(admin, topics)
-
-
 def ensure_topics(config: KafkaConfig, topics: Iterable[str]) -> None:
     """Creates the topics that do not exist, if `kafka.create_topics` allows it.
 
@@ -64,7 +53,11 @@ def refuse_typo(config: Config, topic: str, *, of_labels: bool = False) -> None:
     """
     tables = [table for table in config.models.values() if table.labels is not None or not of_labels]
     read = {name for table in tables for name in table.read_topics}
-    if read and topic not in read and _missing_of(config.kafka, [topic]):
+    if not read or topic in read:
+        return
+    with connected(KafkaAdminClient, config.kafka, "describe topics") as admin:
+        missing = _missing(admin, [topic])
+    if missing:
         raise TopicMissing(
             f"There is no topic {topic}, and no model of the configuration reads it. {meant(topic, read)} To make it "
             "all the same, give --new-topic, or new_topic=True to the client."
@@ -79,6 +72,7 @@ def meant(topic: str, read: Set[str]) -> str:
 
 
 def _missing(admin: Any, topics: Iterable[str]) -> list[str]:
+    """The topics that do not exist. Asking makes none."""
     names = list(dict.fromkeys(topics))
     found = {topic["name"] for topic in admin.describe_topics(names) if not topic["error_code"]}
     return [name for name in names if name not in found]
