@@ -40,7 +40,7 @@ def perform(part: str, measure: Callable[[Stage], Findings], to: Path) -> None:
     say(f"{part}: starting Kafka and Redis")
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder, stage(Path(folder), say) as place:
-        server = Redis.from_url(place.servers.redis_url).info("server")["redis_version"]
+        server = Redis.from_url(place.servers.redis.url).info("server")["redis_version"]
         with others() as taken:
             findings = measure(place)
     circumstances = {

@@ -39,8 +39,8 @@ class Stage:
     def configure(self, models: Mapping[str, Mapping[str, Any]], *, partitions: int = 2, sampler_port: int = 0) -> Path:
         """Writes a headrace.toml: what is not given is the default."""
         tree = {
-            "kafka": {"bootstrap_servers": self.servers.bootstrap_servers, "partitions": partitions},
-            "redis": {"url": self.servers.redis_url},
+            "kafka": {"bootstrap_servers": self.servers.kafka.bootstrap_servers, "partitions": partitions},
+            "redis": {"url": self.servers.redis.url},
             "sampler": {"port": sampler_port},
             "models": models,
         }

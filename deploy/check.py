@@ -186,8 +186,8 @@ def check_scrape(prometheus: Path, services: Mapping[str, Any]) -> None:
         servers = stack.enter_context(Local(folder / "local", say=say))
         worker, sampler, prometheus_at = (f"127.0.0.1:{port}" for port in free_ports(3))
         environment = os.environ | {
-            "HEADRACE__KAFKA__BOOTSTRAP_SERVERS": servers.bootstrap_servers,
-            "HEADRACE__REDIS__URL": servers.redis_url,
+            "HEADRACE__KAFKA__BOOTSTRAP_SERVERS": servers.kafka.bootstrap_servers,
+            "HEADRACE__REDIS__URL": servers.redis.url,
             "HEADRACE__SAMPLER__PORT": sampler.rpartition(":")[2],
             "HEADRACE__MODELS__DIGITS__METRICS__HOST": "127.0.0.1",
             "HEADRACE__MODELS__DIGITS__METRICS__PORT": worker.rpartition(":")[2],

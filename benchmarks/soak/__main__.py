@@ -123,7 +123,7 @@ def _drain(stage: Stage) -> list[str]:
     problems = []
     stage.publish(0)  # the labels that are owed
     for name, handle in stage.workers.items():
-        store = Store(connect(stage.servers.redis_url), name, name)
+        store = Store(connect(stage.servers.redis.url), name, name)
         topics = stage.direct.model(name).read_topics
         places = [*(receipt.result(60) for receipt in stage.published), *stage.strange]
         total = sum(topic in topics for topic, *_ in places)
@@ -137,8 +137,8 @@ def _drain(stage: Stage) -> list[str]:
 
 def _recount(stage: Stage) -> tuple[list[Recount], int, list[str]]:
     """What the checker says, and the number of records in the log."""
-    log = read_log(stage.servers.bootstrap_servers, TOPICS)
-    letters = read_log(stage.servers.bootstrap_servers, [f"{topic}.dead-letters" for topic in BOTH])
+    log = read_log(stage.servers.kafka.bootstrap_servers, TOPICS)
+    letters = read_log(stage.servers.kafka.bootstrap_servers, [f"{topic}.dead-letters" for topic in BOTH])
     problems = []
     kinds: dict[tuple[str, int, int], str | None] = {
         receipt.result(60): log[receipt.result(60)].headers[traffic.KIND].decode()
@@ -177,7 +177,7 @@ def _counted(stage: Stage, model: str, learned: list[Seen]) -> bool:
 def _verified(stage: Stage, model: str) -> dict[str, Any]:
     """Learned again from nothing."""
     settings = stage.direct.model(model)
-    store = Store(connect(stage.servers.redis_url), model, model)
+    store = Store(connect(stage.servers.redis.url), model, model)
     target = store.manifest()
     with Fetcher(stage.direct.kafka) as fetcher:
         replay = Replay(fetcher, target.topic_ids)

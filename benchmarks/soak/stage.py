@@ -106,14 +106,14 @@ class Stage:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.servers)
-            self.redis = stack.enter_context(Redis.from_url(self.servers.redis_url))
+            self.redis = stack.enter_context(Redis.from_url(self.servers.redis.url))
             kafka, redis = self.servers.kafka.port, self.servers.redis.port
             for name in MODELS:
                 log_proxy = stack.enter_context(Proxy(kafka, kafka=True))
                 store_proxy = stack.enter_context(Proxy(redis))
                 config = self.config(log_proxy.address, f"redis://{store_proxy.address}/0")
                 self.workers[name] = Handle(self, name, config, log_proxy, store_proxy)
-            self.direct = self.config(self.servers.bootstrap_servers, self.servers.redis_url)
+            self.direct = self.config(self.servers.kafka.bootstrap_servers, self.servers.redis.url)
             ensure_topics(self.direct.kafka, TOPICS)
             self._limit_letters()
             self._publisher = stack.enter_context(Publisher(self.direct.kafka, wait_s=PATIENCE_S))
@@ -129,7 +129,7 @@ class Stage:
 
     def _limit_letters(self) -> None:
         """Dead-letter topics that do not take all that the topics take."""
-        admin = KafkaAdminClient(bootstrap_servers=self.servers.bootstrap_servers)
+        admin = KafkaAdminClient(bootstrap_servers=self.servers.kafka.bootstrap_servers)
         limit = {"max.message.bytes": str(traffic.LETTER_BYTES)}
         spec = {"num_partitions": traffic.PARTITIONS, "replication_factor": 1, "configs": limit}
         try:

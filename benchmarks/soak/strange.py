@@ -24,7 +24,7 @@ EVERY_S = 0.5
 def until(done: threading.Event, stage: Stage, seed: int) -> Counter[str]:
     """Publishes something strange again and again; what it was."""
     rng, counts = random.Random(seed), Counter[str]()
-    with raw.sending(stage.servers.bootstrap_servers) as send:
+    with raw.sending(stage.servers.kafka.bootstrap_servers) as send:
         while not done.wait(EVERY_S):
             topic, kind = rng.choice(BOTH), rng.choice(KINDS)
             if kind == "null label":

@@ -85,13 +85,13 @@ def local(
         nullcontext() if is_configured else remembered(servers.redis.port, made_up),
     ):
         if json_:
-            print_json({"kafka": servers.bootstrap_servers, "redis": servers.redis_url, "folder": str(folder)})
+            print_json({"kafka": servers.kafka.bootstrap_servers, "redis": servers.redis.url, "folder": str(folder)})
         else:
             by = f"the password of {config}" if password else "no password"
             where = f"127.0.0.1:{servers.redis.port} with {by}"
             if not is_configured:
-                where = f"{servers.redis_url} (a new password, which your own commands find)"
-            typer.echo(f"Kafka at {servers.bootstrap_servers}, Redis at {where}, data in {folder}. Ctrl-C ends.")
+                where = f"{servers.redis.url} (a new password, which your own commands find)"
+            typer.echo(f"Kafka at {servers.kafka.bootstrap_servers}, Redis at {where}, data in {folder}. Ctrl-C ends.")
         stop.wait()
 
 

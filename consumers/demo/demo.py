@@ -184,7 +184,7 @@ class Demo:
             return self.kafka, self.redis
         password = secrets.token_urlsafe(16)
         servers = stack.enter_context(Local(self.folder / "servers", password=password, say=self._say, stop=self.stop))
-        return self.kafka or servers.bootstrap_servers, self.redis or servers.redis_url
+        return self.kafka or servers.kafka.bootstrap_servers, self.redis or servers.redis.url
 
     def _config(self, kafka: str, redis: str) -> Config:
         self._toml.touch(0o600)  # it has the password

@@ -183,14 +183,6 @@ class Local:
         self.kafka = EmbeddedKafka(folder / "kafka", kafka_port, **of_servers)
         self.redis = EmbeddedRedis(folder / "redis", redis_port, password=password, **of_servers)
 
-    @property
-    def bootstrap_servers(self) -> str:
-        return self.kafka.bootstrap_servers
-
-    @property
-    def redis_url(self) -> str:
-        return self.redis.url
-
     def __enter__(self) -> Self:
         """Starts both; if one does not start, neither runs. Raises what `Server.start` does."""
         with ExitStack() as started:

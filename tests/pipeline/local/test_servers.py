@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def addresses(servers: Local) -> tuple[str, str]:
-    return servers.bootstrap_servers, servers.redis_url
+    return servers.kafka.bootstrap_servers, servers.redis.url
 
 
 def publish(config: KafkaConfig, value: bytes) -> None:
@@ -85,18 +85,18 @@ def test_data_and_addresses_survive_a_restart_and_a_reader_waits_for_it(folder: 
     with ExitStack() as stack:
         with Local(folder) as servers:
             before = addresses(servers)
-            config = KafkaConfig(bootstrap_servers=servers.bootstrap_servers, partitions=1)
+            config = KafkaConfig(bootstrap_servers=servers.kafka.bootstrap_servers, partitions=1)
             ensure_topics(config, ["kept"])
             publish(config, b"before")
-            with Redis.from_url(servers.redis_url) as client:
+            with Redis.from_url(servers.redis.url) as client:
                 client.set("kept", b"key")
-            reader = stack.enter_context(reading(servers.bootstrap_servers))
+            reader = stack.enter_context(reading(servers.kafka.bootstrap_servers))
             assert next(reader) == "0 before\n"
         with Local(folder) as servers:
             assert addresses(servers) == before
             publish(config, b"after")
             assert next(reader) == "1 after\n"
-            with Redis.from_url(servers.redis_url) as client:
+            with Redis.from_url(servers.redis.url) as client:
                 assert client.get("kept") == b"key"
 
 
