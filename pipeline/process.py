@@ -6,9 +6,7 @@ there a killed parent leaves it running. Start it from a thread that lives as lo
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -22,12 +20,6 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-def tie() -> None:
-    """Ties this process, a fork, to its parent."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def tied(command: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,6 @@ from consumers.worker.worker import Worker
 from pipeline.config import Config
 from pipeline.errors import HeadraceError
 from pipeline.metrics import WorkerMetrics
-from pipeline.process import tie
 from pipeline.store.redis import connect
 from pipeline.store.store import Store
 
@@ -50,7 +50,8 @@ def start(config: Config, name: str, log: Path, owner: str = "worker") -> ForkSe
 
 def _work(tree: Mapping[str, Any], name: str, log: str, owner: str) -> None:
     """Ends with the status that `headrace train` would end with."""
-    tie()  # to the fork server, which ends with its parent
+    if sys.platform == "linux":  # ends with its parent, the fork server
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     config = Config.model_validate(tree)
     if config.model(name).deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
