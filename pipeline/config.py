@@ -178,13 +178,9 @@ class ModelConfig(Section):
     metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")
-    def _snapshots(self) -> ModelConfig:
+    def _consistent(self) -> ModelConfig:
         if self.snapshot_every_updates is None and self.snapshot_every_s is None:
             raise ValueError("set snapshot_every_updates or snapshot_every_s, or nothing learned is ever kept")
-        return self
-
-    @model_validator(mode="after")
-    def _labels(self) -> ModelConfig:
         if self.labels is not None and self.labels.topic in self.topics:
             raise ValueError("give labels.topic a topic of its own, not one of topics")
         return self

@@ -26,7 +26,7 @@ from benchmarks.learners.data import Set, batches, learn, tiles_apart
 from benchmarks.pairs import alternated
 from benchmarks.report import Figure, Findings
 from models.images import degradations, restorer as image_restorer
-from models.images.metrics import psnr, ssim
+from models.images.restorer import psnr, ssim
 from models.learner import update_generator
 from models.network import pixels
 

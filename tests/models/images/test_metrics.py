@@ -7,7 +7,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from models.images.metrics import MOST_DB, psnr, ssim
+from models.images.restorer import MOST_DB, psnr, ssim
 
 
 def pair(channels: int) -> tuple[Tensor, Tensor]:

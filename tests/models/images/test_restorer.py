@@ -10,8 +10,7 @@ from torch import Tensor
 
 from models.capabilities import Restorer
 from models.images.degradations import KINDS, damaged
-from models.images.metrics import psnr, ssim
-from models.images.restorer import BLUEPRINT, ImageRestorerLearner, ImageRestorerOptions, fill
+from models.images.restorer import BLUEPRINT, ImageRestorerLearner, ImageRestorerOptions, fill, psnr, ssim
 from models.learner import State, structural_fields, update_generator
 from models.network import pixels
 from tests.device import CPU
