@@ -45,17 +45,7 @@ from pipeline.log.connection import connected
 from pipeline.log.fetcher import Fetcher
 from pipeline.log.offsets import describe, end_offsets, first_offsets, tp
 from pipeline.log.publisher import Publisher
-from pipeline.records import (
-    FOR,
-    ORIGIN,
-    Label,
-    Partition,
-    Place,
-    Record,
-    from_headers,
-    label_in,
-    load_decoder,
-)
+from pipeline.records import FOR, ORIGIN, Label, Partition, Place, Record, from_headers, label_in, load_decoder
 
 Headers = tuple[tuple[str, bytes], ...]
 Resolution = Literal["requeued", "dropped"]
@@ -312,9 +302,8 @@ def resolve(
         LogError: Kafka refuses, another call took over, or a value is over `kafka.max_bytes`.
     """
     with Publisher(config, transactional_id=f"headrace-requeue-{topic}") as publisher:
-        still_open = {
-            letter.key: letter for letter in read_dead_letters(config, topic, last=last)
-        }  # now that no other writes
+        listed = read_dead_letters(config, topic, last=last)  # now that no other writes
+        still_open = {letter.key: letter for letter in listed}
         chosen = [still_open[key] for key in dict.fromkeys(letter.key for letter in letters) if key in still_open]
         done = [replace(letter, resolution=resolution) for letter in chosen]
         with closing(with_values(config, chosen)) as originals:
