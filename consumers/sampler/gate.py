@@ -156,7 +156,7 @@ class Access:
             HTTPException: 421 for a name that is not ours, 403 for a page of another site or where nobody may, 401
                 without the right token.
         """
-        host = headers.get("host", "")
+        host = ", ".join(headers.getlist("host"))  # of two, nothing says which one counts: together they are no name
         self._check_host(re.sub(r":\d*$", "", host).strip("[]").lower())
         shows_records = path.startswith(TOPICS) or path.endswith(NEAREST)  # which not everybody reads
         writes = method in ("PUT", "DELETE", "PATCH") or shows_records

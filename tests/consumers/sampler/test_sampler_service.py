@@ -93,6 +93,8 @@ def test_its_name_is_always_checked(redis_url: str, host: str) -> None:
         for name in ("evil.example", "127.0.0.1.evil.example", "127.1", "2130706433", "", "localhost.evil.example"):
             answer = at.client.get("/healthz", headers={"Host": name})
             assert (answer.status_code, answer.json()["error"]) == (421, "host")
+        answer = at.client.get("/healthz", headers=[("Host", "127.0.0.1"), ("Host", "evil.example")])
+        assert (answer.status_code, answer.json()["error"]) == (421, "host")
         for name in ("localhost:1", "127.0.0.1", "[::1]:8080", "sampler:8080", "SAMPLER.example"):
             assert at.client.get("/healthz", headers={"Host": name}).status_code == 200
         assert at.client.get("/healthz", headers={"Host": "10.1.2.3"}).status_code == (
