@@ -26,6 +26,7 @@ export const TITLE = "History";
 const LAST = 20; // versions that are listed at first
 const MOST = 200; // and at most
 const READ_MS = 2000; // how often versions that come are read
+const STABLE = "stable"; // the name that versions are promoted to
 
 export const open = (view) =>
   chooser(view, {
@@ -51,10 +52,12 @@ function log(state) {
       const entries = await asked(path(state.model, "log", { last }));
       const versions = await kept(state.model);
       known = entries[0]?.version ?? 0;
-      list.replaceChildren(...entries.map((one) => entry(one, one.digest !== null && one.since_parent.learned ? seen(one.version) : null)));
+      names.learn(versions);
+      const focused = document.activeElement;
+      list.replaceChildren(...entries.map((one) => entry(one, ...(one.digest === null ? [] : [names.promotes(one.version), seen(one)]))));
+      if (focused.isConnected) focused.focus({ preventScroll: true });
       older.hidden = entries.length < last || last === MOST;
       comparing.learn(entries);
-      names.learn(versions);
       problem.say("");
     } catch (error) {
       problem.say(error.message);
@@ -62,7 +65,8 @@ function log(state) {
   });
   const looks = new Map(); // version → what its last records look like, so that what is open stays open
 
-  function seen(version) {
+  function seen({ version, since_parent }) {
+    if (!since_parent.learned) return null;
     if (!looks.has(version)) {
       const strip = learned(`Last records of version ${version}`);
       const fetched = async () => {
@@ -97,8 +101,8 @@ function log(state) {
   };
 }
 
-/** One version of the list. */
-function entry(one, looks) {
+/** One version of the list; one that is kept is promoted by its button. */
+function entry(one, promotes, looks) {
   const outcomes = Object.entries(one.since_parent).map(([outcome, count]) => `${whole(count)} ${outcome}`);
   const ranges = Object.entries(one.ranges).map(([place, [first, end]]) => `${place}:${first}–${end - 1}`);
   const lines = [
@@ -118,7 +122,7 @@ function entry(one, looks) {
       make("strong", { textContent: `version ${one.version}` }),
       make("time", { textContent: `${new Date(one.created_ms).toLocaleDateString("en-CA")} ${clock(one.created_ms)}` }),
       ...one.aliases.map((alias) => make("span", { className: "alias", textContent: alias })),
-      one.digest === null ? make("span", { textContent: "not kept" }) : null,
+      one.digest === null ? make("span", { textContent: "not kept" }) : promotes,
     ),
     ...lines.filter(Boolean).map((textContent) => make("p", { textContent })),
     looks,
@@ -189,25 +193,30 @@ function compare(state) {
   };
 }
 
-/** Lets an alias name a version, after one question. */
+/** Lets an alias name a version, after one question: any alias in a form, `stable` by a button of each version. */
 function naming(state, done) {
-  const alias = make("input", { type: "text", value: "stable", maxLength: 100, autocomplete: "off" });
+  const alias = make("input", { type: "text", value: STABLE, maxLength: 100, autocomplete: "off" });
   const select = choice([]);
   const problem = note();
   const naming = question("Name it");
+  const buttons = new Map(); // version → its button, so that it keeps the focus
   let names = new Map(); // alias → version
 
   const wanted = () => {
     const name = alias.value.trim();
     if (!name || !select.value) return problem.say("Give it a name, and choose a version.");
+    confirm(name, Number(select.value));
+  };
+  const confirm = (name, version) => {
     const before = names.get(name);
     const now = before === undefined ? "Nothing has that name yet." : `Now it names version ${before}.`;
-    naming.ask(`Let ${name} name version ${select.value} of ${state.model}? ${now}`, set);
+    const back = before > version ? ` ${name} goes back.` : "";
+    naming.ask(`Let ${name} name version ${version} of ${state.model}? ${now}${back}`, () => set(name, version));
   };
-  const set = async () => {
+  const set = async (name, version) => {
     try {
-      const body = JSON.stringify({ version: Number(select.value) });
-      const url = path(state.model, `aliases/${encodeURIComponent(alias.value.trim())}`);
+      const body = JSON.stringify({ version });
+      const url = path(state.model, `aliases/${encodeURIComponent(name)}`);
       await ask(url, { method: "PUT", body, headers: { "Content-Type": "application/json" } });
       problem.say("");
       done();
@@ -219,6 +228,14 @@ function naming(state, done) {
   const title = make("h3", { textContent: "Names" });
   return {
     node: make("section", { className: "controls" }, title, tools, naming.node, problem),
+    promotes(version) {
+      if (!buttons.has(version)) buttons.set(version, button("", () => confirm(STABLE, version)));
+      const node = buttons.get(version);
+      node.textContent = names.get(STABLE) > version ? "Roll back" : "Promote";
+      node.setAttribute("aria-label", `${node.textContent} to version ${version}`);
+      node.hidden = names.get(STABLE) === version;
+      return node;
+    },
     learn(versions) {
       names = new Map(versions.flatMap((one) => one.aliases.map((name) => [name, one.version])));
       fill(select, numbers(versions).reverse());

@@ -87,6 +87,37 @@ def test_an_alias_is_set_by_one_confirmed_click_and_by_keyboard(redis_url: str, 
         expect(shown.get_by_role("listitem").filter(has_text="stable")).to_have_text(re.compile("^version 1"))
 
 
+def test_a_version_is_promoted_and_rolled_back_by_one_confirmed_click(redis_url: str, page: Page) -> None:
+    with serving(redis_url, "eyes") as (at, makers):
+        page.goto(f"{at.url}/#history")
+        versions = card(page, "eyes").get_by_role("list", name="Versions of eyes").get_by_role("listitem")
+        versions.nth(1).get_by_role("button", name="Promote to version 2").click()
+        question = page.get_by_role("dialog")
+        expect(question).to_contain_text(
+            re.compile(r"Let stable name version 2 of eyes\? Nothing has that name yet\.C")
+        )
+        question.get_by_role("button", name="Name it").press("Enter")
+        expect(versions.filter(has_text="stable")).to_have_text(re.compile("^version 2"))
+        expect(versions.nth(1).get_by_role("button")).to_have_count(0)
+        expect(versions.nth(0).get_by_role("button")).to_have_text("Promote")
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+            assert violations(page) == []
+        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+        assert (wide(page), violations(page)) == (0, [])
+        back = versions.nth(2).get_by_role("button", name="Roll back to version 1")
+        back.focus()
+        makers["eyes"].commit()
+        expect(versions).to_have_count(4)
+        back = versions.nth(3).get_by_role("button", name="Roll back to version 1")
+        expect(back).to_be_focused()  # although the list was made anew
+        page.keyboard.press("Enter")
+        expect(question).to_contain_text("Now it names version 2. stable goes back.")
+        question.get_by_role("button", name="Name it").click()
+        expect(versions.filter(has_text="stable")).to_have_text(re.compile("^version 1"))
+        assert makers["eyes"].store.aliases()["stable"].version == 1
+
+
 def test_what_was_not_done_is_said(redis_url: str, page: Page) -> None:
     with serving(redis_url, "eyes") as (at, _):
         page.goto(f"{at.url}/#history")
