@@ -2,12 +2,10 @@
 
 import { animated } from "./apng.js";
 import { button, choice, dataOf, download, field, fill, make, newest, note, range, row } from "./dom.js";
-import { MOST, describe, drawn, kept, labels, paint, picture, png, versionOptions } from "./sheets.js";
+import { MOST, codes, codesBy, describe, drawn, kept, labels, paint, picture, png, versionOptions } from "./sheets.js";
 
 const STEP_MS = 160; // between two pictures of the film
 const HOLD = 6; // times as long on the last one
-
-const codes = () => Math.max(1, Math.min(16, MOST.samples));
 
 /** A slider over all kept versions, which plays them. */
 export function film(state) {
@@ -145,7 +143,6 @@ export function wipe(state) {
   const above = picture("Right");
   const edge = make("div", { className: "edge" });
   const problem = note();
-  const n = codes();
   let seed = 1;
   const slide = () => {
     above.style.clipPath = `inset(0 0 0 ${slider.value}%)`;
@@ -158,11 +155,8 @@ export function wipe(state) {
       for (const [select, canvas] of [
         [left, below],
         [right, above],
-      ]) {
-        const [[version, images]] = await drawn(state.model, [select.value], { n, seed, label: label.value });
-        paint(canvas, images);
-        describe(canvas, `${n} drawings by version ${version}`);
-      }
+      ])
+        await codesBy(canvas, state.model, select.value, { seed, label: label.value });
       problem.say("");
     } catch (error) {
       problem.say(error.message);

@@ -20,7 +20,7 @@ import {
 } from "./dom.js";
 import { learned } from "./learned.js";
 import { said } from "./now.js";
-import { kept } from "./sheets.js";
+import { codesBy, kept, picture } from "./sheets.js";
 
 export const TITLE = "History";
 const LAST = 20; // versions that are listed at first
@@ -131,9 +131,10 @@ function entry(one, promotes, looks) {
 
 const numbers = (entries) => entries.map((one) => [String(one.version), `version ${one.version}`]);
 
-/** Two versions' figures, side by side; by class where both are kept. */
+/** Two versions' figures and what they draw, side by side; by class where both are kept. */
 function compare(state) {
   const table = make("table");
+  const drawings = state.answers.includes("strip") ? twoSheets(state) : null;
   const problem = note();
   let entries = [];
   const show = newest(async () => {
@@ -158,6 +159,7 @@ function compare(state) {
           ...classes.map((label) => line(`class ${label}`, ...probes.map((one) => accuracy(one[label])))),
         ),
       );
+      await drawings?.show(both);
       problem.say("");
     } catch (error) {
       problem.say(error.message);
@@ -179,6 +181,7 @@ function compare(state) {
     make("h3", { textContent: "Two versions" }),
     tools,
     table,
+    drawings?.node,
     problem,
   );
   return {
@@ -189,6 +192,25 @@ function compare(state) {
       fill(left, options, left.value || options.at(-1)?.[0]);
       fill(right, options);
       show();
+    },
+  };
+}
+
+/** The same codes by two versions; nothing of one that is not kept. */
+function twoSheets(state) {
+  const sheets = ["First", "Second"].map(picture);
+  let shown = ""; // which versions
+  return {
+    node: make("div", { className: "two" }, ...sheets),
+    async show(both) {
+      const versions = both.map((one) => one.digest && one.version);
+      if (String(versions) === shown) return;
+      shown = "";
+      for (const [k, version] of versions.entries()) {
+        sheets[k].hidden = version === null;
+        if (version !== null) await codesBy(sheets[k], state.model, version);
+      }
+      shown = String(versions);
     },
   };
 }

@@ -31,6 +31,16 @@ export function paint(canvas, images, columns = Math.ceil(Math.sqrt(images.lengt
   );
 }
 
+/** How many codes a version is shown by. */
+export const codes = () => Math.max(1, Math.min(16, MOST.samples));
+
+/** Paints what one version draws from the codes of a seed. */
+export async function codesBy(canvas, model, asked, { seed = 1, label } = {}) {
+  const [[version, images]] = await drawn(model, [asked], { n: codes(), seed, label });
+  paint(canvas, images);
+  describe(canvas, `${images.length} drawings by version ${version}`);
+}
+
 /** The canvas as a PNG, enlarged where it is small. */
 export function png(canvas) {
   const scale = Math.max(1, Math.ceil(LEAST / Math.min(canvas.width, canvas.height)));

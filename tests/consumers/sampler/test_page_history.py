@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from pipeline.records import Partition, Place
 from pipeline.store.lineage import LineageBuilder
@@ -60,6 +60,34 @@ def test_it_tells_what_each_version_learned_and_compares_two(redis_url: str, pag
             assert violations(page) == []
         page.set_viewport_size(PHONE)  # type: ignore[arg-type]
         assert (wide(page), violations(page)) == (0, [])
+
+
+def test_two_versions_draw_the_same_codes_side_by_side(redis_url: str, page: Page) -> None:
+    seeds = list[str]()
+    page.on("request", lambda asked: seeds.extend(re.findall(r"/strip\?.*seed=(\d+)", asked.url)))
+    with serving(redis_url, "drawings") as (at, makers):
+        page.goto(f"{at.url}/#history")
+        shown = card(page, "drawings")
+        drawn = shown.get_by_role("img", name=re.compile("^16 drawings by version"))
+        expect(drawn.first).to_have_attribute("aria-label", "16 drawings by version 1")
+        expect(drawn.last).to_have_attribute("aria-label", "16 drawings by version 3")
+        first, last = pixels(drawn.first), pixels(drawn.last)
+        assert first != last
+        shown.get_by_label("with", exact=True).select_option("1")
+        expect(drawn.last).to_have_attribute("aria-label", "16 drawings by version 1")
+        assert pixels(drawn.last) == first
+        assert seeds == ["1"] * len(seeds)  # the same codes
+        assert violations(page) == []
+        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+        assert (wide(page), violations(page)) == (0, [])
+        makers["drawings"].store.retire(makers["drawings"].fence, keep_last=1)
+        makers["drawings"].commit()
+        expect(drawn).to_have_count(0)  # version 1 is not kept
+
+
+def pixels(canvas: Locator) -> str:
+    data: str = canvas.evaluate("canvas => canvas.toDataURL()")
+    return data
 
 
 def test_an_alias_is_set_by_one_confirmed_click_and_by_keyboard(redis_url: str, page: Page) -> None:
@@ -123,6 +151,7 @@ def test_what_was_not_done_is_said(redis_url: str, page: Page) -> None:
         page.goto(f"{at.url}/#history")
         shown = card(page, "eyes")
         page.route("**/aliases/*", lambda route: route.abort())
+        shown.get_by_label("names").select_option("1")  # once it is there
         shown.get_by_role("button", name="Set …").click()
         page.get_by_role("dialog").get_by_role("button", name="Name it").click()
         expect(shown.get_by_role("alert")).to_have_text("The sampler does not answer.")
