@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 RETRY_AFTER = {"Retry-After": "1"}
 HEALTH = "/healthz"
-TOPICS, NEAREST = "/topics/", "/nearest"
+TOPICS, SHOWING = "/topics/", ("/nearest", "/find")  # what tells what was published
 OPERATIONS = (HEALTH, "/readyz", "/metrics")  # for what watches the sampler: read without a token
 BODY_S = 30.0  # how long a client may take to send its body
 REQUESTS = 1024  # at one time; half of them of one client
@@ -158,7 +158,7 @@ class Access:
         """
         host = ", ".join(headers.getlist("host"))  # of two, nothing says which one counts: together they are no name
         self._check_host(re.sub(r":\d*$", "", host).strip("[]").lower())
-        shows_records = path.startswith(TOPICS) or path.endswith(NEAREST)  # which not everybody reads
+        shows_records = path.startswith(TOPICS) or path.endswith(SHOWING)  # which not everybody reads
         writes = method in ("PUT", "DELETE", "PATCH") or shows_records
         origin = headers.get("origin")
         if (writes or method == "POST") and origin is not None and origin.partition("://")[2].lower() != host.lower():

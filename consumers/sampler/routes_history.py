@@ -1,6 +1,6 @@
 """The sampler's routes to how a model came to be: its figures over time, its versions, and what became of a record.
 
-They read the store: so they are `def`, and run on threads.
+They read the store, and one of them Kafka: so they run on threads.
 """
 
 from __future__ import annotations
@@ -9,18 +9,32 @@ from collections import deque
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from consumers.sampler.examples import DIGEST, MODEL, RouteExample
-from consumers.sampler.service import READS, ServiceOf
-from pipeline.records import POSITION, Place
-from pipeline.store import Blame, blame, commits
+from consumers.sampler.gate import refusal
+from consumers.sampler.service import READS, Service, ServiceOf
+from consumers.sampler.uploads import INPUTS, payload
+from pipeline.records import POSITION, Place, content_id
+from pipeline.store import Blame, blame, commits, places_of
 
 MOST = 1000  # versions that one answer goes through
+NEWEST = 2000  # records at the end of each partition that are looked through for one
+FOUND = 16  # of them that are told
 LISTED = 200  # versions that one answer of the log tells
 POINTS = 240  # of a curve
 QUIET = frozenset({"environment", "sources", "held_out"})  # kinds of change that are no event for who watches
+BLAMED = {
+    "model": "digits",
+    "topic": "digits",
+    "partition": 0,
+    "offset": 100,
+    "outcome": "learned",
+    "version": 2,
+    "update": 6,
+}
 EXAMPLES = {
     f"{MODEL}/history": RouteExample(
         {
@@ -55,17 +69,8 @@ EXAMPLES = {
             }
         ]
     ),
-    f"{MODEL}/blame": RouteExample(
-        {
-            "model": "digits",
-            "topic": "digits",
-            "partition": 0,
-            "offset": 100,
-            "outcome": "learned",
-            "version": 2,
-            "update": 6,
-        }
-    ),
+    f"{MODEL}/blame": RouteExample(BLAMED),
+    f"{MODEL}/find": RouteExample([BLAMED]),
 }
 router = APIRouter(tags=["models"])
 
@@ -157,6 +162,43 @@ def get_blame(
     """
     place = Place.parsed(record)
     return blame(service.serving.follower(model).store, place.partition, place.offset, MOST)
+
+
+@router.post("/models/{model}/find", openapi_extra={"requestBody": {"content": INPUTS}})
+async def post_find(
+    model: str,
+    request: Request,
+    service: ServiceOf,
+    id_: Annotated[
+        str | None, Query(alias="id", min_length=1, max_length=1000, description="in place of the record itself")
+    ] = None,
+) -> list[Blame]:
+    """What became of a record that is sent as it was published, or that has this id; of up to 16 such records.
+
+    The id is the producer's own, or what publishing gave as one. The newest 2,000 records of each partition that the
+    model reads are looked at; `headrace blame --id` looks at all.
+    """
+    if id_ is None:
+        content, _ = await payload(request)
+        if not content:
+            raise refusal(422, "invalid", "There is no record. Send one, or name its id.")
+        id_ = content_id(content.encode() if isinstance(content, str) else content)
+    with service.admitted(service.letters):
+        return await run_in_threadpool(_found, service, model, id_)
+
+
+def _found(service: Service, model: str, id: str) -> list[Blame]:
+    """
+    Raises:
+        HTTPException: 404 where no record has the id.
+    """
+    store, topics = service.serving.follower(model).store, service.serving.topics(model)
+    records = [topic for topic, labels in topics.items() if not labels]
+    places = [place for topic in records for place in places_of(service.kafka, topic, id, NEWEST)]
+    if not places:
+        looked = f"None of the newest {NEWEST:,} records of each partition of {', '.join(records) or 'no topic'}"
+        raise refusal(404, "not-found", f"{looked} has the id {id[:80]}. `headrace blame --id` looks at all.")
+    return [blame(store, place.partition, place.offset, MOST) for place in places[-FOUND:]]
 
 
 def thinned(points: list[Point], most: int) -> list[Point]:

@@ -228,10 +228,12 @@ class Client(SamplingClient):
         return blame(self._store(model), Partition(topic, partition), offset)
 
     def find(self, topic: str, id: str) -> list[tuple[int, int]]:
-        """Partition and offset of every record with this `id` header; reads the topic from its beginning to its end.
+        """Partition and offset of every record with this id; reads the topic from its beginning to its end.
+
+        Args:
+            id: the producer's own, or what `publish` gave as the id of a record without one.
 
         Raises:
-            TopicMissing: there is no such topic.
             LogUnavailable: Kafka cannot be reached.
         """
         return [(partition.number, offset) for partition, offset in places_of(self._config.kafka, topic, id)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, pairwise
 from typing import Any
 
 from pipeline.config import KafkaConfig
-from pipeline.log.reader import Reader
-from pipeline.records import Partition, Place, id_in
+from pipeline.log.dead_letters import committed
+from pipeline.records import Partition, Place, content_id, id_in
 from pipeline.store.changes import Change
 from pipeline.store.lineage import LEARNED
 from pipeline.store.manifest import HistoryEntry
@@ -18,7 +19,6 @@ from pipeline.store.store import HISTORY_BATCH, Store
 from pipeline.texts import composed
 
 PENDING, NOT_YET, NOTHING, EARLIER = "pending", "not yet", "nothing there", "earlier"
-POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +141,18 @@ def blame(store: Store, partition: Partition, offset: int, most: int | None = No
     return found(NOTHING)
 
 
-def places_of(config: KafkaConfig, topic: str, id: str) -> Iterator[Place]:
-    """Where a topic holds records with this `id` header, read from its beginning to its end of now.
+def places_of(config: KafkaConfig, topic: str, id: str, last: int | None = None) -> Iterator[Place]:
+    """Where a topic holds records with this id up to its end of now; nowhere, if it is missing.
+
+    Args:
+        id: the producer's own, or the `content_id` of the record.
+        last: only of so many records at the end of each partition.
 
     Raises:
-        TopicMissing: there is no such topic.
         LogUnavailable, LogError: Kafka cannot be reached, or refuses.
     """
     wanted = composed(id.strip())
-    with Reader(config, [topic], group="headrace-blame") as reader:
-        while any(reader.lag().values()):
-            polled = reader.poll(POLL_S)
-            for record in polled.records if polled else ():
-                if id_in(record) == wanted:
-                    yield record.place
+    with closing(committed(config, topic, last)) as records:
+        for record in records:
+            if wanted in (id_in(record), record.value and content_id(record.value)):
+                yield record.place

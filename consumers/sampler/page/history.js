@@ -20,12 +20,14 @@ import {
 } from "./dom.js";
 import { learned } from "./learned.js";
 import { said } from "./now.js";
+import { droppable, picker } from "./pad.js";
 import { codesBy, kept, picture } from "./sheets.js";
 
 export const TITLE = "History";
 const LAST = 20; // versions that are listed at first
 const MOST = 200; // and at most
 const READ_MS = 2000; // how often versions that come are read
+const POSITION = /^[\w.-]+:\d+:\d+$/;
 const STABLE = "stable"; // the name that versions are promoted to
 
 export const open = (view) =>
@@ -265,37 +267,53 @@ function naming(state, done) {
   };
 }
 
-/** Which version learned a record. */
+/** Which version learned a record: by its position, by its id, or by the record itself. */
 function blaming(state) {
   const record = make("input", {
     type: "text",
-    maxLength: 300,
+    maxLength: 1000,
     autocomplete: "off",
     placeholder: "topic:partition:offset",
   });
-  const found = make("p", { attributes: { role: "status" } });
+  const found = make("div", { attributes: { role: "status" } });
   const problem = note();
-  const look = async () => {
-    found.textContent = "";
+  const tell = newest(async (route, query, options) => {
+    found.replaceChildren("It looks …");
     problem.say("");
     try {
-      const told = await asked(path(state.model, "blame", { record: record.value.trim() }));
-      const by = told.version === null ? "" : ` by version ${told.version}`;
-      const update = told.update === null ? "" : `, update ${told.update}`;
-      found.textContent = `${told.topic}:${told.partition}:${told.offset}: ${told.outcome}${by}${update}`;
+      const told = [await asked(path(state.model, route, query), options)].flat();
+      found.replaceChildren(...told.map((one) => make("p", { textContent: outcome(one) })));
     } catch (error) {
+      found.replaceChildren();
       problem.say(error.message);
     }
+  });
+  const look = () => {
+    const text = record.value.trim();
+    if (POSITION.test(text)) tell("blame", { record: text });
+    else tell("find", { id: text }, { method: "POST" });
   };
+  const see = (body) => tell("find", {}, { method: "POST", body });
   record.addEventListener("keydown", (event) => event.key === "Enter" && look());
-  const tools = row(field("Record", record), button("Find", look));
-  return make(
+  record.addEventListener("paste", (event) => {
+    const [file] = event.clipboardData.files;
+    if (!file) return;
+    event.preventDefault();
+    see(file);
+  });
+  const node = make(
     "section",
     { className: "controls" },
     make("h3", { textContent: "Who learned it" }),
-    tools,
-    make("p", { className: "hint", textContent: "By its id: headrace blame --id ID" }),
+    row(field("Record: position or id", record), button("Find", look), picker(see)),
+    make("p", { className: "hint", textContent: "Or drop or paste the file, as it was published." }),
     found,
     problem,
   );
+  return droppable(node, see);
+}
+
+function outcome({ topic, partition, offset, outcome, version, update }) {
+  const by = version === null ? "" : ` by version ${version}`;
+  return `${topic}:${partition}:${offset}: ${outcome}${by}${update === null ? "" : `, update ${update}`}`;
 }

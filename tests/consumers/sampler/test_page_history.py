@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from consumers.sampler import routes_history
+from pipeline.log import Publisher
 from pipeline.records import Partition, Place
 from pipeline.store.lineage import LineageBuilder
 from tests.consumers.answering import serving
@@ -19,8 +22,17 @@ from tests.consumers.browsing import (
     wide,
 )
 from tests.consumers.marked import Maker
+from tests.consumers.running import configuration as served, running
+from tests.consumers.sampler.test_page_now import GREY, half
+from tests.consumers.working import configuration, publish, working
+from tests.services import Topics, unique
 
 DIGITS = Partition("digits", 0)
+DROPPED = """bytes => {
+  const given = new DataTransfer();
+  given.items.add(new File([new Uint8Array(bytes)], "picture.png", { type: "image/png" }));
+  return given;
+}"""
 
 
 def told(maker: Maker) -> None:
@@ -144,6 +156,54 @@ def test_a_version_is_promoted_and_rolled_back_by_one_confirmed_click(redis_url:
         question.get_by_role("button", name="Name it").click()
         expect(versions.filter(has_text="stable")).to_have_text(re.compile("^version 1"))
         assert makers["eyes"].store.aliases()["stable"].version == 1
+
+
+def test_a_record_is_found_by_its_id_and_by_the_picture_itself(
+    kafka: str, redis_url: str, topics: Topics, page: Page
+) -> None:
+    topic, name = topics(), unique("signs")
+    table = {"learner": "image-analytic", "input": GREY}
+    config = configuration(kafka, redis_url, topic, name=name, **table)
+    picture = {"name": "left.png", "mimeType": "image/png", "buffer": half("left")}
+    with working(config) as worker, running(served(redis_url, {name: {**table, "topics": [topic]}}, kafka)) as at:
+        with Publisher(config.kafka) as publisher:
+            publisher.publish(topic, half("left"), headers=[("label", b"left"), ("id", b"mine")])
+        worker.read(1)
+        publish(config, topic, (half("right"), "right"), (half("left"), "left"))
+        worker.read(3)
+        page.goto(f"{at.url}/#history")
+        shown = card(page, name)
+        found = shown.get_by_role("status").locator("p")
+        shown.get_by_role("textbox", name="Record").fill("mine")
+        shown.get_by_role("textbox", name="Record").press("Enter")
+        expect(found).to_have_text(re.compile(f"^{topic}:0:0: learned by version"))
+        shown.get_by_label("Choose a picture").set_input_files(picture)  # type: ignore[arg-type]
+        expect(found).to_have_count(2)
+        expect(found.last).to_have_text(re.compile(f"^{topic}:0:2: learned by version"))
+        dropped = page.evaluate_handle(DROPPED, list(half("right")))
+        shown.get_by_role("textbox", name="Record").dispatch_event("drop", {"dataTransfer": dropped})
+        expect(found).to_have_text(re.compile(f"^{topic}:0:1: learned by version"))
+        assert violations(page) == []
+        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+        assert (wide(page), violations(page)) == (0, [])
+        page.goto("about:blank")
+
+
+def test_what_is_not_among_the_newest_records_is_not_found(kafka: str, redis_url: str, topics: Topics) -> None:
+    topic, name = topics(), unique("signs")
+    table = {"learner": "image-analytic", "input": GREY, "topics": [topic]}
+    config = configuration(kafka, redis_url, topic, name=name, learner="image-analytic", input=GREY)
+    publish(config, topic, *[(half("left"), "left"), (half("right"), "right")])
+    with running(served(redis_url, {name: table}, kafka)) as at, pytest.MonkeyPatch.context() as patch:
+        [told] = at.client.post(f"/models/{name}/find", content=half("left")).json()
+        assert (told["offset"], told["outcome"]) == (0, "not yet")
+        patch.setattr(routes_history, "NEWEST", 1)
+        refused = at.client.post(f"/models/{name}/find", content=half("left"))
+        assert (refused.status_code, refused.json()["error"]) == (404, "not-found")
+        assert refused.json()["detail"].startswith(f"None of the newest 1 records of each partition of {topic} has the")
+        assert at.client.post(f"/models/{name}/find").status_code == 422
+        foreign = {"Origin": "http://elsewhere.example"}
+        assert at.client.post(f"/models/{name}/find?id=x", headers=foreign).status_code == 403
 
 
 def test_what_was_not_done_is_said(redis_url: str, page: Page) -> None:

@@ -66,7 +66,8 @@ def test_who_may_read_and_who_may_write(
         assert answer.status_code == (204 if open_ == "all" else refused)
         if open_ != "all":  # what was published is not for everybody
             assert at.client.get("/topics/topic/dead-letters").status_code == refused
-            assert at.client.post(f"/models/{family}/nearest", content=b"x").status_code == refused
+            for route in ("nearest", "find"):
+                assert at.client.post(f"/models/{family}/{route}", content=b"x").status_code == refused
         if "token" not in settings:
             closed = {
                 "all": [],

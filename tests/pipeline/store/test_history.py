@@ -11,7 +11,7 @@ from redis import Redis
 from pipeline.config import KafkaConfig
 from pipeline.errors import Corrupt
 from pipeline.log.publisher import Publisher
-from pipeline.records import Partition, Place
+from pipeline.records import Partition, Place, content_id
 from pipeline.store.history import Blame, blame, commits, places_of
 from pipeline.store.lineage import Lineage, LineageBuilder, Runs
 from pipeline.store.store import Store
@@ -150,3 +150,6 @@ def test_records_are_found_by_their_id(kafka_config: KafkaConfig, topic: str) ->
     at = Partition(topic, 0)
     assert list(places_of(kafka_config, topic, "seven")) == [(at, 1), (at, 3)]
     assert list(places_of(kafka_config, topic, "eight")) == []
+    assert list(places_of(kafka_config, topic, content_id(b"x"))) == [(at, offset) for offset in range(4)]
+    assert list(places_of(kafka_config, topic, content_id(b"x"), last=2)) == [(at, 2), (at, 3)]
+    assert list(places_of(kafka_config, f"{topic}-missing", "seven")) == []
