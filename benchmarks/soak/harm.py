@@ -85,7 +85,8 @@ def change_hands(
         _wait(partial(_holds, stage, handle, name))
         standby, next_name = handle.start(), f"{handle.name}-{handle.starts}"
         _wait(partial(_grew, stage, handle, stage.head(handle.name)), LEARN_S)
-        lost = not _holds(stage, handle, name)  # by a machine that stood still for as long as the lease
+        # By a machine that stood still for as long as the lease. One that ran out and was not taken is prolonged.
+        lost = _holds(stage, handle, next_name)
         kill = change % 3 == 0 and not lost
         if not lost:
             os.kill(holder.pid or 0, signal.SIGKILL if kill else signal.SIGSTOP)
