@@ -54,7 +54,7 @@ def learned(redis: Redis, family: str, way: Way, given: Mapping[str, str]) -> No
 
 
 @pytest.fixture(scope="module")
-def at(redis_url: str, given: Mapping[str, str]) -> Iterator[Running]:
+def at(kafka: str, redis_url: str, given: Mapping[str, str]) -> Iterator[Running]:
     """A sampler of every built-in learner, and of models that a user made."""
     tables: dict[str, dict[str, Any]] = {}
     with Redis.from_url(redis_url) as redis:
@@ -66,7 +66,7 @@ def at(redis_url: str, given: Mapping[str, str]) -> Iterator[Running]:
             name = unique(way.learner)
             learned(redis, name, way, given)
             tables[name] = {"learner": way.learner, "input": dict(way.input)}
-        with running(configuration(redis_url, tables, **BOUNDS)) as at, pytest.MonkeyPatch.context() as patch:
+        with running(configuration(redis_url, tables, kafka, **BOUNDS)) as at, pytest.MonkeyPatch.context() as patch:
             patch.setattr(routes_events, "STREAM_S", 0.5)  # else whoever reads it to its end waits long
             assert all(at.serves(name, 1) for name in tables), at.said
             yield at
@@ -90,7 +90,7 @@ def test_it_answers_as_it_says(at: Running) -> None:
         if "{model}" not in operation.path:
             asking(operation, None, 20)()
             continue
-        for state in states[:1] if operation.path.endswith("/find") else states:  # it waits for Kafka, which is away
+        for state in states[:1] if operation.path.endswith("/find") else states:  # which connects to Kafka each time
             able = operation.path.rpartition("/")[2] in state["answers"]
             asking(operation, state["model"], 20 if able else 2)()
 
