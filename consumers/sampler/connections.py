@@ -98,6 +98,7 @@ class Patient(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unparsed = 0
+        self._silent_since = self.loop.time()  # an answer may take less time than lies between two looks
         super().on_message_complete()
 
     def pause_writing(self) -> None:
