@@ -8,7 +8,7 @@ before Pillow sees it, and the walk is bounded. What is not needed for pixels is
 |---|---|---|
 | all | | more pixels, or a longer side, than the bounds; more memory than `DECODING` bytes for each of `max_pixels` |
 | PNG | all but IHDR, PLTE, tRNS, IDAT; frames of APNG but the default picture | more than `PARTS` chunks |
-| JPEG | all APPn but JFIF and Adobe; comments | arithmetic coding, lossless; more than `SCANS` scans |
+| JPEG | all APPn but JFIF and Adobe; comments; what fills gaps | arithmetic coding, lossless; more than `SCANS` scans |
 | WebP | | |
 | GIF | extensions but transparency; other frames | more than `PARTS` blocks before the first frame |
 | BMP | | run-length encoding of more than `RUN_PIXELS` |
@@ -137,10 +137,10 @@ def _png(content: bytes) -> Picture:
             data = content[at + 8 : min(end - 4, at + 8 + METADATA_BYTES)] if name in METADATA_CHUNKS else b""
             if name == b"eXIf":
                 exif = exif or data
-            elif data.startswith((b"Raw profile type exif\0", b"Raw profile type APP1\0")):
-                exif = exif or _raw_profile(_png_text(name, data))
-            elif data.startswith(b"XML:com.adobe.xmp\0"):
-                xmp = xmp or _png_text(name, data)
+            elif exif is None and data.startswith((b"Raw profile type exif\0", b"Raw profile type APP1\0")):
+                exif = _raw_profile(_png_text(name, data))  # of the first one alone: each costs a megabyte
+            elif xmp is None and data.startswith(b"XML:com.adobe.xmp\0"):
+                xmp = _png_text(name, data)
         at = end
     if header is None:
         raise _undecodable("a PNG without a header")
@@ -192,7 +192,8 @@ def _jpeg(content: bytes) -> Picture:
             raise _too_many("segments")
         gap, marker, size = SEGMENT.unpack_from(content, at)
         if gap != 0xFF or marker not in LENGTHY:
-            at = _next_marker(content, at)
+            kept.append(content[start:at])  # without what fills the gap: Pillow reads that a byte at a time
+            start = at = _next_marker(content, at)
             _, marker, size = SEGMENT.unpack_from(content, at)
         end = at + 2 + size
         if marker in FRAMES:

@@ -184,6 +184,23 @@ def test_exif_counts_before_xmp() -> None:
     assert image_array(both, ImageInput(size=(32, 48), channels=1))[0, 4, 4] > 128
 
 
+def test_of_packed_profiles_the_first_one_alone_is_unpacked() -> None:
+    damaged = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"no profile" * 999))
+    again = with_chunk(PLAIN, damaged + profile("exif", True))
+    assert unpacked(again, len(again), INPUT.max_pixels).orientation == 1
+    other = with_chunk(PLAIN, damaged + chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0")))
+    assert unpacked(other, len(other), INPUT.max_pixels).orientation == 6  # which nobody has to unpack
+
+
+def test_what_fills_gaps_between_segments_is_left_out() -> None:
+    content = encoded(WHITE, "JPEG", comment=b"a comment")
+    for filling in (b"\xff" * 9999, b"\xff"):
+        filled = content[:2] + filling + content[2:]
+        picture = unpacked(filled, len(filled), INPUT.max_pixels)
+        assert len(picture.content) < len(content)
+        np.testing.assert_array_equal(image_array(filled, INPUT), image_array(content, INPUT))
+
+
 # --- transparency ---
 
 
