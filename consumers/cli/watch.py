@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
-from consumers.cli.command import moment
+from consumers.cli.command import LINES, moment, printable
 from pipeline.errors import NotFound
 from pipeline.store import Holding, Manifest, Store
 from pipeline.words import counted
@@ -126,7 +127,8 @@ class Heads:
 
 
 def table(rows: Iterable[Row], caption: str | None = None) -> Table:
-    shown = Table(caption=caption, caption_justify="left")
+    # Text, for rich reads marks such as [red] in a str, and a class may be named [/red].
+    shown = Table(caption=None if caption is None else Text(printable(caption, LINES)), caption_justify="left")
     for column in COLUMNS:
         shown.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:

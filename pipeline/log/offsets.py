@@ -6,6 +6,7 @@ Ends are those of committed records: an open transaction holds them back.
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,7 @@ from pipeline.words import milliseconds
 REMEMBERED = 100_000  # records that were read last, of a partition
 AGAIN_S = 10.0  # for reading doubtful ones again
 CALL_MS = 10_000
+NUMBER = re.compile("[0-9]{1,15}")  # of a version, as a worker notes it
 ASK_MS = 2_000  # where an answer is not waited for: who asks looks after everything else in between
 
 
@@ -144,7 +146,7 @@ def last_number(consumer: Any, partitions: Iterable[Partition]) -> str | None:
     """The highest number that was committed beside the offsets of the consumer's group, if any."""
     found = [consumer.committed(tp(partition), metadata=True, timeout_ms=CALL_MS) for partition in partitions]
     texts = [at.metadata for at in found if at is not None and at.metadata]
-    return max((text for text in texts if text.isascii() and text.isdecimal()), key=int, default=None)
+    return max((text for text in texts if NUMBER.fullmatch(text)), key=int, default=None)
 
 
 def resume(

@@ -199,12 +199,12 @@ class Keyspace:
         """Why a worker may not write any more; None: it may."""
         fields = _asked(self.redis.hmget, self.key("fence"), "counter", "token", "owner")
         held = _asked(self.redis.exists, self.key("lease"))
-        counter, token, owner = (None if value is None else value.decode() for value in fields)
+        counter, token, owner = (None if value is None else _text(value) for value in fields)
         if token == fence.token:
             return None
         if held:
             return Fenced(f"{owner} took {self.model} from this worker and goes on from the head. Stop this one.")
-        if int(counter or 0) < fence.counter and (counter or not self._was_deleted()):
+        if _number(counter or "0") < fence.counter and (counter or not self._was_deleted()):
             return HeadMoved(
                 f"Redis knows of {counter or 0} workers of {self.model} so far, but this one is number "
                 f"{fence.counter}: Redis came back older than it was, or empty, or was changed by hand. The worker "
@@ -238,7 +238,7 @@ class Keyspace:
 
     def aliases(self) -> dict[str, Ref]:
         aliases = _asked(self.redis.hgetall, self.key("aliases"))
-        return {name.decode(): Ref.parse(ref) for name, ref in sorted(aliases.items())}
+        return {_text(name): Ref.parse(ref) for name, ref in sorted(aliases.items())}
 
     def alias(self, name: str) -> Ref | None:
         ref = _asked(self.redis.hget, self.key("aliases"), name)
@@ -246,7 +246,7 @@ class Keyspace:
 
     def last_version(self) -> int:
         """The highest number that was ever used; 0 before the first."""
-        return int(_asked(self.redis.get, self.key("counter")) or 0)
+        return _number(_text(_asked(self.redis.get, self.key("counter")) or b"0"))
 
     def document(self, name: str, what: str) -> bytes | None:
         """A JSON document of the model; errors call it `what`.
@@ -272,7 +272,7 @@ class Keyspace:
 
     def entry_numbers(self) -> list[int]:
         """The numbers of the versions in the history, in no order."""
-        return list(map(int, _asked(self.redis.hkeys, self.key("lineage"))))
+        return [_number(_text(number)) for number in _asked(self.redis.hkeys, self.key("lineage"))]
 
     def events(self, after_id: str, block_ms: int | None) -> list[Event]:
         """What happened in the family after an event; waits for the first for up to `block_ms`."""
@@ -305,3 +305,13 @@ def _event(id_: bytes, fields: dict[bytes, bytes]) -> Event:
 def _text(raw: bytes) -> str:
     """Whatever its bytes are."""
     return raw.decode(errors="replace")
+
+
+def _number(text: str) -> int:
+    """
+    Raises:
+        Corrupt: it is no number of a version or of a worker.
+    """
+    if re.fullmatch("[0-9]{1,15}", text):  # of more digits Lua has no exact numbers
+        return int(text)
+    raise Corrupt(f"Redis counts {text[:80]!r}, which is no number. Restore Redis from a backup.")

@@ -274,6 +274,8 @@ class Store:
                 if entry.version == wanted:
                     yield entry
                     wanted = entry.parent.version if entry.parent else None
+                    if wanted is not None and wanted >= entry.version:  # whoever follows a ring goes round for ever
+                        raise Corrupt(f"The history of {self.model} goes from {entry.version} back to {wanted}.")
             if wanted == before:
                 return
             batch = min(2 * batch, HISTORY_BATCH)

@@ -6,10 +6,13 @@ import os
 import re
 import signal
 import subprocess
+from io import StringIO
 from pathlib import Path
 
 from redis import Redis
+from rich.console import Console
 
+from consumers.cli.watch import Heads, table
 from pipeline.local.servers import EmbeddedRedis
 from pipeline.process import tied
 from pipeline.store.store import Store
@@ -71,3 +74,13 @@ def test_watch_waits_for_redis(folder: Path, model: str, tmp_path: Path) -> None
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=PATIENCE_S)
             assert (process.returncode, "Traceback" in said) == (0, False)
+
+
+def test_what_redis_says_is_shown_as_it_is(redis: Redis, model: str) -> None:
+    store = Store(redis, model, model)
+    marked(store).commit(diagnoses={"few-records": "[/bold] [link=x]a label\x1b[2J"})
+    [row] = Heads().look({model: store})
+    console = Console(force_terminal=True, width=120, file=StringIO(), color_system=None)
+    console.print(table([row], "\n".join(row.warnings())))
+    assert isinstance(console.file, StringIO)
+    assert "[/bold] [link=x]a label\\x1b[2J" in console.file.getvalue()

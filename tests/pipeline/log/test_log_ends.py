@@ -242,8 +242,8 @@ def test_a_commit_before_the_first_number_keeps_the_old_one(kafka_config: KafkaC
 def test_the_highest_number_counts_and_foreign_ones_do_not(
     kafka: str, kafka_config: KafkaConfig, topics: Topics
 ) -> None:
-    topic, group = topics(partitions=5), unique("headrace")
-    texts = ["9", "10", "", "of another tool", "²"]
+    topic, group = topics(partitions=6), unique("headrace")
+    texts = ["9", "10", "", "of another tool", "²", "9" * 4000]
     consumer = KafkaConsumer(bootstrap_servers=kafka, group_id=group, enable_auto_commit=False)
     consumer.commit({TopicPartition(topic, n): OffsetAndMetadata(0, text, -1) for n, text in enumerate(texts)})
     consumer.close()

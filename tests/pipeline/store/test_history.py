@@ -76,6 +76,13 @@ def test_the_history_costs_what_it_shows(store: Store, writer: Writer, redis: Re
         commits(store)
 
 
+def test_a_history_in_a_ring_is_reported(told: Store, redis: Redis, family: str) -> None:
+    entry = told.history(1).model_copy(update={"parent": told.head()})  # of a version that is not kept any more
+    redis.hset(f"headrace:{{{family}}}:model:{told.model}:lineage", "1", entry.model_dump_json())
+    with pytest.raises(Corrupt, match="goes from 1 back to 3"):
+        commits(told)
+
+
 def test_the_history_has_the_newest_first(told: Store) -> None:
     found = commits(told)
     assert [(c.version, c.parent, c.digest is None, c.aliases) for c in found] == [

@@ -61,6 +61,27 @@ def test_a_head_of_a_newer_format_is_refused_with_the_choices(store: Store, redi
     assert store.manifest(1).version == 1
 
 
+@pytest.mark.parametrize("garbage", [b"garbage", b"\xff", b"9" * 5000, b"9" * 18, b"-1", "٣".encode()])
+def test_a_number_that_is_none_is_reported(store: Store, writer: Writer, redis: Redis, garbage: bytes) -> None:
+    writer.commit(draft(0, {"w": weights(1)}))
+    redis.set(store._keys.key("counter"), garbage)
+    for look in (lambda: store.writer(writer.fence), lambda: [*store.histories()]):
+        with pytest.raises(Corrupt, match="which is no number"):
+            look()
+    redis.set(store._keys.key("counter"), 1000)  # most numbers below were never used: those that were are listed
+    redis.hset(store._keys.key("lineage"), garbage, b"?")
+    with pytest.raises(Corrupt, match="which is no number"):
+        list(store.histories())
+
+
+def test_an_alias_whose_name_is_no_text_hides_no_other(store: Store, writer: Writer, redis: Redis) -> None:
+    writer.commit(draft(0, {"w": weights(1)}))
+    store.set_alias("stable", 1)
+    redis.hset(store._keys.key("aliases"), b"\xff", str(store.head()))
+    assert {ref.version for ref in store.aliases().values()} == {1}
+    assert "stable" in store.aliases()
+
+
 @pytest.mark.parametrize("what", ["flipped", "gone"])
 def test_a_damaged_keyframe_stops_a_worker_and_nobody_else(store: Store, redis: Redis, family: str, what: str) -> None:
     fence = taken(store)
