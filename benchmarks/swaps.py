@@ -1,8 +1,9 @@
 """Hot swaps under steady requests of all kinds: what fails, what mixes two versions, what waits, how memory grows.
 
-`headrace serve` runs as a process, and so do those who ask it. Each version's weights say which version they are, in
-two tensors, so that an answer shows a mix. Every version goes live, and an answer names it, before the next one is
-made. Before and after that the same is asked while no version comes.
+`headrace serve` runs as a process, and so do those who ask it, each at times that are fixed beforehand: an answer's
+time counts from there, so a request that had to wait for the one before it hides nothing. Each version's weights say
+which version they are, in two tensors, so that an answer shows a mix. Every version goes live, and an answer names it,
+before the next one is made. Between the blocks of versions the same is asked while none comes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -30,7 +31,9 @@ from tests.consumers.marked import NAME, TEXT, Maker, blueprint, step
 
 MODEL = "marked"
 CLIENTS = 4
-REST_S = 10.0  # how long is asked without swaps, before and after them
+EVERY_S = 0.02  # a client asks: 200 requests a second in all, a fifth of what saturates this sampler
+BLOCK = 250  # swaps between two rests
+REST_S = 5.0  # how long is asked without swaps, before, between and after the blocks
 FROZEN = 1 << 20  # float32 that never change, in 4 MiB beside what does
 KEEP_LAST = 20
 FIRST = 100  # the swap from which on memory may not grow
@@ -91,26 +94,31 @@ class Answers:
             self.seen = max(self.seen, version)
 
 
-def _ask(port: int, answers: Answers, done: threading.Event) -> None:
+def _ask(port: int, answers: Answers, done: threading.Event, offset_s: float) -> None:
     """One client with one connection, one kind after the other."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    due_s = time.perf_counter() + offset_s
     while not done.is_set():
         for kind, (method, path, body, _) in KINDS.items():
-            started_s = time.perf_counter()
+            due_s += EVERY_S
+            time.sleep(max(0.0, due_s - time.perf_counter()))
             try:
                 connection.request(method, f"/models/{MODEL}{path}", body, {"Content-Type": "text/plain"})
                 response = connection.getresponse()
                 content, headers = response.read(), {name.lower(): value for name, value in response.getheaders()}
-                answers.take(kind, time.perf_counter() - started_s, response.status, headers, content)
+                answers.take(kind, time.perf_counter() - due_s, response.status, headers, content)
             except (OSError, http.client.HTTPException) as error:
                 answers.take(kind, 0.0, 0, {}, repr(error).encode())
                 connection.close()
 
 
 def _asking(port: int, told: Connection) -> None:
-    """A process: asks until it is told to end. Each "seen" is answered, and "p99" with the p99 of each kind so far."""
+    """A process: asks until it is told to end. Answers "seen", and "waited" with what each kind took since then."""
     answers, done = Answers(), threading.Event()
-    threads = [threading.Thread(target=_ask, args=(port, answers, done)) for _ in range(CLIENTS)]
+    threads = [
+        threading.Thread(target=_ask, args=(port, answers, done, EVERY_S * client / CLIENTS))
+        for client in range(CLIENTS)
+    ]
     for thread in threads:
         thread.start()
     while (question := told.recv()) != "end":
@@ -118,7 +126,7 @@ def _asking(port: int, told: Connection) -> None:
             if question == "seen":
                 told.send(answers.seen)
             else:
-                told.send({kind: float(np.quantile(found, 0.99)) for kind, found in answers.waited_s.items() if found})
+                told.send(answers.waited_s)
                 answers.waited_s = {kind: [] for kind in KINDS}
     done.set()
     for thread in threads:
@@ -144,9 +152,9 @@ class Clients:
                 raise RuntimeError(f"version {version} did not answer: {sampler.log.read_text()[-2000:]}")
             time.sleep(0.002)
 
-    def p99_s(self) -> dict[str, float]:
-        """Of each kind, since it was asked before."""
-        found: dict[str, float] = self._asked("p99")
+    def waited_s(self) -> dict[str, list[float]]:
+        """By each kind, since it was asked before."""
+        found: dict[str, list[float]] = self._asked("waited")
         return found
 
     def end(self) -> tuple[int, list[str], list[str]]:
@@ -184,25 +192,25 @@ def measure(stage: Stage, *, swaps: int) -> Findings:
         sampler.until(lambda: ready(port) or None)
         with _clients(port) as clients:
             clients.until(1, sampler)
-            clients.p99_s()  # of the first requests
-            rests = [_rested(clients)]
+            clients.waited_s()  # of the first requests
+            rests, swapping = [_rested(clients)], []
             for swap in range(1, swaps + 1):
                 version = step(maker)
                 maker.store.retire(maker.fence, KEEP_LAST)
                 maker.store.renew(maker.fence, 60)
                 clients.until(version, sampler)
                 resident_kib.append(sampler.resident_kib())
-                if swap % 500 == 0:
+                if swap % BLOCK == 0 or swap == swaps:
                     stage.say(f"{swap} swaps, {resident_kib[-1] / 1024:.1f} MiB resident")
-            swapping = clients.p99_s()
-            rests.append(_rested(clients))
+                    swapping.append(clients.waited_s())
+                    rests.append(_rested(clients))
             requests, failed, mixed = clients.end()
     first = min(FIRST, swaps // 2)
     early, late = (statistics.median(resident_kib[at - WINDOW : at]) for at in (first, swaps))
     growth = late / early - 1
-    resting = {kind: statistics.mean(rest[kind] for rest in rests) for kind in KINDS}
-    slower = max(swapping[kind] / resting[kind] for kind in KINDS)
-    waits = ", ".join(f"{kind} {1000 * resting[kind]:.0f} → {1000 * swapping[kind]:.0f}" for kind in KINDS)
+    resting_s, swapping_s = _p99_s(rests), _p99_s(swapping)
+    slower = max(swapping_s[kind] / resting_s[kind] for kind in KINDS)
+    waits = ", ".join(f"{kind} {1000 * resting_s[kind]:.1f} → {1000 * swapping_s[kind]:.1f}" for kind in KINDS)
     name = f"{swaps:,} hot swaps under {CLIENTS} clients, {requests:,} requests of {len(KINDS)} kinds"
     figures = [
         Figure(f"{name}: failed", f"**{len(failed)}**", "0", not failed),
@@ -221,10 +229,15 @@ def measure(stage: Stage, *, swaps: int) -> Findings:
         ),
     ]
     raw = {"requests": requests, "failed": failed, "mixed": mixed, "resident_kib": resident_kib[::10]}
-    return Findings(figures, raw={**raw, "rests_p99_s": rests, "swapping_p99_s": swapping})
+    return Findings(figures, raw={**raw, "resting_p99_s": resting_s, "swapping_p99_s": swapping_s})
 
 
-def _rested(clients: Clients) -> dict[str, float]:
-    """p99 of each kind while no version comes."""
+def _rested(clients: Clients) -> dict[str, list[float]]:
+    """What each kind took while no version came."""
     time.sleep(REST_S)
-    return clients.p99_s()
+    return clients.waited_s()
+
+
+def _p99_s(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Of each kind, over all parts."""
+    return {kind: float(np.quantile([waited for part in parts for waited in part[kind]], 0.99)) for kind in KINDS}

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import torch
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -199,6 +200,7 @@ class Follower:
                 self._listeners = tuple(other for other in self._listeners if other is not hears)
 
     def _loop(self) -> None:
+        torch.set_num_threads(1)  # loading is copying: more threads would be taken from those that answer
         last, wait_s = "0", BACKOFF_S[0]
         while not self._stop.is_set():
             try:
