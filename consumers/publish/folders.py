@@ -54,6 +54,8 @@ def listing(folder: Path, say: Callable[[str], None]) -> list[Entry | Refused]:
     entries = [Entry(str(folder.joinpath(*inside)), _label(inside, splits)) for inside in files]
     for line in passed.lines():
         say(line)
+    if not found:
+        refused = [Refused(str(folder), "no picture and no text is in it. See that it is the right folder.")]
     return [*refused, *entries]
 
 

@@ -121,3 +121,11 @@ def test_a_folder_that_is_gone_is_reported(tmp_path: Path) -> None:
     [refused] = listing(tmp_path / "gone", print)
     assert isinstance(refused, Refused)
     assert "gone: No such file" in str(refused)
+
+
+def test_a_folder_without_pictures_and_texts_is_reported(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = listing(made(tmp_path, "cat/Thumbs.db"), said.append)
+    assert [str(one).partition(": ")[2] for one in found] == [
+        "no picture and no text is in it. See that it is the right folder."
+    ]
