@@ -8,6 +8,7 @@ import { freshness, listen, models, service } from "./live.js";
 export const TITLE = "Now";
 const RATE_MS = 10000; // over which records a second are counted
 const IDLE_S = 20; // without a new record a stream stands still
+const WINDOW = 1000; // records behind the large figure
 const EVENTS = 4; // that a card lists
 const HISTORY_MS = 5000;
 const MOST = 1000; // versions that /history tells at one time
@@ -194,14 +195,17 @@ function modelCard(name) {
       return;
     }
     version.textContent = `version ${state.standing.version}`;
-    const topics = Object.keys(state.standing.watermark).join(", ") || "nothing yet";
-    kind.textContent = `${state.learner} learns from ${topics}`;
+    const [topic, ...others] = Object.keys(state.standing.watermark);
+    kind.textContent = `${state.learner} learns from ${[topic ?? "nothing yet", ...others].join(", ")}`;
     advice.textContent = Object.values(state.diagnoses).join(" ");
     advice.hidden = !advice.textContent;
     const main = mainFigure(state.metrics);
     big.textContent = main.long(state.metrics[main.metric]);
-    meaning.textContent = main.meaning;
-    facts.records.say(whole(state.counts.learned ?? 0));
+    const seen = state.counts.learned ?? 0;
+    meaning.textContent = seen
+      ? `${main.meaning} ${whole(Math.min(seen, WINDOW))}`
+      : `Nothing is learned yet. To begin: headrace publish ${topic ?? "TOPIC"} FOLDER`;
+    facts.records.say(whole(seen));
     facts.lag.say(state.standing.lag_records == null ? null : whole(state.standing.lag_records));
     facts["held out"].say(main.beside ? figure(main.beside, state.metrics[main.beside]) : null);
     facts.replay.say(state.metrics.replay_fill == null ? null : percent(state.metrics.replay_fill));
@@ -272,7 +276,7 @@ function mainFigure(metrics) {
       metric: "prequential_accuracy",
       beside: metrics.held_out_accuracy != null ? "held_out_accuracy" : null,
       name: "before learning",
-      meaning: "right before they were learned, of the last 1,000",
+      meaning: "right before they were learned, of the last",
       long: percent,
       short: (x) => `${Math.round(100 * x)} %`,
       limits: [0, 1],
@@ -283,7 +287,7 @@ function mainFigure(metrics) {
     metric: "prequential_loss",
     beside: metrics.held_out_loss != null ? "held_out_loss" : null,
     name: "loss",
-    meaning: "nats of loss before learning, over the last 1,000",
+    meaning: "nats of loss before learning, over the last",
     long: (x) => figure("loss", x),
     short: (x) => (Math.abs(x) >= 100 ? x.toFixed(0) : x.toFixed(2)),
     limits: [-Infinity, Infinity],

@@ -92,6 +92,16 @@ def test_what_is_held_out_is_shown_beside_and_by_class(redis_url: str, page: Pag
         expect(shown.locator(".bars li")).to_have_text("dark50.0 %, was 75.0 %")
 
 
+def test_a_card_without_records_says_how_to_begin(redis_url: str, page: Page) -> None:
+    with serving(redis_url, "eyes") as (at, makers):
+        makers["eyes"].commit(counts={}, watermark={"photos": {0: 0}}, metrics={})
+        page.goto(at.url)
+        meaning = card(page, "eyes").locator(".meaning")
+        expect(meaning).to_have_text("Nothing is learned yet. To begin: headrace publish photos FOLDER")
+        makers["eyes"].commit(counts={"learned": 16}, metrics={"prequential_accuracy": 0.5})
+        expect(meaning).to_have_text("right before they were learned, of the last 16")
+
+
 def test_what_happened_is_marked_on_the_curve_and_listed(redis_url: str, page: Page) -> None:
     with serving(redis_url, "drawings") as (at, makers):
         page.goto(at.url)
