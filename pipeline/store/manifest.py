@@ -22,6 +22,7 @@ FORMAT = 1
 
 Group = Literal["serving", "training"]
 
+PROBED = ("now", "best", "first", "records")  # accuracies on held-out records of a class, and how many there are
 REF = re.compile(rb"([0-9]{1,18}):([0-9a-f]{64})")
 
 
@@ -29,7 +30,14 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _probed(kept: dict[str, int | float]) -> dict[str, int | float]:
+    if missing := [name for name in PROBED if name not in kept]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return kept
+
+
 Size = Annotated[int, Field(ge=0, lt=2**63)]
+Probe = Annotated[dict[str, int | float], AfterValidator(_probed)]
 Metric = Annotated[float | None, AfterValidator(_finite)]  # None: not a number; 1e999 is none
 
 
@@ -137,7 +145,7 @@ class About(Stored):
     environment: dict[str, Any]  # headrace, torch, python, device, threads, processor, kernels
     meta: dict[str, Any]  # the learner's own
     worker: dict[str, Any]  # the worker's own: what it needs to go on
-    probes: dict[str, dict[str, Any]] = {}  # class → accuracy on held-out records: now, best, first; records
+    probes: dict[str, Probe] = {}  # by class
     diagnoses: dict[str, str] = {}  # what is wrong, by name: what is seen, and what to do
     last: tuple[Learned, ...] = ()  # of what was learned since the parent
 

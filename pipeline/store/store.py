@@ -185,7 +185,10 @@ class Store:
             raise Corrupt(
                 f"{what} has other bytes than were stored. Use another version, or restore Redis from a backup."
             )
-        return Manifest.read(raw, what)
+        manifest = Manifest.read(raw, what)
+        if manifest.version != ref.version:
+            raise Corrupt(f"{what} is one of version {manifest.version}. Use another version.")
+        return manifest
 
     def keyframe(self, manifest: Manifest) -> Manifest:
         """The version that holds the training state which this one goes on from: itself, or an ancestor.

@@ -143,7 +143,7 @@ def test_a_worker_goes_on_on_another_processor(kafka: str, redis_url: str, topic
         )
     try:
         last = "0"
-        while (head := store.head()) is None or store.manifest(head).counts["learned"] < 40:
+        while (head := store.head()) is None or store.manifest(head).counts.get("learned", 0) < 40:
             events = store.events(last, int(1000 * PATIENCE_S))
             assert events, (tmp_path / "log").read_text()
             last = events[-1].id

@@ -63,7 +63,7 @@ def test_a_manifest_says_all_that_its_draft_says(store: Store, writer: Writer) -
         metrics={"loss": 0.5, "accuracy": math.nan},
         meta={"learner": 1},
         worker={"topics": {"digits": 0}},
-        probes={"a": {"now": 0.5}},
+        probes={"a": {"now": 0.5, "best": 0.75, "first": 0.25, "records": 8}},
         diagnoses={"lr": "lower it"},
         last=(Learned(record="digits:0:1", label="a", predicted="b"),),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,27 @@ def test_a_changed_manifest_is_found(store: Store, writer: Writer, redis: Redis)
     raw: Any = redis.get(key)
     redis.set(key, raw.replace(b'"seed":0', b'"seed":1'))
     with pytest.raises(Corrupt, match="manifest of version 1 of digits has other bytes"):
+        store.manifest()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"version": 7}, "manifest of version 1 of digits is one of version 7"),
+        ({"probes": {"a": {}}}, r"damaged at 'probes\.a': .*it lacks now, best, first, records"),
+        ({"probes": {"a": {"now": None}}}, r"damaged at 'probes\.a\.now"),
+    ],
+)
+def test_a_manifest_that_is_forged_whole_is_reported(
+    store: Store, writer: Writer, redis: Redis, changed: dict[str, Any], said: str
+) -> None:
+    writer.commit(draft(0, {"w": weights(1)}))
+    raw = json.dumps(json.loads(store.manifest().raw) | changed).encode()
+    redis.delete(store._keys.key("versions"))
+    redis.zadd(store._keys.key("versions"), {f"1:{sha256(raw)}": 1})
+    redis.set(store._keys.key("manifest:1"), raw)
+    redis.set(store._keys.key("head"), f"1:{sha256(raw)}")
+    with pytest.raises(Corrupt, match=said):
         store.manifest()
 
 
