@@ -92,7 +92,7 @@ def test_what_is_held_out_is_shown_beside_and_by_class(redis_url: str, page: Pag
         expect(shown.locator(".bars li")).to_have_text("dark50.0 %, was 75.0 %")
 
 
-def test_a_card_without_records_says_how_to_begin(redis_url: str, page: Page) -> None:
+def test_a_card_without_records_says_how_to_start(redis_url: str, page: Page) -> None:
     with serving(redis_url, "eyes") as (at, makers):
         makers["eyes"].commit(counts={}, watermark={"photos": {0: 0}}, metrics={})
         page.goto(at.url)
