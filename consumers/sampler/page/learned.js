@@ -9,18 +9,24 @@ const open = "records" in document.querySelector("main").dataset; // else the br
 /** `show(state, last)` takes a model's state, and its `last` or that of one of its versions. */
 export function learned(label) {
   const list = make("ul", { className: "learned", hidden: true, attributes: { "aria-label": label } });
-  let next = 0;
+  let wanted = null; // the newest that is not shown yet
   let busy = false;
 
-  async function show({ model, topics }, last) {
-    list.hidden = list.hidden && !last.length;
-    if (!last.length || busy || performance.now() < next) return;
+  async function show(state, last) {
+    if (!last.length) return;
+    list.hidden = false;
+    wanted = { ...state, last };
+    if (busy) return;
     busy = true;
-    const asking = open ? topics.filter((topic) => last.some((one) => cut(one.record)[0] === topic)) : [];
-    const seen = await Promise.all(asking.map((topic) => records(model, topic, last)));
-    list.replaceChildren(...last.map((one) => item(one, seen.find((some) => some.has(one.record))?.get(one.record))));
+    while (wanted) {
+      const { model, topics, last } = wanted;
+      wanted = null;
+      const asking = open ? topics.filter((topic) => last.some((one) => cut(one.record)[0] === topic)) : [];
+      const seen = await Promise.all(asking.map((topic) => records(model, topic, last)));
+      list.replaceChildren(...last.map((one) => item(one, seen.find((some) => some.has(one.record))?.get(one.record))));
+      await new Promise((go) => setTimeout(go, EVERY_MS));
+    }
     busy = false;
-    next = performance.now() + EVERY_MS;
   }
 
   return { node: list, show };

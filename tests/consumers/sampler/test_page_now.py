@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from contextlib import ExitStack
 from threading import Event, Thread
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from pipeline.store.lineage import LineageBuilder
+from pipeline.store.manifest import Learned
 from tests.consumers.answering import serving
 from tests.consumers.browsing import (
     SCHEMES,
@@ -100,6 +102,21 @@ def test_a_card_without_records_says_how_to_start(redis_url: str, page: Page) ->
         expect(meaning).to_have_text("Nothing is learned yet. To begin: headrace publish photos FOLDER")
         makers["eyes"].commit(counts={"learned": 16}, metrics={"prequential_accuracy": 0.5})
         expect(meaning).to_have_text("right before they were learned, of the last 16")
+
+
+def test_a_stream_that_pauses_leaves_the_newest_records_on_the_card(redis_url: str, page: Page) -> None:
+    with serving(redis_url, "eyes") as (at, makers):
+        makers["eyes"].store.renew(makers["eyes"].fence, 3600)  # its end would be one more event
+        page.clock.install()
+        page.goto(at.url)
+        page.clock.pause_at(time.time() + 3600)  # the page's time stands still: these versions come at one moment
+        shown = card(page, "eyes").get_by_role("list", name="Last records of eyes").get_by_role("listitem")
+        for offset in range(3):
+            makers["eyes"].commit(last=[Learned(record=f"photos:0:{offset}", label="dark")])
+            assert at.serves("eyes", offset + 4)
+            expect(card(page, "eyes").locator(".version")).to_have_text(f"version {offset + 4}")
+        page.clock.run_for(5000)
+        expect(shown).to_have_attribute("title", "photos:0:2")
 
 
 def test_what_happened_is_marked_on_the_curve_and_listed(redis_url: str, page: Page) -> None:
