@@ -7,6 +7,7 @@ from models.acquainted import acquainted
 from models.images import (
     analytic as image_analytic,
     classifier as image_classifier,
+    flow as image_flow,
     gan as image_gan,
     recogniser as image_recogniser,
     resnet as image_resnet,
@@ -29,6 +30,7 @@ BUILTIN: dict[str, Blueprint] = {
     "image-analytic": image_analytic.BLUEPRINT,
     "image-auto": auto.IMAGE,
     "image-classifier": acquainted(image_classifier.BLUEPRINT),
+    "image-flow": image_flow.BLUEPRINT,
     "image-gan": image_gan.BLUEPRINT,
     "image-recogniser": image_recogniser.BLUEPRINT,
     "image-resnet": acquainted(image_resnet.BLUEPRINT),

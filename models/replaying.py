@@ -14,7 +14,7 @@ from models.labels import Labels
 from models.learner import Batch, Rows, State, copy_into
 from models.memory import records_of
 from models.moving_average import MovingAverage
-from models.optimizer import AdamW
+from models.optimizer import BETAS, AdamW
 
 
 class LabelledNetwork(nn.Module):
@@ -71,7 +71,15 @@ class ReplayingLearner(Replaying, Generic[N]):
     """
 
     def __init__(
-        self, network: N, options: Rates, memory: Memory, device: torch.device, *, classes: int, averaged: bool
+        self,
+        network: N,
+        options: Rates,
+        memory: Memory,
+        device: torch.device,
+        *,
+        classes: int,
+        averaged: bool,
+        betas: tuple[float, float] = BETAS,
     ) -> None:
         self._learning = network
         self._average = MovingAverage(network, averaged)
@@ -81,7 +89,7 @@ class ReplayingLearner(Replaying, Generic[N]):
         self._memory = memory
         self._labels = Labels(network.classes, classes)
         rate, decay = options.learning_rate, options.weight_decay
-        self._optimizer = AdamW(network, learning_rate=rate, weight_decay=decay)
+        self._optimizer = AdamW(network, learning_rate=rate, weight_decay=decay, betas=betas)
 
     def remembered(self) -> Collection[bytes]:
         return self._memory.remembered()

@@ -12,7 +12,7 @@ from pipeline.config import Config, ModelConfig
 from pipeline.log import meant
 
 #: Built-in learners that need no label. What a learner of one's own needs is not known without running it.
-UNLABELLED = {"image-gan", "image-restorer", "image-restyler", "image-vae", "text-generator"}
+UNLABELLED = {"image-flow", "image-gan", "image-restorer", "image-restyler", "image-vae", "text-generator"}
 
 
 def topic_warning(config: Config, topic: str) -> str | None:

@@ -38,7 +38,7 @@ from torch import Tensor
 from models.images.augmentation import Augmentation, augmented
 from models.images.gan_losses import LossName, Spread, discriminator_losses, generator_losses, gradient_penalties
 from models.images.gan_networks import Discriminator, ImageGan, Pixels, Projected, identical_at_first
-from models.images.generator import SourcedOptions, drawings
+from models.images.generator import FeaturedOptions, drawings
 from models.labels import NONE, Labels
 from models.learner import (
     NOTHING,
@@ -62,7 +62,7 @@ from models.replaying import Replaying, weighed
 SAME = ("latent", "width", "depth", "hidden", "label_dim")  # a model and its source agree in these
 
 
-class ImageGanOptions(SourcedOptions):
+class ImageGanOptions(FeaturedOptions):
     """`width` is the number of channels at half of the size; there are half as many at the full one, twice below."""
 
     learning_rate: float = Field(2e-3, gt=0)

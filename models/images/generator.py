@@ -85,7 +85,6 @@ class SourcedOptions(Options):
     source_weight: float = Field(0.0, ge=0)  # λ
     source_samples: int = structural(256, ge=0)  # drawings of the source that are kept
     source_draws: int = Field(16, ge=1)  # of them in each update
-    features: BackboneOptions | None = structural(None)  # whose maps of pictures and drawings are compared
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
@@ -97,16 +96,7 @@ class SourcedOptions(Options):
 
     def references(self) -> dict[str, Reference]:
         """For a blueprint's `sources`."""
-        named = {} if self.source is None else {"source": Reference("version", self.source)}
-        return named | {FEATURES + name: reference for name, reference in references(self.features).items()}
-
-    def backbone(self, start: Start) -> Backbone | None:
-        """The backbone of `features`, if one is named."""
-        if self.features is None:
-            return None
-        if not isinstance(start, State):
-            start = {name.removeprefix(FEATURES): s for name, s in start.items() if name.startswith(FEATURES)}
-        return Backbone.of_start(self.features, start, "features")
+        return {} if self.source is None else {"source": Reference("version", self.source)}
 
     def freeze_in(self, blocks: Mapping[str, nn.Module]) -> None:
         """Has the blocks of `freeze` not learn.
@@ -141,6 +131,24 @@ class SourcedOptions(Options):
                     f"{option} is {there} in source = {self.source!r}, and {here} here. Make them the same."
                 )
         return theirs
+
+
+class FeaturedOptions(SourcedOptions):
+    """The same, and a backbone."""
+
+    features: BackboneOptions | None = structural(None)  # whose maps of pictures and drawings are compared
+
+    def references(self) -> dict[str, Reference]:
+        named = {FEATURES + name: reference for name, reference in references(self.features).items()}
+        return super().references() | named
+
+    def backbone(self, start: Start) -> Backbone | None:
+        """The backbone of `features`, if one is named."""
+        if self.features is None:
+            return None
+        if not isinstance(start, State):
+            start = {name.removeprefix(FEATURES): s for name, s in start.items() if name.startswith(FEATURES)}
+        return Backbone.of_start(self.features, start, "features")
 
 
 def drawings(network: DrawingNetwork, count: int) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from models.images.backbone import Backbone
 from models.images.code_moments import CodeMoments
-from models.images.generator import DrawingNetwork, SourcedOptions, drawings
+from models.images.generator import DrawingNetwork, FeaturedOptions, drawings
 from models.labels import NONE
 from models.learner import (
     NOTHING,
@@ -65,7 +65,7 @@ SAME = ("likelihood", "latent", "width", "label_dim")  # a model and its source 
 RECORDS_A_STEP = 2  # while it is young
 
 
-class ImageVaeOptions(SourcedOptions):
+class ImageVaeOptions(FeaturedOptions):
     """`width` is the number of channels at half the size, and half of it after that."""
 
     learning_rate: float = Field(3e-3, gt=0)

@@ -71,7 +71,7 @@ def test_it_does_what_the_learner_inside_does(protocol: type) -> None:
 def test_every_classifier_takes_the_option() -> None:
     """A recogniser and learners in closed form have it by means of their own."""
     own = {"image-analytic", "image-auto", "text-analytic", "text-auto", "image-recogniser"}
-    generators = {"image-gan", "image-restorer", "image-restyler", "image-vae", "text-generator"}
+    generators = {"image-flow", "image-gan", "image-restorer", "image-restyler", "image-vae", "text-generator"}
     assert {name for name, blueprint in BUILTIN.items() if "unknown" in blueprint.options.model_fields} >= (
         BUILTIN.keys() - own - generators
     )

@@ -120,6 +120,7 @@ WAYS = {
         "image-transfer", {"source": JUDGE, "top_layers": (8,), **REPLAY, **ACQUAINTED}, pictures, recognises
     ),
     "image-vae": Way("image-vae", {**NETWORK, "latent": 4, "label_dim": 4}, pictures, draws),
+    "image-flow": Way("image-flow", {**NETWORK, "code": 8, "steps": 2}, pictures, draws),
     "image-gan": Way("image-gan", {**NETWORK, "latent": 4, "hidden": 8, "label_dim": 4}, pictures, draws),
     "image-restorer": Way("image-restorer", {**NETWORK, "depth": 1}, pictures, restores),
     "image-recogniser": Way("image-recogniser", {"source": JUDGE}, pictures, recognises),
