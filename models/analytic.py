@@ -24,9 +24,11 @@ learning with deep streaming LDA").
 Sums add up: two heads merge by adding theirs, and a record is taken out by subtracting its own. With a forgetting
 factor γ < 1 what was there before a record counts γ times as much: then order matters, as it should under drift.
 
-G is kept whole for the product that adds to it, and stored as the half that says it all (`packed`). All sums are in
-double precision: to a single-precision number that has grown to 2²⁴ nothing can be added that is below 1. Of features
-that are multiples of 1/16 all sums are exact, so that neither order nor batches nor processor decide a bit.
+G is kept whole for whoever solves it, and stored as the half that says it all (`packed`). All sums are in double
+precision: to a single-precision number that has grown to 2²⁴ nothing can be added that is below 1. Of features that are
+multiples of 1/16 all sums are exact, so that neither order nor batches nor processor decide a bit. So their products
+are added to G for `TOGETHER` records at once, or when somebody asks for it: each time all D² numbers pass through the
+processor, whether for one record or for many.
 
 The sums of many features are large, and one record changes all of them. So a version may hold the sums of some time
 before (`Sums.keep`), and a log of what was added to them or taken out of them since then (`LoggedSums`,
@@ -58,6 +60,9 @@ NO_ROWS = torch.empty(0, dtype=torch.int64)
 LOG = "sums/recent/"
 UNITS = 16  # of 1: features in the log are multiples of 1 / UNITS
 PIECE = 256  # records of the log that are added together, and the least that it has room for
+TOGETHER = 256  # records whose products are added to G at once
+BLOCK = 500  # of G's rows and columns
+WHOLE = 2.0**23  # below twice as much single precision has every whole number
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +89,18 @@ class Sums:
     def __init__(self, width: int, device: torch.device, units: int | None = None, *, half: bool = False) -> None:
         self.width, self.units, self.half = width, units, half
         gram_device = torch.device("cpu") if device.type == "mps" else device
-        self.gram = torch.zeros(width, width, dtype=torch.float64, device=gram_device)  # G
+        self._gram = torch.zeros(width, width, dtype=torch.float64, device=gram_device)
+        self._waiting: list[tuple[Tensor, int]] = []  # features (B, D) that G lacks, and their sign
         self.by_class = torch.zeros(0, width, dtype=torch.float64)  # S
         self.counts = torch.zeros(0, dtype=torch.float64)  # n
         self.base: dict[str, Tensor] | None = None  # those of before, as they are stored; None: those of now are
         self._stored: set[str] = set()  # of these what a version has
+
+    @property
+    def gram(self) -> Tensor:
+        """G (D, D) float64, of all records"""
+        self._settle()
+        return self._gram
 
     def grow(self, classes: int) -> None:
         """Adds so many classes, with sums of zero."""
@@ -111,22 +123,31 @@ class Sums:
             forgetting: γ; the records of a call are as old as each other.
         """
         kept = forgetting ** len(y)
-        wide = features.to(self.gram)
-        self.gram.addmm_(wide.T, wide, beta=kept, alpha=sign)
+        if self.units and kept == 1:
+            self._waiting.append((features.to(self._gram.device), sign))
+        else:
+            wide = features.to(self._gram)
+            self.gram.addmm_(wide.T, wide, beta=kept, alpha=sign)
+        if sum(len(some) for some, _ in self._waiting) >= TOGETHER:
+            self._settle()
         self.by_class *= kept
         self.counts *= kept
-        self.by_class.index_add_(0, y, wide.cpu(), alpha=sign)
+        self.by_class.index_add_(0, y, features.cpu().double(), alpha=sign)
         self.counts.index_add_(0, y, torch.ones(len(y), dtype=torch.float64), alpha=sign)
 
     def merge(self, other: Sums, numbers: Tensor) -> None:
         """Adds the sums of others; numbers (K',) say which of these classes each of theirs is."""
-        self.gram += other.gram.to(self.gram.device)
+        self.gram.add_(other.gram.to(self._gram.device))
         self.by_class[numbers] += other.by_class
         self.counts[numbers] += other.counts
 
     def solve(self, head: HeadName, ridge: float | None) -> Solved:
         """The head of these sums, with λ = `ridge` in records, or the best of `RIDGES`, which is `RIDGES[0]` where the
         head is no ridge; a class without a record has no weights."""
+        return self.copy().solve_once(head, ridge)
+
+    def solve_once(self, head: HeadName, ridge: float | None) -> Solved:
+        """As `solve`; G is not what it was afterwards."""
         solved, most = self._solved(head, ridge), torch.finfo(torch.half).max
         return replace(solved, weight=solved.weight.clamp(-most, most).half().float()) if self.half else solved
 
@@ -136,7 +157,7 @@ class Sums:
         if head == "means" or n < 1:
             return Solved(means.float(), -0.5 * means.square().sum(1).float())
         mean = self.by_class.sum(0) / n
-        gram = self.gram.to("cpu", copy=True)
+        gram = self.gram.cpu()
         if head == "ridge":
             gram.addr_(mean, mean, alpha=-n.item())
             targets = self.by_class - self.counts[:, None] * mean
@@ -154,8 +175,8 @@ class Sums:
 
     def copy(self) -> Sums:
         """A copy of the present sums."""
-        made = Sums(0, self.gram.device, half=self.half)
-        made.width, made.gram = self.width, self.gram.clone()
+        made = Sums(0, self._gram.device, self.units, half=self.half)
+        made.width, made._gram = self.width, self.gram.clone()
         made.by_class, made.counts = self.by_class.clone(), self.counts.clone()
         return made
 
@@ -178,12 +199,20 @@ class Sums:
                 read[name] = widened(base[name], max(0, len(self.counts) - len(base[name])))
         if self.units and "sums/gram" in base and base["sums/gram"].dtype in GRAMS:
             read["sums/gram"] = base["sums/gram"].double() / self.units**2
-        gram = self.gram.new_zeros((self.width + 1) // 2, self.width + 1)
+        gram = self._gram.new_zeros((self.width + 1) // 2, self.width + 1)
         copy_into({"sums/gram": gram, "sums/by_class": self.by_class, "sums/counts": self.counts}, read)
-        self.gram = unpacked(gram)
+        self._gram, self._waiting = unpacked(gram), []
         if self.units is not None:
             self.base = {**base, **{name: read[name] for name in PER_CLASS if name in read}}
             self._stored = {name for name, each in base.items() if len(each) == len(self.base[name])}
+
+    def _settle(self) -> None:
+        """Adds the products that wait to G."""
+        if self._waiting:
+            rows = torch.cat([features for features, _ in self._waiting])
+            signed = torch.cat([features * sign for features, sign in self._waiting])
+            add_products(self._gram, signed, rows, self.units or 1)
+            self._waiting = []
 
     def _now(self) -> dict[str, Tensor]:
         state = {
@@ -231,6 +260,22 @@ def _factor(matrix: Tensor, share: float) -> tuple[Tensor, float]:
         if not failed:
             return factor, wanted
         added, wanted = wanted, 10 * wanted
+
+
+def add_products(matrix: Tensor, left: Tensor, right: Tensor, units: int) -> None:
+    """Adds leftᵀ right, which is symmetric, to a matrix (D, D) float64; left and right are (B, D) float32.
+
+    Each block above the diagonal is computed once. Of multiples of 1 / units a product is exact in single precision,
+    too, as long as it has no more digits than that.
+    """
+    if right.square().sum(0).max() * units**2 >= WHOLE:
+        left, right = left.double(), right.double()
+    for start in range(0, len(matrix), BLOCK):
+        end = start + BLOCK
+        for other in range(start, len(matrix), BLOCK):
+            columns = slice(other, other + BLOCK)
+            matrix[start:end, columns].add_(left[:, start:end].T @ right[:, columns])
+        matrix[end:, start:end].copy_(matrix[start:end, end:].T)
 
 
 def packed(matrix: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ class AnalyticLearner(Labelled, Generic[N]):
         sums.add(torch.cat([look.features for look in looks]), y, sign=-1)
         for look, of_some in each:
             self._beside.count(look, of_some, -1)
-        solved = sums.solve(self.options.head, self._ridge_now())
+        solved = sums.solve_once(self.options.head, self._ridge_now())
         weight, bias = solved.weight.to(self._device), solved.bias.to(self._device)
         logs = [self._logs(look.scores(weight, bias).cpu(), model.prior(look).cpu()) for look in looks]
         if tells_familiar:
@@ -425,7 +425,7 @@ class AnalyticLearner(Labelled, Generic[N]):
         ridge = self.options.ridge if has_doubled else self._ridge_now()
         sums = self._sums.copy()
         self._fresh = torch.zeros_like(self._fresh)
-        self._solving = self._solver.submit(sums.solve, self.options.head, ridge)
+        self._solving = self._solver.submit(sums.solve_once, self.options.head, ridge)
 
 
 def lowest(places: Sequence[float], losses: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.analytic import RIDGES, HeadName, Sums, packed, unpacked
+from models.analytic import BLOCK, RIDGES, TOGETHER, HeadName, Sums, packed, unpacked
 from models.analytic_learner import AnalyticLearner
 from models.familiarity import STEPS
 from models.images.analytic import BLUEPRINT, ImageAnalytic, ImageAnalyticOptions
@@ -269,6 +269,21 @@ def test_features_do_not_depend_on_the_batch() -> None:
         parts = [model.look(case.x[start : min(start + size, 100)]) for start in range(0, 100, size)]
         assert torch.equal(torch.cat([part.features for part in parts]), together.features)
         assert torch.equal(torch.cat([part.v for part in parts]), together.v)
+
+
+@pytest.mark.parametrize("most", [4.0, 2000.0])
+def test_products_that_wait_are_added_exactly(most: float) -> None:
+    """Over blocks and batches of any size, with records taken out; where single precision is too little, too."""
+    rng = torch.Generator().manual_seed(0)
+    width = BLOCK + 30
+    x = (torch.rand(2 * TOGETHER + 60, width, generator=rng) * most * 16).round() / 16
+    sums, left = Sums(width, CPU, units=16), x[40:].double()
+    sums.grow(1)
+    for some in torch.split(x, [1, 10, TOGETHER, TOGETHER + 49]):
+        sums.add(some, torch.zeros(len(some), dtype=torch.int64))
+    sums.add(x[:40], torch.zeros(40, dtype=torch.int64), sign=-1)
+    assert torch.equal(sums.copy().gram, left.T @ left)
+    assert torch.equal(sums.gram, left.T @ left)
 
 
 @pytest.mark.parametrize("learned_before", [2**24, 2**31, 2**40])
