@@ -139,7 +139,7 @@ function lesson(state) {
       );
     const now = await answered(after);
     if (now === null) return;
-    const was = before === null ? "" : before.label === now.label ? ", as before" : `, was ${verdict(before)}`;
+    const was = before === null ? "" : `, was ${verdict(before)}`;
     said.textContent = `learned by version ${now.version}: ${verdict(now)}${was}`;
     if (state.labels) said.after(undo);
 
