@@ -1,10 +1,8 @@
 """Where `headrace` begins. What it imports first is small, so that a signal meets its handler from the start."""
 
 import os
+import signal
 import sys
-from contextlib import suppress
-
-from consumers.shadows import shadowed
 
 #: what is said before the imports, which alone take seconds; results of all but `up` are on standard output
 STARTING = {
@@ -17,6 +15,12 @@ STARTING = {
 
 
 def main() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it raises, wherever it meets an import
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from contextlib import suppress
+
+    from consumers.shadows import shadowed
+
     if problem := shadowed():
         sys.exit(f"headrace: {problem}")
     from consumers.stopping import end_by_signals

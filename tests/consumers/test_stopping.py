@@ -94,6 +94,15 @@ def test_while_it_imports(folder: Path, line: str, modules: int) -> None:
     assert told == f"headrace: ended by {number.name}."
 
 
+@pytest.mark.parametrize("module", ["fnmatch", "consumers.shadows"])  # before there is anything that could say so
+def test_before_it_can_say_so(folder: Path, module: str) -> None:
+    command = [HEADRACE, "log", "pictures"]
+    met = lambda imported: imported.rstrip().endswith(f" {module}")  # noqa: E731
+    status, said = ended(folder, command, signal.SIGINT, met, PYTHONPROFILEIMPORTTIME="1")
+    assert status == -signal.SIGINT
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [
