@@ -325,11 +325,15 @@ def test_what_a_users_decoder_does_wrong_ends_the_record_only(decoder: Any, body
     assert caught.value.reason == "decoder"
 
 
-def test_a_users_decoder_may_refuse_a_record_itself(decoder: Any) -> None:
-    source = "from pipeline.errors import RecordError\ndef decode(record):\n    raise RecordError('empty', 'no')\n"
+@pytest.mark.parametrize(
+    ("reason", "counted_as", "detail"),
+    [("empty", "empty", "no"), ("one of its own", "decoder", "one of its own: no")],  # a reason is a metric's series
+)
+def test_a_users_decoder_may_refuse_a_record_itself(decoder: Any, reason: str, counted_as: str, detail: str) -> None:
+    source = f"from pipeline.errors import RecordError\ndef decode(record):\n    raise RecordError({reason!r}, 'no')\n"
     with pytest.raises(RecordError) as caught:
         decoder(source)(record(PNG))
-    assert (caught.value.reason, caught.value.detail) == ("empty", "no")
+    assert (caught.value.reason, caught.value.detail) == (counted_as, detail)
 
 
 def test_a_users_decoder_may_give_a_pil_image() -> None:

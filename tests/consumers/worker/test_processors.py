@@ -103,6 +103,7 @@ def test_what_the_processor_has_not_cannot_be_pinned(monkeypatch: pytest.MonkeyP
     (tmp_path / "cpuinfo").write_text("flags : sse4_1 avx avx2")
     choose("t", settings, environ)
     assert environ == PINS["avx2"]
+    assert environ["MKL_CBWR"] == "COMPATIBLE"  # which matters on processors of other makers alone
 
 
 def test_a_worker_that_could_not_be_pinned_does_not_start(kafka: str, redis_url: str, topic: str) -> None:
