@@ -168,6 +168,7 @@ def test_what_cannot_go_on_ends_all_in_one_sentence(
     assert done.returncode == status
     assert done.stderr.splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr
+    assert "started again" not in done.stderr + done.stdout
     assert place.processes() == {}
     assert not (place.folder / ".headrace").exists()  # servers that are there are not started
 

@@ -285,22 +285,25 @@ def test_a_full_redis_is_freed_by_a_worker_that_is_to_keep_less(
     kafka: str, topics: Topics, store: EmbeddedRedis
 ) -> None:
     topic = topics()
-    publish(configuration(kafka, store.url, topic), topic, *numbers(range(16)))
-    with working(configuration(kafka, store.url, topic, **BY_SIZE)) as run:
-        run.read(16)
+    config = configuration(kafka, store.url, topic, **BY_SIZE)
+    with working(config) as run:
+        for first in range(0, 32, 8):  # a version each
+            publish(config, topic, *numbers(range(first, first + 8)))
+            run.read(first + 8)
         run.finish()
+        assert len(run.store.versions()) > 2
     with Redis.from_url(store.url) as redis:
         redis.config_set("maxmemory", 1)
         less = configuration(kafka, store.url, topic, **{**BY_SIZE, "keep_last": 2})
-        publish(less, topic, *numbers(range(16, 24)))
+        publish(less, topic, *numbers(range(32, 40)))
         with working(less) as run:
             run.waits(lambda: len(run.store.versions()) == 2)
             run.waits(lambda: run.metric("headrace_store_up") == 0)
             redis.config_set("maxmemory", 0)
-            run.read(24)
+            run.read(40)
             run.waits(lambda: run.metric("headrace_store_up") == 1)  # it is told after the version is there
             run.finish()
-            assert run.counts() == [1] * 24
+            assert run.counts() == [1] * 40
 
 
 def test_a_worker_that_ends_between_the_number_and_the_commit(

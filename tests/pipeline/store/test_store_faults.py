@@ -94,6 +94,9 @@ def test_a_number_that_is_none_is_reported(store: Store, writer: Writer, redis: 
     redis.hset(store._keys.key("lineage"), garbage, b"?")
     with pytest.raises(Corrupt, match="which is no number"):
         list(store.histories())
+    redis.set(store._keys.key("head"), garbage)
+    with pytest.raises(Corrupt, match="which is not NUMBER:DIGEST"):
+        store.head()
 
 
 def test_an_alias_whose_name_is_no_text_hides_no_other(store: Store, writer: Writer, redis: Redis) -> None:
