@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from consumers.publish.outgoing import Refused, content_type_of, shown
+from consumers.publish.outgoing import Refused, content_type_of, shown, why_unread
 
 #: Folders that programs keep beside people's files, in small letters; nor is looked at what begins with a dot.
 KEPT = {
@@ -54,8 +54,6 @@ def listing(folder: Path, say: Callable[[str], None]) -> list[Entry | Refused]:
     entries = [Entry(str(folder.joinpath(*inside)), _label(inside, splits)) for inside in files]
     for line in passed.lines():
         say(line)
-    if not found:
-        refused = [Refused(str(folder), "no picture and no text is in it. See that it is the right folder.")]
     return [*refused, *entries]
 
 
@@ -111,7 +109,7 @@ def _walk(folder: Path, passed: _Passed) -> Iterator[tuple[str, ...] | Refused]:
             elif not entry.is_file():
                 passed.add(entry.path, "a link to nothing, or no file")
             elif content_type_of(entry.name) is None:
-                passed.add(entry.path, "neither a picture nor a text by its name (.png, .jpg, .webp, .txt, …)")
+                passed.add(entry.path, why_unread(entry.name))
             else:
                 yield within
 

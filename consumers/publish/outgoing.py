@@ -25,6 +25,7 @@ PICTURES = {
 }
 TEXTS = (".md", ".rst", ".text")  # which not every machine knows as texts
 LINES = (".jsonl", ".ndjson")  # of JSON, each of which is a record
+OTHER_PICTURES = {".arw", ".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg"}
 PLAIN = "text/plain"
 
 
@@ -69,6 +70,13 @@ def content_type_of(name: str) -> str | None:
     return PLAIN if is_text else None
 
 
+def why_unread(name: str) -> str:
+    """Why a file of no content type is passed over."""
+    if (suffix := Path(name).suffix.lower()) in OTHER_PICTURES:
+        return f"no model reads {suffix[1:].upper()}: save it as JPEG or PNG"
+    return "neither a picture nor a text by its name (.png, .jpg, .webp, .txt, …)"
+
+
 def from_file(path: Path, label: str | None, limit: int) -> Outgoing:
     """One file as one record of at most `limit` bytes.
 
@@ -77,10 +85,7 @@ def from_file(path: Path, label: str | None, limit: int) -> Outgoing:
     """
     kind = content_type_of(path.name)
     if kind is None:
-        raise RecordError(
-            "content-type",
-            "neither a picture nor a text by its name. Give it a suffix such as .png, .jpg, .webp or .txt.",
-        )
+        raise RecordError("content-type", f"{why_unread(path.name)}.")
     value = _content(path, limit)
     if kind == PLAIN:
         text_of(value)

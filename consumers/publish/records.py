@@ -24,6 +24,7 @@ from consumers.publish.outgoing import (
     named,
     shown,
     text_of,
+    why_unread,
 )
 from pipeline.errors import ConfigError, RecordError
 from pipeline.texts import utf8
@@ -31,6 +32,7 @@ from pipeline.texts import utf8
 CHUNK_BYTES = 1 << 16
 LOOK_S = 0.2  # how soon it is seen that the command is to end while a line is waited for
 STDIN = "standard input"
+NOTHING = "no picture and no text is in it. See that it is the right folder."
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -52,7 +54,7 @@ def entries(paths: Iterable[Path], way: Way, say: Callable[[str], None]) -> list
     found: list[Entry | Refused] = []
     for number, path in enumerate(paths):
         if path.is_dir():
-            inside = listing(path, say)
+            inside = listing(path, say) or [Refused(str(path), NOTHING)]
             if way.seed is not None:
                 random.Random(f"{way.seed} {number}").shuffle(inside)  # noqa: S311 - an order, no secret
             found += inside
@@ -191,7 +193,4 @@ def _check_named(path: Path) -> None:
     if not path.exists():
         raise ConfigError(f"{shown(path)}: No such file or directory. Correct the path; nothing was published.")
     if path.suffix.lower() not in LINES and content_type_of(path.name) is None:
-        raise ConfigError(
-            f"{shown(path)}: neither a picture nor a text by its name. Give it a suffix such as .png, .jpg, .webp, "
-            ".txt or .jsonl; nothing was published."
-        )
+        raise ConfigError(f"{shown(path)}: {why_unread(path.name)}. Correct it; nothing was published.")

@@ -127,6 +127,13 @@ def test_a_folders_name_that_is_no_text_is_no_label(tmp_path: Path) -> None:
     assert len(fine(published(tmp_path, way=Way(LIMIT, "green")))) == 2
 
 
+def test_a_folder_without_pictures_and_texts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "Thumbs.db").write_bytes(b"d")
+    (line,) = refused(published(tmp_path))
+    assert line.endswith(": no picture and no text is in it. See that it is the right folder.")
+
+
 def test_pictures_and_texts_are_recognised_by_their_names() -> None:
     for suffix in ("png", "JPG", "webp", "gif", "bmp", "tiff", "jfif"):
         assert str(content_type_of(f"a.{suffix}")).startswith("image/")
