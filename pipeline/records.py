@@ -381,7 +381,10 @@ def name_of(kind: str, text: str) -> str:
     Raises:
         RecordError: with `kind` as its reason.
     """
-    found = composed(text.strip().strip(BYTE_ORDER_MARK).strip())
+    try:
+        found = composed(text.strip().strip(BYTE_ORDER_MARK).strip())
+    except RecordError as error:
+        raise RecordError(kind, error.detail) from None
     if not 0 < len(found) <= MAX_NAME_CHARS:
         raise RecordError(kind, f"{text[:40]!r}, {len(found)} characters: use 1 to {MAX_NAME_CHARS}.")
     if bad := [char for char in found if unicodedata.category(char) in CONTROLS]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import groupby, pairwise
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.errors import RecordError
 from pipeline.inputs import Content, Input
 
 BYTE_ORDER_MARK = "\ufeff"
+MARKS = 256  # combining ones in a row: composing more takes time that goes with their square
 
 
 class TextInput(Input):
@@ -75,5 +77,15 @@ def utf8(text: str) -> bytes:
 
 
 def composed(text: str) -> str:
-    """The one form of all texts that look like this one: Unicode's NFC."""
+    """The one form of all texts that look like this one: Unicode's NFC.
+
+    Raises:
+        RecordError: "undecodable": no text has so many marks on one letter.
+    """
+    step = MARKS // 2
+    few = list(map(unicodedata.combining, text[::step]))  # of more in a row two are among these, side by side
+    if any(map(all, pairwise(few))):
+        runs = groupby(text, lambda char: unicodedata.combining(char) > 0)
+        if any(are_marks and sum(1 for _ in run) > MARKS for are_marks, run in runs):
+            raise RecordError("undecodable", f"more than {MARKS} combining marks in a row. Leave them out.")
     return unicodedata.normalize("NFC", text)

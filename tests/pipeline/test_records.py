@@ -27,8 +27,9 @@ from pipeline.records import (
     Skipped,
     input_array,
     load_decoder,
+    name_of,
 )
-from pipeline.texts import TextInput, text_array
+from pipeline.texts import MARKS, TextInput, text_array
 
 PICTURE = io.BytesIO()
 Image.new("L", (28, 28), 7).save(PICTURE, "PNG")
@@ -173,6 +174,19 @@ def test_texts_that_look_the_same_are_the_same(text: str) -> None:
     assert forms[0] != forms[1]
     one, other = (learned(record(form), TextInput(max_chars=16)).x for form in forms)
     assert one.tolist() == other.tolist() == [*map(ord, text), *[0] * (16 - len(text))]
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0316", "\u0316", "\u0344"])
+def test_no_text_has_marks_without_end(marks: str) -> None:
+    """Composing them takes time that goes with their square: seven minutes for a megabyte."""
+    few, many = (f"ab{marks * (number // len(marks))}" for number in (MARKS, MARKS + 2))
+    for text in (few, 9 * few, "x" * 100 + few):
+        assert input_array(text, TextInput(max_chars=4000)).shape == (4000,)
+    for text in (many, "x" * 999 + many, many + few):
+        with pytest.raises(RecordError, match="undecodable: more than 256 combining marks"):
+            input_array(text, TextInput(max_chars=4000))
+        with pytest.raises(RecordError, match="label: more than 256 combining marks"):
+            name_of("label", text)
 
 
 @pytest.mark.parametrize("kind", [b"image/png", b"IMAGE/x-anything", b"application/octet-stream", b"image/jpeg; q=1"])
