@@ -116,6 +116,11 @@ def test_what_is_no_body_is_bounded(at: Running, held: ExitStack, begun: str, mo
     assert is_closed(connection)
 
 
+def test_health_is_answered_where_nothing_else_is(at: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "REQUESTS", 0)
+    assert [httpx.get(f"{at.url}{path}").status_code for path in ("/models", "/healthz")] == [503, 200]
+
+
 POST = "POST /models/{}/classify HTTP/1.1\nHost: localhost\nContent-Type: {}\nContent-Length: 1000\n\na"
 CHUNKED = "POST /models/{}/classify HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked\n\n1\na\n"
 
