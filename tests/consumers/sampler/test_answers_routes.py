@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from consumers.loading import build
+from consumers.sampler.routes_drawings import strip
 from consumers.sampler.routes_texts import seeds_of
 from models.capabilities import Autoencoder
 from models.images.generator import between
 from models.registry import BUILTIN
+from pipeline.errors import NotFound
+from pipeline.store.manifest import Ref
 from tests.consumers.answering import VERSIONS, commit, file, photo, seen, serving, stepping
 from tests.consumers.marked import Maker
 from tests.consumers.running import Running
@@ -164,6 +167,16 @@ def test_a_film_strip_shows_the_same_codes_by_many_versions(
     stands(sheet, "drawings", 2)
     assert sheet.headers["x-headrace-versions"] == "[2, 1]"
     np.testing.assert_array_equal(seen(sheet.content), np.block([[columns[1][row], columns[0][row]] for row in (0, 1)]))
+
+
+def test_a_version_that_is_removed_meanwhile_is_left_out_of_a_film_strip(
+    made: tuple[Running, dict[str, Maker]], sampler: Running
+) -> None:
+    refs = [Ref(version=99, digest="0" * 64), *made[1]["drawings"].store.versions()]
+    newest, _, numbers = strip(sampler.follower("drawings"), refs, [1], "left", whole=False)
+    assert (newest.manifest.version, numbers) == (3, [1, 2, 3])
+    with pytest.raises(NotFound, match="Version 99"):
+        strip(sampler.follower("drawings"), refs, [1], "left", whole=True)
 
 
 def test_a_version_that_did_not_know_the_label_yet_draws_black(sampler: Running) -> None:
