@@ -228,7 +228,7 @@ def measure(stage: Stage, *, swaps: int) -> Findings:
             slower <= MAX_SLOWER,
         ),
     ]
-    raw = {"requests": requests, "failed": failed, "mixed": mixed, "resident_kib": resident_kib[::10]}
+    raw = {"requests": requests, "failed": failed, "mixed": mixed, "resident_kib": resident_kib[:: max(1, swaps // 80)]}
     return Findings(figures, raw={**raw, "resting_p99_s": resting_s, "swapping_p99_s": swapping_s})
 
 
