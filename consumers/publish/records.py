@@ -193,4 +193,4 @@ def _check_named(path: Path) -> None:
     if not path.exists():
         raise ConfigError(f"{shown(path)}: No such file or directory. Correct the path; nothing was published.")
     if path.suffix.lower() not in LINES and content_type_of(path.name) is None:
-        raise ConfigError(f"{shown(path)}: {why_unread(path.name)}. Correct it; nothing was published.")
+        raise ConfigError(f"{shown(path)}: {why_unread(path.name)}. Leave it out; nothing was published.")

@@ -133,7 +133,7 @@ ERRORS: dict[str, tuple[int, tuple[str, ...]]] = {
     "publish TOPIC - --repeat 2": (2, ("Standard input can be read once", "publish a .jsonl file")),
     "publish TOPIC missing.png": (2, ("missing.png: No such file", "Correct the path")),
     "publish TOPIC a.txt missing.jsonl": (2, ("missing.jsonl: No such file", "nothing was published")),
-    "publish TOPIC headrace.toml": (2, ("headrace.toml: neither a picture nor a text", "Give it a suffix")),
+    "publish TOPIC headrace.toml": (2, ("headrace.toml: neither a picture nor a text", "Leave it out")),
     "publish TOPIC a.txt b.txt --id 1": (2, ("--id is of one record", "Publish them one by one")),
     "publish TOPIC a.txt --id ''": (2, ("The id ''", "use 1 to 200")),
     "publish TOPIC a.txt --label ' '": (2, ("The label '", "use 1 to 200")),
